@@ -1,0 +1,22 @@
+"""Bad input: one clear message and exit code 2, for every command of the project."""
+
+import sys
+from collections.abc import Callable
+
+EXIT_BAD_INPUT = 2
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used.
+
+    The message is shown as it is, so it names the file, key or task, the value, the reason and the remedy.
+    """
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """Run a command's body; bad input becomes its message on stderr and exit code 2."""
+    try:
+        return command()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT

@@ -1,0 +1,185 @@
+"""Shards to batches of tensors; the only module here that knows torch.
+
+`TrainReader` gives the batch of any step in any order, so a resumed run needs no more than its step;
+`TestReader` goes through the held-out examples in a fixed order.
+
+The shards are webdataset's, under zstd. To go through one with functions of `webdataset.tariterators`:
+
+    tar = zstandard.ZstdDecompressor().stream_reader(open("train/row-000000-0000.tar.zst", "rb"))
+    samples = group_by_keys({**file, "__url__": ""} for file in tar_file_iterator(tar))
+
+or to have `wds.WebDataset("zst:train/row-000000-0000.tar.zst", shardshuffle=False).decode()` open them:
+
+    from webdataset.gopen import gopen_schemes
+    gopen_schemes["zst"] = lambda url, *_: zstandard.ZstdDecompressor().stream_reader(open(url[4:], "rb"))
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_pipeline.sampler import SamplePlan, check_divisible, rank_slice
+from data_pipeline.schema import (
+    IGNORE_LABEL_ID,
+    DatasetInfo,
+    DatasetMetadata,
+    ShardIndex,
+    SplitIndex,
+    SplitName,
+    load_dataset_info,
+    load_split_index,
+)
+from data_pipeline.shard_reader import Shard, read_shard, verify_shard
+
+CACHE_BYTES = 64 * 2**20
+"""Decoded shards kept for the next steps: the whole of a small dataset, some ten rows of ARC."""
+
+
+class TestBatch(TypedDict):
+    """A batch of held-out examples; the last one of a run may be smaller than the others."""
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    puzzle_identifiers: torch.Tensor
+    example_index: torch.Tensor
+
+
+class _Shards:
+    """The decoded shards of a split; the ones used last stay in memory."""
+
+    def __init__(self, dataset_dir: Path, split: SplitName) -> None:
+        self.index: SplitIndex = load_split_index(dataset_dir, split)
+        self._split_dir = dataset_dir / split
+        self._verified: set[str] = set()
+        self._cached: OrderedDict[str, Shard] = OrderedDict()
+
+    def get(self, shard: ShardIndex) -> Shard:
+        """A shard's content; its file is checked the first time."""
+        if shard.file in self._cached:
+            self._cached.move_to_end(shard.file)
+            return self._cached[shard.file]
+        if shard.file not in self._verified:
+            verify_shard(self._split_dir, shard)
+            self._verified.add(shard.file)
+        decoded = read_shard(self._split_dir, self.index, shard)
+        self._cached[shard.file] = decoded
+        while len(self._cached) > 1 and self._cached_bytes() > CACHE_BYTES:
+            self._cached.popitem(last=False)
+        return decoded
+
+    def _cached_bytes(self) -> int:
+        return sum(shard.examples.nbytes for shard in self._cached.values())
+
+
+class TrainReader:
+    """A rank's slice of the global batch of any step."""
+
+    def __init__(
+        self, dataset_dir: Path | str, seed: int, global_batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        check_divisible(global_batch_size, world_size)
+        self.info: DatasetInfo = load_dataset_info(dataset_dir)
+        self.metadata: DatasetMetadata = self.info.metadata("train")
+        self._shards = _Shards(Path(dataset_dir), "train")
+        index = self._shards.index
+        self._plan = SamplePlan(index, seed, global_batch_size)
+        self._rank, self._world_size = rank, world_size
+        self._first_groups = np.array([shard.first_group for shard in index.shards if shard.row == 0])
+
+    def batch(self, step: int) -> dict[str, torch.Tensor]:
+        """`inputs` and `labels` [b, S], `puzzle_identifiers` [b], all int32, of a step counted from 0."""
+        plan = self._plan.batch(step)
+        row, group, example = (rank_slice(array, self._rank, self._world_size) for array in plan)
+        shards_per_row = len(self._first_groups)
+        part = np.searchsorted(self._first_groups, group, side="right") - 1
+        shard_number = row * shards_per_row + part
+        examples = np.empty((len(row), 2, self.info.seq_len), dtype=np.uint8)
+        identifiers = np.empty(len(row), dtype=np.int32)
+        for number in dict.fromkeys(shard_number.tolist()):  # in order of use: the last stays cached
+            chosen = shard_number == number
+            shard = self._shards.get(self._shards.index.shards[number])
+            sample = group[chosen] - self._first_groups[number % shards_per_row]
+            examples[chosen] = shard.examples[shard.starts[sample] + example[chosen]]
+            identifiers[chosen] = shard.identifiers[sample]
+        return _tensors(examples, identifiers, self.info.pad_id)
+
+
+class TestReader:
+    """Held-out examples in the order of (row, group, example): every task as it is, then augmented."""
+
+    __test__ = False  # it is no test, whatever pytest thinks of the name
+
+    def __init__(
+        self, dataset_dir: Path | str, max_groups: int | None = None, num_aug: int | None = None
+    ) -> None:
+        """Keep to the first `max_groups` groups, and to the original and `num_aug` augmentations of each."""
+        self.info: DatasetInfo = load_dataset_info(dataset_dir)
+        self.metadata: DatasetMetadata = self.info.metadata("test")
+        self._shards = _Shards(Path(dataset_dir), "test")
+        index = self._shards.index
+        groups = index.groups[:max_groups]
+        num_rows = index.num_rows if num_aug is None else 1 + num_aug
+        self._parts = [
+            shard for shard in index.shards if shard.row < num_rows and shard.first_group < len(groups)
+        ]
+        num_puzzles = np.array([group.num_puzzles for group in groups], dtype=np.int64)
+        num_examples = np.array([group.num_examples for group in groups], dtype=np.int64)
+        sizes = [
+            num_examples[shard.first_group :][num_puzzles[shard.first_group :] > shard.row]
+            [: shard.num_samples].sum()
+            for shard in self._parts
+        ]  # fmt: skip
+        self._ends = np.cumsum(
+            np.array(sizes, dtype=np.int64)
+        )  # of each part's wanted examples, which lead it
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[TestBatch]:
+        """Examples start..stop-1 in batches; going straight to `start` costs no more than one shard."""
+        stop = len(self) if stop is None else min(stop, len(self))
+        for first in range(start, stop, batch_size):
+            yield self._gather(first, min(first + batch_size, stop))
+
+    def _gather(self, first: int, end: int) -> TestBatch:
+        examples: list[NDArray[np.uint8]] = []
+        identifiers: list[NDArray[np.int32]] = []
+        example_index: list[NDArray[np.int32]] = []
+        while first < end:
+            number = int(self._ends.searchsorted(first, side="right"))
+            part_begin = int(self._ends[number - 1]) if number > 0 else 0
+            part_end = min(end, int(self._ends[number]))
+            chosen = slice(first - part_begin, part_end - part_begin)
+            shard = self._shards.get(self._parts[number])
+            sizes = np.diff(shard.starts)
+            index_in_puzzle = np.arange(len(shard.examples)) - np.repeat(shard.starts[:-1], sizes)
+            examples.append(shard.examples[chosen])
+            identifiers.append(np.repeat(shard.identifiers, sizes)[chosen])
+            example_index.append(index_in_puzzle[chosen].astype(np.int32))
+            first = part_end
+        tensors = _tensors(np.concatenate(examples), np.concatenate(identifiers), self.info.pad_id)
+        return TestBatch(
+            inputs=tensors["inputs"],
+            labels=tensors["labels"],
+            puzzle_identifiers=tensors["puzzle_identifiers"],
+            example_index=torch.from_numpy(np.concatenate(example_index)),
+        )
+
+
+def _tensors(
+    examples: NDArray[np.uint8], identifiers: NDArray[np.int32], pad_id: int
+) -> dict[str, torch.Tensor]:
+    """Examples [b, 2, S] and identifiers [b] as the model takes them."""
+    labels = examples[:, 1].astype(np.int32)
+    labels[labels == pad_id] = IGNORE_LABEL_ID
+    return {
+        "inputs": torch.from_numpy(examples[:, 0].astype(np.int32)),
+        "labels": torch.from_numpy(labels),
+        "puzzle_identifiers": torch.from_numpy(identifiers),
+    }

@@ -1,0 +1,75 @@
+"""Grids as token sequences, and back.
+
+A grid lies on a square canvas, read row by row. An EOS row below it and an EOS column to its right mark where
+it ends, so that the size can be read off a prediction; where they meet, and everywhere else, is PAD.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Grid = NDArray[np.uint8]  # [height, width], colours 0..9
+Tokens = NDArray[np.uint8]  # [..., canvas * canvas]
+
+PAD_ID = 0
+EOS_ID = 1
+FIRST_COLOUR_ID = 2
+NUM_COLOURS = 10
+VOCAB_SIZE = FIRST_COLOUR_ID + NUM_COLOURS
+MAX_GRID_SIDE = 30
+
+_CROP_CHUNK = 4096  # predictions at a time, so that 400,000 of them need no more memory than a few
+
+
+def encode(grid: Grid, canvas: int, row: int = 0, col: int = 0) -> Tokens:
+    """Tokens of a grid whose top left cell is put at (row, col); [canvas * canvas].
+
+    The caller has made sure that the grid fits there.
+    """
+    height, width = grid.shape
+    bottom, right = row + height, col + width
+    board = np.full((canvas, canvas), PAD_ID, dtype=np.uint8)
+    board[row:bottom, col:right] = grid + FIRST_COLOUR_ID
+    if bottom < canvas:
+        board[bottom, col:right] = EOS_ID
+    if right < canvas:
+        board[row:bottom, right] = EOS_ID
+    return board.reshape(-1)
+
+
+def crop_sizes(tokens: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Heights [N] and widths [N] of the grids that token sequences [N, canvas * canvas] stand for.
+
+    A grid is the largest rectangle at the top left that holds nothing but colours; of equally large ones the
+    lowest. Both are 0 where the first cell is no colour.
+    """
+    canvas = math.isqrt(tokens.shape[1])
+    heights = np.zeros(len(tokens), dtype=np.int64)
+    widths = np.zeros(len(tokens), dtype=np.int64)
+    rows = np.arange(1, canvas + 1)
+    for start in range(0, len(tokens), _CROP_CHUNK):
+        board = tokens[start : start + _CROP_CHUNK].reshape(-1, canvas, canvas)
+        blocked = (board < FIRST_COLOUR_ID) | (board >= VOCAB_SIZE)
+        leading = np.where(blocked.any(axis=2), blocked.argmax(axis=2), canvas)
+        width_of_rows = np.minimum.accumulate(leading, axis=1)
+        area = width_of_rows * rows
+        best = area.argmax(axis=1)  # the first maximum, i.e. the fewest rows
+        found = area[:, 0] > 0
+        stop = start + len(board)
+        heights[start:stop] = np.where(found, best + 1, 0)
+        widths[start:stop] = np.take_along_axis(width_of_rows, best[:, None], axis=1)[:, 0] * found
+    return heights, widths
+
+
+def crop_size(tokens: NDArray[np.integer], canvas: int) -> tuple[int, int]:
+    """Height and width of the grid that one token sequence [canvas * canvas] stands for."""
+    heights, widths = crop_sizes(tokens.reshape(1, canvas * canvas))
+    return int(heights[0]), int(widths[0])
+
+
+def crop(tokens: NDArray[np.integer], canvas: int) -> Grid:
+    """The grid that a token sequence [canvas * canvas] stands for; may be 0 x 0."""
+    height, width = crop_size(tokens, canvas)
+    cells = tokens.reshape(canvas, canvas)[:height, :width]
+    return (cells - FIRST_COLOUR_ID).astype(np.uint8)

@@ -1,0 +1,189 @@
+"""Checkpoints: everything a run needs to go on, whole or not at all.
+
+    checkpoints/step_N/state.json              step, configuration, versions, sha256 of every other file
+                       model.safetensors       weights, initial states, puzzle table
+                       ema.safetensors         averaged weights, where the run keeps them
+                       optimizer.safetensors   moments of every weight
+                       rank_00000.safetensors  that rank's slice of the carry, and its random state
+    checkpoints/latest -> step_N,  checkpoints/best -> step_M
+
+A checkpoint is written under a temporary name, synced, and renamed; links move only to complete ones.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from data_pipeline.errors import InputError
+from hrm_dist import distributed
+
+FORMAT = 1
+_STATE = "state.json"
+_STEP_DIR = re.compile(r"step_(\d+)")
+
+
+class CheckpointState(BaseModel):
+    """The content of state.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int
+    step: int
+    world_size: int
+    config: dict[str, Any]
+    dataset: dict[str, Any]
+    """What the run was trained on: metadata, and the digest of its files."""
+    environment: dict[str, str | int | bool]
+    """What bit-for-bit equality depends on: versions, threads, device."""
+    metric_sums: list[float]
+    best_score: float | None
+    sha256: dict[str, str]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(
+    folder: Path,
+    state: CheckpointState,
+    shared: Mapping[str, Mapping[str, Tensor]],
+    own: Mapping[str, Tensor],
+) -> Path:
+    """Write a checkpoint from all ranks; gives its final folder.
+
+    shared: file stem -> tensors, the same on every rank, written by the main one; own: this rank's tensors.
+    """
+    final = folder / f"step_{state.step}"
+    temporary = folder / f".step_{state.step}.tmp"
+
+    def prepare() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".step_*"):
+            shutil.rmtree(leftover)
+        temporary.mkdir()
+
+    distributed.on_main(prepare)
+    files = dict(shared) if distributed.is_main() else {}
+    files[f"rank_{distributed.rank():05d}"] = own
+    digests: dict[str, str] = {}
+    for stem, tensors in files.items():
+        path = temporary / f"{stem}.safetensors"
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
+        _sync(path)
+        digests[path.name] = _sha256(path)
+    all_digests = {name: digest for part in distributed.gather_objects(digests) for name, digest in part.items()}
+
+    def finish() -> None:
+        path = temporary / _STATE
+        path.write_text(state.model_copy(update={"sha256": all_digests}).model_dump_json(indent=1))
+        _sync(path)
+        _sync(temporary)
+        if final.exists():  # the run was set back to an earlier step and came here again
+            _remove(final)
+        temporary.rename(final)
+        _sync(folder)
+        link(folder / "latest", final)
+
+    distributed.on_main(finish)
+    return final
+
+
+def link(name: Path, target: Path) -> None:
+    """Point a link such as `latest` to a sibling folder, in one atomic step."""
+    temporary = name.with_name(f".{name.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    os.replace(temporary, name)
+    _sync(name.parent)
+
+
+def _remove(path: Path) -> None:
+    # Renamed first: a half-deleted folder must not look like a checkpoint.
+    doomed = path.with_name(f".{path.name}.deleted")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the last `keep` checkpoints and those that `latest` and `best` point to."""
+    linked = {(folder / name).resolve() for name in ("latest", "best")}
+    steps = sorted((int(m[1]), p) for p in folder.iterdir() if (m := _STEP_DIR.fullmatch(p.name)))
+    for _, path in steps[:-keep]:
+        if path.resolve() not in linked:
+            _remove(path)
+
+
+def read_state(path: Path) -> CheckpointState:
+    """The state of a checkpoint, after verifying every file it lists.
+
+    Raises InputError naming the file when anything is missing, damaged, or of another format.
+    """
+    remedy = "choose another checkpoint, e.g. a step_N folder beside it, or start over with resume=never."
+    if not path.is_dir():
+        raise InputError(f"{path}: no checkpoint here (a checkpoint is a folder such as runs/x/checkpoints/latest).")
+    try:
+        content = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        if content.get("format") != FORMAT:
+            raise InputError(
+                f"{path / _STATE}: format {content.get('format')!r}, this version reads {FORMAT}; {remedy}"
+            )
+        state = CheckpointState.model_validate(content)
+    except (OSError, ValueError, AttributeError, ValidationError) as error:
+        raise InputError(f"{path / _STATE}: unreadable ({error}); the checkpoint is damaged: {remedy}") from error
+    for name, digest in state.sha256.items():
+        file = path / name
+        if not file.is_file():
+            raise InputError(f"{file}: missing, though {_STATE} lists it; the checkpoint is damaged: {remedy}")
+        if _sha256(file) != digest:
+            raise InputError(f"{file}: its sha256 is not the one in {_STATE}; the file is damaged: {remedy}")
+    return state
+
+
+def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
+    """The tensors of one file of a verified checkpoint, on the CPU."""
+    file = path / f"{stem}.safetensors"
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: unreadable ({error}); choose another checkpoint.") from error
+
+
+def read_own(path: Path, state: CheckpointState, rank: int, world_size: int) -> dict[str, Tensor]:
+    """This rank's rows of what the ranks of the saved run wrote, re-sliced when their number differs.
+
+    Tensors of a name are joined along their first dimension. The random state goes only with an equal
+    number of ranks.
+    """
+    if state.world_size == world_size:
+        return read_tensors(path, f"rank_{rank:05d}")
+    parts = [read_tensors(path, f"rank_{r:05d}") for r in range(state.world_size)]
+    names = [name for name in parts[0] if name.startswith("carry.")]
+    whole = {name: torch.cat([part[name] for part in parts]) for name in names}
+    return {name: tensor.tensor_split(world_size)[rank] for name, tensor in whole.items()}
+
+
+def identity(path: Path) -> str:
+    """A short name of a checkpoint's exact content, to tell whose predictions are whose."""
+    state = path / _STATE
+    return f"{path.resolve().name}-{_sha256(state)[:12]}"

@@ -1,0 +1,199 @@
+"""Configuration text: a YAML file and key=value overrides become one tree, problems become lines.
+
+Keys are handled flat and dotted (`arch.H_cycles`), so that a file, an override and an alias meet in one form.
+Scalars stay text until a typed field converts them: `lr: 7e-5` is a number, `run_name: 007` a name.
+"""
+# pyright: strict
+
+import difflib
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
+
+import yaml
+from pydantic import ValidationError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+logger = logging.getLogger(__name__)
+
+Value: TypeAlias = "str | bool | list[Value] | dict[str, Value] | None"
+Entries: TypeAlias = dict[str, Value]
+Alias: TypeAlias = Callable[[Value], Entries] | None
+"""A foreign key's value to our keys and values, or a ValueError that says why not; None: ignored."""
+
+
+class Setting(NamedTuple):
+    """One value that the user gave, and how messages about it begin."""
+
+    value: Value
+    source: str  # the file, or the override as typed
+    label: str  # the same with the key as the user spelled it
+
+
+class Settings:
+    """What the user gave, under our names, and every problem met on the way."""
+
+    def __init__(self, aliases: Mapping[str, Alias], valid_keys: Collection[str]) -> None:
+        self.errors: list[str] = []
+        self.file_unusable = False
+        self._aliases = aliases
+        self._valid_keys = valid_keys
+        self._settings: dict[str, Setting] = {}
+
+    def read_file(self, path: Path) -> None:
+        """Take a YAML file's entries; a key that stands twice is an error."""
+        duplicates: list[str] = []
+        self.file_unusable = True
+        try:
+            entries = _parsed(path.read_text(encoding="utf-8"), duplicates)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            self.errors.append(f"{path}: cannot be read ({reason}); give the path of a YAML file")
+            return
+        except (yaml.YAMLError, RecursionError) as error:
+            self.errors.append(f"{path}{_line_of(error)}: {_yaml_problem(error)}")
+            return
+        if not isinstance(entries, dict | None):
+            self.errors.append(f"{path}: should hold `key: value` lines (got {shown(entries)})")
+            return
+        self.file_unusable = False
+        self.errors.extend(f"{path}:{duplicate}" for duplicate in duplicates)
+        for key, value in _leaves(entries or {}):
+            self._put(key, Setting(value, str(path), f"{path}: {key}"), replace=False)
+
+    def read_override(self, override: str) -> None:
+        """Take one `key=value`, which replaces what was there; Hydra's leading `+` is allowed."""
+        source = f"command line: {override}"
+        name, equals, text = override.partition("=")
+        name = name.strip().lstrip("+")
+        if not name or not equals:
+            self.errors.append(f"{source}: should be written key=value")
+            return
+        try:
+            value = _parsed(text, [])
+        except (yaml.YAMLError, RecursionError) as error:
+            self.errors.append(f"{source}: {_yaml_problem(error)}; put the value in quotes")
+            return
+        for key, leaf in _leaves({name: value}):
+            self._put(key, Setting(leaf, source, source), replace=True)
+
+    def tree(self) -> Entries:
+        """The settings as nested sections."""
+        tree: Entries = {}
+        for key, setting in self._settings.items():
+            section, _, name = key.rpartition(".")
+            target = cast("Entries", tree.setdefault(section, {})) if section else tree
+            target[name] = setting.value
+        return tree
+
+    def add_invalid(self, invalid: ValidationError, everything: str) -> None:
+        """Add a line for each thing the typed fields refused; `everything` names all the input."""
+        for error in invalid.errors(include_url=False):
+            self.errors.extend(self._lines(error, everything))
+
+    def _put(self, key: str, setting: Setting, *, replace: bool) -> None:
+        entries: Entries = {key: setting.value}
+        if key in self._aliases:
+            alias = self._aliases[key]
+            if alias is None:
+                logger.warning("%s: '%s' has no meaning here and is ignored", setting.source, key)
+                return
+            try:
+                entries = alias(setting.value)
+            except ValueError as error:
+                self.errors.append(f"{setting.label}: {error}")
+                return
+        for name, value in entries.items():
+            if name not in self._valid_keys:
+                self.errors.append(f"{setting.source}: {self._unknown(name)}")
+                continue
+            if name in self._settings and not replace:
+                self.errors.append(f"{setting.label}: '{name}' is given twice; keep one of them")
+                continue
+            # `dataset=null` after a file's `dataset: {...}`, and the other way round.
+            for other in [o for o in self._settings if f"{o}.".startswith(f"{name}.")]:
+                del self._settings[other]
+            self._settings.pop(name.rpartition(".")[0], None)
+            self._settings[name] = setting._replace(value=value)
+
+    def _unknown(self, key: str) -> str:
+        known = sorted({*self._valid_keys, *self._aliases}, reverse=True)
+        section, _, name = key.rpartition(".")
+        siblings = {
+            leaf.lower(): k for k in known for head, _, leaf in [k.rpartition(".")] if head == section
+        }
+        cousins = {k.rpartition(".")[2].lower(): k for k in known}
+        for keys in (siblings, cousins):
+            if nearest := difflib.get_close_matches(name.lower(), keys, n=1):
+                return f"unknown key '{key}'; did you mean '{keys[nearest[0]]}'?"
+        valid = sorted(k for k in self._valid_keys if k in siblings.values()) or sorted(self._valid_keys)
+        return f"unknown key '{key}'; valid keys are {', '.join(valid)}"
+
+    def _lines(self, error: "ErrorDetails", everything: str) -> Iterator[str]:
+        key = ".".join(map(str, error["loc"]))
+        if error["type"] == "value_error":  # a check across fields: its lines name the keys
+            for line in str(error.get("ctx", {}).get("error", error["msg"])).splitlines():
+                yield f"{everything}: {line}"
+        elif error["type"] == "missing":
+            yield f"{everything}: {key}: is missing; add `{error['loc'][-1]}: ...` or give {key}=..."
+        else:
+            message = error["msg"]
+            if error["type"] == "model_type":
+                message = "Input should be a section of `key: value` lines"
+            setting = self._settings.get(key)
+            label = setting.label if setting else f"{everything}: {key}"
+            yield f"{label}: {message} (got {shown(error['input'])})"
+
+
+def shown(value: object) -> str:
+    """A value as its owner would recognise it: numbers bare, other text quoted."""
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return repr(value)
+    return str(value)
+
+
+def _parsed(text: str, duplicates: list[str]) -> Value:
+    node = cast("yaml.Node | None", yaml.compose(text, yaml.SafeLoader))  # pyright: ignore[reportUnknownMemberType]
+    return None if node is None else _plain(node, "", duplicates)
+
+
+def _plain(node: yaml.Node, prefix: str, duplicates: list[str]) -> Value:
+    """YAML's structure with scalars as text, except a plain null."""
+    if isinstance(node, yaml.MappingNode):
+        entries: Entries = {}
+        for key_node, value_node in cast("list[tuple[yaml.Node, yaml.Node]]", node.value):
+            key = str(cast("object", key_node.value))
+            if key in entries:
+                line = key_node.start_mark.line + 1
+                duplicates.append(f"{line}: '{prefix}{key}' is given twice; keep one of them")
+            entries[key] = _plain(value_node, f"{prefix}{key}.", duplicates)
+        return entries
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item, prefix, duplicates) for item in cast("list[yaml.Node]", node.value)]
+    return None if node.tag == "tag:yaml.org,2002:null" else str(cast("object", node.value))
+
+
+def _leaves(entries: Entries, prefix: str = "") -> Iterator[tuple[str, Value]]:
+    for key, value in entries.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _line_of(error: Exception) -> str:
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    return f":{mark.line + 1}" if mark else ""
+
+
+def _yaml_problem(error: Exception) -> str:
+    problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else None
+    return f"not valid YAML ({problem or 'it cannot be parsed'})"

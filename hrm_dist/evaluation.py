@@ -1,0 +1,103 @@
+"""Roll sequences to the end of their thinking, collect predictions, score them."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_pipeline.reader import TestReader
+from data_pipeline.schema import IGNORE_LABEL_ID
+from hrm_dist import distributed, voting
+from hrm_dist.model.act import ACTModel, Batch
+from hrm_dist.predictions import Predictions
+
+
+class Answers(NamedTuple):
+    """Predictions beside the truth."""
+
+    predictions: Predictions
+    labels: NDArray[np.int32]  # [N, T], -100 where ignored: everywhere, if the truth is hidden
+
+
+@torch.inference_mode()
+def predict(model: ACTModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Run halt_max_steps segments; gives predicted tokens [B, T] uint8 and q_halt_logits [B] float32."""
+    carry = model.initial_carry(batch)
+    outputs: dict[str, Tensor] = {}
+    for _ in range(model.arch.halt_max_steps):
+        carry, outputs = model(carry, batch)
+    return outputs["logits"].argmax(-1).to(torch.uint8), outputs["q_halt_logits"]
+
+
+def answer(
+    model: ACTModel, batches: Iterable[Batch], device: torch.device, checkpoint_id: str | None = None
+) -> Iterator[Answers]:
+    """The model's answers to batches of the test split; it is in evaluation mode meanwhile."""
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            inputs = {name: batch[name].to(device) for name in ("inputs", "labels", "puzzle_identifiers")}
+            preds, q_halt_logits = predict(model, inputs)
+            predictions = Predictions(
+                puzzle_identifiers=batch["puzzle_identifiers"].numpy(),
+                inputs=batch["inputs"].numpy().astype(np.uint8),
+                preds=preds.cpu().numpy(),
+                q_halt_logits=q_halt_logits.cpu().numpy(),
+                example_index=batch["example_index"].numpy(),
+                checkpoint_id=checkpoint_id,
+            )
+            yield Answers(predictions, batch["labels"].numpy())
+    finally:
+        model.train(was_training)
+
+
+def _hits(answers: Answers) -> NDArray[np.float64]:
+    """Sums over the examples whose truth is known: [examples, exactly right, share of cells right]."""
+    mask = answers.labels != IGNORE_LABEL_ID
+    num_labels = mask.sum(-1)
+    known = num_labels > 0
+    right = (mask & (answers.predictions.preds == answers.labels)).sum(-1)
+    return np.array(
+        [known.sum(), (right == num_labels)[known].sum(), (right[known] / num_labels[known]).sum()]
+    )
+
+
+def evaluate(
+    model: ACTModel, reader: TestReader, data_path: Path, batch_size: int, device: torch.device
+) -> dict[str, float]:
+    """Scores on what the reader covers, the same on every rank; the ranks share the work.
+
+    `exact_accuracy` and `cell_accuracy` are per augmented example; an ARC dataset also has the vote's scores
+    (see `voting.scores`). Empty if no truth is known.
+    """
+    size, rank = distributed.world_size(), distributed.rank()
+    start, stop = (len(reader) * r // size for r in (rank, rank + 1))
+    answers = list(answer(model, reader.batches(max(1, batch_size // size), start, stop), device))
+    gathered = distributed.gather_objects(answers)
+
+    def score() -> dict[str, float]:
+        blocks = [block for part in gathered for block in part]
+        examples, exact, cells = np.sum([_hits(block) for block in blocks], axis=0)
+        if not examples:
+            return {}
+        scores = {"exact_accuracy": float(exact / examples), "cell_accuracy": float(cells / examples)}
+        if reader.info.kind == "arc":
+            names = json.loads((data_path / "identifiers.json").read_text(encoding="utf-8"))
+            puzzles = json.loads((data_path / "test_puzzles.json").read_text(encoding="utf-8"))
+            seen = {reader.index.groups[g].name for g in range(reader.num_groups)}
+            voted = voting.vote((b.predictions for b in blocks), names, {t: puzzles[t] for t in puzzles if t in seen})
+            scores |= voting.scores(voted, {t: puzzles[t] for t in puzzles if t in seen}, ks=(1, 2))
+        return scores
+
+    return distributed.on_main(score)
+
+
+def headline(scores: dict[str, float]) -> float | None:
+    """The score by which checkpoints are compared: ARC's pass@2 by task, otherwise exact accuracy."""
+    return scores.get("task/pass@2", scores.get("exact_accuracy"))

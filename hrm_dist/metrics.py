@@ -1,0 +1,168 @@
+"""Sums of a step's metrics on the device, their reduction to a logged row, and where rows go."""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hrm_dist import distributed
+from hrm_dist.config import TrainConfig
+
+Row = dict[str, float | int | str]
+
+_SUMS = (
+    "num_steps", "count", "accuracy", "exact_accuracy", "q_halt_accuracy", "steps",
+    "lm_loss", "q_halt_loss", "q_continue_loss",
+)  # fmt: skip
+
+
+class MetricSums:
+    """Sums over the steps since the last logged row. Nothing here waits for the device before `row`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.values = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        zero = self.values.new_zeros(())
+        one_step = {"num_steps": zero + 1 / distributed.world_size(), **metrics}
+        self.values += torch.stack([one_step.get(name, zero).to(torch.float64) for name in _SUMS])
+
+    def row(self, global_batch_size: int) -> Row:
+        """Averages over the steps summed up, over all ranks; then start anew.
+
+        Losses are per sequence of the global batch; accuracies and steps per sequence that halted (0 when
+        none did).
+        """
+        sums = dict(zip(_SUMS, distributed.sum_over_ranks(self.values).tolist(), strict=True))
+        self.values.zero_()
+        sequences, halted = round(sums["num_steps"]) * global_batch_size, max(sums["count"], 1)
+        q_loss = sums["q_halt_loss"] + sums["q_continue_loss"]
+        return {
+            "train/loss": (sums["lm_loss"] + 0.5 * q_loss) / sequences,
+            "train/lm_loss": sums["lm_loss"] / sequences,
+            "train/q_halt_loss": sums["q_halt_loss"] / sequences,
+            "train/q_continue_loss": sums["q_continue_loss"] / sequences,
+            "train/exact_accuracy": sums["exact_accuracy"] / halted,
+            "train/cell_accuracy": sums["accuracy"] / halted,
+            "train/q_halt_accuracy": sums["q_halt_accuracy"] / halted,
+            "train/segments": sums["steps"] / halted,
+            "train/halted": sums["count"] / sequences,
+        }
+
+
+class Sink(Protocol):
+    """Somewhere that rows of metrics go."""
+
+    def write(self, row: Row) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """`metrics.jsonl`: one object per row, whole lines only, no step twice."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        """Open for appending after dropping rows beyond `resume_step`, and a line that a crash cut short."""
+        kept = [line for line in _lines(path) if _step_of(line) <= resume_step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: Row) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+class WandB:
+    """Weights & Biases; the run continues under the same id after a restart."""
+
+    def __init__(self, config: TrainConfig, run_dir: Path) -> None:
+        import wandb  # slow, and rarely wanted
+
+        run_id_file = run_dir / "wandb_run_id"
+        known = run_id_file.read_text().strip() if run_id_file.exists() else None
+        self._run: Any = wandb.init(
+            project=config.project_name or "hrm-dist",
+            name=config.run_name or run_dir.name,
+            id=known,
+            resume="allow",
+            mode="offline" if config.wandb_mode == "offline" else "online",
+            dir=str(run_dir),
+            config=config.model_dump(mode="json"),
+        )
+        run_id_file.write_text(self._run.id)
+
+    def write(self, row: Row) -> None:
+        self._run.log(row, step=int(row["step"]))
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class RunLog:
+    """Progress bar, speed, and the sinks of this process (only the main one has any)."""
+
+    def __init__(
+        self, config: TrainConfig, run_dir: Path, step: int, last_step: int, peak_seconds_per_step: float
+    ) -> None:
+        """`peak_seconds_per_step`: what a step's matrix products take at the devices' full matmul rate."""
+        self._batch_size = config.global_batch_size
+        self._peak_seconds_per_step = peak_seconds_per_step
+        self._sinks: list[Sink] = []
+        if distributed.is_main():
+            self._sinks.append(JsonLines(run_dir / "metrics.jsonl", step))
+            if config.wandb_mode != "disabled":
+                self._sinks.append(WandB(config, run_dir))
+        self._bar = tqdm(
+            total=last_step, initial=step, unit="step", disable=not distributed.is_main(), mininterval=0.5
+        )
+        self._steps_timed, self._since = 0, time.perf_counter()
+
+    def advance(self) -> None:
+        """A step is done."""
+        self._steps_timed += 1
+        self._bar.update()
+
+    def speed(self) -> Row:
+        """Speed since the last row."""
+        seconds_per_step = (time.perf_counter() - self._since) / max(1, self._steps_timed)
+        return {
+            "examples_per_s": self._batch_size / seconds_per_step,
+            "matmul_utilization": self._peak_seconds_per_step / seconds_per_step,
+        }
+
+    def write(self, row: Row) -> None:
+        """Hand a row to every sink and show it in the bar."""
+        for sink in self._sinks:
+            sink.write(row)
+        self._bar.set_postfix_str(
+            f"loss {row['train/loss']:.3f}, exact {row['train/exact_accuracy']:.1%}, "
+            f"{row['examples_per_s']:.0f} examples/s"
+        )
+        self._steps_timed, self._since = 0, time.perf_counter()
+
+    def close(self) -> None:
+        self._bar.close()
+        for sink in self._sinks:
+            sink.close()

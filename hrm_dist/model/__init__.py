@@ -1,0 +1,5 @@
+"""`build_model(arch_config, metadata)` is the way in."""
+
+from hrm_dist.model.act import build_model
+
+__all__ = ["build_model"]

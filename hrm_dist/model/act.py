@@ -1,0 +1,146 @@
+"""Adaptive computation time around the network: carry, halting, Q-targets ("ACT", arXiv 2506.21734).
+
+A batch slot holds one sequence for as many segments as the Q-head lets it think; when it halts, the slot
+takes the next sequence. Shapes: B sequences, S positions, T tokens, D hidden_size, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data_pipeline.schema import DatasetMetadata
+from hrm_dist.config import ArchConfig
+from hrm_dist.model.hrm import InnerCarry
+from hrm_dist.model.layers import Draw
+from hrm_dist.model.network import Network, Segment, initialize
+from hrm_dist.model.puzzle_embedding import PuzzleEmbedding
+
+Batch = dict[str, Tensor]
+"""inputs [B, T] int32, labels [B, T] int32 (-100 = ignored), puzzle_identifiers [B] int32"""
+
+
+class Carry(NamedTuple):
+    """Everything a sequence takes from one segment to the next."""
+
+    inner_carry: InnerCarry
+    steps: Tensor  # [B] int32, segments run on the present sequence
+    halted: Tensor  # [B] bool; a halted slot takes a new sequence from the next batch
+    current_data: Batch
+
+
+class ACTModel(nn.Module):
+    """The network with its puzzle table and initial states; one call is one segment."""
+
+    H_init: Tensor
+    L_init: Tensor
+
+    def __init__(self, arch: ArchConfig, metadata: DatasetMetadata) -> None:
+        super().__init__()
+        self.arch = arch
+        self.network = Network(arch, metadata)
+        self.dtype, self.seq_len = self.network.dtype, self.network.seq_len
+        width = arch.puzzle_emb_width
+        self.puzzle_emb = PuzzleEmbedding(metadata.num_puzzle_identifiers, width) if width else None
+        self.register_buffer("H_init", torch.empty(arch.hidden_size))
+        self.register_buffer("L_init", torch.empty(arch.hidden_size))
+
+    def reset_parameters(self, draw: Draw) -> None:
+        draw(self.H_init, "H_init", 1.0)
+        draw(self.L_init, "L_init", 1.0)
+
+    def initial_carry(self, batch: Batch) -> Carry:
+        """A carry whose every slot has halted, so that the first call fills all slots from its batch."""
+        size, device = len(batch["inputs"]), batch["inputs"].device
+        state = torch.zeros(size, self.seq_len, self.arch.hidden_size, dtype=self.dtype, device=device)
+        return Carry(
+            InnerCarry(state, state),
+            steps=torch.zeros(size, dtype=torch.int32, device=device),
+            halted=torch.ones(size, dtype=torch.bool, device=device),
+            current_data={name: torch.zeros_like(value) for name, value in batch.items()},
+        )
+
+    def _refill(self, carry: Carry, batch: Batch) -> Carry:
+        """Halted slots take their sequence from the batch and start over; the batch's other rows are unused."""
+        halted = carry.halted
+
+        def choose(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(halted.view(-1, *[1] * (old.ndim - 1)), new, old)
+
+        z_H = choose(self.H_init.to(self.dtype), carry.inner_carry.z_H)
+        z_L = choose(self.L_init.to(self.dtype), carry.inner_carry.z_L)
+        data = {name: choose(batch[name], old) for name, old in carry.current_data.items()}
+        return Carry(InnerCarry(z_H, z_L), torch.where(halted, 0, carry.steps), halted, data)
+
+    def forward(
+        self, carry: Carry, batch: Batch, min_halt_steps: Tensor | None = None
+    ) -> tuple[Carry, dict[str, Tensor]]:
+        """Run one segment on every slot.
+
+        min_halt_steps: [B] segments before which a slot may not halt (exploration, training only); drawn
+        from torch's global generator when not given.
+        Gives the carry (without gradient) and `logits` [B, T, V], `q_halt_logits` [B], `q_continue_logits`
+        [B] and, in training with `act_continue`, `target_q_continue` [B].
+        """
+        carry = self._refill(carry, batch)
+        data = carry.current_data
+        rows = self.puzzle_emb(data["puzzle_identifiers"]) if self.puzzle_emb is not None else None
+        segment: Segment = self.network(carry.inner_carry, data["inputs"], rows)
+        assert segment.logits is not None
+        outputs = {
+            "logits": segment.logits,
+            "q_halt_logits": segment.q_halt_logits,
+            "q_continue_logits": segment.q_continue_logits,
+        }
+        inner = InnerCarry(segment.z_H.detach(), segment.z_L.detach())
+        with torch.no_grad():
+            steps = carry.steps + 1
+            is_last = steps >= self.arch.halt_max_steps
+            halted = is_last
+            # Evaluation always runs to halt_max_steps.
+            if self.training and self.arch.halt_max_steps > 1:
+                if min_halt_steps is None:
+                    size, prob = len(steps), self.arch.halt_exploration_prob
+                    min_halt_steps = _min_halt_steps(
+                        torch.rand(size, device=steps.device),
+                        torch.randint(2, self.arch.halt_max_steps + 1, (size,), device=steps.device),
+                        prob,
+                    )
+                halted = (is_last | self._wants_to_halt(segment)) & (steps >= min_halt_steps)
+                if self.arch.act_continue:
+                    outputs["target_q_continue"] = self._q_target(inner, data["inputs"], rows, is_last)
+        return Carry(inner, steps, halted, data), outputs
+
+    def _wants_to_halt(self, segment: Segment) -> Tensor:
+        threshold = segment.q_continue_logits if self.arch.act_continue else 0.0
+        return segment.q_halt_logits > threshold
+
+    def _q_target(self, inner: InnerCarry, inputs: Tensor, rows: Tensor | None, is_last: Tensor) -> Tensor:
+        """Bootstrapped value of continuing: the better of the next segment's two values."""
+        following: Segment = self.network(inner, inputs, rows, want_logits=False)
+        best = torch.maximum(following.q_halt_logits, following.q_continue_logits)
+        return torch.sigmoid(torch.where(is_last, following.q_halt_logits, best))
+
+
+def _min_halt_steps(uniform: Tensor, min_steps: Tensor, exploration_prob: float) -> Tensor:
+    return torch.where(uniform < exploration_prob, min_steps, 0)
+
+
+def explore_halting(arch: ArchConfig, seed: int, step: int, global_batch_size: int) -> np.ndarray:
+    """Segments before which each slot of the global batch may not halt, [global_batch_size] int32.
+
+    A pure function of (seed, step): every rank draws the whole batch and takes its slice, so halting does
+    not depend on the world size. 0 = free to halt.
+    """
+    generator = np.random.Generator(np.random.Philox(key=[seed, step]))
+    explores = generator.random(global_batch_size) < arch.halt_exploration_prob
+    min_steps = generator.integers(2, arch.halt_max_steps + 1, global_batch_size, dtype=np.int32)
+    return np.where(explores, min_steps, 0).astype(np.int32)
+
+
+def build_model(arch_config: ArchConfig, metadata: DatasetMetadata, seed: int = 0) -> ACTModel:
+    """The model of a configuration for a dataset, initialised from the seed, on the current default device."""
+    model = ACTModel(arch_config, metadata)
+    initialize(model, seed)
+    return model

@@ -1,0 +1,114 @@
+"""What training costs: matmul operations of a sequence, bytes of a rank, the device's matmul rate.
+
+Shapes: S = P + T positions, D hidden_size, I SwiGLU width, V vocabulary.
+"""
+
+import time
+
+import torch
+
+from data_pipeline.schema import DatasetMetadata
+from hrm_dist.config import ArchConfig
+from hrm_dist.model.act import ACTModel
+from hrm_dist.model.layers import swiglu_size
+from hrm_dist.model.network import DTYPES
+
+
+def _block_flops(arch: ArchConfig, seq_len: int) -> int:
+    """Matmul operations of one block's forward on one sequence (a multiply and an add are two)."""
+    size = arch.hidden_size
+    feed_forward = seq_len * 6 * size * swiglu_size(size, arch.expansion)
+    if arch.mlp_t:
+        return feed_forward + size * 6 * seq_len * swiglu_size(seq_len, arch.expansion)
+    return feed_forward + seq_len * 8 * size * size + 4 * seq_len * seq_len * size
+
+
+def flops_per_sequence(arch: ArchConfig, metadata: DatasetMetadata) -> int:
+    """Matmul operations of one training segment on one sequence.
+
+    A backward costs two forwards; HRM runs it through the last update of each level, TRM through the last
+    cycle. The Q-target costs a second forward.
+    """
+    seq_len = arch.prefix_len + metadata.seq_len
+    block = _block_flops(arch, seq_len)
+    if arch.name == "hrm":
+        forward = arch.H_cycles * (arch.L_cycles * arch.L_layers + arch.H_layers)
+        backward = 2 * (arch.L_layers + arch.H_layers)
+    else:
+        forward = arch.H_cycles * (arch.L_cycles + 1) * arch.L_layers
+        backward = 2 * (arch.L_cycles + 1) * arch.L_layers
+    forwards = 2 if arch.act_continue and arch.halt_max_steps > 1 else 1
+    head = 3 * 2 * metadata.seq_len * arch.hidden_size * metadata.vocab_size
+    return (forwards * forward + backward) * block + head
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a large square matrix product, measured for about half a second."""
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device, dtype=dtype)
+
+    def seconds(repeats: int) -> float:
+        _synchronize(device)
+        start = time.perf_counter()
+        for _ in range(repeats):
+            torch.mm(a, a)
+        _synchronize(device)
+        return time.perf_counter() - start
+
+    seconds(2)  # warm-up
+    repeats = max(3, int(0.1 / max(seconds(1), 1e-6)))
+    return 2 * size**3 * repeats / min(seconds(repeats) for _ in range(3))
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def num_parameters(arch: ArchConfig, metadata: DatasetMetadata) -> int:
+    """Trained weights, without the puzzle table."""
+    with torch.device("meta"):
+        model = ACTModel(arch, metadata)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def memory_per_rank(
+    arch: ArchConfig, metadata: DatasetMetadata, local_batch_size: int, ema: bool
+) -> dict[str, int]:
+    """Estimated bytes that training holds on each rank, by purpose (replicated weights)."""
+    weights = 4 * num_parameters(arch, metadata)
+    item = DTYPES[arch.forward_dtype].itemsize
+    seq_len = arch.prefix_len + metadata.seq_len
+    state = local_batch_size * seq_len * arch.hidden_size * item
+    return {
+        "weights": weights,
+        "gradients": weights,
+        "optimizer": 2 * weights,
+        "moving average": weights if ema else 0,
+        "puzzle table": 4 * metadata.num_puzzle_identifiers * arch.puzzle_emb_width,
+        "carry": 2 * state + local_batch_size * metadata.seq_len * 8,
+        "activations": local_batch_size * activation_bytes(arch, metadata),
+    }
+
+
+def activation_bytes(arch: ArchConfig, metadata: DatasetMetadata) -> int:
+    """Estimated bytes that one sequence keeps for the backward pass.
+
+    Per position, a block keeps for its matrices the inputs of qkv, output, gate-up and down projection, for
+    attention q, k, v and its output, for SwiGLU gate, up and activation, and for each norm its float32 input.
+    The loss keeps the logits' float64 intermediates.
+    """
+    item = DTYPES[arch.forward_dtype].itemsize
+    seq_len, size = arch.prefix_len + metadata.seq_len, arch.hidden_size
+    inner = swiglu_size(size, arch.expansion)
+    norms = 2 * 4 * size
+    mixing = 6 * size * item
+    if arch.mlp_t:
+        mixing = size * item * (1 + 4 * swiglu_size(seq_len, arch.expansion) // seq_len)
+    block = seq_len * (mixing + norms + item * (size + 4 * inner))
+    if arch.name == "hrm":
+        num_blocks = arch.L_layers + arch.H_layers
+    else:
+        num_blocks = (arch.L_cycles + 1) * arch.L_layers
+    head = seq_len * size * item + metadata.seq_len * metadata.vocab_size * (item + 5 * 8)
+    return num_blocks * block + head

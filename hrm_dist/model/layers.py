@@ -1,0 +1,181 @@
+"""The layers of the published models: RoPE attention, SwiGLU, post-norm blocks, weights cast in the forward.
+
+Shape legend. H and L name the two levels of the recurrence, so they are never dimensions:
+  B sequences   S = P + T   P puzzle-embedding prefix   T tokens   D hidden_size   N heads   K head size
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (the name the field uses)
+from torch import Tensor, nn
+
+from hrm_dist.config import ArchConfig
+
+Draw = Callable[[Tensor, str, float], None]
+"""Fill a tensor of the given local name with a truncated normal of the given standard deviation."""
+
+
+class Rope(NamedTuple):
+    """Rotation tables of the positions, in float32."""
+
+    cos_SK: Tensor
+    sin_SK: Tensor
+
+
+def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator) -> None:
+    """Fill with a normal cut at two standard deviations, whose std *after* the cut is `std`.
+
+    Cutting a unit normal at +-2 leaves a std of 0.8796, for which the published initialisation corrects.
+    """
+    cut = 2.0
+    mass = math.erf(cut / math.sqrt(2))
+    density = math.exp(-0.5 * cut * cut) / math.sqrt(2 * math.pi)
+    scale = std / math.sqrt(1 - 2 * cut * density / mass)
+    tensor.uniform_(-mass, mass, generator=generator).erfinv_().mul_(math.sqrt(2) * scale)
+    tensor.clamp_(-cut * scale, cut * scale)
+
+
+class CastedLinear(nn.Module):
+    """A linear map with float32 weights that computes in its input's dtype; LeCun-normal start."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+
+    def reset_parameters(self, draw: Draw) -> None:
+        draw(self.weight, "weight", self.weight.shape[1] ** -0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class QHead(nn.Module):
+    """Halt and continue values, [B, D] -> [B, 2]; starts at (almost) zero reward, sigmoid(-5)."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2, hidden_size))
+        self.bias = nn.Parameter(torch.empty(2))
+
+    def reset_parameters(self, _draw: Draw) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.constant_(self.bias, -5.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+class CastedEmbedding(nn.Module):
+    """A table of float32 vectors, looked up in the dtype of the activations."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.embedding_weight = nn.Parameter(torch.empty(num_embeddings, embedding_dim))
+
+    def reset_parameters(self, draw: Draw) -> None:
+        draw(self.embedding_weight, "embedding_weight", self.embedding_weight.shape[1] ** -0.5)
+
+    def forward(self, index: Tensor) -> Tensor:
+        return F.embedding(index, self.embedding_weight.to(self.dtype))
+
+
+def rope_tables(num_positions: int, head_size: int, theta: float, device: torch.device) -> Rope:
+    """Rotation tables of RoPE in its half-split form (the two halves of a head are a pair)."""
+    exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size
+    positions = torch.arange(num_positions, dtype=torch.float32, device=device)
+    angles = torch.outer(positions, 1.0 / theta**exponents).repeat(1, 2)
+    return Rope(angles.cos(), angles.sin())
+
+
+def _rotate(x_BSNK: Tensor, rope: Rope) -> Tensor:
+    """Rotate queries or keys by their positions, in float32."""
+    x = x_BSNK.to(rope.cos_SK.dtype)
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (x * rope.cos_SK.unsqueeze(-2) + turned * rope.sin_SK.unsqueeze(-2)).to(x_BSNK.dtype)
+
+
+class Attention(nn.Module):
+    """Full (not causal) self-attention through torch's scaled_dot_product_attention."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv_proj = CastedLinear(hidden_size, 3 * hidden_size)
+        self.o_proj = CastedLinear(hidden_size, hidden_size)
+
+    def forward(self, x_BSD: Tensor, rope: Rope | None) -> Tensor:
+        qkv = self.qkv_proj(x_BSD).unflatten(-1, (3 * self.num_heads, -1))
+        qk_BSNK, v_BSNK = qkv.split((2 * self.num_heads, self.num_heads), dim=2)
+        if rope is not None:
+            qk_BSNK = _rotate(qk_BSNK, rope)
+        q_BSNK, k_BSNK = qk_BSNK.chunk(2, dim=2)
+        mixed_BNSK = F.scaled_dot_product_attention(
+            q_BSNK.transpose(1, 2), k_BSNK.transpose(1, 2), v_BSNK.transpose(1, 2)
+        )
+        return self.o_proj(mixed_BNSK.transpose(1, 2).flatten(2))
+
+
+def swiglu_size(in_size: int, expansion: float) -> int:
+    """Width of a SwiGLU's hidden layer: two thirds of the expansion, rounded up to a multiple of 256."""
+    return -(-round(expansion * in_size * 2 / 3) // 256) * 256
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer over the last dimension."""
+
+    def __init__(self, size: int, expansion: float) -> None:
+        super().__init__()
+        inner = swiglu_size(size, expansion)
+        self.gate_up_proj = CastedLinear(size, 2 * inner)
+        self.down_proj = CastedLinear(inner, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last dimension without a weight, computed in float32."""
+    return F.rms_norm(x.to(torch.float32), (x.shape[-1],), eps=eps).to(x.dtype)
+
+
+class Block(nn.Module):
+    """Post-norm block: mix the positions (attention, or TRM's MLP over the sequence), then feed forward."""
+
+    def __init__(self, arch: ArchConfig, seq_len: int) -> None:
+        super().__init__()
+        self.eps = arch.rms_norm_eps
+        if arch.mlp_t:
+            self.mlp_t = SwiGLU(seq_len, arch.expansion)
+        else:
+            self.self_attn = Attention(arch.hidden_size, arch.num_heads)
+        self.mixes_by_mlp = arch.mlp_t
+        self.mlp = SwiGLU(arch.hidden_size, arch.expansion)
+
+    def forward(self, x_BSD: Tensor, rope: Rope | None) -> Tensor:
+        if self.mixes_by_mlp:
+            # As published, this norm is over the positions, not the channels.
+            x_BDS = x_BSD.transpose(1, 2)
+            x_BSD = rms_norm(x_BDS + self.mlp_t(x_BDS), self.eps).transpose(1, 2)
+        else:
+            x_BSD = rms_norm(x_BSD + self.self_attn(x_BSD, rope), self.eps)
+        return rms_norm(x_BSD + self.mlp(x_BSD), self.eps)
+
+
+class Level(nn.Module):
+    """One update of a latent state: add what is injected, then run the blocks."""
+
+    def __init__(self, arch: ArchConfig, num_layers: int, seq_len: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block(arch, seq_len) for _ in range(num_layers))
+
+    def forward(self, z_BSD: Tensor, injection_BSD: Tensor, rope: Rope | None) -> Tensor:
+        z_BSD = z_BSD + injection_BSD
+        for layer in self.layers:
+            z_BSD = layer(z_BSD, rope)
+        return z_BSD

@@ -1,0 +1,72 @@
+"""Losses: stablemax or softmax cross entropy of the answer, and the two Q-losses of ACT.
+
+Shapes: B sequences, T tokens, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from data_pipeline.schema import IGNORE_LABEL_ID
+from hrm_dist.model.act import Carry
+
+
+def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy [B, T] under stablemax (arXiv 2501.04697), in float64 as published; ignored labels give 0.
+
+    Stablemax replaces exp(x) by x + 1 for x >= 0 and 1 / (1 - x) below.
+    """
+    x = logits.to(torch.float64)
+    weights = torch.where(x < 0, 1 / (1 - x + 1e-30), x + 1)
+    valid = labels != IGNORE_LABEL_ID
+    chosen = weights.gather(-1, torch.where(valid, labels, 0).long().unsqueeze(-1)).squeeze(-1)
+    return torch.where(valid, weights.sum(-1).log() - chosen.log(), 0)
+
+
+def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy [B, T] under softmax, in float32; ignored labels give 0."""
+    return F.cross_entropy(
+        logits.to(torch.float32).transpose(1, 2), labels.long(), ignore_index=IGNORE_LABEL_ID, reduction="none"
+    )
+
+
+LOSSES = {"stablemax_cross_entropy": stablemax_cross_entropy, "softmax_cross_entropy": softmax_cross_entropy}
+
+
+def act_loss(carry: Carry, outputs: dict[str, Tensor], loss_type: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """The training loss of a segment and its metrics, all sums over the batch, as published.
+
+    Loss: answer loss, averaged over each sequence's labelled cells, plus half of the Q-losses: halting
+    should foretell a fully right answer, continuing its bootstrapped target.
+    Metrics count sequences that halted in this segment and have labels: `count`, `accuracy` (of cells,
+    averaged within a sequence), `exact_accuracy` (every cell right), `q_halt_accuracy`, `steps`; and over all
+    sequences `lm_loss`, `q_halt_loss`, `q_continue_loss`.
+    """
+    labels, q_halt_logits = carry.current_data["labels"], outputs["q_halt_logits"]
+    with torch.no_grad():
+        mask = labels != IGNORE_LABEL_ID
+        num_labels = mask.sum(-1)
+        divisor = num_labels.clamp_min(1)
+        right = mask & (outputs["logits"].argmax(-1) == labels)
+        all_right = right.sum(-1) == num_labels
+        counted = carry.halted & (num_labels > 0)
+        metrics = {
+            "count": counted.sum(),
+            "accuracy": torch.where(counted, (right.to(torch.float32) / divisor[:, None]).sum(-1), 0).sum(),
+            "exact_accuracy": (counted & all_right).sum(),
+            "q_halt_accuracy": (counted & ((q_halt_logits >= 0) == all_right)).sum(),
+            "steps": torch.where(counted, carry.steps, 0).sum(),
+        }
+    lm_loss = (LOSSES[loss_type](outputs["logits"], labels) / divisor[:, None]).sum()
+    q_halt_loss = _q_loss(q_halt_logits, all_right.to(q_halt_logits.dtype))
+    metrics |= {"lm_loss": lm_loss.detach(), "q_halt_loss": q_halt_loss.detach()}
+    q_loss = q_halt_loss
+    if "target_q_continue" in outputs:
+        q_continue_loss = _q_loss(outputs["q_continue_logits"], outputs["target_q_continue"])
+        metrics["q_continue_loss"] = q_continue_loss.detach()
+        q_loss = q_halt_loss + q_continue_loss
+    return lm_loss + 0.5 * q_loss, metrics
+
+
+def _q_loss(logits: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="sum")

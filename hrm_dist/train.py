@@ -1,0 +1,113 @@
+"""Train a model.
+
+    python -m hrm_dist.train configs/debug.yaml
+    python -m hrm_dist.train configs/arc1.yaml global_batch_size=96 lr=7e-5 arch.L_cycles=8
+    python -m hrm_dist.train configs/arc1.yaml --dry-run
+    torchrun --nproc-per-node 8 -m hrm_dist.train configs/arc1.yaml
+    accelerate launch --multi_gpu --num_processes 8 -m hrm_dist.train configs/arc1.yaml
+
+The run folder (checkpoint_path) gets config.yaml, metrics.jsonl and checkpoints/. The same command goes on
+after an interruption. Exit codes: 0 done, 2 bad configuration or input, 75 stopped by a signal with the state
+saved (the same command goes on), 1 anything else.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipeline.build import Request, build
+from data_pipeline.errors import InputError, exit_code
+from data_pipeline.schema import BuildOptions, DatasetMetadata, load_dataset_info
+from hrm_dist.config import TrainConfig, load_config, to_yaml, total_steps
+
+EXIT_INTERRUPTED = 75
+
+# Sizes that a dry run assumes where the dataset is not built yet: ARC-AGI-1 and ConceptARC, 1000 augmentations.
+_ASSUMED = DatasetMetadata(
+    seq_len=900, vocab_size=12, pad_id=0, ignore_label_id=0, blank_identifier_id=0,
+    num_puzzle_identifiers=876_413, total_groups=960, mean_puzzle_examples=4.0, sets=("all",),
+)  # fmt: skip
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m hrm_dist.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration, parameters and memory; do nothing"
+    )
+    return parser.parse_args(arguments)
+
+
+def dry_run(config: TrainConfig) -> str:
+    """What would be trained: every setting, the size of the model, the memory of a rank, the steps."""
+    from hrm_dist import distributed
+    from hrm_dist.model import cost
+
+    lines = [to_yaml(config).rstrip(), ""]
+    try:
+        metadata = load_dataset_info(Path(config.data_path)).metadata("train")
+        lines.append(f"steps: {total_steps(config, metadata):,}")
+    except InputError as error:
+        metadata = _ASSUMED
+        lines.append(
+            f"note: {error}\nnote: the figures below assume ARC-AGI-1: {metadata.seq_len} tokens, a vocabulary of "
+            f"{metadata.vocab_size}, {metadata.num_puzzle_identifiers:,} puzzles."
+        )
+    world_size = distributed.launched().world_size
+    local_batch_size = -(-config.global_batch_size // world_size)
+    memory = cost.memory_per_rank(config.arch, metadata, local_batch_size, config.ema)
+    lines.append(f"parameters: {cost.num_parameters(config.arch, metadata):,}")
+    lines.append(f"memory per rank, {local_batch_size} of {config.global_batch_size} sequences (estimate):")
+    lines += [f"  {purpose:<15} {size / 2**30:8.2f} GiB" for purpose, size in memory.items()]
+    lines.append(f"  {'total':<15} {sum(memory.values()) / 2**30:8.2f} GiB")
+    return "\n".join(lines)
+
+
+def build_if_missing(config: TrainConfig) -> None:
+    """Build the dataset where the configuration says how and nothing is there."""
+    path = Path(config.data_path)
+    if config.dataset is None or path.exists():
+        return
+    spec = config.dataset
+    options = BuildOptions(
+        num_aug=spec.num_aug, holdout=spec.holdout, canvas=spec.canvas, limit_groups=spec.limit_groups
+    )
+    build(Request(spec.preset, [], path, options, spec.seed, workers=1, quiet=False))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the configuration, then train; only a good configuration costs the import of torch."""
+    options = _parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    config = load_config(options.config, options.overrides)
+    if options.dry_run:
+        print(dry_run(config))
+        return 0
+    return train(config)
+
+
+def train(config: TrainConfig) -> int:
+    """Join the other processes and train; gives the exit code."""
+    import torch
+
+    from hrm_dist import distributed
+    from hrm_dist.trainer import Trainer
+
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    with distributed.process_group(config.device) as world:
+        distributed.on_main(lambda: build_if_missing(config))
+        finished = Trainer(config, world).fit()
+    if finished:
+        return 0
+    print("stopped by a signal; the state is saved, and the same command goes on from there", file=sys.stderr)
+    return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,328 @@
+"""Show what the model did: one self-contained HTML file with every task, its attempts and its votes.
+
+Takes what tools.vote takes and holds the same vote. The file needs no network, opens from disk and prints.
+
+examples:
+  python -m tools.report runs/demo/predictions --data data/demo --out runs/demo/report.html
+  python -m tools.report runs/demo/predictions --data data/demo --out runs/demo/report.html \\
+      --subsets halves.json --metrics runs/demo/metrics.jsonl --title "ARC-AGI-1, small tasks"
+"""
+
+import argparse
+import base64
+import io
+import json
+import math
+import struct
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.errors import InputError, exit_code
+from hrm_dist.predictions import replace_file
+from hrm_dist.voting import Candidate, attempts
+from tools.vote import SCORE_MEANINGS, Poll, add_arguments, hold_poll, warn_of_ignored
+
+TEMPLATE = Path(__file__).with_name("report_template.html")
+ARC_COLOURS = (
+    "#000000 #0074D9 #FF4136 #2ECC40 #FFDC00 "  # 0 to 4
+    "#AAAAAA #F012BE #FF851B #7FDBFF #870C25"  # 5 to 9
+).split()
+SHOWN_CANDIDATES = 6
+MAX_CURVE_POINTS = 1000
+
+# Cell sizes in pixels are whole numbers, so that the grid lines fall between cells: (side aimed at, least, most).
+DEMONSTRATION_PX = (132, 3, 20)
+TEST_PX = (190, 4, 28)
+CANDIDATE_PX = (84, 2, 14)
+
+
+class GridView(NamedTuple):
+    uri: str
+    height: int
+    width: int
+    cell_px: int
+
+
+class AttemptView(NamedTuple):
+    grid: GridView
+    is_right: bool | None  # None where the truth is hidden
+    note: str
+
+
+@dataclass(frozen=True)
+class CandidateView:
+    grid: GridView | None  # None for an empty prediction
+    rank: int  # from 1
+    count: int
+    share: float
+    mean_q: float
+    is_right: bool | None
+
+
+class InputView(NamedTuple):
+    grid: GridView
+    attempts: list[AttemptView]
+    truth: GridView | None
+    is_solved: bool | None
+    num_votes: int
+    num_candidates: int
+    candidates: list[CandidateView]
+    truth_note: str
+
+
+class TaskView(NamedTuple):
+    name: str
+    status: str
+    label: str
+    subsets: list[str]
+    demonstrations: list[tuple[GridView, GridView]]
+    inputs: list[InputView]
+
+
+STATUSES = ("solved", "partly", "unsolved", "hidden")
+
+
+def render_report(
+    poll: Poll, *, title: str, metrics: Path | None = None, max_tasks: int | None = None
+) -> str:
+    """The whole page. InputError if the metrics cannot be read."""
+    tasks = sorted(
+        (task_view(poll, task) for task in poll.test_puzzles), key=lambda t: STATUSES.index(t.status)
+    )
+    curves = draw_curves(read_metrics(metrics)) if metrics else None
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=title,
+        poll=poll,
+        meanings=SCORE_MEANINGS,
+        pass_columns=_pass_columns(poll),
+        curves=curves,
+        tasks=tasks[:max_tasks],
+        num_tasks=len(tasks),
+        counts={status: sum(task.status == status for task in tasks[:max_tasks]) for status in STATUSES},
+    )
+
+
+def task_view(poll: Poll, task: str) -> TaskView:
+    """Everything the page shows of one task; all its grids at the same scale, so that they compare."""
+    puzzle = poll.test_puzzles[task]
+    grids = [pair[side] for pair in puzzle["train"] for side in ("input", "output")]
+    grids += [pair["input"] for pair in puzzle["test"]]
+    grids += [pair["output"] for pair in puzzle["test"] if pair.get("output") is not None]
+    longest = max((max(len(grid), len(grid[0])) for grid in grids), default=1)
+    inputs = [
+        input_view(pair, candidates, longest)
+        for pair, candidates in zip(puzzle["test"], poll.votes.tasks[task].inputs, strict=True)
+    ]
+    scored = [view.is_solved for view in inputs if view.is_solved is not None]
+    if not scored:
+        status, label = "hidden", "truth hidden"
+    elif all(scored):
+        status, label = "solved", "solved"
+    elif any(scored):
+        status, label = "partly", f"{sum(scored)} of {len(scored)} test inputs solved"
+    else:
+        status, label = "unsolved", "unsolved"
+    return TaskView(
+        name=task,
+        status=status,
+        label=label,
+        subsets=[name for name, tasks in poll.subsets.items() if task in tasks],
+        demonstrations=[
+            (
+                grid_view(pair["input"], longest, DEMONSTRATION_PX),
+                grid_view(pair["output"], longest, DEMONSTRATION_PX),
+            )
+            for pair in puzzle["train"]
+        ],
+        inputs=inputs,
+    )
+
+
+def input_view(pair: Mapping[str, Any], candidates: Sequence[Candidate], longest: int) -> InputView:
+    """One test input with its attempts and votes."""
+    truth = None if pair.get("output") is None else np.asarray(pair["output"], dtype=np.uint8)
+    num_votes = sum(candidate.count for candidate in candidates)
+    views = [
+        CandidateView(
+            grid=grid_view(c.grid, longest, CANDIDATE_PX) if c.grid.size else None,
+            rank=rank,
+            count=c.count,
+            share=c.count / num_votes,
+            mean_q=c.mean_q,
+            is_right=None if truth is None else np.array_equal(c.grid, truth),
+        )
+        for rank, c in enumerate(candidates, start=1)
+        if rank <= SHOWN_CANDIDATES or (truth is not None and np.array_equal(c.grid, truth))
+    ]
+    attempt_views = [attempt_view(i, candidates, truth, longest) for i in range(2)]
+    return InputView(
+        grid=grid_view(pair["input"], longest, TEST_PX),
+        attempts=attempt_views,
+        truth=None if truth is None else grid_view(truth, longest, TEST_PX),
+        is_solved=None if truth is None else any(view.is_right for view in attempt_views),
+        num_votes=num_votes,
+        num_candidates=len(candidates),
+        candidates=views,
+        truth_note=_truth_note(views) if truth is not None and candidates else "",
+    )
+
+
+def attempt_view(
+    index: int, candidates: Sequence[Candidate], truth: npt.NDArray[np.uint8] | None, longest: int
+) -> AttemptView:
+    """Attempt `index` as submitted, with how far it is from the truth."""
+    grid = np.asarray(attempts(candidates)[index], dtype=np.uint8)
+    is_right = None if truth is None else np.array_equal(grid, truth)
+    if not candidates:
+        note = "no prediction"
+    elif index >= len(candidates):
+        note = "only one candidate"
+    elif is_right is None:
+        note = ""
+    elif is_right:
+        note = "right"
+    elif truth is not None and grid.shape == truth.shape:
+        note = f"{int((grid != truth).sum())} of {truth.size} cells wrong"
+    else:
+        note = "wrong size"
+    return AttemptView(grid_view(grid, longest, TEST_PX), is_right, note)
+
+
+def grid_view(grid: npt.ArrayLike, longest: int, size_px: tuple[int, int, int]) -> GridView:
+    """A grid as an image of one pixel a cell, which the browser enlarges."""
+    cells = np.asarray(grid, dtype=np.uint8)
+    side, least, most = size_px
+    height, width = cells.shape
+    cell_px = min(max(side // max(longest, height, width), least), most)
+    return GridView(_png_uri(cells.tobytes(), height, width), height, width, cell_px)
+
+
+@lru_cache(maxsize=4096)
+def _png_uri(cells: bytes, height: int, width: int) -> str:
+    """A palette PNG of 4 bits a pixel: about 150 bytes for a usual grid."""
+    rows = np.zeros((height, width + width % 2), dtype=np.uint8)
+    rows[:, :width] = np.frombuffer(cells, dtype=np.uint8).reshape(height, width)
+    packed = (rows[:, 0::2] << 4) | rows[:, 1::2]
+    scanlines = np.insert(packed, 0, 0, axis=1)  # each starts with its filter type, 0
+    palette = bytes.fromhex("".join(ARC_COLOURS).replace("#", ""))
+    header = struct.pack(">IIBBBBB", width, height, 4, 3, 0, 0, 0)  # 4 bits, palette
+    chunks = (
+        (b"IHDR", header),
+        (b"PLTE", palette),
+        (b"IDAT", zlib.compress(scanlines.tobytes(), 9)),
+        (b"IEND", b""),
+    )
+    png = b"\x89PNG\r\n\x1a\n"
+    for kind, content in chunks:
+        png += (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a last line that a running or killed training left unfinished is dropped."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); give the run's metrics.jsonl.") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise InputError(f"{path}: line {number} is not valid JSON ({error}).") from error
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise InputError(f"{path}: line {number} is not an object with a whole number 'step'.")
+        rows.append(row)
+    return rows
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The training's curves as a data URI of an SVG; None if there is nothing to draw."""
+    from matplotlib import rc_context  # a second of import that a report without curves need not pay
+    from matplotlib.figure import Figure
+
+    panels = {"loss": "loss", "accuracy": "accuracy|pass@2", "learning rate": "lr"}
+    names = {name for row in rows for name in row if name.startswith(("train/", "eval/"))}
+    keys = {
+        title: sorted(n for n in names if n.endswith(tuple(ends.split("|"))))
+        for title, ends in panels.items()
+    }
+    keys = {title: found for title, found in keys.items() if found}
+    if not keys:
+        return None
+    with rc_context(
+        {"svg.hashsalt": "report", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        figure = Figure(figsize=(3.7 * len(keys), 2.5), layout="constrained")
+        for axes, (title, found) in zip(
+            figure.subplots(1, len(keys), squeeze=False)[0], keys.items(), strict=True
+        ):
+            for key in found:
+                points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+                points = points[:: math.ceil(len(points) / MAX_CURVE_POINTS) or 1]
+                marker = "o" if key.startswith("eval/") else None
+                axes.plot(*zip(*points, strict=True), label=key, linewidth=1.2, marker=marker, markersize=3)
+            axes.set(title=title, xlabel="step")
+            axes.grid(alpha=0.25)
+            axes.legend(frameon=False, fontsize=7)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _truth_note(views: Sequence[CandidateView]) -> str:
+    right = next((view for view in views if view.is_right), None)
+    return "the truth got no vote" if right is None else f"the truth is candidate {right.rank}"
+
+
+def _pass_columns(poll: Poll) -> list[str]:
+    first = next(iter(poll.scores.values()))
+    return [key.removeprefix("task/") for key in first if key.startswith("task/")]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Vote and write the page."""
+    poll = hold_poll(args)
+    page = render_report(
+        poll, title=args.title, metrics=Path(args.metrics) if args.metrics else None, max_tasks=args.max_tasks
+    )
+    replace_file(args.out, page.encode())
+    warn_of_ignored(poll.votes)
+    print(f"report: {args.out} ({len(page) / 1e6:.1f} MB, {len(poll.test_puzzles)} tasks)")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    parser.add_argument("--out", required=True, metavar="F", help="the HTML file to write")
+    parser.add_argument("--metrics", metavar="F", help="metrics.jsonl of the run: adds the training's curves")
+    parser.add_argument("--title", default="ARC report", help="heading of the page")
+    parser.add_argument(
+        "--max-tasks", type=int, metavar="N", help="show only the first N tasks, solved ones first"
+    )
+    args = parser.parse_args(argv)
+    return exit_code(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

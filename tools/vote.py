@@ -1,0 +1,186 @@
+"""Vote over augmented ARC predictions: writes an ARC Prize submission and prints its scores.
+
+PREDICTIONS are the *.npz files of tools.evaluate, or folders of them. The tasks come from the dataset folder
+that they were made from. Every task and every test input gets two attempts, predicted or not. Scores are
+printed as a table and, as the last line, as one JSON object; inputs with a hidden truth are not scored.
+
+examples:
+  python -m tools.vote runs/demo/predictions --data data/demo --out runs/demo/submission.json
+  python -m tools.vote preds.0.npz preds.1.npz --identifiers identifiers.json --tasks test_puzzles.json \\
+      --out submission.json
+  python -m tools.vote runs/demo/predictions --data data/demo --out submission.json --subsets halves.json
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from data_pipeline.errors import InputError, exit_code
+from data_pipeline.sources.arc_json import parse_task, read_json
+from hrm_dist.predictions import Predictions, prediction_files, read_predictions, replace_file
+from hrm_dist.voting import Votes, scores, submission, vote
+
+ALL_TASKS = "all tasks"
+SCORE_MEANINGS = {
+    "task": "mean over tasks of the share of a task's test inputs that are right (the competition's score)",
+    "input": "share of test inputs that are right",
+    "task_all": "share of tasks with every test input right",
+}
+
+
+class Poll(NamedTuple):
+    """A finished vote with what it was about."""
+
+    votes: Votes
+    test_puzzles: dict[str, Any]
+    scores: dict[str, dict[str, float]]
+    """By set of tasks: all of them, then each subset."""
+    subsets: dict[str, list[str]]
+    checkpoint_ids: list[str]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a vote is made from; the report takes the same."""
+    parser.add_argument(
+        "predictions", nargs="+", metavar="PREDICTIONS", help="*.npz files, or folders of them"
+    )
+    parser.add_argument(
+        "--data", metavar="DIR", help="dataset folder with identifiers.json and test_puzzles.json"
+    )
+    parser.add_argument("--identifiers", metavar="F", help="identifiers.json, in place of the one in --data")
+    parser.add_argument("--tasks", metavar="F", help="test_puzzles.json, in place of the one in --data")
+    parser.add_argument("--subsets", metavar="F", help="JSON {name: [task ids]}: scores of these, too")
+    parser.add_argument(
+        "--mix-checkpoints", action="store_true", help="pool predictions of several checkpoints in one vote"
+    )
+
+
+def hold_poll(args: argparse.Namespace) -> Poll:
+    """Read everything that `add_arguments` names, check it, vote and score."""
+    identifiers = read_identifiers(_data_file(args, "identifiers", "identifiers.json"))
+    test_puzzles = read_test_puzzles(_data_file(args, "tasks", "test_puzzles.json"))
+    subsets = read_subsets(Path(args.subsets), test_puzzles) if args.subsets else {}
+    checkpoint_ids: dict[str, None] = {}
+
+    def blocks() -> Iterator[Predictions]:
+        files = prediction_files(args.predictions)
+        reader = read_predictions(files, allow_mixed_checkpoints=args.mix_checkpoints)
+        for block in tqdm(reader, total=len(files), desc="vote", unit="file", delay=2):
+            if block.checkpoint_id is not None:
+                checkpoint_ids[block.checkpoint_id] = None
+            yield block
+
+    votes = vote(blocks(), identifiers, test_puzzles, allow_mixed_checkpoints=args.mix_checkpoints)
+    by_set = {ALL_TASKS: scores(votes, test_puzzles)}
+    by_set |= {name: scores(votes, test_puzzles, tasks=tasks) for name, tasks in subsets.items()}
+    return Poll(votes, test_puzzles, by_set, subsets, sorted(checkpoint_ids))
+
+
+def read_identifiers(path: Path) -> list[str]:
+    """identifiers.json: the name of each identifier."""
+    names = read_json(path)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(
+            f"{path}: must be a list of names, one for each identifier; build the dataset again."
+        )
+    return names
+
+
+def read_test_puzzles(path: Path) -> dict[str, Any]:
+    """test_puzzles.json, every grid checked; a test output may be absent or null: a hidden truth."""
+    puzzles = read_json(path)
+    if not isinstance(puzzles, dict):
+        raise InputError(f"{path}: must be an object, task id -> {{train, test}}; build the dataset again.")
+    for task, pairs in puzzles.items():
+        parse_task(pairs, task, held_out=True, origin=str(path))
+    return puzzles
+
+
+def read_subsets(path: Path, test_puzzles: dict[str, Any]) -> dict[str, list[str]]:
+    """Named lists of task ids, all of them in test_puzzles."""
+    subsets = read_json(path)
+    if not isinstance(subsets, dict) or not all(isinstance(tasks, list) for tasks in subsets.values()):
+        raise InputError(f"{path}: must be an object, name -> list of task ids.")
+    if ALL_TASKS in subsets:
+        raise InputError(f"{path}: {ALL_TASKS!r} is the name of the whole set; give the subset another name.")
+    for name, tasks in subsets.items():
+        for task in tasks:
+            if not isinstance(task, str) or task not in test_puzzles:
+                raise InputError(
+                    f"{path}: subset {name!r} lists {task!r}, which is no task of the data; remove it."
+                )
+    return subsets
+
+
+def score_table(by_set: dict[str, dict[str, float]]) -> str:
+    """Percentages, a block for each set of tasks and a line for each naming."""
+    lines = []
+    for name, values in by_set.items():
+        lines.append(f"{name}: {values['tasks']} tasks, {values['inputs']} test inputs scored")
+        columns = [key.removeprefix("task/") for key in values if key.startswith("task/")]
+        if not columns:
+            lines.append("  no test input has a known truth")
+            continue
+        lines.append(" " * 12 + "".join(f"{column:>11}" for column in columns))
+        for kind in SCORE_MEANINGS:
+            row = "".join(f"{100 * values[f'{kind}/{column}']:>10.2f}%" for column in columns)
+            lines.append(f"  {kind:<10}{row}")
+    lines += [f"{kind}: {meaning}" for kind, meaning in SCORE_MEANINGS.items()]
+    return "\n".join(lines)
+
+
+def warn_of_ignored(votes: Votes) -> None:
+    """Say on stderr what did not become a vote, and what went without one."""
+    notes = {
+        "are for tasks that are not in the data; ignored": votes.unknown_task,
+        "match no test input of their task; ignored": votes.unknown_input,
+        "stand twice in the files; counted once": votes.repeated,
+    }
+    for note, count in notes.items():
+        if count:
+            print(f"note: {count} predictions {note}", file=sys.stderr)
+    num_empty = sum(not candidates for task in votes.tasks.values() for candidates in task.inputs)
+    if num_empty:
+        print(f"warning: {num_empty} test inputs have no prediction; submitted as [[0]]", file=sys.stderr)
+
+
+def _data_file(args: argparse.Namespace, option: str, name: str) -> Path:
+    given = getattr(args, option)
+    if given is None and args.data is None:
+        raise InputError(
+            f"{name} is missing; give the dataset folder with --data, or the file with --{option}."
+        )
+    return Path(given) if given is not None else Path(args.data) / name
+
+
+def run(args: argparse.Namespace) -> int:
+    """Vote, write the submission, print the scores."""
+    poll = hold_poll(args)
+    content = json.dumps(submission(poll.votes), separators=(",", ":"))
+    replace_file(args.out, content.encode())
+    warn_of_ignored(poll.votes)
+    print(score_table(poll.scores))
+    print(f"submission: {args.out}")
+    counts = {name: count for name, count in poll.votes._asdict().items() if name != "tasks"}
+    print(json.dumps({"scores": poll.scores, "predictions": counts, "checkpoint_ids": poll.checkpoint_ids}))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.vote", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    parser.add_argument("--out", required=True, metavar="F", help="the submission file to write")
+    args = parser.parse_args(argv)
+    return exit_code(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
