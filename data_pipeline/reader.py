@@ -100,7 +100,8 @@ class TrainReader:
         shard_number = row * shards_per_row + part
         examples = np.empty((len(row), 2, self.info.seq_len), dtype=np.uint8)
         identifiers = np.empty(len(row), dtype=np.int32)
-        for number in dict.fromkeys(shard_number.tolist()):  # in order of use: the last stays cached
+        numbers: list[int] = shard_number.tolist()
+        for number in dict.fromkeys(numbers):  # in order of use: the last stays cached
             chosen = shard_number == number
             shard = self._shards.get(self._shards.index.shards[number])
             sample = group[chosen] - self._first_groups[number % shards_per_row]
@@ -123,6 +124,7 @@ class TestReader:
         self._shards = _Shards(Path(dataset_dir), "test")
         index = self._shards.index
         groups = index.groups[:max_groups]
+        self.group_names = [group.name for group in groups]
         num_rows = index.num_rows if num_aug is None else 1 + num_aug
         self._parts = [
             shard for shard in index.shards if shard.row < num_rows and shard.first_group < len(groups)
@@ -168,7 +170,7 @@ class TestReader:
             inputs=tensors["inputs"],
             labels=tensors["labels"],
             puzzle_identifiers=tensors["puzzle_identifiers"],
-            example_index=torch.from_numpy(np.concatenate(example_index)),
+            example_index=_tensor(np.concatenate(example_index)),
         )
 
 
@@ -179,7 +181,11 @@ def _tensors(
     labels = examples[:, 1].astype(np.int32)
     labels[labels == pad_id] = IGNORE_LABEL_ID
     return {
-        "inputs": torch.from_numpy(examples[:, 0].astype(np.int32)),
-        "labels": torch.from_numpy(labels),
-        "puzzle_identifiers": torch.from_numpy(identifiers),
+        "inputs": _tensor(examples[:, 0].astype(np.int32)),
+        "labels": _tensor(labels),
+        "puzzle_identifiers": _tensor(identifiers),
     }
+
+
+def _tensor(array: NDArray[np.int32]) -> torch.Tensor:
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]

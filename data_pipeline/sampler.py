@@ -88,7 +88,7 @@ class SamplePlan:
         return _Block(number, groups, first)
 
     def _group_order(self, number: int) -> NDArray[np.int64]:
-        """The groups of a block's passes: in each pass the shards in random order, in each shard its groups."""
+        """The groups of a block's passes: shards of a pass in random order, then the groups of each."""
         num_groups, passes = len(self._examples_of_group), self._passes_per_block
         keys = random_bits(passes * num_groups, self._seed, "group order", number)
         keys = keys.reshape(passes, num_groups)

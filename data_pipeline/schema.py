@@ -7,10 +7,12 @@ train/index.json     SplitIndex, beside the shards that it lists; likewise test/
 """
 
 import json
+from bisect import bisect_right
+from collections import Counter
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import Literal, Self, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_pipeline.errors import InputError
 
@@ -147,6 +149,23 @@ class SplitIndex(_Strict):
     groups: tuple[GroupIndex, ...]
     shards: tuple[ShardIndex, ...]
 
+    @model_validator(mode="after")
+    def _shards_make_up_the_rows(self) -> Self:
+        places = [(shard.row, shard.first_group) for shard in self.shards]
+        if places != sorted(set(places)):
+            raise ValueError("shards are not in order of (row, first_group)")
+        num_puzzles = sorted(group.num_puzzles for group in self.groups)
+        samples_of_row = Counter[int]()
+        for shard in self.shards:
+            samples_of_row[shard.row] += shard.num_samples
+        for row in range(self.num_rows):
+            missing = bisect_right(num_puzzles, row) if self.split == "test" else 0
+            if samples_of_row.pop(row, 0) != len(self.groups) - missing:
+                raise ValueError(f"the shards of row {row} do not make up its groups")
+        if samples_of_row:
+            raise ValueError(f"there are shards of rows beyond num_rows={self.num_rows}")
+        return self
+
 
 _Document = TypeVar("_Document", bound=_Strict)
 
@@ -185,7 +204,6 @@ def _load(path: Path, document: type[_Document]) -> _Document:
         return document.model_validate(content)
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise InputError(
-            f"{path}: {key}: {problem['msg']} (got {problem['input']!r:.60}); {REBUILD}."
-        ) from None
+        key = ".".join(str(part) for part in problem["loc"]) or "content"
+        value = "" if problem["type"] == "value_error" else f" (got {problem['input']!r:.60})"
+        raise InputError(f"{path}: {key}: {problem['msg']}{value}; {REBUILD}.") from None

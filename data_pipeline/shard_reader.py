@@ -58,7 +58,8 @@ def read_shard(split_dir: Path, index: SplitIndex, shard: ShardIndex) -> Shard:
             tarfile.open(fileobj=stream, mode="r|") as tar,
         ):
             for member in tar:
-                tar.members = []  # else it keeps every header until the shard is done
+                # Else it keeps every header until the shard is done.
+                tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
                 key = parse_key(member.name.removesuffix(".npy"))
                 content = tar.extractfile(member)
                 if key is None or content is None or key.row != shard.row or key.group >= len(index.groups):

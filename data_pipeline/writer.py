@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import zstandard
 from webdataset.writer import TarWriter
@@ -45,16 +45,18 @@ def write_shard(path: Path, row: int, samples: Iterable[Sample]) -> ShardIndex:
     temporary = _temporary(path)
     with temporary.open("wb") as file:
         compressed = _Tap(file)
-        with zstandard.ZstdCompressor(level=ZSTD_LEVEL).stream_writer(compressed, closefd=False) as stream:
+        compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
+        with compressor.stream_writer(cast(IO[bytes], compressed), closefd=False) as stream:
             plain = _Tap(stream)
             # No owner and no time: they would differ between machines and days.
-            tar = TarWriter(plain, user="", group="", mode=0o444, mtime=0, encoder=False)
+            tar = TarWriter(cast(BinaryIO, plain), user="", group="", mode=0o444, mtime=0, encoder=False)
             for sample in samples:
                 key = SampleKey(row, sample.group, sample.identifier)
                 num, _, seq_len = sample.examples.shape
                 content = npy_header(num, seq_len) + sample.examples.tobytes()
                 tar.write({"__key__": format_key(key), "npy": content})
-                tar.tarstream.members = []  # else it keeps every header until the shard is done
+                # Else it keeps every header until the shard is done.
+                tar.tarstream.members = []  # pyright: ignore[reportAttributeAccessIssue]
                 groups.append(sample.group)
                 num_examples += num
             tar.close()

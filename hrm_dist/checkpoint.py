@@ -26,7 +26,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_pipeline.errors import InputError
+from data_pipeline.schema import DatasetMetadata
 from hrm_dist import distributed
+from hrm_dist.config import ArchConfig
+from hrm_dist.model.act import ACTModel
 
 FORMAT = 1
 _STATE = "state.json"
@@ -54,6 +57,12 @@ class CheckpointState(BaseModel):
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _sync(path: Path) -> None:
@@ -90,9 +99,12 @@ def save(
     for stem, tensors in files.items():
         path = temporary / f"{stem}.safetensors"
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
+        path.chmod(0o666 & ~_umask())  # safetensors writes 0600, which shuts out the rest of a group
         _sync(path)
         digests[path.name] = _sha256(path)
-    all_digests = {name: digest for part in distributed.gather_objects(digests) for name, digest in part.items()}
+    all_digests = {
+        name: digest for part in distributed.gather_objects(digests) for name, digest in part.items()
+    }
 
     def finish() -> None:
         path = temporary / _STATE
@@ -141,7 +153,9 @@ def read_state(path: Path) -> CheckpointState:
     """
     remedy = "choose another checkpoint, e.g. a step_N folder beside it, or start over with resume=never."
     if not path.is_dir():
-        raise InputError(f"{path}: no checkpoint here (a checkpoint is a folder such as runs/x/checkpoints/latest).")
+        raise InputError(
+            f"{path}: no checkpoint here (a checkpoint is a folder such as runs/x/checkpoints/latest)."
+        )
     try:
         content = json.loads((path / _STATE).read_text(encoding="utf-8"))
         if content.get("format") != FORMAT:
@@ -150,11 +164,15 @@ def read_state(path: Path) -> CheckpointState:
             )
         state = CheckpointState.model_validate(content)
     except (OSError, ValueError, AttributeError, ValidationError) as error:
-        raise InputError(f"{path / _STATE}: unreadable ({error}); the checkpoint is damaged: {remedy}") from error
+        raise InputError(
+            f"{path / _STATE}: unreadable ({error}); the checkpoint is damaged: {remedy}"
+        ) from error
     for name, digest in state.sha256.items():
         file = path / name
         if not file.is_file():
-            raise InputError(f"{file}: missing, though {_STATE} lists it; the checkpoint is damaged: {remedy}")
+            raise InputError(
+                f"{file}: missing, though {_STATE} lists it; the checkpoint is damaged: {remedy}"
+            )
         if _sha256(file) != digest:
             raise InputError(f"{file}: its sha256 is not the one in {_STATE}; the file is damaged: {remedy}")
     return state
@@ -183,7 +201,33 @@ def read_own(path: Path, state: CheckpointState, rank: int, world_size: int) -> 
     return {name: tensor.tensor_split(world_size)[rank] for name, tensor in whole.items()}
 
 
+def dataset_identity(data_path: Path, metadata: DatasetMetadata) -> dict[str, Any]:
+    """What makes two datasets the same for a model: sizes, and the digest of what lists their content."""
+    digest = hashlib.sha256()
+    for name in ("dataset.json", "train/index.json"):
+        digest.update((data_path / name).read_bytes())
+    return {"metadata": metadata.model_dump(mode="json"), "sha256": digest.hexdigest()}
+
+
+def load_model(path: Path, data_path: Path, metadata: DatasetMetadata, *, average: bool) -> ACTModel:
+    """The model of a checkpoint for prediction, with its averaged weights if asked for and kept.
+
+    Raises InputError if the dataset is not the one of training: identifiers would mean other puzzles.
+    """
+    state = read_state(path)
+    if state.dataset != dataset_identity(data_path, metadata):
+        raise InputError(
+            f"{path}: was trained on another dataset than {data_path}, so puzzle identifiers and embeddings do not "
+            "belong together; give --data the dataset of the training."
+        )
+    model = ACTModel(ArchConfig.model_validate(state.config["arch"]), metadata)
+    tensors = read_tensors(path, "model")
+    if average and "ema.safetensors" in state.sha256:
+        tensors |= read_tensors(path, "ema")
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
 def identity(path: Path) -> str:
     """A short name of a checkpoint's exact content, to tell whose predictions are whose."""
-    state = path / _STATE
-    return f"{path.resolve().name}-{_sha256(state)[:12]}"
+    return f"{path.resolve().name}-{_sha256(path / _STATE)[:12]}"

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipeline.reader import TestReader
+from data_pipeline.reader import TestBatch, TestReader
 from data_pipeline.schema import IGNORE_LABEL_ID
 from hrm_dist import distributed, voting
 from hrm_dist.model.act import ACTModel, Batch
@@ -35,15 +35,15 @@ def predict(model: ACTModel, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def answer(
-    model: ACTModel, batches: Iterable[Batch], device: torch.device, checkpoint_id: str | None = None
+    model: ACTModel, batches: Iterable[TestBatch], device: torch.device, checkpoint_id: str | None = None
 ) -> Iterator[Answers]:
     """The model's answers to batches of the test split; it is in evaluation mode meanwhile."""
     was_training = model.training
     model.eval()
     try:
         for batch in batches:
-            inputs = {name: batch[name].to(device) for name in ("inputs", "labels", "puzzle_identifiers")}
-            preds, q_halt_logits = predict(model, inputs)
+            fields = {key: batch[key] for key in ("inputs", "labels", "puzzle_identifiers")}
+            preds, q_halt_logits = predict(model, {key: tensor.to(device) for key, tensor in fields.items()})
             predictions = Predictions(
                 puzzle_identifiers=batch["puzzle_identifiers"].numpy(),
                 inputs=batch["inputs"].numpy().astype(np.uint8),
@@ -90,9 +90,9 @@ def evaluate(
         if reader.info.kind == "arc":
             names = json.loads((data_path / "identifiers.json").read_text(encoding="utf-8"))
             puzzles = json.loads((data_path / "test_puzzles.json").read_text(encoding="utf-8"))
-            seen = {reader.index.groups[g].name for g in range(reader.num_groups)}
-            voted = voting.vote((b.predictions for b in blocks), names, {t: puzzles[t] for t in puzzles if t in seen})
-            scores |= voting.scores(voted, {t: puzzles[t] for t in puzzles if t in seen}, ks=(1, 2))
+            covered = {task: puzzles[task] for task in reader.group_names}
+            voted = voting.vote((block.predictions for block in blocks), names, covered)
+            scores |= voting.scores(voted, covered, ks=(1, 2))
         return scores
 
     return distributed.on_main(score)

@@ -103,7 +103,8 @@ def read_predictions(
 def read_prediction_file(path: Path) -> Predictions:
     """Read and check one file."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, since np.load leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [name for name in _REQUIRED if name not in archive.files]
             if missing:
                 raise InputError(

@@ -33,12 +33,16 @@ _ASSUMED = DatasetMetadata(
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m hrm_dist.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m hrm_dist.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved configuration, parameters and memory; do nothing"
+        "--dry-run",
+        action="store_true",
+        help="print the resolved configuration, parameters and memory; do nothing",
     )
     return parser.parse_args(arguments)
 

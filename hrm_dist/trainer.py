@@ -1,6 +1,5 @@
 """The training loop: batch -> segment -> loss -> engine -> checkpoint. Nothing here knows a model's inside."""
 
-import hashlib
 import logging
 import platform
 from collections.abc import Iterator
@@ -70,7 +69,9 @@ class Trainer:
         self._resume()
         distributed.on_main(self._start_run_folder)
         eval_every = self._eval_every()
-        flops_per_step = self.config.global_batch_size * flops_per_sequence(self.config.arch, self.reader.metadata)
+        flops_per_step = self.config.global_batch_size * flops_per_sequence(
+            self.config.arch, self.reader.metadata
+        )
         peak = matmul_rate(self.world.device, self.model.dtype) * self.world.world_size
         log = RunLog(self.config, self.run_dir, self.step, self.last_step, flops_per_step / peak)
         with closing(log), closing(StopRequest()) as stop:
@@ -100,8 +101,9 @@ class Trainer:
             self.carry = self.model.initial_carry(batch)
         min_halt_steps = explore_halting(arch, config.seed, self.step, config.global_batch_size)
         own = rank_slice(min_halt_steps, self.world.rank, self.world.world_size)
-        self.carry, outputs = self.model(self.carry, batch, torch.from_numpy(own).to(self.world.device))
-        loss, metrics = act_loss(self.carry, outputs, arch.loss_type)
+        carry, outputs = self.model(self.carry, batch, torch.from_numpy(own).to(self.world.device))
+        loss, metrics = act_loss(carry, outputs, arch.loss_type)
+        self.carry = carry
         self.engine.backward(loss / config.global_batch_size)
         self.sums.add(metrics)
         self.engine.step(self._lr(config.lr))
@@ -116,7 +118,7 @@ class Trainer:
             step=self.step,
             world_size=self.world.world_size,
             config=self.config.model_dump(mode="json"),
-            dataset=self._dataset(),
+            dataset=checkpoint.dataset_identity(Path(self.config.data_path), self.reader.metadata),
             environment=self._environment(),
             metric_sums=distributed.sum_over_ranks(self.sums.values).tolist(),
             best_score=self.best_score,
@@ -160,7 +162,9 @@ class Trainer:
     def _row(self) -> Row:
         config = self.config
         # The rate of the step just completed.
-        lr = learning_rate(self.step, config.lr, config.lr_warmup_steps, self.total_steps, config.lr_min_ratio)
+        lr = learning_rate(
+            self.step, config.lr, config.lr_warmup_steps, self.total_steps, config.lr_min_ratio
+        )
         row = {"step": self.step, **self.sums.row(config.global_batch_size), "train/lr": lr}
         return row
 
@@ -210,12 +214,6 @@ class Trainer:
             tensors |= {f"carry.current_data.{name}": data for name, data in carry.current_data.items()}
         return tensors
 
-    def _dataset(self) -> dict[str, object]:
-        digest = hashlib.sha256()
-        for name in ("dataset.json", "train/index.json"):
-            digest.update((Path(self.config.data_path) / name).read_bytes())
-        return {"metadata": self.reader.metadata.model_dump(mode="json"), "sha256": digest.hexdigest()}
-
     def _environment(self) -> dict[str, str | int | bool]:
         device = self.world.device
         return {
@@ -258,7 +256,7 @@ class Trainer:
             for key in _FIXED_ON_RESUME
             if now[key] != state.config.get(key)
         ]
-        if state.dataset != self._dataset():
+        if state.dataset != checkpoint.dataset_identity(Path(self.config.data_path), self.reader.metadata):
             problems.append(f"data_path={self.config.data_path} is not the dataset it was trained on")
         if problems:
             raise ConfigError(
@@ -275,7 +273,9 @@ class Trainer:
 
     def _load(self, path: Path, state: checkpoint.CheckpointState) -> None:
         model = checkpoint.read_tensors(path, "model")
-        full = {f"weights.{n.removeprefix('network.')}": t for n, t in model.items() if n.startswith("network.")}
+        full = {
+            f"weights.{n.removeprefix('network.')}": t for n, t in model.items() if n.startswith("network.")
+        }
         full |= checkpoint.read_tensors(path, "optimizer")
         if self.config.ema:
             averages = checkpoint.read_tensors(path, "ema") if "ema.safetensors" in state.sha256 else model
@@ -297,6 +297,8 @@ class Trainer:
 
 def _carry(tensors: dict[str, Tensor], device: torch.device) -> Carry:
     """The carry from its tensors in a checkpoint."""
-    part = {name.removeprefix("carry."): t.to(device) for name, t in tensors.items() if name.startswith("carry.")}
+    part = {
+        name.removeprefix("carry."): t.to(device) for name, t in tensors.items() if name.startswith("carry.")
+    }
     data = {n.removeprefix("current_data."): t for n, t in part.items() if n.startswith("current_data.")}
     return Carry(InnerCarry(part["z_H"], part["z_L"]), part["steps"], part["halted"], data)

@@ -267,7 +267,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> str | None:
     with rc_context(
         {"svg.hashsalt": "report", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     ):
-        figure = Figure(figsize=(3.7 * len(keys), 2.5), layout="constrained")
+        figure = Figure(figsize=(3.7 * len(keys), 2.9), layout="constrained")
         for axes, (title, found) in zip(
             figure.subplots(1, len(keys), squeeze=False)[0], keys.items(), strict=True
         ):
@@ -278,7 +278,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> str | None:
                 axes.plot(*zip(*points, strict=True), label=key, linewidth=1.2, marker=marker, markersize=3)
             axes.set(title=title, xlabel="step")
             axes.grid(alpha=0.25)
-            axes.legend(frameon=False, fontsize=7)
+            axes.legend(frameon=False, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

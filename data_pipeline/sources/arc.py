@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipeline.augment import parse_name
 from data_pipeline.errors import InputError
-from data_pipeline.sources.arc_json import describe, parse_grid, parse_task, read_json
+from data_pipeline.sources.arc_json import as_list, describe, parse_grid, parse_task, read_json
 from data_pipeline.task import Pair, Task
 from data_pipeline.tokens import Grid
 
@@ -146,8 +146,8 @@ def _kaggle_tasks(file: Path, held_out: bool) -> list[Task]:
 
 def _with_solutions(task: Task, solutions: dict[str, object], file: Path) -> Task:
     found = solutions.get(task.id)
-    outputs = cast(list[object], found) if isinstance(found, list) else None
-    if outputs is None or len(outputs) != len(task.tests):
+    outputs = as_list(found)
+    if len(outputs) != len(task.tests):
         raise InputError(
             f"{file}: task {task.id}: {describe(found)} is not a list of {len(task.tests)} outputs, one "
             "per test input; take both files from one release, or move this one away to predict unscored."

@@ -38,6 +38,11 @@ def describe(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def as_list(value: object) -> list[object]:
+    """The value, or an empty list for anything that is none: both are useless where items are needed."""
+    return cast(list[object], value) if isinstance(value, list) else []
+
+
 def parse_task(content: object, task_id: str, held_out: bool, origin: str) -> Task:
     """A task in the published layout: {"train": [{"input", "output"}, ...], "test": [{"input"}, ...]}."""
     place = f"{origin}: task {task_id}"
@@ -53,7 +58,8 @@ def parse_task(content: object, task_id: str, held_out: bool, origin: str) -> Ta
 
 
 def _parse_pairs(value: object, key: str, place: str, *, may_hide_output: bool) -> tuple[Pair, ...]:
-    if not isinstance(value, list) or not value:
+    items = as_list(value)
+    if not items:
         what = "demonstration" if key == "train" else "test"
         raise InputError(
             f'{place}: "{key}" is {describe(value)}, but a task needs at least one {what} pair in a list; '
@@ -61,7 +67,7 @@ def _parse_pairs(value: object, key: str, place: str, *, may_hide_output: bool) 
             "*_challenges.json)."
         )
     pairs: list[Pair] = []
-    for i, item in enumerate(cast(list[object], value)):
+    for i, item in enumerate(items):
         if not isinstance(item, dict):
             raise InputError(
                 f"{place}: {key} pair {i}: {describe(item)} is no object; "
@@ -78,21 +84,22 @@ def _parse_pairs(value: object, key: str, place: str, *, may_hide_output: bool) 
 
 def parse_grid(value: object, place: str) -> Grid:
     """A grid from its JSON; `place` opens the message of the InputError raised for anything else."""
-    if not isinstance(value, list) or not value:
+    rows = as_list(value)
+    if not rows:
         raise InputError(f"{place}: {describe(value)} is no grid; a grid is a non-empty list of rows.")
-    rows = cast(list[object], value)
     cells: list[list[int]] = []
-    for r, row in enumerate(rows):
-        if not isinstance(row, list) or not row:
+    for r, item in enumerate(rows):
+        row = as_list(item)
+        if not row:
             raise InputError(
-                f"{place}: row {r}: {describe(row)} is no row; a row is a non-empty list of colours."
+                f"{place}: row {r}: {describe(item)} is no row; a row is a non-empty list of colours."
             )
-        if cells and len(cast(list[object], row)) != len(cells[0]):
+        if cells and len(row) != len(cells[0]):
             raise InputError(
-                f"{place}: row {r} has {len(cast(list[object], row))} cells where row 0 has {len(cells[0])}; "
+                f"{place}: row {r} has {len(row)} cells where row 0 has {len(cells[0])}; "
                 "all rows of a grid are equally long."
             )
-        for c, cell in enumerate(cast(list[object], row)):
+        for c, cell in enumerate(row):
             # `type`, since True is an int to isinstance.
             if type(cell) is not int or not 0 <= cell < NUM_COLOURS:
                 raise InputError(

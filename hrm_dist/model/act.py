@@ -39,8 +39,9 @@ class ACTModel(nn.Module):
     def __init__(self, arch: ArchConfig, metadata: DatasetMetadata) -> None:
         super().__init__()
         self.arch = arch
-        self.network = Network(arch, metadata)
-        self.dtype, self.seq_len = self.network.dtype, self.network.seq_len
+        network = Network(arch, metadata)
+        self.dtype, self.seq_len = network.dtype, network.seq_len
+        self.network: nn.Module = network  # an engine may put its wrapper here
         width = arch.puzzle_emb_width
         self.puzzle_emb = PuzzleEmbedding(metadata.num_puzzle_identifiers, width) if width else None
         self.register_buffer("H_init", torch.empty(arch.hidden_size))

@@ -26,7 +26,10 @@ def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy [B, T] under softmax, in float32; ignored labels give 0."""
     return F.cross_entropy(
-        logits.to(torch.float32).transpose(1, 2), labels.long(), ignore_index=IGNORE_LABEL_ID, reduction="none"
+        logits.to(torch.float32).transpose(1, 2),
+        labels.long(),
+        ignore_index=IGNORE_LABEL_ID,
+        reduction="none",
     )
 
 

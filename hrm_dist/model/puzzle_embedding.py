@@ -53,7 +53,8 @@ class SignSGD:
         on the order of summation.
         """
         looked_up = self.table.looked_up
-        assert looked_up is not None and looked_up.rows.grad is not None, "step() follows a backward"
+        assert looked_up is not None, "step() follows a forward in training"
+        assert looked_up.rows.grad is not None, "step() follows a backward"
         identifiers = distributed.all_gather_rows(looked_up.identifiers)
         grads = distributed.all_gather_rows(looked_up.rows.grad)
         # Rows of one identifier sum up through a product with the equality matrix. Unlike torch.unique, its

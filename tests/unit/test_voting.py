@@ -1,0 +1,376 @@
+"""The vote: parity with the field's evaluator, independence of files, scores, and the command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.augment import Augmentation, apply
+from data_pipeline.errors import InputError
+from data_pipeline.tokens import encode
+from hrm_dist.predictions import MAX_ROWS_PER_FILE, UNKNOWN_EXAMPLE, Predictions
+from hrm_dist.voting import attempts, read_predictions, scores, submission, vote, write_predictions
+from tools.vote import main
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CANVAS = 6
+SHAPE = (3, 2)
+IDENTIFIERS = ["<blank>", "a", "a|||t1|||0213456789", "a_t6_0918273645", "b", "c"]
+FILL = np.array([[1, 2], [3, 4], [5, 6]], dtype=np.uint8)
+
+
+def constant(color: int) -> np.ndarray:
+    return np.full(SHAPE, color, dtype=np.uint8)
+
+
+def pair(source: int, target: int | None) -> dict[str, Any]:
+    output = {} if target is None else {"output": constant(target).tolist()}
+    return {"input": (FILL + source).tolist(), **output}
+
+
+def puzzles() -> dict[str, Any]:
+    """Task a has two test inputs (truths 1 and 2), b one (3), c one whose truth is hidden."""
+    demonstrations = [pair(3, 3)]
+    tests = {"a": [pair(0, 1), pair(1, 2)], "b": [pair(2, 3)], "c": [pair(3, None)]}
+    return {task: {"train": demonstrations, "test": test} for task, test in tests.items()}
+
+
+def row(
+    identifier: int, source: int, grid: np.ndarray, q: float = 0.0, example: int = UNKNOWN_EXAMPLE
+) -> tuple[Any, ...]:
+    """One prediction of `grid` for the test input FILL + source, both in the original's colours."""
+    augmentation = {
+        2: Augmentation(1, np.array([0, 2, 1, 3, 4, 5, 6, 7, 8, 9], dtype=np.uint8)),
+        3: Augmentation(6, np.array([0, 9, 1, 8, 2, 7, 3, 6, 4, 5], dtype=np.uint8)),
+    }.get(identifier, Augmentation(0, np.arange(10, dtype=np.uint8)))
+    sequence = np.zeros(CANVAS**2, dtype=np.uint8)
+    if grid.size:
+        sequence = encode(apply(grid, augmentation), CANVAS)
+    return identifier, encode(apply(FILL + source, augmentation), CANVAS), sequence, q, example
+
+
+def predictions(*rows: tuple[Any, ...], checkpoint_id: str | None = "step_1") -> Predictions:
+    ids, inputs, preds, q, examples = zip(*rows, strict=True) if rows else ([], [], [], [], [])
+    return Predictions(
+        np.array(ids, dtype=np.int32),
+        np.array(inputs, dtype=np.uint8).reshape(-1, CANVAS**2),
+        np.array(preds, dtype=np.uint8).reshape(-1, CANVAS**2),
+        np.array(q, dtype=np.float32),
+        np.array(examples, dtype=np.int32),
+        checkpoint_id,
+    )
+
+
+def ranking(votes: Any, task: str, index: int = 0) -> list[tuple[int, int]]:
+    """(colour, count) of each candidate of a test input."""
+    return [(int(c.grid[0, 0]), c.count) for c in votes.tasks[task].inputs[index]]
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Any]:
+    content = json.loads((GOLDEN / "arc_vote.json").read_text())
+    with np.load(GOLDEN / "arc_vote.npz") as arrays:
+        fields = {name: arrays[name] for name in arrays.files}
+    examples = np.full(len(fields["puzzle_identifiers"]), UNKNOWN_EXAMPLE, dtype=np.int32)
+    return content | {"predictions": Predictions(example_index=examples, **fields)}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "identifiers.json").write_text(json.dumps(IDENTIFIERS))
+    (folder / "test_puzzles.json").write_text(json.dumps(puzzles()))
+    return folder
+
+
+def test_the_published_evaluator_is_reproduced_exactly(golden: dict[str, Any]) -> None:
+    votes = vote([golden["predictions"]], golden["identifiers"], golden["tasks"])
+    assert submission(votes) == golden["submission"]
+    result = scores(votes, golden["tasks"])
+    assert {f"ARC/pass@{k}": result[f"task/pass@{k}"] for k in (1, 2, 5, 10, 100, 1000)} == golden["metrics"]
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), num_files=st.integers(1, 6))
+def test_order_splitting_and_overlap_of_files_do_not_matter(
+    golden: dict[str, Any], seed: int, num_files: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    everything = golden["predictions"]
+    num_rows = len(everything.puzzle_identifiers)
+    order = np.concatenate([rng.permutation(num_rows), rng.integers(num_rows, size=20)])
+    blocks = [
+        Predictions(*(field[part] for field in everything[:5])) for part in np.array_split(order, num_files)
+    ]
+    votes = vote(blocks, golden["identifiers"], golden["tasks"])
+    expected = vote([everything], golden["identifiers"], golden["tasks"])
+    assert (votes.counted, votes.repeated) == (num_rows, 20)
+    for task, task_vote in expected.tasks.items():
+        found = [[(c.grid.tolist(), c.count, c.mean_q) for c in cs] for cs in votes.tasks[task].inputs]
+        assert found == [[(c.grid.tolist(), c.count, c.mean_q) for c in cs] for cs in task_vote.inputs]
+
+
+def test_augmentations_in_both_spellings_are_undone() -> None:
+    grid = np.array([[1, 2], [0, 4], [9, 7]], dtype=np.uint8)
+    votes = vote([predictions(*(row(i, 0, grid) for i in (1, 2, 3)))], IDENTIFIERS, puzzles())
+    (candidate,) = votes.tasks["a"].inputs[0]
+    np.testing.assert_array_equal(candidate.grid, grid)
+    assert (candidate.count, candidate.mean_q) == (3, 0.5)
+
+
+def test_count_comes_before_q_and_q_before_appearance() -> None:
+    one, two, three = (constant(color) for color in (1, 2, 3))
+    rows = [row(1, 0, one, q=9), row(2, 0, two, q=-1), row(3, 0, two, q=-1)]
+    assert ranking(vote([predictions(*rows)], IDENTIFIERS, puzzles()), "a") == [(2, 2), (1, 1)]
+    rows = [row(1, 0, one, q=-1), row(2, 0, two, q=0), row(3, 0, three, q=1)]
+    assert ranking(vote([predictions(*rows)], IDENTIFIERS, puzzles()), "a") == [(3, 1), (2, 1), (1, 1)]
+
+
+def test_ties_keep_the_order_of_identifiers_however_they_arrive() -> None:
+    rows = [row(3, 0, constant(1)), row(1, 0, constant(5)), row(2, 0, constant(4))]
+    assert ranking(vote([predictions(*rows)], IDENTIFIERS, puzzles()), "a") == [(5, 1), (4, 1), (1, 1)]
+
+
+def test_q_far_from_zero_is_still_told_apart_and_nan_counts_as_none() -> None:
+    rows = [row(1, 0, constant(1), q=np.nan), row(2, 0, constant(2), q=-1e30), row(3, 0, constant(3), q=30)]
+    rows.append(row(1, 1, constant(1), q=20))
+    rows.append(row(2, 1, constant(2), q=21))
+    votes = vote([predictions(*rows)], IDENTIFIERS, puzzles())
+    assert ranking(votes, "a") == [(3, 1), (1, 1), (2, 1)]
+    assert ranking(votes, "a", 1) == [(2, 1), (1, 1)]
+
+
+def test_every_test_input_is_submitted_even_without_a_prediction() -> None:
+    votes = vote([], IDENTIFIERS, puzzles())
+    nothing = {"attempt_1": [[0]], "attempt_2": [[0]]}
+    assert submission(votes) == {"a": [nothing, nothing], "b": [nothing], "c": [nothing]}
+
+
+def test_a_single_candidate_is_submitted_twice_and_an_empty_one_as_a_valid_grid() -> None:
+    empty = np.zeros((0, 0), dtype=np.uint8)
+    votes = vote([predictions(row(1, 0, constant(4)), row(2, 1, empty))], IDENTIFIERS, puzzles())
+    assert attempts(votes.tasks["a"].inputs[0]) == (constant(4).tolist(), constant(4).tolist())
+    assert votes.tasks["a"].inputs[1][0].grid.shape == (0, 0)
+    assert attempts(votes.tasks["a"].inputs[1]) == ([[0]], [[0]])
+
+
+def test_what_is_not_a_vote_is_counted_and_left_out() -> None:
+    known = puzzles()
+    del known["b"]
+    rows = [row(0, 0, constant(1)), row(4, 2, constant(1)), row(1, 3, constant(1)), row(1, 0, constant(1))]
+    votes = vote([predictions(*rows, rows[-1])], IDENTIFIERS, known)
+    assert (votes.counted, votes.padding, votes.unknown_task, votes.unknown_input) == (1, 1, 1, 1)
+    assert votes.repeated == 1
+
+
+def test_contradicting_predictions_are_refused_unless_pooled() -> None:
+    blocks = [predictions(row(1, 0, constant(1), q=1)), predictions(row(1, 0, constant(2)))]
+    with pytest.raises(InputError, match=r"'a'.*several evaluations"):
+        vote(blocks, IDENTIFIERS, puzzles())
+    for arrival in (blocks, blocks[::-1]):
+        votes = vote(arrival, IDENTIFIERS, puzzles(), allow_mixed_checkpoints=True)
+        assert ranking(votes, "a") == [(1, 1), (2, 1)]
+
+
+def test_the_three_scores_differ_as_defined() -> None:
+    votes = vote([predictions(row(1, 0, constant(1)), row(1, 1, constant(9)))], IDENTIFIERS, puzzles())
+    result = scores(votes, puzzles())
+    assert (result["inputs"], result["tasks"]) == (3, 2)  # the hidden one is not scored
+    assert result["input/pass@2"] == 1 / 3
+    assert result["task/pass@2"] == (1 / 2 + 0) / 2
+    assert result["task_all/pass@2"] == 0
+
+
+def test_pass_at_k_and_oracle_look_at_more_candidates() -> None:
+    rows = [row(1, 0, constant(7), q=3), row(2, 0, constant(8), q=2), row(3, 0, constant(1), q=1)]
+    result = scores(vote([predictions(*rows)], IDENTIFIERS, puzzles()), puzzles(), ks=(2, 3))
+    assert (result["input/pass@2"], result["input/pass@3"], result["input/oracle"]) == (0, 1 / 3, 1 / 3)
+
+
+def test_scores_of_a_subset_and_of_nothing_but_hidden_truth() -> None:
+    votes = vote([predictions(row(4, 2, constant(3)))], IDENTIFIERS, puzzles())
+    assert scores(votes, puzzles(), tasks=["b"])["task_all/pass@1"] == 1
+    assert scores(votes, puzzles(), tasks=["c"]) == {"inputs": 0, "tasks": 0}
+
+
+def test_predictions_survive_the_file(tmp_path: Path) -> None:
+    written = predictions(row(1, 0, constant(1), q=2, example=5), checkpoint_id="step_7")
+    write_predictions(tmp_path / "p.npz", written)
+    (found,) = read_predictions([tmp_path, tmp_path / "p.npz"])  # given twice, read once
+    assert (found.checkpoint_id, found.source) == ("step_7", str(tmp_path / "p.npz"))
+    for field, expected in zip(found[:5], written[:5], strict=True):
+        np.testing.assert_array_equal(field, expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.npz"]
+
+
+def test_too_many_rows_for_a_file_are_the_callers_mistake(tmp_path: Path) -> None:
+    rows = [row(1, 0, constant(1))] * (MAX_ROWS_PER_FILE + 1)
+    with pytest.raises(ValueError, match="at most 8192"):
+        write_predictions(tmp_path / "p.npz", predictions(*rows))
+
+
+def test_several_checkpoints_in_one_vote_are_refused_unless_asked_for(tmp_path: Path) -> None:
+    for name, checkpoint_id in {"1": "step_1", "2": "step_2", "3": None}.items():
+        write_predictions(
+            tmp_path / f"{name}.npz", predictions(row(1, 0, constant(1)), checkpoint_id=checkpoint_id)
+        )
+    with pytest.raises(InputError, match=r"2\.npz: checkpoint_id is 'step_2'.*--mix-checkpoints"):
+        list(read_predictions([tmp_path]))
+    with pytest.raises(InputError, match=r"3\.npz: checkpoint_id is missing"):
+        list(read_predictions([tmp_path / "1.npz", tmp_path / "3.npz"]))
+    assert len(list(read_predictions([tmp_path], allow_mixed_checkpoints=True))) == 3
+
+
+def save(path: Path, **changes: Any) -> Path:
+    """A prediction file with fields replaced; None takes one out."""
+    fields = (
+        dict(zip(Predictions._fields[:5], predictions(row(1, 0, constant(1)))[:5], strict=True)) | changes
+    )
+    np.savez(path, **{name: field for name, field in fields.items() if field is not None})
+    return path
+
+
+def bad_predictions(kind: str, folder: Path) -> Path:
+    path = folder / "bad.npz"
+    cells = np.zeros((1, CANVAS**2), dtype=np.uint8)
+    match kind:
+        case "absent":
+            return path
+        case "empty folder":
+            (folder / "empty").mkdir()
+            return folder / "empty"
+        case "text":
+            path.write_text("no archive")
+        case "bare array":
+            with path.open("wb") as file:
+                np.save(file, cells)
+        case "truncated":
+            content = save(path).read_bytes()
+            path.write_bytes(content[: len(content) // 2])
+        case "flipped":
+            content = bytearray(save(path).read_bytes())
+            content[content.index(b"preds.npy") + 150] ^= 0xFF
+            path.write_bytes(content)
+        case "pickled":
+            save(path, preds=np.array([{}], dtype=object))
+        case "no preds":
+            save(path, preds=None)
+        case "wrong dtype":
+            save(path, preds=cells.astype(np.int64))
+        case "wrong rows":
+            save(path, q_halt_logits=np.zeros(2, dtype=np.float32))
+        case "wrong shape":
+            save(path, preds=cells[:, :-1])
+        case "no square":
+            save(path, inputs=cells[:, :-1], preds=cells[:, :-1])
+        case "identifier":
+            save(path, puzzle_identifiers=np.array([99], dtype=np.int32))
+        case "negative identifier":
+            save(path, puzzle_identifiers=np.array([-1], dtype=np.int32))
+        case "checkpoint":
+            save(path, checkpoint_id=np.array([1, 2]))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("absent", "no such file or folder"),
+        ("empty folder", "no *.npz in this folder"),
+        ("text", "not a readable .npz"),
+        ("bare array", "not a readable .npz"),
+        ("truncated", "not a readable .npz"),
+        ("flipped", "not a readable .npz"),
+        ("pickled", "not a readable .npz"),
+        ("no preds", "has no preds"),
+        ("wrong dtype", "preds is int64 [1, 36]; it must be uint8 [1, S]"),
+        ("wrong rows", "q_halt_logits is float32 [2]; it must be float32 [1]"),
+        ("wrong shape", "they must agree"),
+        ("no square", "35 cells a row"),
+        ("identifier", "puzzle_identifiers holds 99, but the data has identifiers 0 to 5"),
+        ("negative identifier", "puzzle_identifiers holds -1"),
+        ("checkpoint", "checkpoint_id is int64 [2]"),
+    ],
+)
+def test_unusable_predictions_exit_2_and_write_nothing(
+    kind: str, message: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = bad_predictions(kind, tmp_path), tmp_path / "out" / "submission.json"
+    assert main([str(path), "--data", str(data), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert str(path) in error
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("identifiers.json", None, "cannot be read"),
+        ("identifiers.json", '{"a": 1}', "must be a list of names"),
+        ("test_puzzles.json", "{", "malformed JSON"),
+        ("test_puzzles.json", "[]", "must be an object"),
+        ("test_puzzles.json", '{"a": {"train": []}}', "task a"),
+        ("test_puzzles.json", '{"a": {"train": [{"input": [[10]], "output": [[1]]}], "test": []}}', "10"),
+        ("subsets.json", '{"half": ["nothing"]}', "'nothing', which is no task of the data"),
+        ("subsets.json", "[]", "must be an object"),
+        ("subsets.json", '{"all tasks": []}', "give the subset another name"),
+    ],
+)
+def test_unusable_data_exits_2_and_writes_nothing(
+    name: str,
+    content: str | None,
+    message: str,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, out = data / name, tmp_path / "submission.json"
+    path.unlink(missing_ok=True)
+    if content is not None:
+        path.write_text(content)
+    arguments = [str(save(tmp_path / "p.npz")), "--data", str(data), "--out", str(out)]
+    assert main(arguments + ["--subsets", str(path)] * (name == "subsets.json")) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert str(path) in error
+    assert not out.exists()
+
+
+def test_the_command_writes_a_submission_and_ends_with_its_scores(data: Path, tmp_path: Path) -> None:
+    write_predictions(tmp_path / "p.npz", predictions(row(1, 0, constant(1)), row(4, 2, constant(3))))
+    (tmp_path / "subsets.json").write_text('{"second half": ["b"]}')
+    out = tmp_path / "submission.json"
+    command = [sys.executable, "-m", "tools.vote", str(tmp_path / "p.npz"), "--out", str(out)]
+    command += ["--identifiers", str(data / "identifiers.json"), "--tasks", str(data / "test_puzzles.json")]
+    command += ["--subsets", str(tmp_path / "subsets.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["scores"]["all tasks"]["task/pass@2"] == 0.75
+    assert summary["scores"]["second half"]["task_all/pass@2"] == 1
+    assert summary["predictions"]["counted"] == 2
+    assert summary["checkpoint_ids"] == ["step_1"]
+    assert "warning: 2 test inputs have no prediction" in done.stderr
+    assert list(json.loads(out.read_text())) == ["a", "b", "c"]
+
+
+def test_the_command_needs_to_know_the_data(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tools.vote",
+        str(save(tmp_path / "p.npz")),
+        "--out",
+        str(tmp_path / "s"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: identifiers.json is missing")
+    assert not (tmp_path / "s").exists()
