@@ -5,13 +5,13 @@
 
 The shards are webdataset's, under zstd. To go through one with functions of `webdataset.tariterators`:
 
-    tar = zstandard.ZstdDecompressor().stream_reader(open("train/row-000000-0000.tar.zst", "rb"))
+    tar = ZstdDecompressor().stream_reader(open("train/row-000000-0000.tar.zst", "rb"))
     samples = group_by_keys({**file, "__url__": ""} for file in tar_file_iterator(tar))
 
 or to have `wds.WebDataset("zst:train/row-000000-0000.tar.zst", shardshuffle=False).decode()` open them:
 
     from webdataset.gopen import gopen_schemes
-    gopen_schemes["zst"] = lambda url, *_: zstandard.ZstdDecompressor().stream_reader(open(url[4:], "rb"))
+    gopen_schemes["zst"] = lambda url, *_: ZstdDecompressor().stream_reader(Path(url[4:]).read_bytes())
 """
 
 from collections import OrderedDict

@@ -33,7 +33,7 @@ _REQUIRED = {
     "q_halt_logits": (np.float32, 1),
 }
 _OPTIONAL = {"example_index": (np.int32, 1)}
-_DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, RuntimeError)
 
 
 class Predictions(NamedTuple):

@@ -256,7 +256,8 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> str | None:
     from matplotlib.figure import Figure
 
     panels = {"loss": "loss", "accuracy": "accuracy|pass@2", "learning rate": "lr"}
-    names = {name for row in rows for name in row if name.startswith(("train/", "eval/"))}
+    numbers = [{name: value for name, value in row.items() if isinstance(value, int | float)} for row in rows]
+    names = {name for row in numbers for name in row if name.startswith(("train/", "eval/"))}
     keys = {
         title: sorted(n for n in names if n.endswith(tuple(ends.split("|"))))
         for title, ends in panels.items()
@@ -272,7 +273,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> str | None:
             figure.subplots(1, len(keys), squeeze=False)[0], keys.items(), strict=True
         ):
             for key in found:
-                points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+                points = [(row["step"], row[key]) for row in numbers if key in row]
                 points = points[:: math.ceil(len(points) / MAX_CURVE_POINTS) or 1]
                 marker = "o" if key.startswith("eval/") else None
                 axes.plot(*zip(*points, strict=True), label=key, linewidth=1.2, marker=marker, markersize=3)

@@ -10,6 +10,11 @@ from data_pipeline.sampler import BatchPlan, SamplePlan, rank_slice
 from data_pipeline.schema import GroupIndex, ShardIndex, SplitIndex
 
 EXAMPLES = [3, 1, 4, 2, 5, 3, 2]  # per puzzle of seven groups
+GOLDEN_BATCH = [
+    [1, 1, 1, 1, 1, 1, 1, 1],
+    [2, 2, 2, 2, 3, 3, 4, 4],
+    [0, 1, 2, 3, 0, 1, 2, 3],
+]  # rows, groups, examples
 
 
 def make_index(examples: list[int], num_rows: int = 4, groups_per_shard: int = 1000) -> SplitIndex:
@@ -168,6 +173,3 @@ def test_a_split_without_groups_is_refused() -> None:
     empty = SplitIndex(split="train", num_rows=0, canvas=2, seq_len=4, groups=(), shards=())
     with pytest.raises(InputError, match="no groups"):
         SamplePlan(empty, 0, 8)
-
-
-GOLDEN_BATCH: list[list[int]] = []

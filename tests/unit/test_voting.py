@@ -25,8 +25,8 @@ IDENTIFIERS = ["<blank>", "a", "a|||t1|||0213456789", "a_t6_0918273645", "b", "c
 FILL = np.array([[1, 2], [3, 4], [5, 6]], dtype=np.uint8)
 
 
-def constant(color: int) -> np.ndarray:
-    return np.full(SHAPE, color, dtype=np.uint8)
+def constant(colour: int) -> np.ndarray:
+    return np.full(SHAPE, colour, dtype=np.uint8)
 
 
 def pair(source: int, target: int | None) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def test_augmentations_in_both_spellings_are_undone() -> None:
 
 
 def test_count_comes_before_q_and_q_before_appearance() -> None:
-    one, two, three = (constant(color) for color in (1, 2, 3))
+    one, two, three = (constant(colour) for colour in (1, 2, 3))
     rows = [row(1, 0, one, q=9), row(2, 0, two, q=-1), row(3, 0, two, q=-1)]
     assert ranking(vote([predictions(*rows)], IDENTIFIERS, puzzles()), "a") == [(2, 2), (1, 1)]
     rows = [row(1, 0, one, q=-1), row(2, 0, two, q=0), row(3, 0, three, q=1)]

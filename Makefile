@@ -1,0 +1,35 @@
+# Everything runs in .venv, which `make setup` fills from pyproject.toml at the versions in constraints.txt.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+DEMO := runs/demo
+
+.PHONY: setup demo test lint clean-demo
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# ARC tasks in, ARC submission file out: about ten minutes on two cores. Interrupt it and it goes on.
+demo: setup
+	$(BIN)/python -m hrm_dist.train configs/demo.yaml
+	$(BIN)/python -m tools.evaluate $(DEMO)/checkpoints/latest --data data/demo --out $(DEMO)/predictions
+	$(BIN)/python -m tools.vote $(DEMO)/predictions --data data/demo --subsets configs/demo_subsets.json \
+		--out $(DEMO)/submission.json
+	$(BIN)/python -m tools.report $(DEMO)/predictions --data data/demo --subsets configs/demo_subsets.json \
+		--metrics $(DEMO)/metrics.jsonl --title "hrm-dist demo" --out $(DEMO)/report.html
+
+clean-demo:
+	rm -rf data/demo $(DEMO)
+
+# Two worker processes of one thread each are faster than one of two on the tests' tiny models.
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports

@@ -1,0 +1,348 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline import row_workers
+from data_pipeline.augment import apply, parse_name
+from data_pipeline.build import Request, build
+from data_pipeline.errors import InputError
+from data_pipeline.rows import SplitPlan, plan_groups
+from data_pipeline.schema import BuildOptions, load_dataset_info, load_split_index
+from data_pipeline.sources import arc
+from data_pipeline.task import Pair, Task
+from data_pipeline.tokens import encode
+
+CANVAS = 5
+NUM_AUG = 6
+COMMAND = [sys.executable, "-m", "data_pipeline.build"]
+
+
+def write_tasks(root: Path) -> Path:
+    """Three training tasks, three evaluation tasks of which one hides its output, one too large, all distinct."""
+    rng = np.random.default_rng(0)
+
+    def grid(side: int) -> list[list[int]]:
+        return rng.integers(0, 10, (side, max(1, side - 1))).tolist()
+
+    for t, folder in enumerate(["training"] * 3 + ["evaluation"] * 3):
+        pairs = [{"input": grid(1 + i), "output": grid(2 + i)} for i in range(4)]
+        task = {"train": pairs[:3], "test": [pairs[3], {"input": grid(2)}] if t == 5 else pairs[3:]}
+        path = root / folder / f"task{t}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(task))
+    big = {"train": [{"input": grid(CANVAS + 1), "output": grid(2)}], "test": [{"input": grid(2)}]}
+    (root / "training" / "big.json").write_text(json.dumps(big))
+    return root
+
+
+def request(source: Path, out: Path, *, workers: int = 1, seed: int = 42, **options: object) -> Request:
+    defaults = {"num_aug": NUM_AUG, "holdout": "evaluation", "canvas": CANVAS, "limit_groups": None}
+    chosen = BuildOptions.model_validate(defaults | options)
+    return Request("arc", [str(source)], out, chosen, seed, workers, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="module")
+def dataset(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("built") / "arc"
+    build(request(source, out))
+    return out
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def splits(tasks: list[Task]) -> dict[str, list[tuple[int, int, np.ndarray]]]:
+    """(row, identifier, examples) of every sample, as the writer gets them."""
+    groups = plan_groups(tasks, NUM_AUG, seed=0)
+    plans = [SplitPlan(split, groups, CANVAS, seed=0) for split in ("train", "test")]
+    return {
+        plan.split: [
+            (row, sample.identifier, sample.examples)
+            for row in range(plan.num_rows)
+            for sample in plan.samples(row, plan.groups_in_row(row))
+        ]
+        for plan in plans
+    }
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(source: Path, dataset: Path, tmp_path: Path) -> None:
+    build(request(source, tmp_path / "two", workers=2))
+    assert checksums(tmp_path / "two") == checksums(dataset)
+
+
+def test_a_row_of_many_groups_is_cut_into_shards_of_the_same_samples(
+    source: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_workers, "MAX_SAMPLES_PER_SHARD", 4)
+    build(request(source, tmp_path / "cut"))
+    index, whole = load_split_index(tmp_path / "cut", "train"), load_split_index(dataset, "train")
+    assert [(shard.first_group, shard.num_samples) for shard in index.shards if shard.row == 1] == [
+        (0, 4),
+        (4, 2),
+    ]
+    assert sum(shard.num_examples for shard in index.shards) == sum(s.num_examples for s in whole.shards)
+
+
+def test_adding_tasks_does_not_change_the_puzzles_of_the_others(source: Path) -> None:
+    tasks = [task for task in arc.from_path(source, None) if task.largest_side <= CANVAS]
+    few, all_ = (plan_groups(some, NUM_AUG, seed=0) for some in (tasks[1:], tasks))
+    assert [group.names() for group in few] == [group.names() for group in all_[1:]]
+    examples = [splits(some)["train"] for some in (tasks[1:], tasks)]
+    per_row = len(tasks)
+    kept = [sample for i, sample in enumerate(examples[1]) if i % per_row]
+    assert all(np.array_equal(a[2], b[2]) for a, b in zip(examples[0], kept, strict=True))
+
+
+def test_every_pair_is_in_the_split_it_belongs_to_and_nothing_held_out_is_trained_on(source: Path) -> None:
+    tasks = [task for task in arc.merge(arc.from_path(source, None)) if task.largest_side <= CANVAS]
+    groups = {group.task.id: group for group in plan_groups(tasks, NUM_AUG, seed=0)}
+    for task in tasks:
+        scored = task.tests if not task.held_out else ()
+        assert groups[task.id].pairs("train") == task.demos + scored
+        assert groups[task.id].pairs("test") == (task.tests if task.held_out else ())
+
+
+def test_with_holdout_all_only_demonstrations_train(source: Path, tmp_path: Path) -> None:
+    build(request(source, tmp_path / "all", holdout="all"))
+    train, test = (load_split_index(tmp_path / "all", split) for split in ("train", "test"))
+    assert [group.num_examples for group in train.groups] == [3] * 6
+    assert [group.num_examples for group in test.groups] == [1] * 5 + [2]
+    assert sorted(json.loads((tmp_path / "all/test_puzzles.json").read_text())) == [
+        f"task{t}" for t in range(6)
+    ]
+
+
+def test_the_dataset_has_the_published_shape(dataset: Path) -> None:
+    info, names = load_dataset_info(dataset), json.loads((dataset / "identifiers.json").read_text())
+    train, test = load_split_index(dataset, "train"), load_split_index(dataset, "test")
+    assert [group.num_examples for group in train.groups] == [4, 4, 4, 3, 3, 3]
+    assert [(group.name, group.num_examples) for group in test.groups] == [
+        ("task3", 1),
+        ("task4", 1),
+        ("task5", 2),
+    ]
+    assert info.num_tasks_left_out == 1
+    assert names[0] == "<blank>"
+    for group in (*train.groups, *test.groups):
+        puzzles = names[group.first_identifier : group.first_identifier + group.num_puzzles]
+        assert puzzles[0] == group.name
+        assert {parse_name(name)[0] for name in puzzles} == {group.name}
+        assert len(set(puzzles)) == NUM_AUG + 1
+    puzzles = json.loads((dataset / "test_puzzles.json").read_text())
+    assert [["output" in pair for pair in puzzles[task]["test"]] for task in puzzles] == [
+        [True],
+        [True],
+        [True, False],
+    ]
+    shards = checksums(dataset)
+    assert all(shards[f"train/{shard.file}"] == shard.sha256 for shard in train.shards)
+
+
+def test_an_augmentation_comes_again_only_when_all_of_its_group_have_been_used(source: Path) -> None:
+    one_colour = np.ones((1, 1), dtype=np.uint8)  # nine colourings, of which NUM_AUG + 1 are kept
+    few = Task("few", (Pair(one_colour * 0, one_colour * 0),), (Pair(one_colour * 0, None),), False, "here")
+    many = [task for task in arc.from_path(source, None) if task.largest_side <= CANVAS]
+    groups = plan_groups([few, *many], NUM_AUG, seed=0)
+    plan = SplitPlan("train", groups, CANVAS, seed=0)
+    rows = [
+        [s.identifier for s in plan.samples(row, plan.groups_in_row(row))] for row in range(plan.num_rows)
+    ]
+    for group, identifiers in zip(groups, zip(*rows, strict=True), strict=True):
+        sweeps = -(-plan.num_rows // group.num_puzzles)
+        assert len(set(identifiers)) == group.num_puzzles
+        assert max(identifiers.count(identifier) for identifier in identifiers) <= sweeps
+
+
+@given(st.integers(0, 2**32), st.integers(0, NUM_AUG))
+def test_training_examples_are_the_encoded_augmentations_all_but_one_moved_as_a_whole(
+    seed: int, row: int
+) -> None:
+    rng = np.random.default_rng(7)
+    demos = tuple(
+        Pair(*(rng.integers(0, 10, rng.integers(1, CANVAS + 1, 2)).astype(np.uint8) for _ in range(2)))
+        for _ in range(4)
+    )
+    task = Task("task", demos, (Pair(demos[0].input, None),), False, "here")
+    [group] = plan_groups([task], NUM_AUG, seed)
+    plan = SplitPlan("train", [group], CANVAS, seed)
+    [sample] = plan.samples(row, [0])
+    _, augmentation = parse_name(group.names()[sample.identifier - 1])
+    places = []
+    for pair, example in zip(demos, sample.examples, strict=True):
+        grids = [apply(grid, augmentation) for grid in pair if grid is not None]
+        height, width = (max(grid.shape[axis] for grid in grids) for axis in (0, 1))
+        found = [
+            (down, right)
+            for down in range(CANVAS - height + 1)
+            for right in range(CANVAS - width + 1)
+            if all(
+                np.array_equal(encode(grid, CANVAS, down, right), tokens)
+                for grid, tokens in zip(grids, example, strict=True)
+            )
+        ]
+        assert len(found) == 1
+        places += found
+    assert (0, 0) in places
+
+
+def test_places_on_the_canvas_are_uniform_and_one_example_stays(source: Path) -> None:
+    dot = np.full((CANVAS - 1, CANVAS), 3, dtype=np.uint8)  # room for one step along one side
+    demos = (Pair(dot, dot),) * 4
+    task = Task("task", demos, (Pair(dot, None),), False, "here")
+    groups = plan_groups([task], num_aug=400, seed=0)
+    plan = SplitPlan("train", groups, CANVAS, seed=0)
+    moved = np.array(
+        [
+            sum(int(tokens[0, 0] == 0) for tokens in sample.examples)
+            for row in range(plan.num_rows)
+            for sample in plan.samples(row, [0])
+        ]
+    )
+    assert moved.max() == 3
+    assert plan.num_rows > 10
+
+
+def test_test_examples_stand_at_the_top_left_and_a_hidden_output_is_all_padding(source: Path) -> None:
+    hidden = np.array([[1, 2, 3]], dtype=np.uint8)
+    task = Task("task", (Pair(hidden, hidden),), (Pair(hidden, None),), True, "here")
+    for _, _, examples in splits([task])["test"]:
+        assert examples[0, 0, 0] >= 2
+        assert not examples[0, 1].any()
+
+
+def test_building_again_finds_the_same_dataset_and_refuses_another(source: Path, dataset: Path) -> None:
+    before = checksums(dataset)
+    assert build(request(source, dataset, workers=2)) == load_dataset_info(dataset)
+    for other in (request(source, dataset, seed=1), request(source, dataset, num_aug=2)):
+        with pytest.raises(InputError, match="choose another --out or delete it"):
+            build(other)
+    assert checksums(dataset) == before
+
+
+def test_an_output_that_is_something_else_is_left_alone(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for out in (tmp_path, tmp_path / "notes.txt", tmp_path / "notes.txt" / "below"):
+        with pytest.raises(InputError, match="another --out"):
+            build(request(source, out))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_failing_build_leaves_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("data_pipeline.writer._to_disk", no_space)
+    with pytest.raises(InputError, match="No space left on device.*free some space"):
+        build(request(source, tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "arc-agi-1", "--out", "out", "--workers", "2"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.*/train/*.zst")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert os.listdir(tmp_path) == []
+
+
+BAD_COMMANDS = {
+    "no source": ("arc", ["--source"]),
+    "missing path": ("arc --source nowhere", ["nowhere", "no such file or folder"]),
+    "malformed": ("arc --source malformed.json", ["malformed.json", "malformed JSON", "download"]),
+    "bad colour": (
+        "arc --source colour.json",
+        ["colour.json", "task colour", "train pair 0", "12", "0 to 9"],
+    ),
+    "ragged": ("arc --source ragged.json", ["ragged.json", "task ragged", "row 1", "equally long"]),
+    "nothing fits": ("arc --source good.json --canvas 1", ["--canvas 1", "larger canvas"]),
+    "conflict": ("arc --source good.json --source other/good.json", ["task good", "rename"]),
+    "canvas": ("arc --source good.json --canvas 31", ["--canvas", "31", "from 1 to 30"]),
+    "num-aug": ("arc --source good.json --num-aug -1", ["--num-aug", "-1"]),
+    "workers": ("arc --source good.json --workers many", ["--workers", "'many'"]),
+    "preset": ("arc-agi-9", ["arc-agi-9", "arc-agi-1"]),
+}
+
+
+def test_bad_input_exits_with_2_one_message_and_nothing_written(tmp_path: Path) -> None:
+    def write(name: str, first_input: object) -> None:
+        pairs = [{"input": first_input, "output": [[1, 2]]}]
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"train": pairs, "test": pairs}))
+
+    write("good.json", [[1]])
+    write("other/good.json", [[2]])
+    write("colour.json", [[12]])
+    write("ragged.json", [[1, 2], [3]])
+    (tmp_path / "malformed.json").write_text("{")
+    before = checksums(tmp_path)
+    running = {
+        case: subprocess.Popen(
+            [*COMMAND, *arguments.split(), "--out", "out"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        )
+        for case, (arguments, _) in BAD_COMMANDS.items()
+    }
+    for case, process in running.items():
+        _, message = process.communicate(timeout=120)
+        assert process.returncode == 2, (case, message)
+        assert "Traceback" not in message, case
+        assert all(part in message for part in BAD_COMMANDS[case][1]), (case, message)
+    assert checksums(tmp_path) == before
+
+
+def test_the_command_builds_says_so_and_is_content_the_second_time(source: Path, tmp_path: Path) -> None:
+    arguments = [
+        "arc",
+        "--source",
+        str(source),
+        "--out",
+        "out",
+        "--canvas",
+        "5",
+        "--num-aug",
+        "1",
+        "--workers",
+        "1",
+    ]
+    first, second = run(*arguments, cwd=tmp_path), run(*arguments, cwd=tmp_path)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "6 groups, 12 puzzles; 1 tasks larger than the canvas left out" in first.stdout
+    assert "already built" in second.stdout

@@ -1,0 +1,275 @@
+import io
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+from webdataset.gopen import gopen_schemes
+from webdataset.tariterators import group_by_keys, tar_file_iterator
+from zstandard import ZstdDecompressor
+
+from data_pipeline.augment import apply, parse_name
+from data_pipeline.build import Request, build
+from data_pipeline.errors import InputError
+from data_pipeline.reader import TestReader, TrainReader
+from data_pipeline.sampler import SamplePlan
+from data_pipeline.schema import (
+    IGNORE_LABEL_ID,
+    BuildOptions,
+    load_dataset_info,
+    load_split_index,
+)
+from data_pipeline.sources.arc import bundled
+from data_pipeline.tokens import crop
+
+NUM_AUG = 9
+CANVAS = 6
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "arc"
+    options = BuildOptions(num_aug=NUM_AUG, holdout="evaluation", canvas=CANVAS, limit_groups=None)
+    build(Request("arc-agi-1", [], out, options, seed=3, workers=1, quiet=True))
+    return out
+
+
+def test_batches_hold_the_examples_that_the_plan_names(dataset: Path) -> None:
+    reader = TrainReader(dataset, seed=7, global_batch_size=32)
+    index = load_split_index(dataset, "train")
+    plan = SamplePlan(index, 7, 32)
+    for step in (0, 3, 1000):
+        batch, where = reader.batch(step), plan.batch(step)
+        assert {key: (value.dtype, tuple(value.shape)) for key, value in batch.items()} == {
+            "inputs": (torch.int32, (32, CANVAS**2)),
+            "labels": (torch.int32, (32, CANVAS**2)),
+            "puzzle_identifiers": (torch.int32, (32,)),
+        }
+        first = np.array([group.first_identifier for group in index.groups])[where.group]
+        count = np.array([group.num_puzzles for group in index.groups])[where.group]
+        identifiers = batch["puzzle_identifiers"].numpy()
+        assert ((identifiers >= first) & (identifiers < first + count)).all()
+
+
+def test_training_examples_are_augmented_pairs_of_their_task(dataset: Path) -> None:
+    names = json.loads((dataset / "identifiers.json").read_text())
+    tasks = {task.id: task for task in bundled("arc-agi-1")}
+    batch = TrainReader(dataset, seed=0, global_batch_size=64).batch(11)
+    for inputs, labels, identifier in zip(*(batch[key].numpy() for key in batch), strict=True):
+        task_id, augmentation = parse_name(names[identifier])
+        task = tasks[task_id]
+        pairs = task.demos if task.held_out else task.pairs
+        labels = np.where(labels == IGNORE_LABEL_ID, 0, labels)
+        shown = (placed_grid(inputs), placed_grid(labels))
+        expected = [
+            tuple(apply(grid, augmentation).tolist() for grid in pair if grid is not None) for pair in pairs
+        ]
+        assert shown in expected
+
+
+def placed_grid(tokens: np.ndarray) -> list[list[int]]:
+    """The colours on a board, wherever they lie."""
+    board = tokens.reshape(CANVAS, CANVAS)
+    rows, cols = np.nonzero(board >= 2)
+    return (board[rows.min() : rows.max() + 1, cols.min() : cols.max() + 1] - 2).tolist()
+
+
+def test_ranks_read_the_slices_of_the_global_batch_in_any_order(dataset: Path) -> None:
+    whole = TrainReader(dataset, seed=1, global_batch_size=24)
+    ranks = [TrainReader(dataset, 1, 24, rank, world_size=3) for rank in range(3)]
+    for step in (900, 2, 17):
+        parts = [reader.batch(step) for reader in reversed(ranks)][::-1]
+        for key, value in whole.batch(step).items():
+            assert torch.equal(torch.cat([part[key] for part in parts]), value)
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(InputError, match="set it to 8 or 12"):
+        TrainReader("nowhere", 0, 10, rank=0, world_size=4)
+
+
+def test_padding_is_ignored_in_labels_and_kept_in_inputs(dataset: Path) -> None:
+    batch = TrainReader(dataset, seed=0, global_batch_size=16).batch(0)
+    assert (batch["labels"] != 0).all()
+    assert (batch["labels"] == IGNORE_LABEL_ID).any()
+    assert (batch["inputs"] >= 0).all()
+
+
+def test_the_cache_does_not_change_what_is_read(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [TrainReader(dataset, 0, 512).batch(step) for step in range(4)]
+    monkeypatch.setattr("data_pipeline.reader.CACHE_BYTES", 0)
+    reader = TrainReader(dataset, 0, 512)
+    for step, batch in enumerate(expected):
+        again = reader.batch(step)
+        assert all(torch.equal(again[key], batch[key]) for key in batch)
+
+
+def all_of(
+    reader: TestReader, batch_size: int, start: int = 0, stop: int | None = None
+) -> dict[str, torch.Tensor]:
+    batches = list(reader.batches(batch_size, start, stop))
+    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+
+
+def test_the_test_split_comes_in_order_of_row_group_and_example(dataset: Path) -> None:
+    index = load_split_index(dataset, "test")
+    expected = [
+        (group.first_identifier + row, example)
+        for row in range(index.num_rows)
+        for group in index.groups
+        if row < group.num_puzzles
+        for example in range(group.num_examples)
+    ]
+    reader = TestReader(dataset)
+    got = all_of(reader, batch_size=7)
+    assert len(reader) == len(expected) == reader.info.splits.test.num_examples
+    assert (
+        list(zip(got["puzzle_identifiers"].tolist(), got["example_index"].tolist(), strict=True)) == expected
+    )
+
+
+def test_test_examples_stand_untranslated_and_augmented(dataset: Path) -> None:
+    names = json.loads((dataset / "identifiers.json").read_text())
+    tasks = json.loads((dataset / "test_puzzles.json").read_text())
+    got = all_of(TestReader(dataset), batch_size=100)
+    for inputs, labels, identifier, example in zip(*(got[key].numpy() for key in got), strict=True):
+        task_id, augmentation = parse_name(names[identifier])
+        pair = tasks[task_id]["test"][example]
+        for tokens, key in ((inputs, "input"), (labels, "output")):
+            expected = apply(np.array(pair[key], dtype=np.uint8), augmentation)
+            np.testing.assert_array_equal(crop(tokens, CANVAS), expected)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, None), (13, 40), (29, None), (5, 6)])
+def test_any_stretch_of_the_test_split_can_be_read(dataset: Path, start: int, stop: int | None) -> None:
+    whole = all_of(TestReader(dataset), batch_size=1000)
+    part = all_of(TestReader(dataset), 8, start, stop)
+    assert all(torch.equal(part[key], whole[key][start:stop]) for key in whole)
+
+
+@pytest.mark.parametrize(("max_groups", "num_aug"), [(3, None), (None, 2), (2, 0), (100, 100)])
+def test_evaluation_can_keep_to_some_groups_and_augmentations(
+    dataset: Path, max_groups: int | None, num_aug: int | None
+) -> None:
+    reader = TestReader(dataset, max_groups, num_aug)
+    wanted = {
+        group.first_identifier + puzzle: group.num_examples
+        for group in load_split_index(dataset, "test").groups[:max_groups]
+        for puzzle in range(group.num_puzzles)[: None if num_aug is None else num_aug + 1]
+    }
+    identifiers = all_of(reader, 16)["puzzle_identifiers"].tolist()
+    assert Counter(identifiers) == Counter(wanted)
+    assert len(reader) == len(identifiers)
+
+
+def test_the_metadata_is_the_published_one(dataset: Path) -> None:
+    info = load_dataset_info(dataset)
+    metadata = info.metadata("train")
+    names = json.loads((dataset / "identifiers.json").read_text())
+    assert (metadata.seq_len, metadata.vocab_size, metadata.pad_id) == (CANVAS**2, 12, 0)
+    assert metadata.num_puzzle_identifiers == len(names)
+    assert metadata.sets == ("all",)
+    assert metadata.mean_puzzle_examples == pytest.approx(
+        info.splits.train.num_examples / info.splits.train.num_puzzles
+    )
+    assert TestReader(dataset).metadata.total_groups == len(load_split_index(dataset, "test").groups)
+
+
+def test_stock_webdataset_iterates_the_shards(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = load_split_index(dataset, "train")
+    path = dataset / "train" / index.shards[0].file
+    with path.open("rb") as file:
+        tar = ZstdDecompressor().stream_reader(file)
+        samples = list(group_by_keys({**member, "__url__": ""} for member in tar_file_iterator(tar)))
+    assert len(samples) == len(index.groups)
+    assert samples[0]["__key__"].startswith("r000000_g0000000_p")
+    examples = np.load(io.BytesIO(samples[1]["npy"]), allow_pickle=False)
+    assert examples.shape == (index.groups[1].num_examples, 2, CANVAS**2)
+
+    opener = lambda url, *_: ZstdDecompressor().stream_reader(Path(url[4:]).read_bytes())  # noqa: E731
+    monkeypatch.setitem(gopen_schemes, "zst", opener)
+    decoded = list(wds.WebDataset(f"zst:{path}", shardshuffle=False).decode())
+    np.testing.assert_array_equal(decoded[1]["npy"], examples)
+
+
+@pytest.fixture
+def copy_of_dataset(dataset: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(dataset, tmp_path / "copy")
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_short, Path.unlink])
+def test_a_damaged_shard_is_refused_by_name_with_a_remedy(
+    copy_of_dataset: Path, damage: Callable[[Path], object]
+) -> None:
+    for split in ("train", "test"):
+        for path in (copy_of_dataset / split).glob("*.tar.zst"):
+            damage(path)
+    with pytest.raises(InputError, match=r"row-.*tar\.zst: (damaged|missing).*build it again"):
+        TrainReader(copy_of_dataset, 0, 8).batch(0)
+    with pytest.raises(InputError, match=r"row-.*tar\.zst: (damaged|missing).*build it again"):
+        next(TestReader(copy_of_dataset).batches(8))
+
+
+def test_a_shard_whose_content_is_not_what_the_index_says_is_refused(copy_of_dataset: Path) -> None:
+    index_path = copy_of_dataset / "train" / "index.json"
+    index = json.loads(index_path.read_text())
+    for group in index["groups"]:
+        group["num_examples"] += 1
+    index_path.write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"tar\.zst: damaged"):
+        TrainReader(copy_of_dataset, 0, 8).batch(0)
+
+
+@pytest.mark.parametrize("file", ["dataset.json", "train/index.json"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "not found"),
+        (b"{", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "format_version None"),
+        (b'{"format_version": 2}', "format_version 2"),
+        (b'{"format_version": 1}', "Field required"),
+    ],
+)
+def test_a_damaged_description_is_refused_by_name(
+    copy_of_dataset: Path, file: str, content: bytes | None, message: str
+) -> None:
+    path = copy_of_dataset / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{file}: .*{message}"):
+        TrainReader(copy_of_dataset, 0, 8)
+
+
+@pytest.mark.parametrize("change", ["drop a shard", "reorder", "escape"])
+def test_an_index_that_contradicts_itself_is_refused(copy_of_dataset: Path, change: str) -> None:
+    path = copy_of_dataset / "train" / "index.json"
+    index = json.loads(path.read_text())
+    match change:
+        case "drop a shard":
+            index["shards"].pop(3)
+        case "reorder":
+            index["shards"].reverse()
+        case _:
+            index["shards"][0]["file"] = "../secret.tar.zst"
+    path.write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"index\.json: "):
+        TrainReader(copy_of_dataset, 0, 8)
