@@ -231,18 +231,15 @@ def _split_info(index: SplitIndex) -> SplitInfo:
 
 def _summary(out: Path, info: DatasetInfo, seconds: float) -> str:
     train, test = info.splits.train, info.splits.test
-    size_mb = (train.size_bytes + test.size_bytes) / 1e6
-    left_out = (
-        f"; {info.num_tasks_left_out} tasks left out (larger than the canvas)"
-        if info.num_tasks_left_out
-        else ""
-    )
-    return (
-        f"{out}: {train.total_groups} groups, {info.num_puzzle_identifiers - 1} puzzles{left_out}\n"
-        f"  train: {train.num_examples} examples in {train.num_rows} rows\n"
-        f"  test: {test.num_examples} examples of {test.total_groups} held-out groups\n"
-        f"  {size_mb:.1f} MB in {seconds:.1f} s"
-    )
+    lines = [
+        f"{out}: {train.total_groups} groups, {info.num_puzzle_identifiers - 1} puzzles",
+        f"  train: {train.num_examples} examples in {train.num_rows} rows",
+        f"  test: {test.num_examples} examples of {test.total_groups} held-out groups",
+        f"  {(train.size_bytes + test.size_bytes) / 1e6:.1f} MB in {seconds:.1f} s",
+    ]
+    if info.num_tasks_left_out:
+        lines.append(f"  tasks left out as larger than the canvas: {info.num_tasks_left_out}")
+    return "\n".join(lines)
 
 
 def _parse_arguments() -> Request:

@@ -1,9 +1,12 @@
 """Write the rows of a dataset, in this process or in many."""
 
+import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,11 +75,29 @@ def _write_in_workers(
         min(workers, len(jobs)), context, initializer=_start_worker, initargs=(writer,)
     )
     try:
-        job_of_future = {pool.submit(_write_in_worker, job): job for job in jobs}
+        with _interrupts_deferred():  # the first calls start the workers, who need all of the plan
+            job_of_future = {pool.submit(_write_in_worker, job): job for job in jobs}
         for future in as_completed(job_of_future):
             yield job_of_future[future], future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_deferred() -> Generator[None]:
+    """Hold back an interrupt until the end of the block."""
+    received: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if received:  # whatever else it made fail: Ctrl-C reaches workers that are not yet deaf to it
+            raise KeyboardInterrupt
 
 
 _worker_writer: _RowWriter | None = None
@@ -85,7 +106,16 @@ _worker_writer: _RowWriter | None = None
 def _start_worker(writer: _RowWriter) -> None:
     global _worker_writer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which stops the workers
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
     _worker_writer = writer
+
+
+def _exit_after_parent() -> None:
+    """Not to wait for work forever when the parent was killed outright."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _write_in_worker(job: _Job) -> list[ShardIndex]:

@@ -78,8 +78,7 @@ def write_json(path: Path, content: object) -> None:
     """Write a JSON file whose bytes follow from the content alone."""
     temporary = _temporary(path)
     with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        json.dump(content, file, separators=(",", ":"))
-        file.write("\n")
+        file.write(json.dumps(content, separators=(",", ":")) + "\n")  # `dump` is many times slower
         _to_disk(file)
     temporary.replace(path)
 

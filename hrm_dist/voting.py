@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,11 +78,14 @@ class Votes(NamedTuple):
 
     tasks: dict[str, TaskVote]
     counted: int
-    """Predictions that are a vote. The others: padding rows, exact repeats, and these two."""
+    """Predictions that are a vote; the others are one of these:"""
     padding: int
+    """Rows of identifier 0, with which other tools fill their last batch."""
     repeated: int
+    """The same row again."""
     unknown_task: int
     unknown_input: int
+    """The task is known, but has no such test input."""
 
 
 def vote(
@@ -182,6 +185,7 @@ class _Puzzle(NamedTuple):
     to_colours: bytes  # translation table: token -> original colour
 
 
+@lru_cache(maxsize=8)  # a puzzle's examples follow each other
 def _read_puzzle(name: str) -> _Puzzle:
     task, augmentation = parse_name(name)
     tokens = augmentation.palette.tobytes().translate(_TOKEN_OF_COLOUR)
@@ -243,7 +247,6 @@ class _Tally:
         self.identifiers = identifiers
         self.slot_of_input = slot_of_input
         self.slots_of_task = slots_of_task
-        self.puzzles: dict[int, _Puzzle] = {}
         self.number_of_grid: dict[bytes, int] = {}
         self.skipped: Counter[str] = Counter()
         self.blocks = [np.empty(0, dtype=_BALLOT)]
@@ -301,14 +304,9 @@ class _Tally:
             )
 
     def _puzzle(self, identifier: int) -> _Puzzle:
-        puzzle = self.puzzles.get(identifier)
-        if puzzle is None:
-            if identifier == PADDING_IDENTIFIER:  # its name is no puzzle's
-                puzzle = _Puzzle("", 0, b"")
-            else:
-                puzzle = _read_puzzle(self.identifiers[identifier])
-            self.puzzles[identifier] = puzzle
-        return puzzle
+        if identifier == PADDING_IDENTIFIER:  # its name is no puzzle's
+            return _Puzzle("", 0, b"")
+        return _read_puzzle(self.identifiers[identifier])
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

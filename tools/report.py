@@ -40,9 +40,9 @@ SHOWN_CANDIDATES = 6
 MAX_CURVE_POINTS = 1000
 
 # Cell sizes in pixels are whole numbers, so that the grid lines fall between cells: (side aimed at, least, most).
-DEMONSTRATION_PX = (132, 3, 20)
+DEMONSTRATION_PX = (132, 4, 20)
 TEST_PX = (190, 4, 28)
-CANDIDATE_PX = (84, 2, 14)
+CANDIDATE_PX = (84, 2, 16)
 
 
 class GridView(NamedTuple):
@@ -182,7 +182,9 @@ def attempt_view(
 ) -> AttemptView:
     """Attempt `index` as submitted, with how far it is from the truth."""
     grid = np.asarray(attempts(candidates)[index], dtype=np.uint8)
-    is_right = None if truth is None else np.array_equal(grid, truth)
+    voted = candidates[min(index, len(candidates) - 1)].grid if candidates else None
+    # Judged by what was voted for, as the scores are: the filler of an empty entry is never right.
+    is_right = None if truth is None else voted is not None and np.array_equal(voted, truth)
     if not candidates:
         note = "no prediction"
     elif index >= len(candidates):

@@ -179,12 +179,13 @@ def test_a_byte_order_mark_and_further_keys_do_no_harm(tmp_path: Path) -> None:
 
 def test_mutated_files_are_read_or_refused_but_never_a_traceback(tmp_path: Path) -> None:
     rng = random.Random(0)
+    colours = list(range(10))
     junk = [None, True, -1, 10, 1.5, "x", [], {}, [[]], [[1], [2, 3]], [[0] * 31], float("inf"), 10**30]
     messages: list[str] = []
     for trial in range(400):
         file = tmp_path / rng.choice(["t.json", "arc-agi_test_challenges.json"])
         content = copy.deepcopy(TASK if file.name == "t.json" else {"t": TASK})
-        mutate(content, rng, junk)
+        mutate(content, rng, colours + junk)
         text = json.dumps(content)
         if trial % 4 == 0:  # and some that are cut or have a byte changed
             at = rng.randrange(len(text))
@@ -194,7 +195,7 @@ def test_mutated_files_are_read_or_refused_but_never_a_traceback(tmp_path: Path)
             arc.merge(arc.from_path(file, None))
         except InputError as error:
             messages.append(str(error))
-    assert 100 < len(messages) < 390  # most are refused, some are read
+    assert 100 < len(messages) < 380  # most are refused, some are read
     assert all(message.startswith(str(tmp_path)) for message in messages)
 
 
@@ -209,7 +210,7 @@ def mutate(content: object, rng: random.Random, junk: list[object]) -> None:
             return
         key = rng.choice(keys)
         child = node[key]
-        if isinstance(child, (dict, list)) and child and rng.random() < 0.75:
+        if isinstance(child, (dict, list)) and child and rng.random() < 0.9:
             node = child
             continue
         match rng.choice(["replace", "replace", "remove", "double"]):
