@@ -134,6 +134,8 @@ def explore_halting(arch: ArchConfig, seed: int, step: int, global_batch_size: i
     A pure function of (seed, step): every rank draws the whole batch and takes its slice, so halting does
     not depend on the world size. 0 = free to halt.
     """
+    if arch.halt_max_steps == 1:
+        return np.zeros(global_batch_size, dtype=np.int32)
     generator = np.random.Generator(np.random.Philox(key=[seed, step]))
     explores = generator.random(global_batch_size) < arch.halt_exploration_prob
     min_steps = generator.integers(2, arch.halt_max_steps + 1, global_batch_size, dtype=np.int32)

@@ -92,23 +92,29 @@ def memory_per_rank(
 
 
 def activation_bytes(arch: ArchConfig, metadata: DatasetMetadata) -> int:
-    """Estimated bytes that one sequence keeps for the backward pass.
+    """Bytes that one sequence keeps for the backward pass, uncompiled, to about 1%.
 
-    Per position, a block keeps for its matrices the inputs of qkv, output, gate-up and down projection, for
-    attention q, k, v and its output, for SwiGLU gate, up and activation, and for each norm its float32 input.
-    The loss keeps the logits' float64 intermediates.
+    In a block, attention keeps its input, the projected q, k and v, the rotated q and k, and its output;
+    SwiGLU its input, gate and up, the activated gate, and their product; each norm its float32 input. TRM's
+    MLP over the sequence is a SwiGLU for each channel. The lm_head keeps its input, a copy behind a prefix;
+    the Q-head z_H whole. The loss keeps of each logit, under stablemax, two float64 and a bool, under softmax
+    a float32.
     """
     item = DTYPES[arch.forward_dtype].itemsize
     seq_len, size = arch.prefix_len + metadata.seq_len, arch.hidden_size
-    inner = swiglu_size(size, arch.expansion)
-    norms = 2 * 4 * size
-    mixing = 6 * size * item
+
+    def swiglu(rows: int, width: int) -> int:
+        return item * rows * (width + 4 * swiglu_size(width, arch.expansion))
+
     if arch.mlp_t:
-        mixing = size * item * (1 + 4 * swiglu_size(seq_len, arch.expansion) // seq_len)
-    block = seq_len * (mixing + norms + item * (size + 4 * inner))
+        mixing = swiglu(size, seq_len)
+    else:
+        mixing = item * seq_len * size * (7 if arch.pos_encodings == "rope" else 5)
+    block = mixing + swiglu(seq_len, size) + 2 * 4 * seq_len * size
     if arch.name == "hrm":
         num_blocks = arch.L_layers + arch.H_layers
     else:
         num_blocks = (arch.L_cycles + 1) * arch.L_layers
-    head = seq_len * size * item + metadata.seq_len * metadata.vocab_size * (item + 5 * 8)
-    return num_blocks * block + head
+    heads = item * size * (seq_len + (metadata.seq_len if arch.prefix_len else 0))
+    bytes_per_logit = 17 if arch.loss_type == "stablemax_cross_entropy" else 4
+    return num_blocks * block + heads + bytes_per_logit * metadata.seq_len * metadata.vocab_size

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hrm_dist import distributed
+from hrm_dist.model.layers import Draw
 
 
 class LookedUp(NamedTuple):
@@ -27,8 +28,11 @@ class PuzzleEmbedding(nn.Module):
 
     def __init__(self, num_identifiers: int, puzzle_emb_ndim: int) -> None:
         super().__init__()
-        self.register_buffer("weights", torch.zeros(num_identifiers, puzzle_emb_ndim))
+        self.register_buffer("weights", torch.empty(num_identifiers, puzzle_emb_ndim))
         self.looked_up: LookedUp | None = None
+
+    def reset_parameters(self, _draw: Draw) -> None:
+        nn.init.zeros_(self.weights)
 
     def forward(self, identifiers: Tensor) -> Tensor:
         """Rows of the identifiers, [B, puzzle_emb_ndim] float32; in training, remembered for `SignSGD`."""

@@ -1,0 +1,372 @@
+"""What the model promises beside its numbers: where gradient flows, what it costs, how it halts and starts."""
+
+import math
+from collections.abc import Callable
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from data_pipeline.sampler import rank_slice
+from data_pipeline.schema import IGNORE_LABEL_ID, DatasetMetadata
+from hrm_dist.config import ArchConfig
+from hrm_dist.model import build_model
+from hrm_dist.model.act import ACTModel, Batch, Carry, explore_halting
+from hrm_dist.model.cost import activation_bytes, flops_per_sequence
+from hrm_dist.model.hrm import InnerCarry
+from hrm_dist.model.layers import truncated_normal_
+from hrm_dist.model.losses import act_loss
+from hrm_dist.model.network import initialize
+
+METADATA = DatasetMetadata(
+    seq_len=20,
+    vocab_size=12,
+    pad_id=0,
+    ignore_label_id=0,
+    blank_identifier_id=0,
+    num_puzzle_identifiers=5,
+    total_groups=4,
+    mean_puzzle_examples=1.0,
+    sets=("all",),
+)
+
+
+def arch_of(name: str, **fields: object) -> ArchConfig:
+    small = {"hidden_size": 32, "num_heads": 2, "L_layers": 1, "forward_dtype": "float32"}
+    layers = {"H_layers": 1} if name == "hrm" else {"puzzle_emb_len": 2}
+    return ArchConfig.model_validate({"name": name, **small, **layers, **fields})
+
+
+def random_batch(size: int, seed: int) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens() -> Tensor:
+        shape = (size, METADATA.seq_len)
+        return torch.randint(0, METADATA.vocab_size, shape, generator=generator, dtype=torch.int32)
+
+    identifiers = torch.randint(0, METADATA.num_puzzle_identifiers, (size,), generator=generator)
+    labels = torch.where(tokens() < 2, IGNORE_LABEL_ID, tokens())
+    return {"inputs": tokens(), "labels": labels, "puzzle_identifiers": identifiers.to(torch.int32)}
+
+
+def let_halting_vary(model: ACTModel) -> None:
+    """Random Q-head and puzzle table; at first every Q-value is -5."""
+    generator = torch.Generator().manual_seed(0)
+    head = model.get_submodule("network.q_head")
+    nn.init.normal_(head.get_parameter("weight"), generator=generator)
+    nn.init.zeros_(head.get_parameter("bias"))
+    assert model.puzzle_emb is not None
+    nn.init.normal_(model.puzzle_emb.weights, generator=generator)
+
+
+def segment_loss(model: ACTModel, batch: Batch) -> Tensor:
+    carry, outputs = model(model.initial_carry(batch), batch)
+    return act_loss(carry, outputs, model.arch.loss_type)[0]
+
+
+# Gradient
+
+
+def grad_calls(model: ACTModel, level: str) -> list[bool]:
+    """For every call of a level in one segment without Q-target, whether it ran with gradient."""
+    calls: list[bool] = []
+    module = model.get_submodule(f"network.recurrence.{level}")
+    hook = module.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    batch = random_batch(2, seed=0)
+    model(model.initial_carry(batch), batch)
+    hook.remove()
+    return calls
+
+
+CYCLES = [(1, 1), (2, 2), (3, 1), (1, 4), (2, 3)]
+
+
+@pytest.mark.parametrize(("H_cycles", "L_cycles"), CYCLES)
+def test_only_the_last_update_of_each_level_of_hrm_carries_gradient(H_cycles: int, L_cycles: int) -> None:
+    model = build_model(arch_of("hrm", H_cycles=H_cycles, L_cycles=L_cycles, act_continue=False), METADATA)
+    assert grad_calls(model, "L_level") == [False] * (H_cycles * L_cycles - 1) + [True]
+    assert grad_calls(model, "H_level") == [False] * (H_cycles - 1) + [True]
+
+
+@pytest.mark.parametrize(("H_cycles", "L_cycles"), CYCLES)
+def test_only_the_last_cycle_of_trm_carries_gradient(H_cycles: int, L_cycles: int) -> None:
+    model = build_model(arch_of("trm", H_cycles=H_cycles, L_cycles=L_cycles), METADATA)
+    one_cycle = L_cycles + 1
+    assert grad_calls(model, "L_level") == [False] * ((H_cycles - 1) * one_cycle) + [True] * one_cycle
+
+
+def test_the_q_target_costs_a_second_forward_without_gradient() -> None:
+    model = build_model(arch_of("hrm"), METADATA)
+    assert grad_calls(model, "H_level") == [False, True, False, False]
+    batch = random_batch(2, seed=0)
+    _, outputs = model(model.initial_carry(batch), batch)
+    assert not outputs["target_q_continue"].requires_grad
+
+
+def test_the_carry_brings_no_gradient_into_the_next_segment() -> None:
+    model = build_model(arch_of("hrm"), METADATA)
+    batch = random_batch(2, seed=0)
+    carry, _ = model(model.initial_carry(batch), batch)
+    assert not any(state.requires_grad for state in carry.inner_carry)
+
+
+@pytest.mark.parametrize("name", ["hrm", "trm"])
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    model = build_model(arch_of(name, pos_encodings="learned"), METADATA)
+    let_halting_vary(model)
+    segment_loss(model, random_batch(4, seed=0)).backward()
+    without = {key for key, parameter in model.named_parameters() if parameter.grad is None}
+    assert not without
+
+
+# Cost
+
+
+def saved_bytes(arch: ArchConfig, batch_size: int) -> int:
+    """Bytes of all storages, parameters apart, that the graph of one segment and its loss holds."""
+    model = build_model(arch, METADATA)
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = segment_loss(model, random_batch(batch_size, seed=0))
+    total = sum(storage.nbytes() for storage in storages.values())
+    del loss
+    return total
+
+
+@pytest.mark.parametrize(
+    ("name", "few", "many"),
+    [
+        ("hrm", {"H_cycles": 1, "L_cycles": 1}, {"H_cycles": 4, "L_cycles": 1}),
+        ("hrm", {"H_cycles": 1, "L_cycles": 1}, {"H_cycles": 2, "L_cycles": 5}),
+        ("trm", {"H_cycles": 1, "L_cycles": 2}, {"H_cycles": 5, "L_cycles": 2}),
+    ],
+)
+def test_memory_for_the_backward_pass_does_not_grow_with_cycles(
+    name: str, few: dict[str, int], many: dict[str, int]
+) -> None:
+    assert saved_bytes(arch_of(name, **few), 2) == saved_bytes(arch_of(name, **many), 2)
+
+
+COSTED = {
+    "hrm": arch_of("hrm", hidden_size=96, num_heads=3),
+    "bfloat16": arch_of("hrm", hidden_size=96, num_heads=3, forward_dtype="bfloat16", L_layers=3, H_cycles=3),
+    "softmax": arch_of("hrm", hidden_size=96, pos_encodings="learned", loss_type="softmax_cross_entropy"),
+    "no prefix": arch_of("hrm", hidden_size=96, puzzle_emb_ndim=0, halt_max_steps=1),
+    "trm": arch_of("trm", hidden_size=96, L_layers=2, forward_dtype="bfloat16"),
+    "mlp_t": arch_of("trm", hidden_size=96, mlp_t=True, pos_encodings="none", L_cycles=3),
+    "trm with Q-target": arch_of("trm", hidden_size=96, act_continue=True, expansion=9, puzzle_emb_len=0),
+}
+
+
+@pytest.mark.parametrize("arch", COSTED.values(), ids=COSTED.keys())
+def test_activation_bytes_are_what_torch_saves_for_a_sequence_to_one_percent(arch: ArchConfig) -> None:
+    # The difference leaves out what does not grow with the batch: rotary tables, weights cast to bfloat16.
+    measured = (saved_bytes(arch, 4) - saved_bytes(arch, 2)) / 2
+    assert activation_bytes(arch, METADATA) == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize("arch", COSTED.values(), ids=COSTED.keys())
+def test_flops_per_sequence_are_what_torch_counts_to_a_ten_thousandth(arch: ArchConfig) -> None:
+    model, batch = build_model(arch, METADATA), random_batch(2, seed=0)
+    # The fused kernels' backward computes the scores anew, which is not counted here.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        segment_loss(model, batch).backward()
+    # Left out: the Q-head.
+    assert flops_per_sequence(arch, METADATA) == pytest.approx(counter.get_total_flops() / 2, rel=1e-4)
+
+
+# Halting
+
+
+def rows_of(carry: Carry, outputs: dict[str, Tensor], rows: Tensor) -> list[Tensor]:
+    data = [carry.current_data[name] for name in sorted(carry.current_data)]
+    return [tensor[rows] for tensor in (*carry.inner_carry, carry.steps, *data, *outputs.values())]
+
+
+@pytest.mark.parametrize("name", ["hrm", "trm"])
+def test_a_halted_slot_takes_the_new_sequence_and_the_others_keep_theirs(name: str) -> None:
+    model = build_model(arch_of(name, halt_max_steps=3), METADATA).eval()
+    first, second = random_batch(4, seed=1), random_batch(4, seed=2)
+    halted = torch.tensor([False, True, True, False])
+    with torch.no_grad():
+        carry, _ = model(model.initial_carry(first), first)
+        mixed = model(carry._replace(halted=halted), second)
+        fresh = model(model.initial_carry(second), second)
+        going_on = model(carry._replace(halted=torch.zeros(4, dtype=torch.bool)), second)
+    for expected, rows in ((fresh, halted), (going_on, ~halted)):
+        for ours, theirs in zip(rows_of(*mixed, rows), rows_of(*expected, rows), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert mixed[0].steps.tolist() == [2, 1, 1, 2]
+
+
+def test_nothing_of_the_first_carry_is_used() -> None:
+    model = build_model(arch_of("hrm"), METADATA).eval()
+    batch = random_batch(2, seed=1)
+    carry = model.initial_carry(batch)
+    spoiled = carry._replace(inner_carry=InnerCarry(*(state + math.nan for state in carry.inner_carry)))
+    with torch.no_grad():
+        assert model(spoiled, batch)[1]["logits"].isfinite().all()
+
+
+def test_evaluation_runs_every_sequence_to_the_last_segment() -> None:
+    model = build_model(arch_of("hrm", halt_max_steps=3), METADATA).eval()
+    let_halting_vary(model)
+    batch = random_batch(8, seed=1)
+    carry = model.initial_carry(batch)
+    for expected in (False, False, True):
+        with torch.no_grad():
+            carry, _ = model(carry, batch)
+        assert carry.halted.tolist() == [expected] * 8
+
+
+def test_a_slot_in_training_halts_by_its_q_values_but_not_before_its_minimum() -> None:
+    model = build_model(arch_of("hrm", halt_max_steps=4), METADATA).train()
+    let_halting_vary(model)
+    batch = random_batch(16, seed=1)
+    start = model.initial_carry(batch)
+    minimum = torch.tensor([0, 3] * 8, dtype=torch.int32)
+    with torch.no_grad():
+        carry, outputs = model(start, batch, minimum)
+    wants = outputs["q_halt_logits"] > outputs["q_continue_logits"]
+    assert 0 < wants.sum() < 16
+    assert torch.equal(carry.halted, wants & (minimum <= 1))
+
+
+EXPLORING = arch_of("hrm", halt_max_steps=5, halt_exploration_prob=0.3)
+
+
+def test_exploration_depends_on_seed_and_step_alone() -> None:
+    drawn = explore_halting(EXPLORING, seed=3, step=7, global_batch_size=64)
+    np.random.default_rng(0).random(5)
+    torch.manual_seed(1)
+    np.testing.assert_array_equal(drawn, explore_halting(EXPLORING, 3, 7, 64))
+    assert (drawn != explore_halting(EXPLORING, 3, 8, 64)).any()
+    assert (drawn != explore_halting(EXPLORING, 4, 7, 64)).any()
+
+
+def test_exploration_asks_the_stated_share_of_slots_for_two_to_all_segments() -> None:
+    drawn = explore_halting(EXPLORING, seed=0, step=0, global_batch_size=20_000)
+    assert (drawn > 0).mean() == pytest.approx(0.3, abs=0.02)
+    values, counts = np.unique(drawn[drawn > 0], return_counts=True)
+    assert values.tolist() == [2, 3, 4, 5]
+    np.testing.assert_allclose(counts / counts.sum(), 0.25, atol=0.03)
+
+
+def test_one_segment_leaves_nothing_to_explore() -> None:
+    assert not explore_halting(arch_of("hrm", halt_max_steps=1), 0, 0, 4).any()
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_halting_does_not_depend_on_the_world_size(world_size: int) -> None:
+    model = build_model(EXPLORING, METADATA).train()
+    let_halting_vary(model)
+    batch = random_batch(8, seed=1)
+
+    def halted(rank: int, world_size: int) -> list[list[bool]]:
+        def own(tensor: Tensor) -> Tensor:
+            return torch.from_numpy(rank_slice(tensor.numpy(), rank, world_size))
+
+        local = {name: own(tensor) for name, tensor in batch.items()}
+        carry, history = model.initial_carry(local), []
+        for step in range(6):
+            minimum = own(torch.from_numpy(explore_halting(EXPLORING, 0, step, 8)))
+            with torch.no_grad():
+                carry, _ = model(carry, local, minimum)
+            history.append(carry.halted.tolist())
+        return history
+
+    whole = halted(0, 1)
+    assert len({tuple(at_step) for at_step in whole}) > 2
+    parts = [halted(rank, world_size) for rank in range(world_size)]
+    assert whole == [list(chain.from_iterable(at_step)) for at_step in zip(*parts, strict=True)]
+
+
+# Initial weights
+
+
+def meta_then_materialised(arch: ArchConfig, seed: int) -> ACTModel:
+    with torch.device("meta"):
+        model = ACTModel(arch, METADATA)
+    model.to_empty(device="cpu")
+    for tensor in model.state_dict().values():
+        tensor.fill_(math.nan)
+    initialize(model, seed)
+    return model
+
+
+@pytest.mark.parametrize("name", ["hrm", "trm"])
+def test_a_model_made_without_memory_and_filled_later_starts_the_same(name: str) -> None:
+    arch = arch_of(name, pos_encodings="learned")
+    late = meta_then_materialised(arch, seed=1).state_dict()
+    for key, tensor in build_model(arch, METADATA, seed=1).state_dict().items():
+        assert torch.equal(late[key], tensor), key
+
+
+def test_initial_weights_depend_on_seed_and_name_alone() -> None:
+    small = build_model(arch_of("hrm"), METADATA, seed=1).state_dict()
+    torch.manual_seed(123)
+    large = build_model(arch_of("hrm", L_layers=3, H_layers=2), METADATA, seed=1).state_dict()
+    assert all(torch.equal(large[key], tensor) for key, tensor in small.items())
+    drawn = {key for key, tensor in small.items() if len(tensor.unique()) > 2}
+    other = build_model(arch_of("hrm"), METADATA, seed=2).state_dict()
+    assert not any(torch.equal(other[key], small[key]) for key in drawn)
+    by_shape: dict[torch.Size, list[Tensor]] = {}
+    for key in drawn:
+        by_shape.setdefault(large[key].shape, []).append(large[key])
+    for tensors in by_shape.values():
+        assert not any(torch.equal(a, b) for i, a in enumerate(tensors) for b in tensors[:i])
+
+
+def _lecun(tensor: Tensor) -> float:
+    return tensor.shape[-1] ** -0.5
+
+
+@pytest.mark.parametrize(
+    ("ending", "std"),
+    [
+        ("proj.weight", _lecun),
+        ("embedding_weight", _lecun),
+        ("lm_head.weight", _lecun),
+        ("init", lambda _: 1),
+    ],
+)
+def test_initial_weights_have_the_published_std(ending: str, std: Callable[[Tensor], float]) -> None:
+    state = build_model(arch_of("hrm", hidden_size=512, pos_encodings="learned"), METADATA).state_dict()
+    found = [tensor for key, tensor in state.items() if key.endswith(ending)]
+    assert found
+    for tensor in found:
+        five_sigma = 5 / math.sqrt(2 * tensor.numel())
+        assert tensor.std().item() == pytest.approx(std(tensor), rel=five_sigma)
+
+
+def test_q_values_start_at_minus_five_and_the_puzzle_table_at_zero() -> None:
+    model = build_model(arch_of("hrm"), METADATA).eval()
+    batch = random_batch(3, seed=0)
+    with torch.no_grad():
+        _, outputs = model(model.initial_carry(batch), batch)
+    assert outputs["q_halt_logits"].tolist() == outputs["q_continue_logits"].tolist() == [-5.0] * 3
+    assert model.puzzle_emb is not None
+    assert not model.puzzle_emb.weights.any()
+
+
+@pytest.mark.parametrize("std", [0.02, 1.0, 3.0])
+def test_the_truncated_normal_has_the_asked_std_and_ends_at_two_of_the_uncut_one(std: float) -> None:
+    values = torch.empty(400_000)
+    truncated_normal_(values, std, torch.Generator().manual_seed(0))
+    assert values.std().item() == pytest.approx(std, rel=0.005)
+    assert values.mean().item() == pytest.approx(0, abs=0.005 * std)
+    # 0.8796 is the std of a unit normal cut at two.
+    assert values.abs().max().item() == pytest.approx(2 * std / 0.8796, rel=1e-3)
