@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ _STEP_DIR = re.compile(r"step_(\d+)")
 class CheckpointState(BaseModel):
     """The content of state.json."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     format: int
     step: int
@@ -78,8 +78,9 @@ def save(
     state: CheckpointState,
     shared: Mapping[str, Mapping[str, Tensor]],
     own: Mapping[str, Tensor],
+    names: Sequence[str] = ("latest",),
 ) -> Path:
-    """Write a checkpoint from all ranks; gives its final folder.
+    """Write a checkpoint from all ranks and point the links `names` to it; gives its final folder.
 
     shared: file stem -> tensors, the same on every rank, written by the main one; own: this rank's tensors.
     """
@@ -115,7 +116,8 @@ def save(
             _remove(final)
         temporary.rename(final)
         _sync(folder)
-        link(folder / "latest", final)
+        for name in names:
+            link(folder / name, final)
 
     distributed.on_main(finish)
     return final
@@ -138,10 +140,15 @@ def _remove(path: Path) -> None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the last `keep` checkpoints and those that `latest` and `best` point to."""
-    linked = {(folder / name).resolve() for name in ("latest", "best")}
+    """Delete all but the last `keep` checkpoints up to `latest`, and those that `latest` and `best` point to.
+
+    What lies beyond `latest` was left by a run that was then set back; it is in nobody's way.
+    """
+    latest = (folder / "latest").resolve()
+    linked = {latest, (folder / "best").resolve()}
     steps = sorted((int(m[1]), p) for p in folder.iterdir() if (m := _STEP_DIR.fullmatch(p.name)))
-    for _, path in steps[:-keep]:
+    newest = int(latest.name.removeprefix("step_"))
+    for _, path in [(step, path) for step, path in steps if step <= newest][:-keep]:
         if path.resolve() not in linked:
             _remove(path)
 
@@ -163,9 +170,13 @@ def read_state(path: Path) -> CheckpointState:
                 f"{path / _STATE}: format {content.get('format')!r}, this version reads {FORMAT}; {remedy}"
             )
         state = CheckpointState.model_validate(content)
-    except (OSError, ValueError, AttributeError, ValidationError) as error:
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise InputError(
-            f"{path / _STATE}: unreadable ({error}); the checkpoint is damaged: {remedy}"
+            f"{path / _STATE}: unreadable ({reason}); the checkpoint is damaged: {remedy}"
         ) from error
     for name, digest in state.sha256.items():
         file = path / name

@@ -103,9 +103,9 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     """Rows of all ranks, in rank order; every rank has equally many."""
     if world_size() == 1:
         return rows
-    gathered = rows.new_empty(world_size() * len(rows), *rows.shape[1:])
-    dist.all_gather_into_tensor(gathered, rows.contiguous())
-    return gathered
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -148,19 +148,35 @@ def on_main(function: Callable[[], T]) -> T:
 
 
 class StopRequest:
-    """Agreement between the ranks to stop: after a signal to any of them, all stop after the same step.
+    """Signals that ask to stop, from its creation to `close`, and the ranks' agreement on when.
 
-    The vote of a step is an all-reduce on the CPU whose result is read one step later, so that nobody waits.
+    After a signal to any rank all stop after the same step. The vote of a step is an all-reduce on the CPU
+    whose result is read one step later, so that nobody waits.
     """
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self._interrupts = False
         self._vote = torch.zeros(1, dtype=torch.int32)
         self._pending: dist.Work | None = None
         self._previous = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
+        if self._interrupts:
+            raise KeyboardInterrupt
+
+    def completes(self, function: Callable[[], object]) -> bool:
+        """Run a function that a signal may break off at any point; gives False if one did, or came before."""
+        try:
+            self._interrupts = True
+            if self.signal_name is None:
+                function()
+            return self.signal_name is None
+        except KeyboardInterrupt:
+            return False
+        finally:
+            self._interrupts = False
 
     def agreed(self) -> bool:
         """Whether to stop now; call once per step, on every rank."""
@@ -174,9 +190,13 @@ class StopRequest:
         self._pending = dist.all_reduce(self._vote, op=dist.ReduceOp.MAX, async_op=True)
         return stop
 
-    def close(self) -> None:
-        """Give the signals back, and finish the vote under way so that no rank is left in it."""
+    def finish_vote(self) -> None:
+        """Wait for the vote under way, so that no rank is left in it; call before ranks go apart."""
         if self._pending is not None:
             self._pending.wait()
+            self._pending = None
+
+    def close(self) -> None:
+        """Give the signals back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from hrm_dist import distributed
 from hrm_dist.config import TrainConfig
+from hrm_dist.predictions import replace_file
 
 Row = dict[str, float | int | str]
 
@@ -69,15 +70,14 @@ class JsonLines:
 
     def __init__(self, path: Path, resume_step: int) -> None:
         """Open for appending after dropping rows beyond `resume_step`, and a line that a crash cut short."""
-        kept = [line for line in _lines(path) if _step_of(line) <= resume_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
+        kept = [line for line in _lines(path) if line.endswith("\n") and _step_of(line) <= resume_step]
+        replace_file(path, "".join(kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Row) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())  # a checkpoint that outlives a power cut has all the rows before it
 
     def close(self) -> None:
         self._file.close()
@@ -158,7 +158,8 @@ class RunLog:
             sink.write(row)
         self._bar.set_postfix_str(
             f"loss {row['train/loss']:.3f}, exact {row['train/exact_accuracy']:.1%}, "
-            f"{row['examples_per_s']:.0f} examples/s"
+            f"{row['examples_per_s']:.0f} examples/s",
+            refresh=False,
         )
         self._steps_timed, self._since = 0, time.perf_counter()
 

@@ -13,14 +13,19 @@ saved (the same command goes on), 1 anything else.
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from data_pipeline.build import Request, build
 from data_pipeline.errors import InputError, exit_code
+from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import BuildOptions, DatasetMetadata, load_dataset_info
 from hrm_dist.config import TrainConfig, load_config, to_yaml, total_steps
+
+logger = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 75
 
@@ -44,7 +49,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="print the resolved configuration, parameters and memory; do nothing",
     )
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)  # options may stand between the overrides
 
 
 def dry_run(config: TrainConfig) -> str:
@@ -75,12 +80,20 @@ def dry_run(config: TrainConfig) -> str:
 def build_if_missing(config: TrainConfig) -> None:
     """Build the dataset where the configuration says how and nothing is there."""
     path = Path(config.data_path)
-    if config.dataset is None or path.exists():
+    if config.dataset is None:
         return
     spec = config.dataset
     options = BuildOptions(
         num_aug=spec.num_aug, holdout=spec.holdout, canvas=spec.canvas, limit_groups=spec.limit_groups
     )
+    if path.exists():
+        info = load_dataset_info(path)
+        if (info.options, info.seed) != (options, spec.seed):
+            logger.warning(
+                "%s was built with %s, seed=%d, which is not what `dataset` says; it is used as it is",
+                path, info.options, info.seed,
+            )  # fmt: skip
+        return
     build(Request(spec.preset, [], path, options, spec.seed, workers=1, quiet=False))
 
 
@@ -104,14 +117,27 @@ def train(config: TrainConfig) -> int:
 
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    with distributed.process_group(config.device) as world:
-        distributed.on_main(lambda: build_if_missing(config))
-        finished = Trainer(config, world).fit()
-    if finished:
-        return 0
-    print("stopped by a signal; the state is saved, and the same command goes on from there", file=sys.stderr)
+    with closing(distributed.StopRequest()) as stop, distributed.process_group(config.device) as world:
+        check_divisible(config.global_batch_size, world.world_size)
+        if not distributed.on_main(lambda: stop.completes(lambda: build_if_missing(config))):
+            outcome = " before the first step; the same command starts again"
+        elif not Trainer(config, world).fit(stop):
+            outcome = "; the state is saved, and the same command goes on from there"
+        else:
+            return 0
+    if world.is_main:
+        print(f"stopped by {stop.signal_name or 'a signal to another process'}{outcome}", file=sys.stderr)
     return EXIT_INTERRUPTED
 
 
+def _command() -> int:
+    code = exit_code(main)
+    if code == EXIT_INTERRUPTED:
+        # As soon as one process has left, torchrun sends SIGTERM to the others, which are leaving too.
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(_command())

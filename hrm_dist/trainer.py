@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +25,12 @@ from hrm_dist.model.hrm import InnerCarry
 from hrm_dist.model.losses import act_loss
 from hrm_dist.model.puzzle_embedding import SignSGD
 from hrm_dist.optim import learning_rate
+from hrm_dist.predictions import replace_file
 
 logger = logging.getLogger(__name__)
 
-# A resumed run goes on with the same batches and carry, so these must be what they were.
-_FIXED_ON_RESUME = ("arch", "global_batch_size", "seed")
+# A resumed run goes on with the same batches and carry, so these must be what they were, and all of `arch`.
+_FIXED_ON_RESUME = ("global_batch_size", "seed")
 
 
 class Trainer:
@@ -63,18 +65,25 @@ class Trainer:
         self.carry: Carry | None = None
         self.sums = MetricSums(world.device)
         self.best_score: float | None = None
+        self._set_back_to: Path | None = None
 
-    def fit(self) -> bool:
+    def fit(self, stop: StopRequest) -> bool:
         """Train to the last step; gives False if a signal ended the run early, with its state saved."""
         self._resume()
+        if self.step < self.last_step:
+            self.reader.batch(self.step)  # a damaged dataset is found before anything is written
         distributed.on_main(self._start_run_folder)
+        device = self.world.device
+        # The measurement draws random numbers, and a resumed run makes it once more.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            peak = matmul_rate(device, self.model.dtype) * self.world.world_size
         eval_every = self._eval_every()
         flops_per_step = self.config.global_batch_size * flops_per_sequence(
             self.config.arch, self.reader.metadata
         )
-        peak = matmul_rate(self.world.device, self.model.dtype) * self.world.world_size
         log = RunLog(self.config, self.run_dir, self.step, self.last_step, flops_per_step / peak)
-        with closing(log), closing(StopRequest()) as stop:
+        stopping = False
+        with closing(log):
             for batch in self._batches():
                 self.train_step(batch)
                 self.step += 1
@@ -87,11 +96,13 @@ class Trainer:
                         row |= scores
                     log.write(row)
                 stopping = stop.agreed()
-                if evaluates or stopping or self._due(self.config.checkpoint_interval):
+                if stopping or evaluates or self._due(self.config.checkpoint_interval) or self._is_last():
                     self.save(is_best)
                 if stopping:
-                    return False
-        return True
+                    break
+        stop.finish_vote()
+        distributed.barrier()  # a launcher ends all processes when one leaves, and the main one may still log
+        return not stopping
 
     def train_step(self, batch: Batch) -> None:
         """One segment over the global batch, and one update."""
@@ -124,14 +135,10 @@ class Trainer:
             best_score=self.best_score,
             sha256={},
         )
-        path = checkpoint.save(folder, state, self._shared_tensors(), self._own_tensors())
-
-        def tidy() -> None:
-            if is_best:
-                checkpoint.link(folder / "best", path)
-            checkpoint.prune(folder, self.config.keep_checkpoints)
-
-        distributed.on_main(tidy)
+        # `latest` moves last: a run killed before that goes on before this step, and comes to `best` again.
+        names = ("best", "latest") if is_best else ("latest",)
+        checkpoint.save(folder, state, self._shared_tensors(), self._own_tensors(), names)
+        distributed.on_main(lambda: checkpoint.prune(folder, self.config.keep_checkpoints))
 
     # Parts of the loop
 
@@ -146,7 +153,10 @@ class Trainer:
                 yield batch
 
     def _due(self, interval: int | None) -> bool:
-        return interval is not None and (self.step % interval == 0 or self.step == self.last_step)
+        return interval is not None and (self.step % interval == 0 or self._is_last())
+
+    def _is_last(self) -> bool:
+        return self.step == self.last_step
 
     def _eval_every(self) -> int | None:
         if self.config.eval_interval is None:
@@ -226,23 +236,42 @@ class Trainer:
         }
 
     def _start_run_folder(self) -> None:
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        (self.run_dir / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"checkpoint_path={self.run_dir}: cannot be made ({error.strerror}); choose another folder."
+            ) from error
+        replace_file(self.run_dir / "config.yaml", to_yaml(self.config).encode())
+        if self._set_back_to is not None:  # `latest` goes back with the run, like metrics.jsonl
+            checkpoint.link(self._set_back_to.parent / "latest", self._set_back_to)
 
     # Resuming
 
     def _resume(self) -> None:
-        """Take over the checkpoint that `resume` names: `auto` (the run's latest, if any), `never`, or a path."""
+        """Take over the checkpoint that `resume` names: `auto` (the run's latest, if any), `never`, or a path.
+
+        A checkpoint of another run is where this one starts; having checkpoints of its own, it goes on from
+        those, so that the same command continues it. One of its own sets the run back.
+        """
         latest = self.run_dir / "checkpoints" / "latest"
+        has_latest = latest.is_symlink()  # even if what it points to is gone, which is an error
         if self.config.resume == "never":
-            if latest.exists():
+            if has_latest:
                 raise ConfigError(
                     f"resume=never: {self.run_dir} already holds a run ({latest.resolve().name}); continue it with "
                     "resume=auto, choose another checkpoint_path, or delete the folder."
                 )
             return
-        path = latest if self.config.resume == "auto" else Path(self.config.resume)
-        if self.config.resume == "auto" and not latest.exists():
+        path = latest
+        if self.config.resume != "auto":
+            given = Path(self.config.resume)
+            is_own = given.resolve().parent == latest.parent.resolve()
+            if is_own or not has_latest:
+                path = given
+            if is_own:
+                self._set_back_to = given.resolve()
+        elif not has_latest:
             return
         state = checkpoint.read_state(path)
         self._check_same_run(path, state)
@@ -250,11 +279,11 @@ class Trainer:
         logger.info("resumed from %s at step %d", path.resolve(), self.step)
 
     def _check_same_run(self, path: Path, state: checkpoint.CheckpointState) -> None:
-        now = self.config.model_dump(mode="json")
+        now, then = _fixed_settings(self.config.model_dump(mode="json")), _fixed_settings(state.config)
         problems = [
-            f"{key} is {now[key]!r}, the checkpoint has {state.config.get(key)!r}"
-            for key in _FIXED_ON_RESUME
-            if now[key] != state.config.get(key)
+            f"{key} is {now.get(key)!r}, the checkpoint has {then.get(key)!r}"
+            for key in sorted(now | then)
+            if now.get(key) != then.get(key)
         ]
         if state.dataset != checkpoint.dataset_identity(Path(self.config.data_path), self.reader.metadata):
             problems.append(f"data_path={self.config.data_path} is not the dataset it was trained on")
@@ -293,6 +322,12 @@ class Trainer:
         self.step, self.best_score = state.step, state.best_score
         if self.world.is_main:  # one rank takes the sums of all
             self.sums.values.copy_(torch.tensor(state.metric_sums, dtype=torch.float64))
+
+
+def _fixed_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings that a resumed run must share with its checkpoint, with dotted keys."""
+    arch = {f"arch.{key}": value for key, value in config["arch"].items()}
+    return arch | {key: config[key] for key in _FIXED_ON_RESUME}
 
 
 def _carry(tensors: dict[str, Tensor], device: torch.device) -> Carry:

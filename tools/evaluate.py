@@ -56,7 +56,10 @@ def _claim_folder(out: Path, record: dict[str, object]) -> None:
     """Note what the folder's predictions are of; a folder of another evaluation is refused."""
     path = out / _RECORD
     if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            known = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path}: unreadable ({error}); choose another --out.") from error
         if known != record:
             differing = ", ".join(
                 f"{k} {known.get(k)!r}, now {record[k]!r}" for k in record if known.get(k) != record[k]
@@ -69,7 +72,6 @@ def _claim_folder(out: Path, record: dict[str, object]) -> None:
             f"{out}: holds prediction files of unknown origin (no {_RECORD}); choose another --out."
         )
     else:
-        out.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(record, indent=1).encode())
 
 
@@ -98,17 +100,19 @@ def main() -> int:
         distributed.on_main(lambda: _claim_folder(options.out, record))
 
         starts = range(0, len(reader), MAX_ROWS_PER_FILE)
-        todo = [(i, start) for i, start in enumerate(starts) if not (options.out / _file_name(i)).exists()]
+        # Listed once for all ranks: one that looked later would already see files of the others.
+        all_files = {options.out / _file_name(number): start for number, start in enumerate(starts)}
+        todo = distributed.on_main(lambda: [item for item in all_files.items() if not item[0].exists()])
         own = todo[world.rank :: world.world_size]
         rows = sum(min(MAX_ROWS_PER_FILE, len(reader) - start) for _, start in own)
         with tqdm(total=rows, unit="example", disable=not world.is_main) as progress:
-            for number, start in own:
+            for path, start in own:
                 batches = reader.batches(options.batch_size, start, start + MAX_ROWS_PER_FILE)
                 blocks: list[Predictions] = []
                 for answers in answer(model, batches, world.device, checkpoint_id):
                     blocks.append(answers.predictions)
                     progress.update(len(answers.labels))
-                write_predictions(options.out / _file_name(number), _join(blocks))
+                write_predictions(path, _join(blocks))
         distributed.barrier()
         if world.is_main:
             print(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,7 +13,8 @@ from hrm_dist.config import TrainConfig
 from hrm_dist.optim import EMA, AdamATan2
 
 
-def _sum_gradients(_state: None, bucket: dist.GradBucket) -> torch.futures.Future[Any]:
+# DDP checks that the return annotation is this very one.
+def _sum_gradients(_state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """Gradients of the ranks add up: each rank's loss is already divided by the global batch size."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None

@@ -1,0 +1,201 @@
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.training import (
+    Started,
+    assert_same_run,
+    digests,
+    num_rows,
+    rows,
+    saved_step,
+    start_train,
+    train,
+)
+
+pytestmark = pytest.mark.e2e
+
+STEPS = 24
+SETTINGS = {
+    "hrm": ["ema=true", "eval_interval=2", "eval_num_aug=0"],
+    "trm_bf16": [
+        "arch.name=trm", "arch.H_layers=0", "arch.H_cycles=2", "arch.L_cycles=2", "arch.puzzle_emb_len=2",
+        "arch.act_continue=false", "precision=bf16", "log_interval=3",  # so that checkpoints hold sums of metrics
+    ],
+}  # fmt: skip
+
+
+def overrides(name: str) -> list[str]:
+    return [f"max_steps={STEPS}", "checkpoint_interval=2", *SETTINGS[name]]
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory, config: Path) -> dict[str, Path]:
+    """Runs that were never interrupted."""
+    folder = tmp_path_factory.mktemp("reference")
+    for name in SETTINGS:
+        finished = train(config, folder / name, *overrides(name))
+        assert finished.exit_code == 0, finished.output
+    assert [num_rows(folder / name) for name in SETTINGS] == [STEPS, STEPS // 3]
+    return {name: folder / name for name in SETTINGS}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_run_killed_at_random_moments_equals_one_never_killed(
+    name: str, references: dict[str, Path], config: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    moments = random.Random(name)
+    num_kills = 0
+    while True:
+        started = start_train(config, run, *overrides(name))
+        enough = num_rows(run) + moments.randint(
+            0, 8 if name == "hrm" else 3
+        )  # 0: while it starts or resumes
+        running = started.wait_until(lambda enough=enough: num_rows(run) >= enough)
+        time.sleep(moments.random() * 0.1)
+        if not running or started.process.exitcode is not None:
+            break
+        started.process.kill()
+        started.process.join()
+        num_kills += 1
+        assert_latest_is_whole(run)
+    finished = started.finish()
+    assert finished.exit_code == 0, finished.output
+    assert num_kills >= 3
+    assert_same_run(run, references[name])
+
+
+def test_a_run_killed_while_writing_checkpoints_equals_one_never_killed(
+    references: dict[str, Path], config: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    moments = random.Random(0)
+    num_cut_short = 0
+    for _ in range(8):
+        started = start_train(config, run, *overrides("hrm"))
+        if not started.wait_until(lambda: is_writing_checkpoint(run)):
+            break
+        time.sleep(moments.random() * 0.01)
+        started.process.kill()
+        started.process.join()
+        num_cut_short += is_writing_checkpoint(run)
+        assert_latest_is_whole(run)
+    assert num_cut_short > 0, "no kill fell between the first byte and the renaming"
+    finished = train(config, run, *overrides("hrm"))
+    assert finished.exit_code == 0, finished.output
+    assert not is_writing_checkpoint(run), "what the kills left behind is still there"
+    assert_same_run(run, references["hrm"])
+
+
+def is_writing_checkpoint(run: Path) -> bool:
+    return any((run / "checkpoints").glob(".step_*.tmp"))
+
+
+def assert_latest_is_whole(run: Path) -> None:
+    if (run / "checkpoints" / "latest").is_symlink():
+        saved_step(run)
+
+
+def test_without_the_carry_a_run_goes_on_with_every_sequence_anew_and_always_alike(
+    config: Path, tmp_path: Path
+) -> None:
+    """Equality with the uninterrupted run ends at the checkpoint; two continuations of one equal each other."""
+    run, again, whole = tmp_path / "run", tmp_path / "again", tmp_path / "whole"
+    settings = ["save_carry=false", "checkpoint_interval=6", "arch.halt_exploration_prob=0", "max_steps=14"]
+    started = start_train(config, run, *settings)
+    assert started.wait_until(lambda: num_rows(run) >= 9)
+    started.process.kill()
+    started.process.join()
+    step = saved_step(run)
+    assert step >= 6
+    assert not any("carry" in name for name in tensor_names(run))
+    shutil.copytree(run, again, symlinks=True)
+    for folder in (run, again, whole):
+        assert train(config, folder, *settings).exit_code == 0
+    assert_same_run(run, again)
+    assert rows(run)[:step] == rows(whole)[:step]
+    assert rows(run)[step:] != rows(whole)[step:]
+    # All start together, so none has thought for halt_max_steps = 4 segments before the fourth step.
+    assert [row["train/halted"] for row in rows(run)[step : step + 4]] == [0, 0, 0, 1]
+
+
+def tensor_names(run: Path) -> list[str]:
+    from safetensors import safe_open
+
+    names: list[str] = []
+    for path in (run / "checkpoints" / "latest").glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            names += file.keys()
+    return names
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT], ids=lambda n: n.name)
+def test_a_stop_signal_saves_the_step_reached_and_exits_75(
+    number: signal.Signals, references: dict[str, Path], config: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    settings = [*overrides("hrm"), "checkpoint_interval=null"]
+    started = start_train(config, run, *settings)
+    assert started.wait_until(lambda: num_rows(run) >= 5)
+    started.signal(number)
+    finished = started.finish()
+    assert finished.exit_code == 75, finished.output
+    assert f"stopped by {number.name}; the state is saved" in finished.output
+    assert "Traceback" not in finished.output
+    assert 5 <= saved_step(run) == num_rows(run) < STEPS
+    finished = train(config, run, *settings)
+    assert finished.exit_code == 0, finished.output
+    assert rows(run) == rows(references["hrm"])
+    assert digests(run) == digests(references["hrm"])
+
+
+def test_a_signal_while_a_checkpoint_is_written_stops_after_it(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    started = start_train(config, run, "checkpoint_interval=1", "max_steps=200")
+    assert started.wait_until(lambda: num_rows(run) >= 2 and is_writing_checkpoint(run))
+    assert_stops_with_state_saved(started, run)
+
+
+def test_a_signal_during_an_evaluation_stops_after_it(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    # Evaluating 108 inputs after every step takes most of the time.
+    settings = ["epochs=100", "eval_interval=1", "global_batch_size=64", "eval_batch_size=4"]
+    started = start_train(config, run, *settings)
+    assert started.wait_until(lambda: num_rows(run) >= 1)
+    assert_stops_with_state_saved(started, run)
+    assert "eval/exact_accuracy" in rows(run)[-1]
+
+
+def assert_stops_with_state_saved(started: Started, run: Path) -> None:
+    started.signal(signal.SIGTERM)
+    finished = started.finish()
+    assert finished.exit_code == 75, finished.output
+    assert "Traceback" not in finished.output
+    assert saved_step(run) == num_rows(run)
+
+
+def test_a_signal_while_the_dataset_is_built_leaves_nothing_half_built(config: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data" / "arc"
+    settings = [f"data_path={data}", "dataset.preset=arc-agi-1", "dataset.num_aug=1000"]  # takes minutes
+    started = start_train(config, tmp_path / "run", *settings)
+    assert started.wait_until(lambda: any(data.parent.glob(".arc.*.tmp/train/*")))
+    started.signal(signal.SIGTERM)
+    finished = started.finish()
+    assert finished.exit_code == 75, finished.output
+    assert "Traceback" not in finished.output
+    assert list(data.parent.iterdir()) == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_done_has_nothing_more_to_do(
+    references: dict[str, Path], config: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(references["hrm"], run, symlinks=True)
+    assert train(config, run, *overrides("hrm")).exit_code == 0
+    assert_same_run(run, references["hrm"])

@@ -1,0 +1,106 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.build import Request, build
+from data_pipeline.reader import TestReader
+from data_pipeline.schema import BuildOptions
+from hrm_dist.predictions import MAX_ROWS_PER_FILE, read_prediction_file
+from tests.training import Finished, Started, command_line, train
+
+pytestmark = pytest.mark.e2e
+
+
+def test_the_command_line_goes_from_tasks_to_submission_and_report(config: Path, tmp_path: Path) -> None:
+    data, run, predictions = tmp_path / "data", tmp_path / "run", tmp_path / "predictions"
+    submission, report = tmp_path / "submission.json", tmp_path / "report.html"
+    evaluated = [predictions, "--data", data, "--out"]
+    for command in (
+        ["data_pipeline.build", "arc-agi-1", "--canvas", 6, "--num-aug", 3, "--limit-groups", 12,
+         "--holdout", "all", "--workers", 1, "--out", data],
+        ["hrm_dist.train", config, f"data_path={data}", f"checkpoint_path={run}", "max_steps=5"],
+        ["tools.evaluate", run / "checkpoints" / "latest", "--data", data, "--out", predictions],
+        ["tools.vote", *evaluated, submission],
+        ["tools.report", *evaluated, report, "--metrics", run / "metrics.jsonl"],
+    ):  # fmt: skip
+        finished = command_line("-m", *command)
+        assert finished.exit_code == 0, finished.output
+
+    tasks = json.loads((data / "test_puzzles.json").read_text())
+    answers = json.loads(submission.read_text())
+    assert answers.keys() == tasks.keys()
+    assert len(tasks) == 12
+    assert any(len(task["test"]) > 1 for task in tasks.values())
+    for name, task in tasks.items():
+        assert len(answers[name]) == len(task["test"])
+        for answer in answers[name]:
+            assert answer.keys() == {"attempt_1", "attempt_2"}
+            assert all(is_grid(grid) for grid in answer.values())
+    html = report.read_text()
+    assert all(name in html for name in tasks)
+
+
+def is_grid(grid: list[list[int]]) -> bool:
+    return (
+        1 <= len(grid) <= 30
+        and 1 <= len(grid[0]) <= 30
+        and all(len(row) == len(grid[0]) for row in grid)
+        and all(type(cell) is int and 0 <= cell <= 9 for row in grid for cell in row)
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, config: Path) -> tuple[Path, Path]:
+    """A dataset whose predictions fill two files, and a checkpoint that predicts them fast."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    options = BuildOptions(num_aug=150, holdout="all", canvas=6, limit_groups=None)
+    build(Request("arc-agi-1", [], folder / "data", options, seed=0, workers=1, quiet=True))
+    settings = ["max_steps=2", "arch.H_cycles=1", "arch.L_cycles=1", "arch.halt_max_steps=2"]
+    finished = train(config, folder / "run", f"data_path={folder / 'data'}", *settings)
+    assert finished.exit_code == 0, finished.output
+    return folder / "data", folder / "run" / "checkpoints" / "latest"
+
+
+def start_evaluate(trained: tuple[Path, Path], out: Path, *options: object) -> Started:
+    data, checkpoint = trained
+    arguments = [checkpoint, "--data", data, "--out", out, "--batch-size", 512, *options]
+    return Started(out.with_suffix(".log"), "tools.evaluate", arguments, {})
+
+
+def evaluate(trained: tuple[Path, Path], out: Path, *options: object) -> Finished:
+    return start_evaluate(trained, out, *options).finish()
+
+
+def test_an_evaluation_killed_in_the_middle_goes_on_with_the_files_that_are_missing(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out, num_inputs = tmp_path / "out", len(TestReader(trained[0]))
+    started = start_evaluate(trained, out)
+    assert started.wait_until(lambda: (out / "predictions_00000.npz").exists())
+    started.process.kill()
+    started.process.join()
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.npz")}
+    assert len(kept) == 1
+    again = evaluate(trained, out)
+    assert again.exit_code == 0, again.output
+    assert "in 2 files, 1 of them new" in again.output
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+    files = [read_prediction_file(path) for path in sorted(out.glob("*.npz"))]
+    assert [len(file.preds) for file in files] == [MAX_ROWS_PER_FILE, num_inputs - MAX_ROWS_PER_FILE]
+    predicted = {
+        pair for file in files for pair in zip(file.puzzle_identifiers, file.example_index, strict=True)
+    }
+    assert len(predicted) == num_inputs
+
+
+def test_a_folder_with_predictions_of_another_evaluation_is_refused(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert evaluate(trained, out, "--num-aug", 0).exit_code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    refused = evaluate(trained, out, "--num-aug", 1)
+    assert refused.exit_code == 2
+    assert f"{out}: holds predictions of another evaluation (num_aug 0, now 1)" in refused.output
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before

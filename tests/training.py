@@ -1,0 +1,186 @@
+"""Training runs in processes of their own, and what they leave behind.
+
+A fork server imports torch once; every run is then a real process that takes a moment to start and can be
+signalled and killed. `command_line` starts Python anew, as a user would.
+"""
+
+import importlib
+import json
+import multiprocessing
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_pipeline.errors import exit_code
+from hrm_dist import checkpoint
+
+TIMEOUT = 120.0  # seconds; for a process that hangs
+SPEED_KEYS = ("examples_per_s", "matmul_utilization")
+_fork_server = multiprocessing.get_context("forkserver")
+_fork_server.set_forkserver_preload(["pytest", "hrm_dist.trainer", "tools.evaluate"])
+
+
+class Finished(NamedTuple):
+    """A process that has ended."""
+
+    exit_code: int
+    output: str  # stdout and stderr
+
+
+class Started:
+    """A command of ours, `python -m MODULE ARGUMENTS`, in a process forked from the server."""
+
+    def __init__(
+        self, log: Path, module: str, arguments: Sequence[object], environment: Mapping[str, str]
+    ) -> None:
+        self.log = log
+        command = (module, [str(argument) for argument in arguments], dict(environment), log)
+        self.process: ForkServerProcess = _fork_server.Process(target=_run, args=command)
+        self.process.start()
+
+    def finish(self) -> Finished:
+        self.process.join(TIMEOUT)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise TimeoutError(f"still running after {TIMEOUT:.0f} s:\n{self.log.read_text()}")
+        return Finished(self.process.exitcode, self.log.read_text())
+
+    def signal(self, number: int) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def children(self) -> list[int]:
+        """Identifiers of the processes that this one started."""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def wait_until(self, condition: Callable[[], bool]) -> bool:
+        """Wait for a condition or the end of the process; gives whether the process still runs."""
+        deadline = time.monotonic() + TIMEOUT
+        while not condition():
+            if self.process.exitcode is not None:
+                return False
+            assert time.monotonic() < deadline, f"waited in vain:\n{self.log.read_text()}"
+            time.sleep(0.001)
+        return self.process.exitcode is None
+
+
+def _run(module: str, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(environment)
+    sys.argv = [module, *arguments]
+    warnings.simplefilter("error")
+    sys.exit(exit_code(importlib.import_module(module).main))
+
+
+def start_train(config: Path, run: Path, *overrides: str) -> Started:
+    """Start training alone, into the run folder `run`."""
+    return start_ranks(1, config, run, *overrides)[0]
+
+
+def train(config: Path, run: Path, *overrides: str) -> Finished:
+    """Train alone to the end."""
+    return start_train(config, run, *overrides).finish()
+
+
+def start_ranks(world_size: int, config: Path, run: Path, *overrides: str) -> list[Started]:
+    """Start the processes of one run; their output goes beside the run folder."""
+    arguments = [config, f"checkpoint_path={run}", *overrides]
+    return start_module_ranks(world_size, run, "hrm_dist.train", arguments)
+
+
+def start_module_ranks(
+    world_size: int, name: Path, module: str, arguments: Sequence[object]
+) -> list[Started]:
+    """Start a command in processes that find each other as under a launcher."""
+    environment = {} if world_size == 1 else _environment(world_size)
+    return [
+        Started(
+            name.with_name(f"{name.name}.rank{rank}.log"),
+            module,
+            arguments,
+            environment and {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(world_size)
+    ]
+
+
+def _environment(world_size: int) -> dict[str, str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
+
+
+def train_on_ranks(world_size: int, config: Path, run: Path, *overrides: str) -> None:
+    """Train to the end with several processes, all of which must succeed."""
+    finished = [rank.finish() for rank in start_ranks(world_size, config, run, *overrides)]
+    assert [rank.exit_code for rank in finished] == [0] * world_size, finished
+
+
+def command_line(*command: object, environment: Mapping[str, str] | None = None) -> Finished:
+    """Run `python COMMAND` and wait."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout)
+
+
+# What a run leaves behind
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl without the measured speed; a last line still being written is left out."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    parsed = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [{key: value for key, value in row.items() if key not in SPEED_KEYS} for row in parsed]
+
+
+def num_rows(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {row["step"]: row["train/loss"] for row in rows(run)}
+
+
+def digests(run: Path, name: str = "latest") -> dict[str, str]:
+    """sha256 of every tensor file of a checkpoint, which must be whole."""
+    return checkpoint.read_state(run / "checkpoints" / name).sha256
+
+
+def saved_step(run: Path) -> int:
+    """The step of `latest`, which must be whole."""
+    return checkpoint.read_state(run / "checkpoints" / "latest").step
+
+
+def saved_steps(run: Path) -> list[int]:
+    names = (path.name for path in (run / "checkpoints").iterdir())
+    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step_(\d+)", name)))
+
+
+def assert_same_run(run: Path, reference: Path) -> None:
+    """Equal metrics but for speed, equal tensors in `latest` and, where there is one, in `best`."""
+    assert rows(run) == rows(reference)
+    assert digests(run) == digests(reference)
+    assert (run / "checkpoints" / "best").exists() == (reference / "checkpoints" / "best").exists()
+    if (reference / "checkpoints" / "best").exists():
+        assert digests(run, "best") == digests(reference, "best")

@@ -1,0 +1,82 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from hrm_dist.metrics import JsonLines, MetricSums
+
+
+def rows(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file with the rows of steps 10, 20 and 30."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}, "train/loss": 0.5}}\n' for step in (10, 20, 30)))
+    return path
+
+
+def append(path: Path, resume_step: int, *steps: int) -> list[float]:
+    sink = JsonLines(path, resume_step)
+    for step in steps:
+        sink.write({"step": step, "train/loss": 0.25})
+    sink.close()
+    return [row["step"] for row in rows(path)]
+
+
+def test_rows_beyond_the_checkpoint_are_dropped_so_that_no_step_stands_twice(path: Path) -> None:
+    assert append(path, 20, 30, 40) == [10, 20, 30, 40]
+    assert [row["train/loss"] for row in rows(path)] == [0.5, 0.5, 0.25, 0.25]
+
+
+def test_a_new_run_drops_all_rows(path: Path) -> None:
+    assert append(path, 0, 10) == [10]
+
+
+@pytest.mark.parametrize("torn", ['{"step": 25, "train/lo', '{"step": 25}', '{"step"', "null\n", "[]\n"])
+def test_a_torn_line_is_dropped(path: Path, torn: str) -> None:
+    """Even one that ends where an object ends: the next row would go on in the same line."""
+    with path.open("a") as file:
+        file.write(torn)
+    assert append(path, 30, 40) == [10, 20, 30, 40]
+
+
+def test_a_row_is_in_the_file_as_soon_as_it_is_written(path: Path) -> None:
+    sink = JsonLines(path, 30)
+    sink.write({"step": 40})
+    assert len(rows(path)) == 4
+    sink.close()
+
+
+def test_losses_are_per_sequence_and_accuracies_per_halted_sequence() -> None:
+    sums = MetricSums(torch.device("cpu"))
+    for halted in (0, 4):
+        step = {
+            "lm_loss": 16.0, "q_halt_loss": 4.0, "q_continue_loss": 2.0, "count": halted,
+            "exact_accuracy": halted / 4, "accuracy": halted / 2, "q_halt_accuracy": halted, "steps": 3 * halted,
+        }  # fmt: skip
+        sums.add({name: torch.tensor(value) for name, value in step.items()})
+    row = sums.row(global_batch_size=8)
+    assert row["train/lm_loss"] == 2.0
+    assert row["train/loss"] == 2.0 + 0.5 * (0.5 + 0.25)
+    assert row["train/exact_accuracy"] == 0.25
+    assert row["train/cell_accuracy"] == 0.5
+    assert row["train/segments"] == 3.0
+    assert row["train/halted"] == 0.25
+
+
+def test_sums_start_anew_after_a_row() -> None:
+    sums = MetricSums(torch.device("cpu"))
+    sums.add({"lm_loss": torch.tensor(8.0)})
+    sums.row(global_batch_size=8)
+    sums.add({"lm_loss": torch.tensor(16.0)})
+    assert sums.row(global_batch_size=8)["train/lm_loss"] == 2.0
+
+
+def test_without_a_halted_sequence_the_accuracies_are_zero() -> None:
+    sums = MetricSums(torch.device("cpu"))
+    sums.add({"lm_loss": torch.tensor(8.0), "count": torch.tensor(0)})
+    assert sums.row(global_batch_size=8)["train/exact_accuracy"] == 0.0

@@ -1,0 +1,222 @@
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.build import Request, build
+from data_pipeline.errors import exit_code
+from data_pipeline.schema import BuildOptions
+from hrm_dist.config import load_config
+from hrm_dist.train import main
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+PARAMETERS = {"arc1": 27.3, "arc2": 27.3, "trm_arc1": 6.8, "trm_arc2": 6.8}  # millions
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, config: Path) -> Path:
+    """The folder of a run of two steps; tests must not change it."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    assert main([str(config), f"checkpoint_path={run}", "max_steps=2", "checkpoint_interval=1"]) == 0
+    return run
+
+
+class Refusal:
+    """Runs training that must be refused: exit code 2, one message, nothing written."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+        self._capsys, self._folder = capsys, folder
+
+    def __call__(self, *arguments: object) -> str:
+        """Give the message."""
+        before = content(self._folder)
+        self._capsys.readouterr()
+        assert exit_code(lambda: main([str(argument) for argument in arguments])) == 2
+        out, err = self._capsys.readouterr()
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.count("error: ") == 1
+        assert content(self._folder) == before
+        return err
+
+
+def content(folder: Path) -> dict[str, tuple[int, str]]:
+    return {
+        str(path): (path.lstat().st_mtime_ns, os.readlink(path) if path.is_symlink() else "")
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Refusal:
+    return Refusal(capsys, tmp_path)
+
+
+def test_every_unknown_key_and_bad_value_is_named_at_once(
+    refusal: Refusal, config: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(config.read_text() + "global_bach_size: 8\nkeep_checkpoints: 0\n")
+    message = refusal(bad, f"checkpoint_path={tmp_path / 'run'}", "arch.H_cylces=2", "lr=fast")
+    assert f"{bad}: unknown key 'global_bach_size'; did you mean 'global_batch_size'?" in message
+    assert "arch.H_cylces=2: unknown key 'arch.H_cylces'; did you mean 'arch.H_cycles'?" in message
+    assert f"{bad}: keep_checkpoints: Input should be greater than or equal to 1 (got 0)" in message
+    assert "lr=fast: Input should be a valid number" in message
+
+
+def test_trm_without_puzzle_embedding_but_with_its_positions_is_refused(
+    refusal: Refusal, config: Path, tmp_path: Path
+) -> None:
+    message = refusal(
+        config, f"checkpoint_path={tmp_path / 'run'}", "arch.name=trm", "arch.puzzle_emb_ndim=0"
+    )
+    assert "arch.puzzle_emb_len=16 keeps positions for a puzzle embedding" in message
+    assert "set arch.puzzle_emb_len=0 too" in message
+
+
+def test_a_run_too_short_for_a_single_step_is_refused(refusal: Refusal, config: Path, tmp_path: Path) -> None:
+    message = refusal(config, f"checkpoint_path={tmp_path / 'run'}", "epochs=1", "global_batch_size=512")
+    assert "epochs=1" in message
+    assert "global_batch_size=512" in message
+
+
+def test_a_missing_dataset_is_refused(refusal: Refusal, config: Path, tmp_path: Path) -> None:
+    message = refusal(config, f"checkpoint_path={tmp_path / 'run'}", f"data_path={tmp_path / 'nowhere'}")
+    assert f"{tmp_path / 'nowhere' / 'dataset.json'}: not found" in message
+    assert "python -m data_pipeline.build" in message
+
+
+def flip_a_byte(path: Path) -> None:
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "reason"),
+    [
+        ("train/row-000000-0000.tar.zst", flip_a_byte, "sha256"),
+        ("train/index.json", Path.unlink, "not found"),
+        ("dataset.json", lambda path: path.write_text("{"), "not JSON"),
+    ],
+)
+def test_a_damaged_dataset_is_refused(
+    file: str, damage: Callable[[Path], None], reason: str,
+    refusal: Refusal, dataset: Path, config: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    data = shutil.copytree(dataset, tmp_path / "data")
+    damage(data / file)
+    message = refusal(config, f"checkpoint_path={tmp_path / 'run'}", f"data_path={data}")
+    assert str(data / file) in message
+    assert reason in message
+    assert "build" in message
+
+
+def resume_in_a_copy(trained: Path, tmp_path: Path) -> tuple[Path, str]:
+    run = shutil.copytree(trained, tmp_path / "run", symlinks=True)
+    return run, f"checkpoint_path={run}"
+
+
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        ("arch.hidden_size=64", "arch.hidden_size is 64, the checkpoint has 32"),
+        ("seed=1", "seed is 1, the checkpoint has 0"),
+        ("global_batch_size=16", "global_batch_size is 16, the checkpoint has 8"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(
+    override: str, difference: str, refusal: Refusal, trained: Path, config: Path, tmp_path: Path
+) -> None:
+    run, own = resume_in_a_copy(trained, tmp_path)
+    message = refusal(config, own, override)
+    assert f"{run / 'checkpoints' / 'latest'}: cannot go on with another run's checkpoint" in message
+    assert f": {difference}. Set them back" in message
+    assert "another checkpoint_path" in message
+
+
+def test_a_checkpoint_trained_on_another_dataset_is_refused(
+    refusal: Refusal, trained: Path, config: Path, tmp_path: Path
+) -> None:
+    options = BuildOptions(num_aug=1, holdout="all", canvas=6, limit_groups=2)
+    build(Request("arc-agi-1", [], tmp_path / "other", options, seed=0, workers=1, quiet=True))
+    _, own = resume_in_a_copy(trained, tmp_path)
+    message = refusal(config, own, f"data_path={tmp_path / 'other'}", "max_steps=3")
+    assert f"data_path={tmp_path / 'other'} is not the dataset it was trained on" in message
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer", "rank_00000"])
+def test_a_damaged_checkpoint_is_refused_with_the_file_at_fault(
+    name: str, refusal: Refusal, trained: Path, config: Path, tmp_path: Path
+) -> None:
+    run, own = resume_in_a_copy(trained, tmp_path)
+    file = run / "checkpoints" / "latest" / f"{name}.safetensors"
+    flip_a_byte(file)
+    message = refusal(config, own, "max_steps=3")
+    assert f"{file}: its sha256 is not the one in state.json; the file is damaged" in message
+    assert "choose another checkpoint" in message
+
+
+def test_a_link_to_a_checkpoint_that_is_gone_is_refused_not_taken_for_a_new_run(
+    refusal: Refusal, trained: Path, config: Path, tmp_path: Path
+) -> None:
+    run, own = resume_in_a_copy(trained, tmp_path)
+    shutil.rmtree(run / "checkpoints" / "step_2")
+    assert "no checkpoint here" in refusal(config, own, "max_steps=3")
+
+
+def test_resume_never_is_refused_where_a_run_is(
+    refusal: Refusal, trained: Path, config: Path, tmp_path: Path
+) -> None:
+    run, own = resume_in_a_copy(trained, tmp_path)
+    message = refusal(config, own, "resume=never")
+    assert f"resume=never: {run} already holds a run (step_2); continue it with resume=auto" in message
+
+
+def test_a_checkpoint_beyond_the_last_step_is_refused(
+    refusal: Refusal, trained: Path, config: Path, tmp_path: Path
+) -> None:
+    _, own = resume_in_a_copy(trained, tmp_path)
+    assert "is at step 2, beyond the last step 1; raise" in refusal(config, own, "max_steps=1")
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused(refusal: Refusal, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for run in (tmp_path / "file", tmp_path / "file" / "run"):
+        message = refusal(config, f"checkpoint_path={run}")
+        assert f"checkpoint_path={run}: cannot be made" in message
+        assert "choose another folder" in message
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_dry_runs_without_its_dataset(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([str(path), "--dry-run", "seed=3"]) == 0
+    resolved, _, sizes = capsys.readouterr().out.partition("\n\n")
+    (tmp_path / "resolved.yaml").write_text(resolved)
+    assert load_config(tmp_path / "resolved.yaml") == load_config(path, ["seed=3"])
+    parameters = next(line for line in sizes.splitlines() if line.startswith("parameters: "))
+    millions = int(parameters.removeprefix("parameters: ").replace(",", "")) / 1e6
+    if path.stem in PARAMETERS:
+        assert round(millions, 1) == PARAMETERS[path.stem]
+    for purpose in ("weights", "optimizer", "puzzle table", "carry", "activations", "total"):
+        assert f"  {purpose} " in sizes
+    assert [entry.name for entry in tmp_path.iterdir()] == ["resolved.yaml"]
+
+
+def test_a_dry_run_counts_the_steps_of_a_dataset_that_is_there(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(config), f"checkpoint_path={tmp_path / 'run'}", "--dry-run"]) == 0
+    assert "steps: 4,000" in capsys.readouterr().out  # 1000 passes over 8 groups of 4 examples, 8 a step
+    assert not any(tmp_path.iterdir())
+
+
+def test_training_does_not_even_import_wandb_where_it_is_disabled(trained: Path) -> None:
+    assert (trained / "metrics.jsonl").exists()
+    assert "wandb" not in sys.modules
