@@ -161,7 +161,10 @@ class Trainer:
     def _eval_every(self) -> int | None:
         if self.config.eval_interval is None:
             return None
-        return max(1, round(self.total_steps * self.config.eval_interval / self.config.epochs))
+        every = max(1, round(self.total_steps * self.config.eval_interval / self.config.epochs))
+        # On a logged step where that is near, so that no row of metrics covers only a few steps.
+        interval = self.config.log_interval
+        return every if every < interval else round(every / interval) * interval
 
     def _lr(self, base_lr: float) -> float:
         config = self.config
