@@ -12,7 +12,7 @@ setup: .venv/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# ARC tasks in, ARC submission file out: about ten minutes on two cores. Interrupt it and it goes on.
+# ARC tasks in, ARC submission file out: about three minutes on two quiet cores. Interrupt it and it goes on.
 demo: setup
 	$(BIN)/python -m hrm_dist.train configs/demo.yaml
 	$(BIN)/python -m tools.evaluate $(DEMO)/checkpoints/latest --data data/demo --out $(DEMO)/predictions

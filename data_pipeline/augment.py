@@ -4,9 +4,10 @@ An augmentation is written into the name of its puzzle, so that a prediction can
 alone: `TASK|||t3|||0718293645`, or `TASK_t3_0718293645` in data built by the first HRM release.
 """
 
+import functools
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,12 @@ from data_pipeline.task import Pair, Task
 from data_pipeline.tokens import MAX_GRID_SIDE, NUM_COLOURS, Grid
 
 NUM_DIHEDRAL = 8
+TRANSPOSING = (1, 3, 6, 7)
+"""The images in which height and width change places."""
+
 TRIALS_PER_AUGMENTATION = 5  # as published; tasks with few distinct augmentations end with fewer than asked
 
+_Cell = TypeVar("_Cell", bound=np.generic)
 _INVERSE_DIHEDRAL = (0, 3, 2, 1, 4, 5, 6, 7)
 _TRM_NAME = re.compile(r"(?P<task>.+)\|\|\|t(?P<t>[0-7])\|\|\|(?P<palette>[0-9]{10})", re.DOTALL)
 _HRM_NAME = re.compile(r"(?P<task>.+)_t(?P<t>[0-7])_(?P<palette>[0-9]{10})", re.DOTALL)
@@ -56,25 +61,31 @@ class AugmentationTable(NamedTuple):
 IDENTITY = Augmentation(0, np.arange(NUM_COLOURS, dtype=np.uint8))
 
 
-def dihedral(grid: Grid, t: int) -> Grid:
+def dihedral(grid: NDArray[_Cell], t: int) -> NDArray[_Cell]:
     """The grid turned by t quarter turns (0..3), mirrored left-right (4), up-down (5), or transposed along
-    the main (6) or the other diagonal (7)."""
-    if t < 4:
-        return np.rot90(grid, k=t)
+    the main (6) or the other diagonal (7). Grids of one size [..., height, width] may come together."""
     match t:
+        case 0:
+            return grid
+        case 1:
+            return np.swapaxes(grid, -1, -2)[..., ::-1, :]
+        case 2:
+            return grid[..., ::-1, ::-1]
+        case 3:
+            return np.swapaxes(grid, -1, -2)[..., :, ::-1]
         case 4:
-            return np.fliplr(grid)
+            return grid[..., ::-1]
         case 5:
-            return np.flipud(grid)
+            return grid[..., ::-1, :]
         case 6:
-            return grid.T
+            return np.swapaxes(grid, -1, -2)
         case 7:
-            return np.fliplr(np.rot90(grid, k=1))
+            return np.swapaxes(grid, -1, -2)[..., ::-1, ::-1]
         case _:
             raise ValueError(f"dihedral id {t} is not in 0..7")
 
 
-def inverse_dihedral(grid: Grid, t: int) -> Grid:
+def inverse_dihedral(grid: NDArray[_Cell], t: int) -> NDArray[_Cell]:
     """Undo `dihedral(grid, t)`."""
     return dihedral(grid, _INVERSE_DIHEDRAL[t])
 
@@ -120,47 +131,74 @@ def plan_augmentations(task: Task, num_aug: int, seed: int) -> AugmentationTable
     Two augmentations are the same when they make the same pairs, in whatever order. The draws depend on the
     seed and the task's id alone, and a smaller `num_aug` gives a prefix.
     """
-    trials = TRIALS_PER_AUGMENTATION * num_aug
-    bits = random_bits(trials * NUM_COLOURS, seed, "augmentations", task.id).reshape(trials, NUM_COLOURS)
+    weights = _weights_of_colours(task.pairs)
+    # Most tasks have so many augmentations that hardly any trial is in vain, but a few need all of the trials.
+    most = TRIALS_PER_AUGMENTATION * num_aug
+    for trials in (min(most, num_aug + num_aug // 64 + 8), min(most, 3 * num_aug // 2), most):
+        table = _draw(trials, seed, task.id)
+        _, first = np.unique(_content_keys(weights, table), return_index=True)
+        if len(first) > num_aug:
+            break
+    kept = np.sort(first)[: 1 + num_aug]
+    return AugmentationTable(table.dihedrals[kept], table.palettes[kept])
+
+
+def _draw(trials: int, seed: int, task_id: str) -> AugmentationTable:
+    """The original and then so many augmentations as they are drawn, doubles among them."""
+    bits = random_bits(trials * NUM_COLOURS, seed, "augmentations", task_id).reshape(trials, NUM_COLOURS)
     dihedrals = np.zeros(1 + trials, dtype=np.uint8)
     dihedrals[1:] = bits[:, 0] >> np.uint64(61)
     palettes = np.tile(np.arange(NUM_COLOURS, dtype=np.uint8), (1 + trials, 1))
     palettes[1:, 1:] = np.argsort(bits[:, 1:], axis=1, kind="stable") + 1
-    keys = _content_keys(task.pairs, dihedrals, palettes)
-    _, first = np.unique(keys, return_index=True)
-    kept = np.sort(first)[: 1 + num_aug]
-    return AugmentationTable(dihedrals[kept], palettes[kept])
+    return AugmentationTable(dihedrals, palettes)
 
 
-def _content_keys(
-    pairs: tuple[Pair, ...], dihedrals: NDArray[np.uint8], palettes: NDArray[np.uint8]
-) -> NDArray[np.uint64]:
+def _content_keys(weights: NDArray[np.float64], table: AugmentationTable) -> NDArray[np.uint64]:
     """For each of n augmentations a 64-bit key of the puzzle that it makes; [n].
 
     Every place of a pair has a random weight, and the key of a pair is the sum of (colour + 1) * weight. That
-    is linear in the palette, so it takes one small integer product instead of making and hashing the grids.
-    Keys of pairs are scrambled before they are added up, for else two puzzles that have swapped grids between
-    their pairs would look the same. Different puzzles share a key with a chance below 2**-58.
+    is linear in the palette, so it takes one small product with the `weights` of the colours instead of
+    making and hashing the grids. Keys of pairs are scrambled before they are added up, for else two puzzles
+    that have swapped grids between their pairs would look the same. Different puzzles share a key with a
+    chance below 2**-58.
     """
-    weight_sums = np.stack([_weight_of_colours(pairs, t) for t in range(NUM_DIHEDRAL)])  # [8, 10, P]
-    values = palettes.astype(np.uint64) + np.uint64(1)
-    keys = np.empty(len(dihedrals), dtype=np.uint64)
+    values = table.palettes + 1.0
+    keys = np.empty(len(table.dihedrals), dtype=np.uint64)
     for t in range(NUM_DIHEDRAL):
-        chosen = dihedrals == t
-        keys[chosen] = _scramble(values[chosen] @ weight_sums[t]).sum(axis=1, dtype=np.uint64)
+        chosen = table.dihedrals == t
+        low, high = (values[chosen] @ weights[:, t]).astype(np.uint64)
+        keys[chosen] = _scramble(low + (high << np.uint64(32))).sum(axis=1, dtype=np.uint64)
     return keys
 
 
-def _weight_of_colours(pairs: tuple[Pair, ...], t: int) -> NDArray[np.uint64]:
-    """Sum of the weights of the places where a colour stands in dihedral image t of each pair; [10, P]."""
-    sums = np.zeros((NUM_COLOURS, len(pairs)), dtype=np.uint64)
+def _weights_of_colours(pairs: tuple[Pair, ...]) -> NDArray[np.float64]:
+    """Sum of the weights of the places where a colour stands in each dihedral image of each pair, their lower
+    and their upper halves; [2, 8, 10, P].
+
+    Halves add up exactly in float64, which numpy multiplies many times faster than integers.
+    """
+    sums = np.zeros((len(pairs), NUM_COLOURS, 2 * NUM_DIHEDRAL))
+    colours = np.arange(NUM_COLOURS, dtype=np.uint8)[:, None]
     for p, pair in enumerate(pairs):
-        for grid, weights in zip(pair, _WEIGHTS, strict=True):
+        for side, grid in enumerate(pair):
             if grid is not None:
-                image = dihedral(grid, t)
-                height, width = image.shape
-                np.add.at(sums[:, p], image, weights[:height, :width])
-    return sums
+                stands = (colours == grid.reshape(-1)).astype(np.float64)
+                sums[p] += stands @ _weights_of_places(side, *grid.shape)
+    sums = sums.reshape(len(pairs), NUM_COLOURS, 2, NUM_DIHEDRAL)
+    return np.ascontiguousarray(sums.transpose(2, 3, 1, 0))
+
+
+@functools.cache
+def _weights_of_places(side: int, height: int, width: int) -> NDArray[np.float64]:
+    """For each cell of an input (0) or output (1) the weight of the place that it gets in each dihedral image,
+    lower halves and upper halves; [height * width, 2 * 8]."""
+    weights = np.empty((height * width, 2, NUM_DIHEDRAL))
+    for t in range(NUM_DIHEDRAL):
+        corner = (width, height) if t in TRANSPOSING else (height, width)
+        of_cells = inverse_dihedral(_WEIGHTS[side, : corner[0], : corner[1]], t).reshape(-1)
+        weights[:, 0, t] = of_cells & np.uint64(2**32 - 1)
+        weights[:, 1, t] = of_cells >> np.uint64(32)
+    return weights.reshape(height * width, 2 * NUM_DIHEDRAL)
 
 
 def _scramble(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -28,6 +28,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from data_pipeline import rows
 from data_pipeline.errors import InputError, exit_code
 from data_pipeline.row_workers import write_rows
@@ -45,6 +47,7 @@ from data_pipeline.schema import (
 from data_pipeline.sources import arc
 from data_pipeline.task import Task
 from data_pipeline.tokens import MAX_GRID_SIDE, PAD_ID, VOCAB_SIZE
+from data_pipeline.writer import write_json
 
 EXIT_INTERRUPTED = 1
 
@@ -172,8 +175,6 @@ def _folder_that_appears_when_complete(out: Path) -> Generator[Path]:
 
 
 def _write_dataset(folder: Path, request: Request, loaded: _Loaded, groups: list[rows.Group]) -> DatasetInfo:
-    from data_pipeline.writer import write_json  # loads torch (through webdataset), so only for good input
-
     plans = [SplitPlan(split, groups, request.options.canvas, request.seed) for split in ("train", "test")]
     for plan in plans:
         (folder / plan.split).mkdir()
@@ -185,7 +186,7 @@ def _write_dataset(folder: Path, request: Request, loaded: _Loaded, groups: list
             num_rows=plan.num_rows,
             canvas=request.options.canvas,
             seq_len=request.options.canvas**2,
-            groups=plan.group_index(),
+            groups=plan.group_table,
             shards=tuple(sorted(shards[plan.split], key=lambda shard: (shard.row, shard.first_group))),
         )
         infos[plan.split] = _split_info(index)
@@ -217,8 +218,8 @@ def _write_dataset(folder: Path, request: Request, loaded: _Loaded, groups: list
 
 
 def _split_info(index: SplitIndex) -> SplitInfo:
-    num_puzzles = sum(group.num_puzzles for group in index.groups)
-    num_examples = sum(group.num_puzzles * group.num_examples for group in index.groups)
+    num_puzzles = int(index.groups.num_puzzles.sum())
+    num_examples = int(np.dot(index.groups.num_puzzles.astype(np.int64), index.groups.num_examples))
     return SplitInfo(
         total_groups=len(index.groups),
         mean_puzzle_examples=num_examples / num_puzzles if num_puzzles else 0.0,

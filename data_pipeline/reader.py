@@ -34,7 +34,7 @@ from data_pipeline.schema import (
     load_dataset_info,
     load_split_index,
 )
-from data_pipeline.shard_reader import Shard, read_shard, verify_shard
+from data_pipeline.shard_reader import Shard, read_shard
 
 CACHE_BYTES = 64 * 2**20
 """Decoded shards kept for the next steps: the whole of a small dataset, some ten rows of ARC."""
@@ -63,17 +63,15 @@ class _Shards:
         if shard.file in self._cached:
             self._cached.move_to_end(shard.file)
             return self._cached[shard.file]
-        if shard.file not in self._verified:
-            verify_shard(self._split_dir, shard)
-            self._verified.add(shard.file)
-        decoded = read_shard(self._split_dir, self.index, shard)
+        decoded = read_shard(self._split_dir, self.index, shard, verified=shard.file in self._verified)
+        self._verified.add(shard.file)
         self._cached[shard.file] = decoded
         while len(self._cached) > 1 and self._cached_bytes() > CACHE_BYTES:
             self._cached.popitem(last=False)
         return decoded
 
     def _cached_bytes(self) -> int:
-        return sum(shard.examples.nbytes for shard in self._cached.values())
+        return sum(shard.num_bytes for shard in self._cached.values())
 
 
 class TrainReader:
@@ -98,16 +96,24 @@ class TrainReader:
         shards_per_row = len(self._first_groups)
         part = np.searchsorted(self._first_groups, group, side="right") - 1
         shard_number = row * shards_per_row + part
+        numbers = list(dict.fromkeys(shard_number.tolist()))  # in order of use: the last stays cached
+        if len(numbers) == 1:
+            examples, identifiers = self._read(numbers[0], group, example)
+            return _tensors(examples, identifiers, self.info.pad_id)
         examples = np.empty((len(row), 2, self.info.seq_len), dtype=np.uint8)
         identifiers = np.empty(len(row), dtype=np.int32)
-        numbers: list[int] = shard_number.tolist()
-        for number in dict.fromkeys(numbers):  # in order of use: the last stays cached
+        for number in numbers:
             chosen = shard_number == number
-            shard = self._shards.get(self._shards.index.shards[number])
-            sample = group[chosen] - self._first_groups[number % shards_per_row]
-            examples[chosen] = shard.examples[shard.starts[sample] + example[chosen]]
-            identifiers[chosen] = shard.identifiers[sample]
+            examples[chosen], identifiers[chosen] = self._read(number, group[chosen], example[chosen])
         return _tensors(examples, identifiers, self.info.pad_id)
+
+    def _read(
+        self, shard_number: int, group: NDArray[np.int64], example: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        """Examples [k, 2, S] and identifiers [k] out of one shard."""
+        shard = self._shards.get(self._shards.index.shards[shard_number])
+        sample = group - self._first_groups[shard_number % len(self._first_groups)]
+        return shard.examples(shard.starts[sample] + example), shard.identifiers[sample]
 
 
 class TestReader:
@@ -123,14 +129,14 @@ class TestReader:
         self.metadata: DatasetMetadata = self.info.metadata("test")
         self._shards = _Shards(Path(dataset_dir), "test")
         index = self._shards.index
-        groups = index.groups[:max_groups]
-        self.group_names = [group.name for group in groups]
+        groups = range(len(index.groups))[:max_groups]
+        self.group_names = list(index.groups.names or ())[:max_groups]
         num_rows = index.num_rows if num_aug is None else 1 + num_aug
         self._parts = [
             shard for shard in index.shards if shard.row < num_rows and shard.first_group < len(groups)
         ]
-        num_puzzles = np.array([group.num_puzzles for group in groups], dtype=np.int64)
-        num_examples = np.array([group.num_examples for group in groups], dtype=np.int64)
+        num_puzzles = index.groups.num_puzzles[: len(groups)]
+        num_examples = index.groups.num_examples[: len(groups)]
         sizes = [
             num_examples[shard.first_group :][num_puzzles[shard.first_group :] > shard.row]
             [: shard.num_samples].sum()
@@ -160,8 +166,8 @@ class TestReader:
             chosen = slice(first - part_begin, part_end - part_begin)
             shard = self._shards.get(self._parts[number])
             sizes = np.diff(shard.starts)
-            index_in_puzzle = np.arange(len(shard.examples)) - np.repeat(shard.starts[:-1], sizes)
-            examples.append(shard.examples[chosen])
+            index_in_puzzle = np.arange(int(shard.starts[-1])) - np.repeat(shard.starts[:-1], sizes)
+            examples.append(shard.examples(chosen))
             identifiers.append(np.repeat(shard.identifiers, sizes)[chosen])
             example_index.append(index_in_puzzle[chosen].astype(np.int32))
             first = part_end
@@ -178,11 +184,12 @@ def _tensors(
     examples: NDArray[np.uint8], identifiers: NDArray[np.int32], pad_id: int
 ) -> dict[str, torch.Tensor]:
     """Examples [b, 2, S] and identifiers [b] as the model takes them."""
-    labels = examples[:, 1].astype(np.int32)
-    labels[labels == pad_id] = IGNORE_LABEL_ID
+    labels = examples[:, 1].astype(np.int16)
+    # In 16 bits, and by arithmetic: ten times faster than `labels[labels == pad_id] = ...`.
+    labels += (examples[:, 1] == pad_id) * np.int16(IGNORE_LABEL_ID - pad_id)
     return {
         "inputs": _tensor(examples[:, 0].astype(np.int32)),
-        "labels": _tensor(labels),
+        "labels": _tensor(labels.astype(np.int32)),
         "puzzle_identifiers": _tensor(identifiers),
     }
 

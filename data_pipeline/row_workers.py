@@ -3,61 +3,101 @@
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data_pipeline.rows import SplitPlan
+from data_pipeline.sample_format import Samples
 from data_pipeline.schema import ShardIndex, SplitName
+from data_pipeline.writer import write_shard
 
 MAX_SAMPLES_PER_SHARD = 65536
 """A row of more groups is cut, so that readers need not hold more than this in memory."""
+MAX_ROWS_PER_JOB = 8
+"""Few enough to share the work evenly, and enough that a job's last shard is waited for but rarely."""
+
+
+class Rows(Protocol):
+    """The rows of a split, which workers get pickled and ask for in any order."""
+
+    @property
+    def split(self) -> SplitName: ...
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def groups_in_row(self, row: int) -> NDArray[np.int64]:
+        """Places in the split of the groups that have a sample in a row, ascending."""
+        ...
+
+    def samples(self, row: int, groups: NDArray[np.int64]) -> Samples:
+        """The samples of some of these groups."""
+        ...
 
 
 class _Job(NamedTuple):
     split: SplitName
-    row: int
+    rows: range
 
 
 class _RowWriter:
     """Writes rows of either split."""
 
-    def __init__(self, folder: Path, plans: list[SplitPlan]) -> None:
+    def __init__(self, folder: Path, plans: Sequence[Rows]) -> None:
         self._folder = folder
         self._plans = {plan.split: plan for plan in plans}
 
     def write(self, job: _Job) -> list[ShardIndex]:
-        """Write the shards of one row."""
-        from data_pipeline.writer import (
-            write_shard,
-        )  # loads torch (through webdataset), so only for good input
-
-        plan = self._plans[job.split]
-        groups = plan.groups_in_row(job.row)
+        """Write the shards of some rows."""
         shards: list[ShardIndex] = []
-        for part, start in enumerate(range(0, len(groups), MAX_SAMPLES_PER_SHARD)):
-            path = self._folder / job.split / f"row-{job.row:06d}-{part:04d}.tar.zst"
-            samples = plan.samples(job.row, groups[start : start + MAX_SAMPLES_PER_SHARD])
-            shards.append(write_shard(path, job.row, samples))
+        # A thread packs and writes a shard while the next one is made: else the disk's syncs would be waited for.
+        with ThreadPoolExecutor(1) as background:
+            writing: Future[ShardIndex] | None = None
+            for path, row, samples in self._samples(job):
+                if writing is not None:
+                    shards.append(writing.result())
+                writing = background.submit(write_shard, path, row, samples)
+            if writing is not None:
+                shards.append(writing.result())
         return shards
+
+    def _samples(self, job: _Job) -> Iterator[tuple[Path, int, Samples]]:
+        """The file, row and content of each shard."""
+        plan = self._plans[job.split]
+        for row in job.rows:
+            groups = plan.groups_in_row(row)
+            for part, start in enumerate(range(0, len(groups), MAX_SAMPLES_PER_SHARD)):
+                path = self._folder / job.split / f"row-{row:06d}-{part:04d}.tar.zst"
+                yield path, row, plan.samples(row, groups[start : start + MAX_SAMPLES_PER_SHARD])
 
 
 def write_rows(
-    folder: Path, plans: list[SplitPlan], workers: int, *, show_progress: bool
+    folder: Path, plans: Sequence[Rows], workers: int, *, show_progress: bool
 ) -> dict[SplitName, list[ShardIndex]]:
     """Write every row of the splits into the folders named after them; the shards come in any order."""
-    jobs = [_Job(plan.split, row) for plan in plans for row in range(plan.num_rows)]
+    jobs = [job for plan in plans for job in _jobs(plan, workers)]
     shards: dict[SplitName, list[ShardIndex]] = {plan.split: [] for plan in plans}
     writer = _RowWriter(folder, plans)
     written = _write_here(writer, jobs) if workers == 1 else _write_in_workers(writer, jobs, workers)
-    for job, row_shards in tqdm(written, total=len(jobs), desc="rows", unit="row", disable=not show_progress):
-        shards[job.split].extend(row_shards)
+    num_rows = sum(plan.num_rows for plan in plans)
+    with tqdm(total=num_rows, desc="rows", unit="row", disable=not show_progress) as progress:
+        for job, row_shards in written:
+            shards[job.split].extend(row_shards)
+            progress.update(len(job.rows))
     return shards
+
+
+def _jobs(plan: Rows, workers: int) -> list[_Job]:
+    size = max(1, min(MAX_ROWS_PER_JOB, plan.num_rows // (4 * workers)))
+    starts = range(0, plan.num_rows, size)
+    return [_Job(plan.split, range(start, min(start + size, plan.num_rows))) for start in starts]
 
 
 def _write_here(writer: _RowWriter, jobs: list[_Job]) -> Iterator[tuple[_Job, list[ShardIndex]]]:
@@ -68,9 +108,9 @@ def _write_here(writer: _RowWriter, jobs: list[_Job]) -> Iterator[tuple[_Job, li
 def _write_in_workers(
     writer: _RowWriter, jobs: list[_Job], workers: int
 ) -> Iterator[tuple[_Job, list[ShardIndex]]]:
-    # The fork server imports torch once, and the workers forked from it share its pages.
+    # The fork server imports numpy and the rest once, and the workers forked from it share its pages.
     context = get_context("forkserver")
-    context.set_forkserver_preload(["data_pipeline.writer"])
+    context.set_forkserver_preload(["data_pipeline.row_workers"])
     pool = ProcessPoolExecutor(
         min(workers, len(jobs)), context, initializer=_start_worker, initargs=(writer,)
     )

@@ -5,7 +5,6 @@ rows take a group's puzzles in a random order, begun again when they are used up
 drawn anew for each row. Test: row r holds the r-th puzzle of every held-out group that has so many.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -13,12 +12,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.augment import NUM_DIHEDRAL, AugmentationTable, dihedral, plan_augmentations
+from data_pipeline.augment import AugmentationTable, plan_augmentations
+from data_pipeline.canvas import CanvasImages
 from data_pipeline.randomness import below, permutation, random_bits
-from data_pipeline.sample_format import Sample
-from data_pipeline.schema import GroupIndex
+from data_pipeline.sample_format import Samples
+from data_pipeline.schema import GroupTable
 from data_pipeline.task import Pair, Task
-from data_pipeline.tokens import FIRST_COLOUR_ID, PAD_ID, Grid, Tokens, encode
 
 Split = Literal["train", "test"]
 FIRST_IDENTIFIER = 1  # 0 is the blank one
@@ -69,117 +68,113 @@ class SplitPlan:
         self._canvas = canvas
         self._seed = seed
 
-    def group_index(self) -> tuple[GroupIndex, ...]:
+    @cached_property
+    def group_table(self) -> GroupTable:
         """The groups as the split's index lists them."""
-        return tuple(
-            GroupIndex(
-                name=group.task.id,
-                num_puzzles=group.num_puzzles,
-                num_examples=len(group.pairs(self.split)),
-                first_identifier=group.first_identifier,
-            )
-            for group in self.groups
+        return GroupTable(
+            num_puzzles=np.array([group.num_puzzles for group in self.groups], dtype=np.int32),
+            num_examples=np.array([len(group.pairs(self.split)) for group in self.groups], dtype=np.int32),
+            first_identifier=np.array([group.first_identifier for group in self.groups], dtype=np.int32),
+            names=tuple(group.task.id for group in self.groups),
         )
 
-    def groups_in_row(self, row: int) -> list[int]:
+    def groups_in_row(self, row: int) -> NDArray[np.int64]:
         """Places of the groups that have a sample in a row."""
         if self.split == "train":
-            return list(range(len(self.groups)))
-        return [g for g, group in enumerate(self.groups) if row < group.num_puzzles]
+            return np.arange(len(self.groups))
+        return np.flatnonzero(self.group_table.num_puzzles > row)
 
-    def samples(self, row: int, groups: list[int]) -> Iterator[Sample]:
+    def samples(self, row: int, groups: NDArray[np.int64]) -> Samples:
         """The samples of these groups in a row."""
-        for g in groups:
-            encoder = self._encoders[g]
-            puzzle, examples = (
-                encoder.train_puzzle(row) if self.split == "train" else encoder.test_puzzle(row)
-            )
-            yield Sample(g, self.groups[g].first_identifier + puzzle, examples)
+        tables = self._tables
+        puzzles = (
+            self._order.puzzles_in_row(row, groups) if self.split == "train" else np.full(len(groups), row)
+        )
+        entries = tables.first_puzzle[groups] + puzzles
+        num_examples = self.group_table.num_examples[groups].astype(np.int64)
+        first_examples = tables.first_example[groups]
+        starts = np.cumsum(num_examples) - num_examples
+        numbers = np.repeat(first_examples - starts, num_examples) + np.arange(int(num_examples.sum()))
+        dihedrals = np.repeat(tables.dihedrals[entries], num_examples)
+        places = None
+        if self.split == "train":
+            room = tables.images.room(numbers, dihedrals)
+            places = self._places.in_row(row, numbers, room)
+        examples = tables.images.place(numbers, dihedrals, places)
+        tables.images.recolour(examples, starts, tables.palettes[entries])
+        identifiers = self.group_table.first_identifier[groups].astype(np.int64) + puzzles
+        return Samples(groups, identifiers, num_examples, examples)
+
+    # Made where they are used: in the worker processes.
 
     @cached_property
-    def _encoders(self) -> list["_GroupEncoder"]:
-        return [
-            _GroupEncoder(group, self.split, self._canvas, self._seed, self.num_rows) for group in self.groups
-        ]
+    def _tables(self) -> "_Tables":
+        return _Tables(self.split, self.groups, self._canvas)
+
+    @cached_property
+    def _order(self) -> "_PuzzleOrder":
+        return _PuzzleOrder(self.groups, self._seed)
+
+    @cached_property
+    def _places(self) -> "_Places":
+        return _Places(self.groups, self.group_table.num_examples, self.num_rows, self._seed)
 
 
-class _GroupEncoder:
-    """Makes the token arrays of one group's puzzles.
+class _Tables:
+    """All groups' examples, and all their puzzles' augmentations, one after the other."""
 
-    The eight dihedral images are encoded once; a puzzle is then a table look-up for its colours and, as the
-    rows of the canvas follow one another, a shift of the sequence for its place.
-    """
-
-    def __init__(self, group: Group, split: Split, canvas: int, seed: int, num_rows: int) -> None:
-        pairs = group.pairs(split)
-        self._augmentations = group.augmentations
-        self._canvas = canvas
-        self._images = np.stack([_encode_pairs(pairs, canvas, t) for t in range(NUM_DIHEDRAL)])
-        self._sizes = np.array([[_size(pair.input), _size(pair.output)] for pair in pairs])  # [e, 2, 2]
-        if split == "train":
-            task_id = group.task.id
-            self._order = permutation(group.num_puzzles, seed, "puzzle order", task_id)
-            self._offsets = _Offsets(len(pairs), num_rows, seed, task_id)
-
-    def test_puzzle(self, row: int) -> tuple[int, NDArray[np.uint8]]:
-        """Puzzle number, and its examples [e, 2, tokens] at the top left."""
-        return row, self._palette(row)[self._images[self._augmentations.dihedrals[row]]]
-
-    def train_puzzle(self, row: int) -> tuple[int, NDArray[np.uint8]]:
-        """Puzzle number, and its examples [e, 2, tokens], all but one moved to a random place."""
-        puzzle = int(self._order[row % len(self._order)])
-        t = int(self._augmentations.dihedrals[puzzle])
-        images = self._images[t]
-        sizes = self._sizes[:, :, ::-1] if _swaps_sides(t) else self._sizes
-        moved = np.full_like(images, PAD_ID)
-        for e, (down, right) in enumerate(self._offsets.of_row(row, self._canvas - sizes.max(axis=1))):
-            shift = down * self._canvas + right
-            moved[e, :, shift:] = images[e, :, : images.shape[-1] - shift]
-            if right > 0:
-                for grid, width in enumerate(sizes[e, :, 1].tolist()):
-                    if (
-                        width + right == self._canvas
-                    ):  # its EOS column has left the canvas: wrapped to column 0
-                        moved[e, grid].reshape(self._canvas, self._canvas)[:, 0] = PAD_ID
-        return puzzle, self._palette(puzzle)[moved]
-
-    def _palette(self, puzzle: int) -> Tokens:
-        """The image of each token."""
-        colours = self._augmentations.palettes[puzzle] + np.uint8(FIRST_COLOUR_ID)
-        return np.concatenate([np.arange(FIRST_COLOUR_ID, dtype=np.uint8), colours])
+    def __init__(self, split: Split, groups: list[Group], canvas: int) -> None:
+        self.images = CanvasImages([pair for group in groups for pair in group.pairs(split)], canvas)
+        self.first_example = _begins([len(group.pairs(split)) for group in groups])
+        self.first_puzzle = _begins([group.num_puzzles for group in groups])
+        self.dihedrals = np.concatenate([group.augmentations.dihedrals for group in groups])
+        self.palettes = np.concatenate([group.augmentations.palettes for group in groups])
 
 
-class _Offsets:
-    """Places on the canvas of a group's examples in every row."""
+class _PuzzleOrder:
+    """The order in which the rows of a training split take the puzzles of each group."""
 
-    def __init__(self, num_examples: int, num_rows: int, seed: int, task_id: str) -> None:
-        bits = random_bits(num_rows * (2 * num_examples + 1), seed, "translation", task_id)
-        bits = bits.reshape(num_rows, 2 * num_examples + 1)
-        self._unmoved = below(bits[:, 0], num_examples).astype(np.int32)
+    def __init__(self, groups: list[Group], seed: int) -> None:
+        counts = [group.num_puzzles for group in groups]
+        self._begins = _begins(counts)
+        self._counts = np.array(counts, dtype=np.int64)
+        orders = [permutation(group.num_puzzles, seed, "puzzle order", group.task.id) for group in groups]
+        self._puzzles = np.concatenate(orders).astype(np.int32)
+
+    def puzzles_in_row(self, row: int, groups: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The number of these groups' puzzles in a row, [n]."""
+        return self._puzzles[self._begins[groups] + row % self._counts[groups]].astype(np.int64)
+
+
+class _Places:
+    """Places on the canvas of all examples of a training split in every row."""
+
+    def __init__(
+        self, groups: list[Group], num_examples: NDArray[np.int32], num_rows: int, seed: int
+    ) -> None:
+        begins = _begins(num_examples.tolist())
+        total = int(num_examples.sum())
         # `below` looks at the upper half of a word only, so that half is all that is kept.
-        self._bits = (bits[:, 1:] >> np.uint64(32)).astype(np.uint32).reshape(num_rows, num_examples, 2)
+        self._bits = np.empty((num_rows, total, 2), dtype=np.uint32)
+        self._unmoved = np.empty((num_rows, len(groups)), dtype=np.int32)
+        """The one example of each group that stays at the top left."""
+        for g, (group, begin, count) in enumerate(zip(groups, begins, num_examples.tolist(), strict=True)):
+            bits = random_bits(num_rows * (2 * count + 1), seed, "translation", group.task.id)
+            bits = bits.reshape(num_rows, 2 * count + 1)
+            self._unmoved[:, g] = begin + below(bits[:, 0], count)
+            halves = (bits[:, 1:] >> np.uint64(32)).astype(np.uint32)
+            self._bits[:, begin : begin + count] = halves.reshape(num_rows, count, 2)
 
-    def of_row(self, row: int, room: NDArray[np.int64]) -> list[list[int]]:
-        """(down, right) per example, uniform over the room [e, 2] that it has, and (0, 0) for one of them."""
-        bits = self._bits[row].astype(np.uint64) << np.uint64(32)
-        offsets = below(bits, (room + 1).astype(np.uint64))
-        offsets[self._unmoved[row]] = 0
-        return offsets.tolist()
-
-
-def _encode_pairs(pairs: tuple[Pair, ...], canvas: int, t: int) -> NDArray[np.uint8]:
-    """Dihedral image t of each pair at the top left; a hidden output is all padding; [e, 2, tokens]."""
-    tokens = np.full((len(pairs), 2, canvas * canvas), PAD_ID, dtype=np.uint8)
-    for e, pair in enumerate(pairs):
-        for i, grid in enumerate(pair):
-            if grid is not None:
-                tokens[e, i] = encode(dihedral(grid, t), canvas)
-    return tokens
-
-
-def _size(grid: Grid | None) -> tuple[int, int]:
-    return (0, 0) if grid is None else (grid.shape[0], grid.shape[1])
+    def in_row(self, row: int, numbers: NDArray[np.int64], room: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(down, right) of these examples, uniform over the room [k, 2] that each has, and (0, 0) for one of
+        each group; [k, 2]."""
+        bits = self._bits[row][numbers].astype(np.uint64) << np.uint64(32)
+        places = below(bits, (room + 1).astype(np.uint64))
+        moves = np.ones(len(self._bits[row]), dtype=bool)
+        moves[self._unmoved[row]] = False
+        return places * moves[numbers, None]
 
 
-def _swaps_sides(t: int) -> bool:
-    return t in (1, 3, 6, 7)
+def _begins(counts: list[int]) -> NDArray[np.int64]:
+    """Where each stretch begins when stretches of these lengths follow one another."""
+    return np.cumsum([0, *counts[:-1]])

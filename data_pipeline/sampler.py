@@ -43,12 +43,12 @@ class SamplePlan:
     def __init__(self, index: SplitIndex, seed: int, global_batch_size: int) -> None:
         if global_batch_size < 1:
             raise InputError(f"global_batch_size={global_batch_size} is no batch; set it to 1 or more.")
-        if not index.groups:
+        if not len(index.groups):
             raise InputError(f"the {index.split} split has no groups, so there is nothing to train on.")
         self._seed = seed
         self._global_batch_size = global_batch_size
         self._num_rows = index.num_rows
-        self._examples_of_group = np.array([group.num_examples for group in index.groups], dtype=np.int64)
+        self._examples_of_group = index.groups.num_examples
         self._shard_of_group = _shard_of_group(index)
         examples_per_pass = int(self._examples_of_group.sum())
         # A step uses up at most this many: the last puzzle may have a single example left to take.
@@ -56,17 +56,17 @@ class SamplePlan:
         passes = -(-STEPS_PER_BLOCK_AIMED_AT * global_batch_size // examples_per_pass)
         self._passes_per_block = max(passes, -(-most_per_step // examples_per_pass))
         self.steps_per_block = self._passes_per_block * examples_per_pass // most_per_step
-        self._block = self._pack(0)
+        self._block: _Block | None = None
 
     def batch(self, step: int) -> BatchPlan:
         """The global batch of a step, counted from 0."""
         number, step_in_block = divmod(step, self.steps_per_block)
-        if number != self._block.number:
+        if self._block is None or self._block.number != number:
             self._block = self._pack(number)
         first, end = int(self._block.first[step_in_block]), int(self._block.first[step_in_block + 1])
         groups = self._block.groups[first:end]
         passes = number * self._passes_per_block + np.arange(first, end) // len(self._examples_of_group)
-        sizes = self._examples_of_group[groups]
+        sizes = self._examples_of_group[groups].astype(np.int64)
         taken = sizes.copy()
         taken[-1] -= sizes.sum() - self._global_batch_size
         starts = np.cumsum(taken) - taken
@@ -78,7 +78,7 @@ class SamplePlan:
 
     def _pack(self, number: int) -> _Block:
         groups = self._group_order(number)
-        ends = np.cumsum(self._examples_of_group[groups])
+        ends = np.cumsum(self._examples_of_group[groups], dtype=np.int64)
         first = np.zeros(self.steps_per_block + 1, dtype=np.int64)
         place, used = 0, 0
         for step in range(self.steps_per_block):

@@ -7,12 +7,21 @@ train/index.json     SplitIndex, beside the shards that it lists; likewise test/
 """
 
 import json
-from bisect import bisect_right
-from collections import Counter
 from pathlib import Path
-from typing import Literal, Self, TypeVar, cast
+from typing import Annotated, Literal, Self, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from data_pipeline.errors import InputError
 
@@ -20,6 +29,10 @@ IGNORE_LABEL_ID = -100
 """Label that the loss leaves out; readers put it where the label is padding."""
 
 FORMAT_VERSION = 1
+MAX_GROUPS = 10**7
+"""As many as the seven digits in the key of a sample can tell."""
+
+Counts = NDArray[np.int32]
 SplitName = Literal["train", "test"]
 REBUILD = "delete the dataset's folder and build it again with `python -m data_pipeline.build`"
 
@@ -114,14 +127,55 @@ class DatasetInfo(_Strict):
         )
 
 
-class GroupIndex(_Strict):
-    """One original task: its puzzles have the identifiers first_identifier, +1, ..., the original first."""
+def _expand(value: object) -> Counts:
+    """A column from its runs [[value, how many groups in a row have it], ...], as they stand in JSON."""
+    if isinstance(value, np.ndarray):
+        return cast(NDArray[np.integer], value).astype(np.int32)
+    runs = _RUNS.validate_python(value)
+    if sum(length for _, length in runs) > MAX_GROUPS:
+        raise ValueError(f"more than {MAX_GROUPS} groups")
+    values, lengths = np.array(runs, dtype=np.int64).reshape(-1, 2).T
+    return np.repeat(values.astype(np.int32), lengths)
 
-    name: str
-    num_puzzles: int = Field(ge=1)
-    num_examples: int = Field(ge=1)
+
+def _shrink(column: Counts) -> list[list[int]]:
+    """The runs of a column; see `_expand`."""
+    if not column.size:
+        return []
+    firsts = np.concatenate([[0], np.flatnonzero(np.diff(column)) + 1])
+    lengths = np.diff(np.append(firsts, column.size))
+    return np.stack([column[firsts], lengths], axis=1).tolist()
+
+
+_RUNS = TypeAdapter(list[tuple[Annotated[int, Field(ge=0, lt=2**31)], Annotated[int, Field(ge=1)]]])
+Column = Annotated[Counts, PlainValidator(_expand), PlainSerializer(_shrink)]
+"""A number per group, in JSON as runs of equal ones: short for 4 million Sudokus and for 960 ARC tasks."""
+
+
+class GroupTable(_Strict):
+    """The groups of a split, by columns of [G]."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    num_puzzles: Column
+    num_examples: Column
     """Per puzzle."""
-    first_identifier: int = Field(ge=0)
+    first_identifier: Column
+    """The puzzles have this identifier, +1, ..., the original first; where it is 0, all of them have 0."""
+    names: tuple[str, ...] | None
+    """The original tasks' ids, if they have any."""
+
+    def __len__(self) -> int:
+        return len(self.num_puzzles)
+
+    @model_validator(mode="after")
+    def _columns_are_equally_long(self) -> Self:
+        columns = (self.num_examples, self.first_identifier, self.names)
+        if any(column is not None and len(column) != len(self) for column in columns):
+            raise ValueError("columns are not equally long")
+        if len(self) and min(self.num_puzzles.min(), self.num_examples.min()) < 1:
+            raise ValueError("there is a group without puzzles or examples")
+        return self
 
 
 class ShardIndex(_Strict):
@@ -146,24 +200,38 @@ class SplitIndex(_Strict):
     num_rows: int = Field(ge=0)
     canvas: int = Field(ge=1)
     seq_len: int = Field(ge=1)
-    groups: tuple[GroupIndex, ...]
+    groups: GroupTable
     shards: tuple[ShardIndex, ...]
+
+    def groups_of_shard(self, shard: ShardIndex) -> NDArray[np.int64]:
+        """Places of the groups that have a sample in a shard, in its order; [samples]."""
+        if self.split == "train":
+            return np.arange(shard.first_group, min(shard.first_group + shard.num_samples, len(self.groups)))
+        left = np.flatnonzero(self.groups.num_puzzles[shard.first_group :] > shard.row)
+        return left[: shard.num_samples] + shard.first_group
 
     @model_validator(mode="after")
     def _shards_make_up_the_rows(self) -> Self:
         places = [(shard.row, shard.first_group) for shard in self.shards]
         if places != sorted(set(places)):
             raise ValueError("shards are not in order of (row, first_group)")
-        num_puzzles = sorted(group.num_puzzles for group in self.groups)
-        samples_of_row = Counter[int]()
-        for shard in self.shards:
-            samples_of_row[shard.row] += shard.num_samples
-        for row in range(self.num_rows):
-            missing = bisect_right(num_puzzles, row) if self.split == "test" else 0
-            if samples_of_row.pop(row, 0) != len(self.groups) - missing:
-                raise ValueError(f"the shards of row {row} do not make up its groups")
-        if samples_of_row:
-            raise ValueError(f"there are shards of rows beyond num_rows={self.num_rows}")
+        if self.num_rows != (places[-1][0] + 1 if places else 0):
+            raise ValueError(f"num_rows={self.num_rows}, but the shards are not of so many rows")
+        num_samples = np.array([shard.num_samples for shard in self.shards], dtype=np.int64)
+        samples_of_row = np.bincount(
+            [row for row, _ in places], weights=num_samples, minlength=self.num_rows
+        ).astype(np.int64)
+        rows = np.arange(self.num_rows)
+        missing = np.searchsorted(np.sort(self.groups.num_puzzles), rows, side="right")
+        groups_of_row = len(self.groups) - (missing if self.split == "test" else 0 * rows)
+        wrong = np.flatnonzero(samples_of_row != groups_of_row)
+        if wrong.size:
+            raise ValueError(f"the shards of row {wrong[0]} do not make up its groups")
+        first_groups = [shard.first_group for shard in self.shards if shard.row == 0]
+        if self.split == "train" and places != [
+            (row, g) for row in range(self.num_rows) for g in first_groups
+        ]:
+            raise ValueError("the rows are not cut into shards at the same groups")
         return self
 
 

@@ -1,84 +1,85 @@
 """Read one shard back, checking all that it says against the split's index."""
 
 import hashlib
-import tarfile
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
 from data_pipeline.errors import InputError
-from data_pipeline.sample_format import npy_header, parse_key
+from data_pipeline.sample_format import MEMBER_HEADER, Layout, member_headers, read_identifiers, windows
 from data_pipeline.schema import REBUILD, ShardIndex, SplitIndex
 
 
-class Shard(NamedTuple):
-    """The samples of a shard, one after the other."""
+class Shard:
+    """A decoded shard; its examples stay where they lie in the tar until they are asked for."""
 
-    examples: NDArray[np.uint8]  # [n, 2, tokens], input before label
-    groups: NDArray[np.int64]  # [samples]
-    identifiers: NDArray[np.int32]  # [samples]
-    starts: NDArray[np.int64]  # [samples + 1] where each begins in `examples`
+    def __init__(
+        self,
+        tar: NDArray[np.uint8],
+        layout: Layout,
+        groups: NDArray[np.int64],
+        identifiers: NDArray[np.int64],
+    ) -> None:
+        self.groups = groups
+        """Of each sample, [samples]."""
+        self.identifiers = identifiers.astype(np.int32)
+        """Of each sample, [samples]."""
+        self.starts = layout.starts
+        """Number of each sample's first example, [samples + 1]."""
+        self.num_bytes = tar.nbytes
+        self._cells = layout.cells
+        self._seq_len = layout.seq_len
+        self._windows = windows(tar, 2 * layout.seq_len)
+
+    def examples(self, chosen: NDArray[np.int64] | slice) -> NDArray[np.uint8]:
+        """The examples with these numbers, input before label; [k, 2, tokens]."""
+        return self._windows[self._cells[chosen]].reshape(-1, 2, self._seq_len)
 
 
-def verify_shard(split_dir: Path, shard: ShardIndex) -> None:
-    """Raise InputError unless a shard is there with the checksum that the index gives."""
+def verify_shard(split_dir: Path, shard: ShardIndex) -> bytes:
+    """The content of a shard's file; raises InputError unless it is there with the index's checksum."""
+    content = _read(split_dir / shard.file)
+    if hashlib.sha256(content).hexdigest() != shard.sha256:
+        raise InputError(
+            f"{split_dir / shard.file}: damaged or cut short, its sha256 is not the one in index.json; {REBUILD}."
+        )
+    return content
+
+
+def read_shard(split_dir: Path, index: SplitIndex, shard: ShardIndex, *, verified: bool = False) -> Shard:
+    """Decode a shard; raises InputError when its content is not what the index says.
+
+    `verified` spares the checksum of a file that has passed it before. The index tells every byte of the tar
+    but the cells and the puzzle identifiers, so a shard with anything else in it is refused before a member
+    of it is looked at, and nothing is ever unpickled.
+    """
     path = split_dir / shard.file
+    content = _read(path) if verified else verify_shard(split_dir, shard)
+    groups = index.groups_of_shard(shard)
+    layout = Layout(index.groups.num_examples[groups].astype(np.int64), index.seq_len)
     try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if len(groups) != shard.num_samples or len(layout.cells) != shard.num_examples:
+            raise ValueError("index.json gives other numbers of samples and examples than its groups have")
+        if zstandard.frame_content_size(content) != layout.size:
+            raise ValueError("its size is not that of the groups in index.json")
+        tar = np.frombuffer(zstandard.ZstdDecompressor().decompress(content), dtype=np.uint8)
+        headers = windows(tar, MEMBER_HEADER)[layout.headers]
+        identifiers = read_identifiers(headers)
+        if not np.array_equal(headers, member_headers(shard.row, groups, identifiers, layout)):
+            raise ValueError("the header of a member is not what index.json says")
+    except (zstandard.ZstdError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error}); {REBUILD}.") from None
+    return Shard(tar, layout, groups, identifiers)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: missing; {REBUILD}.") from None
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}); check the disk and the file's rights."
         ) from None
-    if sha256 != shard.sha256:
-        raise InputError(f"{path}: damaged or cut short, its sha256 is not the one in index.json; {REBUILD}.")
-
-
-def read_shard(split_dir: Path, index: SplitIndex, shard: ShardIndex) -> Shard:
-    """Decode a shard; raises InputError when its content is not what the index says.
-
-    Members are read in memory and never extracted; an `npy` header other than ours is refused, so nothing is
-    ever unpickled.
-    """
-    path = split_dir / shard.file
-    examples = np.empty((shard.num_examples, 2, index.seq_len), dtype=np.uint8)
-    groups = np.empty(shard.num_samples, dtype=np.int64)
-    identifiers = np.empty(shard.num_samples, dtype=np.int32)
-    starts = np.zeros(shard.num_samples + 1, dtype=np.int64)
-    num_samples, filled = 0, 0
-    try:
-        with (
-            path.open("rb") as file,
-            zstandard.ZstdDecompressor().stream_reader(file) as stream,
-            tarfile.open(fileobj=stream, mode="r|") as tar,
-        ):
-            for member in tar:
-                # Else it keeps every header until the shard is done.
-                tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
-                key = parse_key(member.name.removesuffix(".npy"))
-                content = tar.extractfile(member)
-                if key is None or content is None or key.row != shard.row or key.group >= len(index.groups):
-                    raise ValueError(f"unexpected member {member.name}")
-                num_examples = index.groups[key.group].num_examples
-                header = npy_header(num_examples, index.seq_len)
-                if content.read(len(header)) != header:
-                    raise ValueError(f"member {member.name} has another header than its index says")
-                cells = np.frombuffer(content.read(), dtype=np.uint8)
-                examples[filled : filled + num_examples] = cells.reshape(num_examples, 2, index.seq_len)
-                filled += num_examples
-                groups[num_samples], identifiers[num_samples] = key.group, key.identifier
-                num_samples += 1
-                starts[num_samples] = filled
-    except (OSError, tarfile.TarError, zstandard.ZstdError, EOFError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: damaged ({error}); {REBUILD}.") from None
-    if num_samples != shard.num_samples or filled != shard.num_examples:
-        raise InputError(
-            f"{path}: {num_samples} samples of {filled} examples, but index.json says {shard.num_samples} of "
-            f"{shard.num_examples}; {REBUILD}."
-        )
-    return Shard(examples, groups, identifiers, starts)

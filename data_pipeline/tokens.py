@@ -25,17 +25,17 @@ _CROP_CHUNK = 4096  # predictions at a time, so that 400,000 of them need no mor
 def encode(grid: Grid, canvas: int, row: int = 0, col: int = 0) -> Tokens:
     """Tokens of a grid whose top left cell is put at (row, col); [canvas * canvas].
 
-    The caller has made sure that the grid fits there.
+    The caller has made sure that the grid fits there. Grids of one size [..., height, width] may come together.
     """
-    height, width = grid.shape
+    *many, height, width = grid.shape
     bottom, right = row + height, col + width
-    board = np.full((canvas, canvas), PAD_ID, dtype=np.uint8)
-    board[row:bottom, col:right] = grid + FIRST_COLOUR_ID
+    board = np.full((*many, canvas, canvas), PAD_ID, dtype=np.uint8)
+    board[..., row:bottom, col:right] = grid + FIRST_COLOUR_ID
     if bottom < canvas:
-        board[bottom, col:right] = EOS_ID
+        board[..., bottom, col:right] = EOS_ID
     if right < canvas:
-        board[row:bottom, right] = EOS_ID
-    return board.reshape(-1)
+        board[..., row:bottom, right] = EOS_ID
+    return board.reshape(*many, canvas * canvas)
 
 
 def crop_sizes(tokens: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -18,6 +18,7 @@ from data_pipeline.build import Request, build
 from data_pipeline.errors import InputError
 from data_pipeline.rows import SplitPlan, plan_groups
 from data_pipeline.schema import BuildOptions, load_dataset_info, load_split_index
+from data_pipeline.shard_reader import read_shard
 from data_pipeline.sources import arc
 from data_pipeline.task import Pair, Task
 from data_pipeline.tokens import encode
@@ -71,17 +72,21 @@ def checksums(folder: Path) -> dict[str, str]:
     }
 
 
+def samples_of(plan: SplitPlan, row: int) -> list[tuple[int, np.ndarray]]:
+    """(identifier, examples) of every sample of a row."""
+    samples = plan.samples(row, plan.groups_in_row(row))
+    parts = np.split(samples.examples, np.cumsum(samples.num_examples)[:-1])
+    return list(zip(samples.identifiers.tolist(), parts, strict=True))
+
+
 def splits(tasks: list[Task]) -> dict[str, list[tuple[int, int, np.ndarray]]]:
     """(row, identifier, examples) of every sample, as the writer gets them."""
     groups = plan_groups(tasks, NUM_AUG, seed=0)
     plans = [SplitPlan(split, groups, CANVAS, seed=0) for split in ("train", "test")]
     return {
-        plan.split: [
-            (row, sample.identifier, sample.examples)
-            for row in range(plan.num_rows)
-            for sample in plan.samples(row, plan.groups_in_row(row))
-        ]
+        plan.split: [(row, *sample) for row in range(plan.num_rows) for sample in samples_of(plan, row)]
         for plan in plans
+        if plan.groups
     }
 
 
@@ -101,6 +106,20 @@ def test_a_row_of_many_groups_is_cut_into_shards_of_the_same_samples(
         (4, 2),
     ]
     assert sum(shard.num_examples for shard in index.shards) == sum(s.num_examples for s in whole.shards)
+    for split in ("train", "test"):
+        uncut, cut = (content_of(folder, split) for folder in (dataset, tmp_path / "cut"))
+        assert uncut == cut
+
+
+def content_of(dataset: Path, split: str) -> list[tuple[int, bytes]]:
+    """(identifier, cells) of every sample in order of row and group."""
+    index = load_split_index(dataset, split)
+    samples: list[tuple[int, bytes]] = []
+    for part in index.shards:
+        shard = read_shard(dataset / split, index, part)
+        for identifier, start, end in zip(shard.identifiers, shard.starts, shard.starts[1:], strict=False):
+            samples.append((int(identifier), shard.examples(slice(start, end)).tobytes()))
+    return samples
 
 
 def test_adding_tasks_does_not_change_the_puzzles_of_the_others(source: Path) -> None:
@@ -125,8 +144,8 @@ def test_every_pair_is_in_the_split_it_belongs_to_and_nothing_held_out_is_traine
 def test_with_holdout_all_only_demonstrations_train(source: Path, tmp_path: Path) -> None:
     build(request(source, tmp_path / "all", holdout="all"))
     train, test = (load_split_index(tmp_path / "all", split) for split in ("train", "test"))
-    assert [group.num_examples for group in train.groups] == [3] * 6
-    assert [group.num_examples for group in test.groups] == [1] * 5 + [2]
+    assert train.groups.num_examples.tolist() == [3] * 6
+    assert test.groups.num_examples.tolist() == [1] * 5 + [2]
     assert sorted(json.loads((tmp_path / "all/test_puzzles.json").read_text())) == [
         f"task{t}" for t in range(6)
     ]
@@ -135,19 +154,19 @@ def test_with_holdout_all_only_demonstrations_train(source: Path, tmp_path: Path
 def test_the_dataset_has_the_published_shape(dataset: Path) -> None:
     info, names = load_dataset_info(dataset), json.loads((dataset / "identifiers.json").read_text())
     train, test = load_split_index(dataset, "train"), load_split_index(dataset, "test")
-    assert [group.num_examples for group in train.groups] == [4, 4, 4, 3, 3, 3]
-    assert [(group.name, group.num_examples) for group in test.groups] == [
-        ("task3", 1),
-        ("task4", 1),
-        ("task5", 2),
-    ]
+    assert train.groups.num_examples.tolist() == [4, 4, 4, 3, 3, 3]
+    assert test.groups.names == ("task3", "task4", "task5")
+    assert test.groups.num_examples.tolist() == [1, 1, 2]
     assert info.num_tasks_left_out == 1
     assert names[0] == "<blank>"
-    for group in (*train.groups, *test.groups):
-        puzzles = names[group.first_identifier : group.first_identifier + group.num_puzzles]
-        assert puzzles[0] == group.name
-        assert {parse_name(name)[0] for name in puzzles} == {group.name}
-        assert len(set(puzzles)) == NUM_AUG + 1
+    for groups in (train.groups, test.groups):
+        for name, first, count in zip(
+            groups.names or (), groups.first_identifier, groups.num_puzzles, strict=True
+        ):
+            puzzles = names[first : first + count]
+            assert puzzles[0] == name
+            assert {parse_name(puzzle)[0] for puzzle in puzzles} == {name}
+            assert len(set(puzzles)) == NUM_AUG + 1
     puzzles = json.loads((dataset / "test_puzzles.json").read_text())
     assert [["output" in pair for pair in puzzles[task]["test"]] for task in puzzles] == [
         [True],
@@ -164,9 +183,7 @@ def test_an_augmentation_comes_again_only_when_all_of_its_group_have_been_used(s
     many = [task for task in arc.from_path(source, None) if task.largest_side <= CANVAS]
     groups = plan_groups([few, *many], NUM_AUG, seed=0)
     plan = SplitPlan("train", groups, CANVAS, seed=0)
-    rows = [
-        [s.identifier for s in plan.samples(row, plan.groups_in_row(row))] for row in range(plan.num_rows)
-    ]
+    rows = [[identifier for identifier, _ in samples_of(plan, row)] for row in range(plan.num_rows)]
     for group, identifiers in zip(groups, zip(*rows, strict=True), strict=True):
         sweeps = -(-plan.num_rows // group.num_puzzles)
         assert len(set(identifiers)) == group.num_puzzles
@@ -185,10 +202,10 @@ def test_training_examples_are_the_encoded_augmentations_all_but_one_moved_as_a_
     task = Task("task", demos, (Pair(demos[0].input, None),), False, "here")
     [group] = plan_groups([task], NUM_AUG, seed)
     plan = SplitPlan("train", [group], CANVAS, seed)
-    [sample] = plan.samples(row, [0])
-    _, augmentation = parse_name(group.names()[sample.identifier - 1])
+    [(identifier, examples)] = samples_of(plan, row)
+    _, augmentation = parse_name(group.names()[identifier - 1])
     places = []
-    for pair, example in zip(demos, sample.examples, strict=True):
+    for pair, example in zip(demos, examples, strict=True):
         grids = [apply(grid, augmentation) for grid in pair if grid is not None]
         height, width = (max(grid.shape[axis] for grid in grids) for axis in (0, 1))
         found = [
@@ -209,11 +226,11 @@ def test_places_on_the_canvas_are_uniform_and_one_example_stays() -> None:
     block = np.full((CANVAS - 1, CANVAS), 3, dtype=np.uint8)  # has room for one step to one side
     task = Task("task", (Pair(block, block),) * 4, (Pair(block, None),), False, "here")
     num_moved = [
-        np.count_nonzero(sample.examples[:, 0, 0] == 0)
+        np.count_nonzero(examples[:, 0, 0] == 0)
         for seed in range(40)
         for plan in [SplitPlan("train", plan_groups([task], 50, seed), CANVAS, seed)]
         for row in range(plan.num_rows)
-        for sample in plan.samples(row, [0])
+        for _, examples in samples_of(plan, row)
     ]
     assert len(num_moved) > 600
     assert max(num_moved) == 3

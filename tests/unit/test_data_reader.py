@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import shutil
@@ -11,7 +12,7 @@ import torch
 import webdataset as wds
 from webdataset.gopen import gopen_schemes
 from webdataset.tariterators import group_by_keys, tar_file_iterator
-from zstandard import ZstdDecompressor
+from zstandard import ZstdCompressor, ZstdDecompressor
 
 from data_pipeline.augment import apply, parse_name
 from data_pipeline.build import Request, build
@@ -21,9 +22,11 @@ from data_pipeline.sampler import SamplePlan
 from data_pipeline.schema import (
     IGNORE_LABEL_ID,
     BuildOptions,
+    SplitIndex,
     load_dataset_info,
     load_split_index,
 )
+from data_pipeline.shard_reader import Shard
 from data_pipeline.sources.arc import bundled
 from data_pipeline.tokens import crop
 
@@ -50,8 +53,8 @@ def test_batches_hold_the_examples_that_the_plan_names(dataset: Path) -> None:
             "labels": (torch.int32, (32, CANVAS**2)),
             "puzzle_identifiers": (torch.int32, (32,)),
         }
-        first = np.array([group.first_identifier for group in index.groups])[where.group]
-        count = np.array([group.num_puzzles for group in index.groups])[where.group]
+        first = index.groups.first_identifier[where.group]
+        count = index.groups.num_puzzles[where.group]
         identifiers = batch["puzzle_identifiers"].numpy()
         assert ((identifiers >= first) & (identifiers < first + count)).all()
 
@@ -88,6 +91,21 @@ def test_ranks_read_the_slices_of_the_global_batch_in_any_order(dataset: Path) -
             assert torch.equal(torch.cat([part[key] for part in parts]), value)
 
 
+def test_a_rank_takes_no_more_examples_out_of_the_shards_than_its_own(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    examples = Shard.examples
+
+    def counted(shard: Shard, chosen: np.ndarray) -> np.ndarray:
+        taken.append(len(chosen))
+        return examples(shard, chosen)
+
+    monkeypatch.setattr(Shard, "examples", counted)
+    TrainReader(dataset, 1, 512, rank=5, world_size=8).batch(0)
+    assert sum(taken) == 512 // 8
+
+
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_read() -> None:
     with pytest.raises(InputError, match="set it to 8 or 12"):
         TrainReader("nowhere", 0, 10, rank=0, world_size=4)
@@ -109,6 +127,13 @@ def test_the_cache_does_not_change_what_is_read(dataset: Path, monkeypatch: pyte
         assert all(torch.equal(again[key], batch[key]) for key in batch)
 
 
+def columns(index: SplitIndex) -> list[tuple[int, int, int]]:
+    """(first identifier, number of puzzles, examples of each) of every group."""
+    groups = index.groups
+    table = (groups.first_identifier, groups.num_puzzles, groups.num_examples)
+    return list(zip(*(column.tolist() for column in table), strict=True))
+
+
 def all_of(
     reader: TestReader, batch_size: int, start: int = 0, stop: int | None = None
 ) -> dict[str, torch.Tensor]:
@@ -119,11 +144,11 @@ def all_of(
 def test_the_test_split_comes_in_order_of_row_group_and_example(dataset: Path) -> None:
     index = load_split_index(dataset, "test")
     expected = [
-        (group.first_identifier + row, example)
+        (first + row, example)
         for row in range(index.num_rows)
-        for group in index.groups
-        if row < group.num_puzzles
-        for example in range(group.num_examples)
+        for first, num_puzzles, num_examples in columns(index)
+        if row < num_puzzles
+        for example in range(num_examples)
     ]
     reader = TestReader(dataset)
     got = all_of(reader, batch_size=7)
@@ -158,9 +183,9 @@ def test_evaluation_can_keep_to_some_groups_and_augmentations(
 ) -> None:
     reader = TestReader(dataset, max_groups, num_aug)
     wanted = {
-        group.first_identifier + puzzle: group.num_examples
-        for group in load_split_index(dataset, "test").groups[:max_groups]
-        for puzzle in range(group.num_puzzles)[: None if num_aug is None else num_aug + 1]
+        first + puzzle: num_examples
+        for first, num_puzzles, num_examples in columns(load_split_index(dataset, "test"))[:max_groups]
+        for puzzle in range(num_puzzles)[: None if num_aug is None else num_aug + 1]
     }
     identifiers = all_of(reader, 16)["puzzle_identifiers"].tolist()
     assert Counter(identifiers) == Counter(wanted)
@@ -189,7 +214,7 @@ def test_stock_webdataset_iterates_the_shards(dataset: Path, monkeypatch: pytest
     assert len(samples) == len(index.groups)
     assert samples[0]["__key__"].startswith("r000000_g0000000_p")
     examples = np.load(io.BytesIO(samples[1]["npy"]), allow_pickle=False)
-    assert examples.shape == (index.groups[1].num_examples, 2, CANVAS**2)
+    assert examples.shape == (index.groups.num_examples[1], 2, CANVAS**2)
 
     opener = lambda url, *_: ZstdDecompressor().stream_reader(Path(url[4:]).read_bytes())  # noqa: E731
     monkeypatch.setitem(gopen_schemes, "zst", opener)
@@ -225,14 +250,55 @@ def test_a_damaged_shard_is_refused_by_name_with_a_remedy(
         next(TestReader(copy_of_dataset).batches(8))
 
 
-def test_a_shard_whose_content_is_not_what_the_index_says_is_refused(copy_of_dataset: Path) -> None:
+def test_groups_of_other_sizes_than_the_index_says_are_refused(copy_of_dataset: Path) -> None:
     index_path = copy_of_dataset / "train" / "index.json"
     index = json.loads(index_path.read_text())
-    for group in index["groups"]:
-        group["num_examples"] += 1
+    for run in index["groups"]["num_examples"]:
+        run[0] += 1
     index_path.write_text(json.dumps(index))
-    with pytest.raises(InputError, match=r"tar\.zst: damaged"):
+    with pytest.raises(InputError, match=r"tar\.zst: damaged .*index\.json"):
         TrainReader(copy_of_dataset, 0, 8).batch(0)
+
+
+def other_size(tar: bytes) -> bytes:
+    return ZstdCompressor().compress(tar + bytes(512))
+
+
+def no_size(tar: bytes) -> bytes:
+    return ZstdCompressor(write_content_size=False).compress(tar)
+
+
+def no_zstd(tar: bytes) -> bytes:
+    return tar
+
+
+def another_dtype(tar: bytes) -> bytes:
+    return ZstdCompressor().compress(tar.replace(b"'|u1'", b"'|O1'", 1))
+
+
+def another_row(tar: bytes) -> bytes:
+    return ZstdCompressor().compress(tar.replace(b"r000000_", b"r000001_", 1))
+
+
+def no_identifier(tar: bytes) -> bytes:
+    return ZstdCompressor().compress(tar.replace(b"_p0", b"_p/", 1))
+
+
+@pytest.mark.parametrize("change", [other_size, no_size, no_zstd, another_dtype, another_row, no_identifier])
+def test_a_shard_that_holds_anything_but_what_the_index_says_is_refused(
+    copy_of_dataset: Path, change: Callable[[bytes], bytes]
+) -> None:
+    index_path = copy_of_dataset / "train" / "index.json"
+    index = json.loads(index_path.read_text())
+    for shard in index["shards"]:
+        path = index_path.parent / shard["file"]
+        path.write_bytes(change(ZstdDecompressor().decompress(path.read_bytes())))
+        shard["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    index_path.write_text(json.dumps(index))
+    reader = TrainReader(copy_of_dataset, 0, 8)
+    for _ in range(2):  # no less the second time
+        with pytest.raises(InputError, match=r"tar\.zst: damaged"):
+            reader.batch(0)
 
 
 @pytest.mark.parametrize("file", ["dataset.json", "train/index.json"])
@@ -259,7 +325,18 @@ def test_a_damaged_description_is_refused_by_name(
         TrainReader(copy_of_dataset, 0, 8)
 
 
-@pytest.mark.parametrize("change", ["drop a shard", "reorder", "escape"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "drop a shard",
+        "reorder",
+        "cut elsewhere",
+        "more groups",
+        "too many groups",
+        "no number",
+        "escape",
+    ],
+)
 def test_an_index_that_contradicts_itself_is_refused(copy_of_dataset: Path, change: str) -> None:
     path = copy_of_dataset / "train" / "index.json"
     index = json.loads(path.read_text())
@@ -268,6 +345,15 @@ def test_an_index_that_contradicts_itself_is_refused(copy_of_dataset: Path, chan
             index["shards"].pop(3)
         case "reorder":
             index["shards"].reverse()
+        case "cut elsewhere":
+            index["shards"][0]["num_samples"] -= 1
+            index["shards"].insert(1, {**index["shards"][1], "row": 0, "first_group": 9, "num_samples": 1})
+        case "more groups":
+            index["groups"]["num_puzzles"][0][1] += 1
+        case "too many groups":
+            index["groups"]["num_puzzles"][0][1] = 10**12
+        case "no number":
+            index["groups"]["num_examples"][0] = ["four", 1]
         case _:
             index["shards"][0]["file"] = "../secret.tar.zst"
     path.write_text(json.dumps(index))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.errors import InputError
 from data_pipeline.sampler import BatchPlan, SamplePlan, rank_slice
-from data_pipeline.schema import GroupIndex, ShardIndex, SplitIndex
+from data_pipeline.schema import GroupTable, ShardIndex, SplitIndex
 
 EXAMPLES = [3, 1, 4, 2, 5, 3, 2]  # per puzzle of seven groups
 GOLDEN_BATCH = [
@@ -19,10 +19,13 @@ GOLDEN_BATCH = [
 
 def make_index(examples: list[int], num_rows: int = 4, groups_per_shard: int = 1000) -> SplitIndex:
     """A train split's index without its files."""
-    groups = [
-        GroupIndex(name=f"g{g}", num_puzzles=num_rows, num_examples=e, first_identifier=1 + g * num_rows)
-        for g, e in enumerate(examples)
-    ]
+    numbers = np.arange(len(examples))
+    groups = GroupTable(
+        num_puzzles=np.full_like(numbers, num_rows),
+        num_examples=np.array(examples, dtype=np.int64),
+        first_identifier=1 + numbers * num_rows,
+        names=None,
+    )
     parts = [
         (start, examples[start : start + groups_per_shard])
         for start in range(0, len(examples), groups_per_shard)
@@ -42,7 +45,7 @@ def make_index(examples: list[int], num_rows: int = 4, groups_per_shard: int = 1
         for start, part in parts
     ]
     return SplitIndex(
-        split="train", num_rows=num_rows, canvas=2, seq_len=4, groups=tuple(groups), shards=tuple(shards)
+        split="train", num_rows=num_rows, canvas=2, seq_len=4, groups=groups, shards=tuple(shards)
     )
 
 
@@ -170,6 +173,6 @@ def test_an_indivisible_batch_is_refused_with_sizes_that_work(batch_size: int, w
 
 
 def test_a_split_without_groups_is_refused() -> None:
-    empty = SplitIndex(split="train", num_rows=0, canvas=2, seq_len=4, groups=(), shards=())
+    empty = make_index([], num_rows=0)
     with pytest.raises(InputError, match="no groups"):
         SamplePlan(empty, 0, 8)

@@ -1,0 +1,274 @@
+"""Measure the data pipeline: building a dataset, one row of it step by step, and reading it.
+
+examples:
+  python -m tools.bench_data build arc-agi-1 --out runs/bench/arc1
+      build in a process of its own: seconds, CPU seconds, memory of each process, bytes on disk
+  python -m tools.bench_data build arc-agi-1 --source ConceptARC/corpus --num-aug 1000 --workers 2 --out runs/bench/arc
+      the published 960 groups; options that are not listed below go to `data_pipeline.build` as they are
+  python -m tools.bench_data row arc-agi-1 --num-aug 50
+      where the time of one training row goes, on one core
+  python -m tools.bench_data read runs/bench/arc1 --steps 2000
+      examples per second as ready batches, time from opening to any step, memory over the run, work per rank
+
+The last line printed is one JSON object. Memory and CPU time of a build are read from /proc, so on Linux only.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import zstandard
+
+from data_pipeline.errors import InputError, exit_code
+from data_pipeline.rows import SplitPlan, plan_groups
+from data_pipeline.sample_format import encode_tar
+from data_pipeline.schema import load_dataset_info
+from data_pipeline.sources import arc
+from data_pipeline.tokens import MAX_GRID_SIDE
+from data_pipeline.writer import compress, write_bytes
+
+SEEK_STEPS = (0, 1, 999, 1000, 123_456, 400_000)
+POLL_SECONDS = 0.1
+
+_Result = TypeVar("_Result")
+
+
+def main() -> int:
+    """Run one of the benchmarks and print what it measured."""
+    options, build_options = _parse_arguments()
+    match options.command:
+        case "build":
+            result = bench_build([options.preset, "--out", str(options.out), *build_options], options.out)
+        case "row":
+            result = bench_row(options.preset, options.num_aug, options.row)
+        case _:
+            result = bench_read(options.dataset, options.global_batch_size, options.steps, options.threads)
+    machine = {"cpus": os.cpu_count(), "processor": platform.processor(), "load": os.getloadavg()[0]}
+    versions = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "zstd": ".".join(map(str, zstandard.ZSTD_VERSION)),
+    }
+    print(json.dumps({"benchmark": options.command, **result, "machine": machine, "versions": versions}))
+    return 0
+
+
+def bench_build(arguments: list[str], out: Path) -> dict[str, object]:
+    """Build a dataset that is not there yet."""
+    if out.exists():
+        raise InputError(f"{out}: exists; delete it or choose another --out, to see a build from the start.")
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "data_pipeline.build", *arguments, "--quiet"]
+    peaks: dict[int, float] = {}
+    cpu_seconds: dict[int, float] = {}
+    with subprocess.Popen(command) as process:
+        while process.poll() is None:
+            for pid in _descendants(process.pid):
+                peaks[pid] = max(peaks.get(pid, 0.0), _peak_megabytes(pid))
+                cpu_seconds[pid] = max(cpu_seconds.get(pid, 0.0), _cpu_seconds(pid))
+            time.sleep(POLL_SECONDS)
+    seconds = time.perf_counter() - started
+    if process.returncode:
+        raise InputError(f"the build stopped with exit code {process.returncode}.")
+    info = load_dataset_info(out)
+    num_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    num_stored = sum(_num_stored_examples(out, split) for split in ("train", "test"))
+    return {
+        "arguments": arguments,
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(sum(cpu_seconds.values()), 2),
+        "peak_rss_mb_per_process": sorted((round(peak, 1) for peak in peaks.values()), reverse=True),
+        "megabytes_on_disk": round(num_bytes / 1e6, 1),
+        "groups": info.splits.train.total_groups,
+        "puzzles": info.num_puzzle_identifiers - 1,
+        "examples": info.splits.train.num_examples + info.splits.test.num_examples,
+        "examples_stored": num_stored,
+        "examples_per_second": round(num_stored / seconds),
+    }
+
+
+def bench_row(preset: arc.BundledName, num_aug: int, row: int) -> dict[str, object]:
+    """Make one training row of a preset, step by step."""
+    groups, plan_seconds = _timed(lambda: plan_groups(arc.merge(arc.bundled(preset)), num_aug, seed=42))
+    plan = SplitPlan("train", groups, MAX_GRID_SIDE, seed=42)
+    places = plan.groups_in_row(row)
+    samples, tables_seconds = _timed(lambda: plan.samples(row, places))
+    samples, samples_seconds = _fastest(lambda: plan.samples(row, places))
+    tar, tar_seconds = _fastest(lambda: encode_tar(row, samples))
+    _, sha_seconds = _fastest(lambda: hashlib.sha256(tar.data).digest())
+    compressed, zstd_seconds = _fastest(lambda: compress(tar.data))
+    path = Path(f".bench-row-{os.getpid()}.tmp")
+    try:
+        _, write_seconds = _fastest(lambda: write_bytes(path, compressed))
+    finally:
+        path.unlink(missing_ok=True)
+    steps = {
+        "samples": samples_seconds,
+        "tar": tar_seconds,
+        "sha256": sha_seconds,
+        "zstd": zstd_seconds,
+        "write_and_sync": write_seconds,
+    }
+    return {
+        "preset": preset,
+        "examples": len(samples.examples),
+        "tar_mb": tar.nbytes / 1e6,
+        "compressed_mb": len(compressed) / 1e6,
+        "milliseconds": {step: round(seconds * 1e3, 2) for step, seconds in steps.items()},
+        "gigabytes_per_second": {step: round(tar.nbytes / s / 1e9, 2) for step, s in steps.items()},
+        "plan_milliseconds_per_group": round(plan_seconds / len(groups) * 1e3, 2),
+        "tables_seconds": round(tables_seconds - samples_seconds, 2),
+    }
+
+
+def bench_read(dataset: Path, global_batch_size: int, steps: int, threads: int) -> dict[str, object]:
+    """Read training batches."""
+    import torch
+
+    from data_pipeline.reader import TestReader, TrainReader
+
+    torch.set_num_threads(threads)
+    seeks: dict[int, float] = {}
+    for step in SEEK_STEPS:
+        _, seeks[step] = _timed(lambda step=step: TrainReader(dataset, 0, global_batch_size).batch(step))
+    reader = TrainReader(dataset, 0, global_batch_size)
+    memory = [_resident_megabytes()]
+    started = time.perf_counter()
+    for step in range(steps):
+        reader.batch(step)
+        if (step + 1) % max(1, steps // 8) == 0:
+            memory.append(_resident_megabytes())
+    seconds = time.perf_counter() - started
+    test_reader = TestReader(dataset)
+    stop = min(len(test_reader), steps * global_batch_size)
+    num_test, test_seconds = _timed(
+        lambda: sum(len(batch["inputs"]) for batch in test_reader.batches(global_batch_size, 0, stop))
+    )
+    return {
+        "dataset": str(dataset),
+        "global_batch_size": global_batch_size,
+        "steps": steps,
+        "threads": threads,
+        "torch": torch.__version__,
+        "examples_per_second": round(steps * global_batch_size / seconds),
+        "test_examples_per_second": round(num_test / test_seconds) if num_test else None,
+        "seconds_from_opening_to_batch_of_step": {step: round(s, 4) for step, s in seeks.items()},
+        "resident_mb_over_the_run": memory,
+        "cpu_milliseconds_per_batch_of_a_rank": {
+            world_size: _rank_milliseconds(dataset, global_batch_size, min(steps, 500), world_size)
+            for world_size in (1, 2, 4, 8)
+            if global_batch_size % world_size == 0
+        },
+    }
+
+
+def _rank_milliseconds(dataset: Path, global_batch_size: int, steps: int, world_size: int) -> float:
+    from data_pipeline.reader import TrainReader
+
+    reader = TrainReader(dataset, 0, global_batch_size, world_size - 1, world_size)
+    reader.batch(steps)
+    started = time.process_time()
+    for step in range(steps):
+        reader.batch(step)
+    return round((time.process_time() - started) / steps * 1e3, 3)
+
+
+def _num_stored_examples(dataset: Path, split: str) -> int:
+    """Examples in the shards, those that rows repeat counted again."""
+    index = json.loads((dataset / split / "index.json").read_bytes())
+    return sum(shard["num_examples"] for shard in index["shards"])
+
+
+def _timed(call: Callable[[], _Result]) -> tuple[_Result, float]:
+    started = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - started
+
+
+def _fastest(call: Callable[[], _Result], runs: int = 7) -> tuple[_Result, float]:
+    result, fastest = _timed(call)
+    for _ in range(runs - 1):
+        result, seconds = _timed(call)
+        fastest = min(fastest, seconds)
+    return result, fastest
+
+
+def _descendants(root: int) -> set[int]:
+    """A process and all that it has started, straight or through others."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:  # it has just ended
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def _peak_megabytes(pid: int) -> float:
+    return _status_megabytes(pid, "VmHWM")
+
+
+def _resident_megabytes() -> float:
+    return round(_status_megabytes(os.getpid(), "VmRSS"), 1)
+
+
+def _status_megabytes(pid: int, field: str) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{field}:")), 0.0)
+
+
+def _cpu_seconds(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench_data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("build", help="build a dataset in a process of its own")
+    build.add_argument("preset", help="what to build, see `python -m data_pipeline.build --help`")
+    build.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    row = commands.add_parser("row", help="one training row, step by step")
+    row.add_argument("preset", choices=("arc-agi-1", "arc-agi-2"), help="its tasks")
+    row.add_argument(
+        "--num-aug", type=int, default=50, metavar="N", help="augmentations (default: %(default)s)"
+    )
+    row.add_argument("--row", type=int, default=5, metavar="N", help="which (default: %(default)s)")
+    read = commands.add_parser("read", help="read the training batches of a dataset")
+    read.add_argument("dataset", type=Path, metavar="DIR", help="a dataset's folder")
+    read.add_argument(
+        "--global-batch-size", type=int, default=768, metavar="N", help="(default: %(default)s)"
+    )
+    read.add_argument("--steps", type=int, default=2000, metavar="N", help="(default: %(default)s)")
+    read.add_argument("--threads", type=int, default=1, metavar="N", help="of torch (default: %(default)s)")
+    options, rest = parser.parse_known_args()
+    if rest and options.command != "build":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options, rest
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
