@@ -61,6 +61,8 @@ class Trainer:
         if self.model.puzzle_emb is not None:
             self.table_optimizer = SignSGD(self.model.puzzle_emb, config.puzzle_emb_weight_decay)
 
+        # Nothing in training draws from it, but its state is part of a checkpoint, and torch seeds it at random.
+        torch.manual_seed(config.seed)
         self.step = 0  # completed steps
         self.carry: Carry | None = None
         self.sums = MetricSums(world.device)

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import load_dataset_info
 from hrm_dist import checkpoint, evaluation
-from tests.training import Started, digests, num_rows, rows, saved_step, saved_steps, train
+from tests.training import Started, command_line, digests, num_rows, rows, saved_step, saved_steps, train
 
 pytestmark = pytest.mark.e2e
 
@@ -27,6 +27,14 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, config: Path) -> Path:
     finished = train(config, run, f"max_steps={STEPS}", *settings)
     assert finished.exit_code == 0, finished.output
     return run
+
+
+def test_two_new_processes_write_the_same_checkpoint_to_the_byte(config: Path, tmp_path: Path) -> None:
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for run in runs:
+        done = command_line("-m", "hrm_dist.train", config, f"checkpoint_path={run}", "max_steps=2")
+        assert done.exit_code == 0, done.output
+    assert digests(runs[0]) == digests(runs[1])
 
 
 def test_evaluations_do_not_change_the_training_that_they_interrupt(
