@@ -1,4 +1,4 @@
-"""Build a dataset: ARC tasks in, compressed shards of augmented and encoded puzzles out.
+"""Build a dataset: puzzles in, compressed shards of augmented and encoded puzzles out.
 
 examples:
   python -m data_pipeline.build arc-agi-1 --out data/arc1
@@ -7,67 +7,42 @@ examples:
       the same with another 160 tasks, all of which train
   python -m data_pipeline.build arc --source arc-agi_test_challenges.json --holdout all --out data/test
       tasks of a file alone
-  python -m data_pipeline.build arc-agi-1 --canvas 6 --num-aug 32 --holdout all --out data/small
-      small grids only, for a CPU
+  python -m data_pipeline.build sudoku --source hub:sapientinc/sudoku-extreme --subsample 1000 --num-aug 1000 \\
+      --out data/sudoku-extreme-1k-aug-1000
+      the published Sudoku data
+  python -m data_pipeline.build maze --num-train 1000 --num-test 1000 --out data/mazes
+      new mazes of 30 x 30 with shortest paths of more than 110 steps
 
-Test pairs are held out of training for tasks in folders named `evaluation` and in Kaggle files with
-"evaluation" or "test" in their names; PATH:train and PATH:evaluation override that. The same sources, options
-and seed give the same bytes on any machine with any number of workers. DIR appears when it is complete.
+The same sources, options and seed give the same bytes on any machine with any number of workers. A build that was
+stopped, by whatever, goes on with the same command. To share one among machines with a common disk, give each its
+--part: I/N for I from 0 to N-1 with the same N; then run `python -m data_pipeline.merge DIR`.
 """
 
 import argparse
-import dataclasses
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Literal, NamedTuple
 
-import numpy as np
+from tqdm import tqdm
 
-from data_pipeline import rows
-from data_pipeline.errors import InputError, exit_code
-from data_pipeline.row_workers import write_rows
-from data_pipeline.rows import SplitPlan
-from data_pipeline.schema import (
-    BuildOptions,
-    DatasetInfo,
-    SourceInfo,
-    SplitIndex,
-    SplitInfo,
-    SplitName,
-    Splits,
-    load_dataset_info,
-)
-from data_pipeline.sources import arc
-from data_pipeline.task import Task
-from data_pipeline.tokens import MAX_GRID_SIDE, PAD_ID, VOCAB_SIZE
-from data_pipeline.writer import write_json
+from data_pipeline import arc_dataset, build_folder, puzzle_dataset
+from data_pipeline.dataset_plan import Content, Request
+from data_pipeline.errors import exit_code
+from data_pipeline.schema import BUILDING, ArcOptions, DatasetInfo, Generator, PuzzleOptions
+from data_pipeline.shard_workers import shard_places, write_shards
+from data_pipeline.sources.maze import MAX_SIDE, NUM_DIHEDRAL
+from data_pipeline.sources.sudoku import BOX_SHAPES
+from data_pipeline.tokens import MAX_GRID_SIDE
+from data_pipeline.workers import SHOWN_AFTER_SECONDS, Part
 
-EXIT_INTERRUPTED = 1
+EXIT_INTERRUPTED = 75
+EXIT_FAILED = 1
 
-
-class Request(NamedTuple):
-    """What to build; everything but `out`, `workers` and `quiet` decides the bytes."""
-
-    preset: Literal["arc-agi-1", "arc-agi-2", "arc"]
-    sources: list[str]
-    out: Path
-    options: BuildOptions
-    seed: int
-    workers: int
-    quiet: bool
-
-
-class _Loaded(NamedTuple):
-    tasks: list[Task]
-    sources: tuple[SourceInfo, ...]
-    num_left_out: int
+_SOURCE_FORM = "PATH[:train|:evaluation]"
 
 
 def main() -> int:
@@ -77,169 +52,88 @@ def main() -> int:
     try:
         build(request)
     except KeyboardInterrupt:
-        print(f"interrupted; nothing was left in {request.out}", file=sys.stderr)
+        print(
+            f"interrupted; {request.out} is not complete, and the same command goes on with it",
+            file=sys.stderr,
+        )
         return EXIT_INTERRUPTED
+    except BrokenProcessPool:
+        print(
+            "error: a worker process was killed, perhaps since memory ran out; the same command goes on, with "
+            "--workers 1 in the least memory",
+            file=sys.stderr,
+        )
+        return EXIT_FAILED
     return 0
 
 
-def build(request: Request) -> DatasetInfo:
-    """Build the dataset, unless the very same is there already.
+def build(request: Request) -> DatasetInfo | None:
+    """Build the dataset, or what is missing of it, unless the very same is there already.
 
-    Raises InputError for sources that cannot be read and an output that cannot be written.
+    None stands for a part, which makes no dataset. Raises InputError for sources that cannot be read and an output
+    that cannot be written.
     """
     started = time.monotonic()
-    loaded = _load_tasks(request)
-    if request.out.exists() and not _is_empty_folder(request.out):
-        return _check_already_built(request, loaded)
-    groups = rows.plan_groups(loaded.tasks, request.options.num_aug, request.seed)
-    try:
-        with _folder_that_appears_when_complete(request.out) as folder:
-            info = _write_dataset(folder, request, loaded, groups)
-    except OSError as error:
-        raise InputError(
-            f"{request.out}: cannot be written ({error.strerror or error}); "
-            "free some space or choose another --out."
-        ) from None
+    content = _read(request)
+    info = build_folder.find(request.out, content.identity)
+    if info is not None:
+        _say(request, f"{request.out}: already built")
+        return info
+    num_written = _write_missing(request, content)
+    if request.part.count > 1:
+        _say(
+            request,
+            f"{request.out}: part {request.part.number} of {request.part.count} is built, {num_written} new shards "
+            f"in {time.monotonic() - started:.1f} s; after all parts: python -m data_pipeline.merge {request.out}",
+        )
+        return None
+    info = build_folder.finish(request.out, show_progress=not request.quiet)
+    _say(request, f"{summary(request.out, info)} in {time.monotonic() - started:.1f} s")
+    return info
+
+
+def _read(request: Request) -> Content:
+    return puzzle_dataset.read(request) if request.preset in ("sudoku", "maze") else arc_dataset.read(request)
+
+
+def _write_missing(request: Request, content: Content) -> int:
+    """Write those shards of the part that are not there; gives their number."""
+    with build_folder.begin(request.out, content.identity, request.part) as journal:
+        plan = content.plan(request.out / BUILDING)
+        layouts = plan.layouts()
+        build_folder.write_layouts(request.out, plan.head, layouts.values(), plan.documents)
+        places = request.part.share([place for layout in layouts.values() for place in shard_places(layout)])
+        written = build_folder.written_shards(request.out)
+        missing = [place for place in places if place not in written]
+        with tqdm(
+            total=len(places), initial=len(places) - len(missing), desc="shards", unit="shard",
+            delay=SHOWN_AFTER_SECONDS, disable=request.quiet,
+        ) as progress:  # fmt: skip
+            for shards in write_shards(request.out, layouts, plan.rows, missing, request.workers):
+                journal.add(shards)
+                progress.update(len(shards))
+    return len(missing)
+
+
+def _say(request: Request, text: str) -> None:
     if not request.quiet:
-        print(_summary(request.out, info, seconds=time.monotonic() - started))
-    return info
+        print(text)
 
 
-def _load_tasks(request: Request) -> _Loaded:
-    batches: list[tuple[str, list[Task]]] = []
-    if request.preset != "arc":
-        batches.append((request.preset, arc.bundled(request.preset)))
-    for source in request.sources:
-        path, role = arc.split_role(source)
-        name = path.name or path.resolve().name
-        batches.append((f"{name}:{role}" if role else name, arc.from_path(path, role)))
-    if not batches:
-        raise InputError("`arc` starts from no tasks; add --source PATH, or use arc-agi-1 or arc-agi-2.")
-    sources = tuple(
-        SourceInfo(name=name, sha256=arc.content_sha256(tasks), num_tasks=len(tasks))
-        for name, tasks in batches
-    )
-    tasks = arc.merge(task for _, batch in batches for task in batch)
-    fitting = [task for task in tasks if task.largest_side <= request.options.canvas]
-    if not fitting:
-        smallest = min(task.largest_side for task in tasks)
-        raise InputError(
-            f"--canvas {request.options.canvas}: no task fits, since the smallest needs {smallest}; "
-            "choose a larger canvas."
-        )
-    if request.options.holdout == "all":
-        fitting = [dataclasses.replace(task, held_out=True) for task in fitting]
-    return _Loaded(fitting[: request.options.limit_groups], sources, len(tasks) - len(fitting))
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
-
-
-def _check_already_built(request: Request, loaded: _Loaded) -> DatasetInfo:
-    remedy = "choose another --out or delete it"
-    try:
-        info = load_dataset_info(request.out)
-    except InputError as error:
-        raise InputError(f"{request.out}: exists and is no dataset ({error}); {remedy}.") from None
-    differing = [
-        name
-        for name, there, asked in (
-            ("sources", info.sources, loaded.sources),
-            ("options", info.options, request.options),
-            ("seed", info.seed, request.seed),
-        )
-        if there != asked
-    ]
-    if differing:
-        raise InputError(
-            f"{request.out}: exists, built with other {' and '.join(differing)} than asked for; {remedy}."
-        )
-    if not request.quiet:
-        print(f"{request.out}: already built")
-    return info
-
-
-@contextmanager
-def _folder_that_appears_when_complete(out: Path) -> Generator[Path]:
-    """A folder beside `out` that takes its name at the end, or goes if anything fails."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp's is for its owner alone
-        folder.rename(out)
-    finally:
-        if folder.exists():
-            shutil.rmtree(folder)
-
-
-def _write_dataset(folder: Path, request: Request, loaded: _Loaded, groups: list[rows.Group]) -> DatasetInfo:
-    plans = [SplitPlan(split, groups, request.options.canvas, request.seed) for split in ("train", "test")]
-    for plan in plans:
-        (folder / plan.split).mkdir()
-    shards = write_rows(folder, plans, request.workers, show_progress=not request.quiet)
-    infos: dict[SplitName, SplitInfo] = {}
-    for plan in plans:
-        index = SplitIndex(
-            split=plan.split,
-            num_rows=plan.num_rows,
-            canvas=request.options.canvas,
-            seq_len=request.options.canvas**2,
-            groups=plan.group_table,
-            shards=tuple(sorted(shards[plan.split], key=lambda shard: (shard.row, shard.first_group))),
-        )
-        infos[plan.split] = _split_info(index)
-        write_json(folder / plan.split / "index.json", index.model_dump())
-    names = [arc.BLANK_NAME, *(name for group in groups for name in group.names())]
-    info = DatasetInfo(
-        kind="arc",
-        canvas=request.options.canvas,
-        seq_len=request.options.canvas**2,
-        vocab_size=VOCAB_SIZE,
-        pad_id=PAD_ID,
-        ignore_label_id=PAD_ID,
-        blank_identifier_id=0,
-        num_puzzle_identifiers=len(names),
-        sets=("all",),
-        seed=request.seed,
-        options=request.options,
-        sources=loaded.sources,
-        num_tasks_left_out=loaded.num_left_out,
-        splits=Splits(train=infos["train"], test=infos["test"]),
-    )
-    write_json(folder / "identifiers.json", names)
-    write_json(
-        folder / "test_puzzles.json",
-        {task.id: arc.task_json(task) for task in loaded.tasks if task.held_out},
-    )
-    write_json(folder / "dataset.json", info.model_dump())
-    return info
-
-
-def _split_info(index: SplitIndex) -> SplitInfo:
-    num_puzzles = int(index.groups.num_puzzles.sum())
-    num_examples = int(np.dot(index.groups.num_puzzles.astype(np.int64), index.groups.num_examples))
-    return SplitInfo(
-        total_groups=len(index.groups),
-        mean_puzzle_examples=num_examples / num_puzzles if num_puzzles else 0.0,
-        num_puzzles=num_puzzles,
-        num_examples=num_examples,
-        num_rows=index.num_rows,
-        size_bytes=sum(shard.size_bytes for shard in index.shards),
-    )
-
-
-def _summary(out: Path, info: DatasetInfo, seconds: float) -> str:
+def summary(out: Path, info: DatasetInfo) -> str:
+    """The sizes of a dataset, for people."""
     train, test = info.splits.train, info.splits.test
     lines = [
-        f"{out}: {train.total_groups} groups, {info.num_puzzle_identifiers - 1} puzzles",
+        f"{out}: {train.total_groups} groups, {max(train.num_puzzles, info.num_puzzle_identifiers - 1)} puzzles",
         f"  train: {train.num_examples} examples in {train.num_rows} rows",
         f"  test: {test.num_examples} examples of {test.total_groups} held-out groups",
-        f"  {(train.size_bytes + test.size_bytes) / 1e6:.1f} MB in {seconds:.1f} s",
     ]
     if info.num_tasks_left_out:
         lines.append(f"  tasks left out as larger than the canvas: {info.num_tasks_left_out}")
+    if info.leaks.num_pairs:
+        fate = "removed from training" if info.leaks.dropped else "which stay in training"
+        lines.append(f"  held-out pairs that also stood in the training data: {info.leaks.num_pairs}, {fate}")
+    lines.append(f"  {(train.size_bytes + test.size_bytes) / 1e6:.1f} MB")
     return "\n".join(lines)
 
 
@@ -249,27 +143,155 @@ def _parse_arguments() -> Request:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    presets = parser.add_subparsers(dest="preset", metavar="PRESET", required=True)
+    for preset, what in (
+        ("arc-agi-1", "the 800 tasks of ARC-AGI-1, and those of further sources"),
+        ("arc-agi-2", "the 1120 tasks of ARC-AGI-2, and those of further sources"),
+        ("arc", "ARC tasks of given sources alone"),
+    ):
+        _add_arc_arguments(presets.add_parser(preset, help=what, description=what))
+    what = "Sudokus of a CSV file (source,question,answer,rating), or new ones where there is no --source"
+    _add_sudoku_arguments(presets.add_parser("sudoku", help=what, description=what))
+    what = "mazes of a CSV file (source,question,answer,rating), or new ones where there is no --source"
+    _add_maze_arguments(presets.add_parser("maze", help=what, description=what))
+    given = parser.parse_args()
+    options = _puzzle_options(parser, given) if given.preset in ("sudoku", "maze") else _arc_options(given)
+    return Request(
+        given.preset, given.source, given.out, options, given.seed, given.workers, given.quiet, given.part
+    )
+
+
+def _add_arc_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("preset", choices=("arc-agi-1", "arc-agi-2", "arc"), help="tasks to start from; `arc`: none")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder to make")
-    source_help = "task file, folder of task files, or Kaggle *_challenges.json to add; repeatable"
-    add("--source", action="append", default=[], metavar="PATH[:train|:evaluation]", help=source_help)
+    source_help = (
+        "task file, folder of task files, Kaggle *_challenges.json, or arc-agi-1 or arc-agi-2, to add; repeatable. "
+        "Test pairs are held out for tasks in folders named `evaluation` and in Kaggle files with `evaluation` or "
+        "`test` in their names, unless :train or :evaluation says otherwise"
+    )
+    add("--source", action="append", default=[], metavar=_SOURCE_FORM, help=source_help)
     num_aug_help = "augmentations per task, at most (default: %(default)s)"
     add("--num-aug", type=_at_least(0), default=1000, metavar="N", help=num_aug_help)
     holdout_help = "whose test pairs stay out of training (default: %(default)s)"
     add("--holdout", choices=("evaluation", "all"), default="evaluation", help=holdout_help)
     canvas_help = "side of the canvas; tasks with a larger grid are left out (default: %(default)s)"
     add("--canvas", type=_at_least(1, MAX_GRID_SIDE), default=MAX_GRID_SIDE, metavar="N", help=canvas_help)
-    add("--limit-groups", type=_at_least(1), metavar="N", help="keep the first N tasks by id")
+    conflicts_help = "two different tasks of one id: refuse them, or take the first (default: %(default)s)"
+    add("--conflicts", choices=("refuse", "first"), default="refuse", help=conflicts_help)
+    _add_common_arguments(parser, "keep the first N tasks by id")
+
+
+def _add_sudoku_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    num_aug_help = "augmentations per training puzzle (default: %(default)s)"
+    add("--num-aug", type=_at_least(0), default=0, metavar="N", help=num_aug_help)
+    difficulty_help = "smallest rating to keep; of new puzzles the backtracks of a solver"
+    add("--min-difficulty", type=_at_least(0), metavar="N", help=difficulty_help)
+    add("--side", type=int, choices=tuple(BOX_SHAPES), help="digits of new puzzles (default: 9)")
+    _add_puzzle_arguments(parser)
+
+
+def _add_maze_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    num_aug_help = "rotations and reflections of each training maze, at most 7 (default: %(default)s)"
+    add("--num-aug", type=_at_least(0, NUM_DIHEDRAL - 1), default=0, metavar="N", help=num_aug_help)
+    add("--min-difficulty", type=_at_least(0), metavar="N", help="smallest rating to keep of a --source")
+    add(
+        "--side", type=_at_least(2, MAX_SIDE), metavar="N", help="rows and columns of new mazes (default: 30)"
+    )
+    steps_help = "shortest paths of new mazes take more steps than this (default: 110)"
+    add("--min-steps", type=_at_least(0), metavar="N", help=steps_help)
+    _add_puzzle_arguments(parser)
+
+
+def _add_puzzle_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    source_help = (
+        "CSV file, folder with train.csv or test.csv, or hub:OWNER/NAME[@REVISION]; repeatable. A file with `test` "
+        "or `evaluation` in its name is the test split, unless :train or :evaluation says otherwise"
+    )
+    add("--source", action="append", default=[], metavar=_SOURCE_FORM, help=source_help)
+    add("--subsample", type=_at_least(1), metavar="N", help="keep N of the training puzzles, drawn at random")
+    add("--num-train", type=_at_least(1), metavar="N", help="new puzzles to train on (default: 1000)")
+    add("--num-test", type=_at_least(1), metavar="N", help="new puzzles to test on (default: 1000)")
+    _add_common_arguments(parser, "keep the first N puzzles of each split")
+
+
+def _add_common_arguments(parser: argparse.ArgumentParser, limit_help: str) -> None:
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    leaks_help = (
+        "held-out pairs that also stand in the training data: refuse to build (but for those that a published preset "
+        "has), drop them from training, or keep them (default: %(default)s)"
+    )
+    add("--leaks", choices=("refuse", "drop", "keep"), default="refuse", help=leaks_help)
+    add("--limit-groups", type=_at_least(1), metavar="N", help=limit_help)
     add("--seed", type=_at_least(0), default=42, metavar="N", help="of all draws (default: %(default)s)")
     workers_help = "processes (default: one per CPU)"
     add("--workers", type=_at_least(1), default=os.cpu_count() or 1, metavar="N", help=workers_help)
+    part_help = "build one of N parts, I from 0; see data_pipeline.merge"
+    add("--part", type=_part, default=Part(), metavar="I/N", help=part_help)
     add("--quiet", action="store_true", help="no progress bar, no summary")
-    given = parser.parse_args()
-    options = BuildOptions(
-        num_aug=given.num_aug, holdout=given.holdout, canvas=given.canvas, limit_groups=given.limit_groups
+
+
+def _arc_options(given: argparse.Namespace) -> ArcOptions:
+    return ArcOptions(
+        num_aug=given.num_aug,
+        holdout=given.holdout,
+        canvas=given.canvas,
+        limit_groups=given.limit_groups,
+        leaks=given.leaks,
+        conflicts=given.conflicts,
     )
-    return Request(given.preset, given.source, given.out, options, given.seed, given.workers, given.quiet)
+
+
+def _puzzle_options(parser: argparse.ArgumentParser, given: argparse.Namespace) -> PuzzleOptions:
+    is_maze = given.preset == "maze"
+    of_source = {
+        "--subsample": given.subsample,
+        "--min-difficulty": given.min_difficulty if is_maze else None,
+    }
+    of_generator = {
+        "--side": given.side,
+        "--num-train": given.num_train,
+        "--num-test": given.num_test,
+        "--min-steps": given.min_steps if is_maze else None,
+    }
+    misplaced = [
+        option for option, value in (of_generator if given.source else of_source).items() if value is not None
+    ]
+    if misplaced:
+        what = (
+            "new puzzles; leave it out or leave out"
+            if given.source
+            else "puzzles of a source; leave it out or add"
+        )
+        parser.error(f"{', '.join(misplaced)}: only for {what} --source")
+    generator = None
+    if not given.source:
+        generator = Generator(
+            side=given.side or (30 if is_maze else 9),
+            num_train=given.num_train or 1000,
+            num_test=given.num_test or 1000,
+            min_steps=(110 if given.min_steps is None else given.min_steps) if is_maze else None,
+        )
+    return PuzzleOptions(
+        num_aug=given.num_aug,
+        subsample=given.subsample,
+        min_difficulty=given.min_difficulty,
+        limit_groups=given.limit_groups,
+        leaks=given.leaks,
+        generator=generator,
+    )
+
+
+def _part(text: str) -> Part:
+    """An argparse type: I/N."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not I/N with I from 0 to N-1, as in 0/4, 1/4, 2/4, 3/4"
+        )
+    return Part(int(number), int(count))
 
 
 def _at_least(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -34,6 +34,11 @@ MAX_GROUPS = 10**7
 
 Counts = NDArray[np.int32]
 SplitName = Literal["train", "test"]
+SPLITS: tuple[SplitName, SplitName] = ("train", "test")
+Kind = Literal["arc", "sudoku", "maze"]
+LeakPolicy = Literal["refuse", "drop", "keep"]
+BUILDING = "building"
+"""Folder in that of a dataset with what is needed only until the dataset is complete."""
 REBUILD = "delete the dataset's folder and build it again with `python -m data_pipeline.build`"
 
 
@@ -59,20 +64,70 @@ class DatasetMetadata(_Strict):
 
 
 class SourceInfo(_Strict):
-    """One source and the sha256 of the tasks read from it."""
+    """One source and the sha256 of its content: of the tasks read from it, or of the bytes of a CSV file."""
 
     name: str
     sha256: str
     num_tasks: int
+    """Tasks, Sudokus or mazes in it, chosen or not."""
 
 
-class BuildOptions(_Strict):
-    """The options that decide a dataset's content, beside sources and seed."""
+class ArcOptions(_Strict):
+    """The options that decide the content of an ARC dataset, beside sources and seed."""
 
     num_aug: int
     holdout: Literal["evaluation", "all"]
     canvas: int
     limit_groups: int | None
+    leaks: LeakPolicy = "refuse"
+    conflicts: Literal["refuse", "first"] = "refuse"
+    """What becomes of two different tasks of one name."""
+
+
+class Generator(_Strict):
+    """New puzzles in place of a source."""
+
+    side: int
+    num_train: int
+    num_test: int
+    min_steps: int | None
+    """Of mazes: their shortest paths take more steps than this."""
+
+
+class PuzzleOptions(_Strict):
+    """The options that decide the content of a Sudoku or maze dataset, beside sources and seed."""
+
+    num_aug: int
+    subsample: int | None
+    min_difficulty: int | None
+    limit_groups: int | None
+    leaks: LeakPolicy = "refuse"
+    generator: Generator | None
+
+
+class Leak(_Strict):
+    """A held-out pair that also stands in the training data, as it is or as an augmentation makes it."""
+
+    held_out: str
+    in_training: tuple[str, ...]
+
+
+class Leaks(_Strict):
+    """The held-out pairs that also stand in the training data; with `dropped`, that stood there."""
+
+    dropped: bool
+    num_pairs: int
+    pairs: tuple[Leak, ...]
+    """The first of them."""
+
+
+class Identity(_Strict):
+    """What decides the bytes of a dataset."""
+
+    kind: Kind
+    options: ArcOptions | PuzzleOptions
+    seed: int
+    sources: tuple[SourceInfo, ...]
 
 
 class SplitInfo(_Strict):
@@ -91,12 +146,13 @@ class Splits(_Strict):
     test: SplitInfo
 
 
-class DatasetInfo(_Strict):
-    """The content of dataset.json."""
+class DatasetHead(_Strict):
+    """What dataset.json says before the sizes of the splits are known."""
 
     format_version: Literal[1] = FORMAT_VERSION
-    kind: Literal["arc"]
+    kind: Kind
     canvas: int = Field(ge=1)
+    """Side of a grid, with its padding."""
     seq_len: int
     vocab_size: int
     pad_id: int
@@ -105,10 +161,21 @@ class DatasetInfo(_Strict):
     num_puzzle_identifiers: int
     sets: tuple[str, ...]
     seed: int
-    options: BuildOptions
+    options: ArcOptions | PuzzleOptions
     sources: tuple[SourceInfo, ...]
     num_tasks_left_out: int
     """Tasks with a grid larger than the canvas."""
+    leaks: Leaks
+
+    @property
+    def identity(self) -> Identity:
+        """What decided its bytes."""
+        return Identity(kind=self.kind, options=self.options, seed=self.seed, sources=self.sources)
+
+
+class DatasetInfo(DatasetHead):
+    """The content of dataset.json."""
+
     splits: Splits
 
     def metadata(self, split: SplitName) -> DatasetMetadata:
@@ -192,8 +259,8 @@ class ShardIndex(_Strict):
     """Of the uncompressed tar, which other zstd releases leave alone."""
 
 
-class SplitIndex(_Strict):
-    """The content of <split>/index.json; shards in order of (row, first_group)."""
+class SplitLayout(_Strict):
+    """What a split consists of."""
 
     format_version: Literal[1] = FORMAT_VERSION
     split: SplitName
@@ -201,6 +268,25 @@ class SplitIndex(_Strict):
     canvas: int = Field(ge=1)
     seq_len: int = Field(ge=1)
     groups: GroupTable
+
+    def groups_in_row(self, row: int) -> NDArray[np.int64]:
+        """Places of the groups that have a sample in a row, ascending: in training all, else those with so
+        many puzzles."""
+        if self.split == "train":
+            return np.arange(len(self.groups))
+        return np.flatnonzero(self.groups.num_puzzles > row)
+
+    def num_samples_in_rows(self) -> NDArray[np.int64]:
+        """How many samples each row has, [num_rows]."""
+        if self.split == "train":
+            return np.full(self.num_rows, len(self.groups))
+        shorter = np.searchsorted(np.sort(self.groups.num_puzzles), np.arange(self.num_rows), side="right")
+        return len(self.groups) - shorter
+
+
+class SplitIndex(SplitLayout):
+    """The content of <split>/index.json; shards in order of (row, first_group)."""
+
     shards: tuple[ShardIndex, ...]
 
     def groups_of_shard(self, shard: ShardIndex) -> NDArray[np.int64]:
@@ -221,10 +307,7 @@ class SplitIndex(_Strict):
         samples_of_row = np.bincount(
             [row for row, _ in places], weights=num_samples, minlength=self.num_rows
         ).astype(np.int64)
-        rows = np.arange(self.num_rows)
-        missing = np.searchsorted(np.sort(self.groups.num_puzzles), rows, side="right")
-        groups_of_row = len(self.groups) - (missing if self.split == "test" else 0 * rows)
-        wrong = np.flatnonzero(samples_of_row != groups_of_row)
+        wrong = np.flatnonzero(samples_of_row != self.num_samples_in_rows())
         if wrong.size:
             raise ValueError(f"the shards of row {wrong[0]} do not make up its groups")
         first_groups = [shard.first_group for shard in self.shards if shard.row == 0]
@@ -235,27 +318,36 @@ class SplitIndex(_Strict):
         return self
 
 
-_Document = TypeVar("_Document", bound=_Strict)
+Document = TypeVar("Document", bound=_Strict)
 
 
 def load_dataset_info(dataset_dir: Path | str) -> DatasetInfo:
     """Read dataset.json; raises InputError when it is missing, damaged or of another format."""
-    return _load(Path(dataset_dir) / "dataset.json", DatasetInfo)
+    path = Path(dataset_dir) / "dataset.json"
+    if (path.parent / BUILDING).exists() and not path.exists():
+        raise InputError(
+            f"{path.parent}: its build is not complete; run the command that began it again, or, if all of its "
+            f"parts are built, `python -m data_pipeline.merge {path.parent}`."
+        )
+    if not path.exists():
+        raise InputError(
+            f"{path}: not found, so this is no dataset; build one with "
+            "`python -m data_pipeline.build arc-agi-1 --out DIR`."
+        )
+    return load_document(path, DatasetInfo)
 
 
 def load_split_index(dataset_dir: Path | str, split: SplitName) -> SplitIndex:
     """Read <split>/index.json; raises InputError when it is missing, damaged or of another format."""
-    return _load(Path(dataset_dir) / split / "index.json", SplitIndex)
+    return load_document(Path(dataset_dir) / split / "index.json", SplitIndex)
 
 
-def _load(path: Path, document: type[_Document]) -> _Document:
+def load_document(path: Path, document: type[Document]) -> Document:
+    """Read a JSON file of a dataset; raises InputError when it is missing, damaged or of another format."""
     try:
         content: object = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(
-            f"{path}: not found, so this is no dataset; build one with "
-            "`python -m data_pipeline.build arc-agi-1 --out DIR`."
-        ) from None
+        raise InputError(f"{path}: missing; {REBUILD}.") from None
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}); check the path and its rights."
@@ -263,7 +355,7 @@ def _load(path: Path, document: type[_Document]) -> _Document:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged, not JSON ({error}); {REBUILD}.") from None
     version = cast(dict[str, object], content).get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
+    if "format_version" in document.model_fields and version != FORMAT_VERSION:
         raise InputError(
             f"{path}: format_version {version!r} is not {FORMAT_VERSION}, which this release reads; "
             f"{REBUILD}."

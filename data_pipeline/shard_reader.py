@@ -38,12 +38,13 @@ class Shard:
         return self._windows[self._cells[chosen]].reshape(-1, 2, self._seq_len)
 
 
-def verify_shard(split_dir: Path, shard: ShardIndex) -> bytes:
+def verify_shard(split_dir: Path, shard: ShardIndex, remedy: str = REBUILD) -> bytes:
     """The content of a shard's file; raises InputError unless it is there with the index's checksum."""
     content = _read(split_dir / shard.file)
     if hashlib.sha256(content).hexdigest() != shard.sha256:
         raise InputError(
-            f"{split_dir / shard.file}: damaged or cut short, its sha256 is not the one in index.json; {REBUILD}."
+            f"{split_dir / shard.file}: damaged or cut short, its sha256 is not the one noted when it was written; "
+            f"{remedy}."
         )
     return content
 

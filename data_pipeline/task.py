@@ -22,10 +22,21 @@ class Task:
     tests: tuple[Pair, ...]
     held_out: bool
     origin: str  # the file it was read from, for messages
+    left_out: frozenset[int] = frozenset()  # numbers of `pairs` that must not train, held out elsewhere
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
         return self.demos + self.tests
+
+    @property
+    def training_pairs(self) -> tuple[Pair, ...]:
+        """The pairs that may train: the demonstrations, and test pairs that are neither held out nor hidden."""
+        last = len(self.demos) if self.held_out else len(self.pairs)
+        return tuple(
+            pair
+            for number, pair in enumerate(self.pairs[:last])
+            if pair.output is not None and number not in self.left_out
+        )
 
     @property
     def largest_side(self) -> int:

@@ -8,12 +8,20 @@ import hashlib
 import io
 import json
 import os
+import socket
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
+from data_pipeline.errors import InputError
 from data_pipeline.sample_format import Samples, encode_tar
 from data_pipeline.schema import ShardIndex
+
+TEMPORARY_SUFFIX = ".tmp"
 
 _ZSTD = zstandard.ZstdCompressionParameters(
     strategy=zstandard.STRATEGY_DFAST,
@@ -54,15 +62,45 @@ def write_json(path: Path, content: object) -> None:
     write_bytes(path, text.encode())
 
 
+def write_array(path: Path, blocks: Iterable[NDArray[np.uint8]], shape: tuple[int, ...]) -> None:
+    """Write an array of this shape, given block by block along its first axis, as an `npy` file."""
+    with _complete_file(path) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for block in blocks:
+            file.write(np.ascontiguousarray(block).data)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that is complete when it takes its name."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    """Write a file."""
+    with _complete_file(path) as file:
         file.write(content)
-        _to_disk(file)
-    temporary.replace(path)
 
 
-def _to_disk(file: io.BufferedWriter) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+@contextmanager
+def _complete_file(path: Path) -> Generator[io.BufferedWriter]:
+    """A file that is complete when it takes its name; raises InputError when it cannot be written."""
+    # Parts of one build, on machines that share a disk, may write the same file.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another place, and "
+            "run the command again."
+        ) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

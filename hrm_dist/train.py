@@ -19,10 +19,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from data_pipeline.build import Request, build
+from data_pipeline.build import build
+from data_pipeline.dataset_plan import Request
 from data_pipeline.errors import InputError, exit_code
 from data_pipeline.sampler import check_divisible
-from data_pipeline.schema import BuildOptions, DatasetMetadata, load_dataset_info
+from data_pipeline.schema import ArcOptions, DatasetMetadata, load_dataset_info
 from hrm_dist.config import TrainConfig, load_config, to_yaml, total_steps
 
 logger = logging.getLogger(__name__)
@@ -83,10 +84,10 @@ def build_if_missing(config: TrainConfig) -> None:
     if config.dataset is None:
         return
     spec = config.dataset
-    options = BuildOptions(
+    options = ArcOptions(
         num_aug=spec.num_aug, holdout=spec.holdout, canvas=spec.canvas, limit_groups=spec.limit_groups
     )
-    if path.exists():
+    if (path / "dataset.json").exists():
         info = load_dataset_info(path)
         if (info.options, info.seed) != (options, spec.seed):
             logger.warning(

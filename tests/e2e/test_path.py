@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.build import Request, build
+from data_pipeline.build import build
+from data_pipeline.dataset_plan import Request
 from data_pipeline.reader import TestReader
-from data_pipeline.schema import BuildOptions
+from data_pipeline.schema import ArcOptions
 from hrm_dist.predictions import MAX_ROWS_PER_FILE, read_prediction_file
 from tests.training import Finished, Started, command_line, train
 
@@ -54,7 +55,7 @@ def is_grid(grid: list[list[int]]) -> bool:
 def trained(tmp_path_factory: pytest.TempPathFactory, config: Path) -> tuple[Path, Path]:
     """A dataset whose predictions fill two files, and a checkpoint that predicts them fast."""
     folder = tmp_path_factory.mktemp("evaluate")
-    options = BuildOptions(num_aug=150, holdout="all", canvas=6, limit_groups=None)
+    options = ArcOptions(num_aug=150, holdout="all", canvas=6, limit_groups=None)
     build(Request("arc-agi-1", [], folder / "data", options, seed=0, workers=1, quiet=True))
     settings = ["max_steps=2", "arch.H_cycles=1", "arch.L_cycles=1", "arch.halt_max_steps=2"]
     finished = train(config, folder / "run", f"data_path={folder / 'data'}", *settings)

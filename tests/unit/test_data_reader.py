@@ -15,13 +15,14 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 from zstandard import ZstdCompressor, ZstdDecompressor
 
 from data_pipeline.augment import apply, parse_name
-from data_pipeline.build import Request, build
+from data_pipeline.build import build
+from data_pipeline.dataset_plan import Request
 from data_pipeline.errors import InputError
 from data_pipeline.reader import TestReader, TrainReader
 from data_pipeline.sampler import SamplePlan
 from data_pipeline.schema import (
     IGNORE_LABEL_ID,
-    BuildOptions,
+    ArcOptions,
     SplitIndex,
     load_dataset_info,
     load_split_index,
@@ -37,7 +38,7 @@ CANVAS = 6
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "arc"
-    options = BuildOptions(num_aug=NUM_AUG, holdout="evaluation", canvas=CANVAS, limit_groups=None)
+    options = ArcOptions(num_aug=NUM_AUG, holdout="evaluation", canvas=CANVAS, limit_groups=None)
     build(Request("arc-agi-1", [], out, options, seed=3, workers=1, quiet=True))
     return out
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.build import Request, build
+from data_pipeline.build import build
+from data_pipeline.dataset_plan import Request
 from data_pipeline.errors import exit_code
-from data_pipeline.schema import BuildOptions
+from data_pipeline.schema import ArcOptions
 from hrm_dist.config import load_config
 from hrm_dist.train import main
 
@@ -141,7 +142,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(
 def test_a_checkpoint_trained_on_another_dataset_is_refused(
     refusal: Refusal, trained: Path, config: Path, tmp_path: Path
 ) -> None:
-    options = BuildOptions(num_aug=1, holdout="all", canvas=6, limit_groups=2)
+    options = ArcOptions(num_aug=1, holdout="all", canvas=6, limit_groups=2)
     build(Request("arc-agi-1", [], tmp_path / "other", options, seed=0, workers=1, quiet=True))
     _, own = resume_in_a_copy(trained, tmp_path)
     message = refusal(config, own, f"data_path={tmp_path / 'other'}", "max_steps=3")

@@ -37,11 +37,9 @@ class Group:
 
     def pairs(self, split: Split) -> tuple[Pair, ...]:
         """The examples of each of its puzzles in a split; none if it has no part in it."""
-        if split == "test":
-            return self.task.tests if self.task.held_out else ()
-        if self.task.held_out:
-            return self.task.demos
-        return self.task.demos + tuple(pair for pair in self.task.tests if pair.output is not None)
+        if split == "train":
+            return self.task.training_pairs
+        return self.task.tests if self.task.held_out else ()
 
     def names(self) -> list[str]:
         """Names of its puzzles, in order of identifiers."""
@@ -65,24 +63,15 @@ class SplitPlan:
         self.split: Split = split
         self.groups = [group for group in groups if group.pairs(split)]
         self.num_rows = max((group.num_puzzles for group in self.groups), default=0)
-        self._canvas = canvas
-        self._seed = seed
-
-    @cached_property
-    def group_table(self) -> GroupTable:
-        """The groups as the split's index lists them."""
-        return GroupTable(
+        self.group_table = GroupTable(
             num_puzzles=np.array([group.num_puzzles for group in self.groups], dtype=np.int32),
-            num_examples=np.array([len(group.pairs(self.split)) for group in self.groups], dtype=np.int32),
+            num_examples=np.array([len(group.pairs(split)) for group in self.groups], dtype=np.int32),
             first_identifier=np.array([group.first_identifier for group in self.groups], dtype=np.int32),
             names=tuple(group.task.id for group in self.groups),
         )
-
-    def groups_in_row(self, row: int) -> NDArray[np.int64]:
-        """Places of the groups that have a sample in a row."""
-        if self.split == "train":
-            return np.arange(len(self.groups))
-        return np.flatnonzero(self.group_table.num_puzzles > row)
+        """The groups as the split's index lists them."""
+        self._canvas = canvas
+        self._seed = seed
 
     def samples(self, row: int, groups: NDArray[np.int64]) -> Samples:
         """The samples of these groups in a row."""

@@ -1,0 +1,268 @@
+"""A dataset's folder while it is being built: what is asked for, what is there, and what makes it a dataset.
+
+DIR/building/  build.json          what is being built; the same command only goes on with the same
+               head.json           the content of dataset.json but for the sizes
+               train.json test.json   the content of the splits' index.json but for the shards
+               part-0-of-1.jsonl   the shards that a process has written, a line each; locked while it runs
+
+dataset.json is written last of all, and without it nothing is a dataset. A build that was killed has lost no
+more than the shards that were being written.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Generator, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from data_pipeline.errors import InputError
+from data_pipeline.schema import (
+    BUILDING,
+    SPLITS,
+    DatasetHead,
+    DatasetInfo,
+    Identity,
+    ShardIndex,
+    SplitIndex,
+    SplitInfo,
+    SplitLayout,
+    SplitName,
+    Splits,
+    load_dataset_info,
+    load_document,
+)
+from data_pipeline.shard_reader import verify_shard
+from data_pipeline.shard_workers import ShardPlace, WrittenShard, shard_places
+from data_pipeline.workers import SHOWN_AFTER_SECONDS, Part
+from data_pipeline.writer import TEMPORARY_SUFFIX, sync_folder, write_json
+
+
+class Journal:
+    """The file in which a process notes the shards that it has written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def add(self, shards: Iterable[WrittenShard]) -> None:
+        """Note shards that are on disk."""
+        for place, entry in shards:
+            line = json.dumps([*place, entry.model_dump()], separators=(",", ":"))
+            self._file.write(line.encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def find(out: Path, identity: Identity) -> DatasetInfo | None:
+    """The dataset in a folder, if it is complete and the one asked for; None if it has to be built.
+
+    Raises InputError for a folder with something else in it, or another dataset, or the beginnings of one.
+    """
+    building = out / BUILDING
+    if (out / "dataset.json").exists():
+        info = load_dataset_info(out)
+        _refuse_other(out, "built", info.identity, identity)
+        if building.exists():  # the build was killed at its very end
+            shutil.rmtree(building)
+        return info
+    if (building / "build.json").exists():
+        _refuse_other(out, "begun", load_document(building / "build.json", Identity), identity)
+    elif out.exists() and not (out.is_dir() and all(path.name == BUILDING for path in out.iterdir())):
+        raise InputError(f"{out}: exists and is no dataset; choose another --out or delete it.")
+    return None
+
+
+def _refuse_other(out: Path, verb: str, there: Identity, asked: Identity) -> None:
+    if there == asked:
+        return
+    differences: list[str] = []
+    sources_there, sources = ({source.name: source for source in side.sources} for side in (there, asked))
+    if list(sources_there) != list(sources):
+        names = ", ".join(sources_there) or "no source"
+        differences.append(f"from {names}, not from {', '.join(sources) or 'no source'}")
+    differences += [
+        f"from another content of {name}, which has changed since"
+        for name, source in sources.items()
+        if name in sources_there and sources_there[name] != source
+    ]
+    settings_there, settings = (
+        {"kind": side.kind, "seed": side.seed, **side.options.model_dump()} for side in (there, asked)
+    )
+    differences += [
+        f"with {key}={settings_there.get(key)}, not {value}"
+        for key, value in settings.items()
+        if settings_there.get(key) != value
+    ]
+    raise InputError(f"{out}: was {verb} {' and '.join(differences)}; choose another --out or delete it.")
+
+
+@contextmanager
+def begin(out: Path, identity: Identity, part: Part) -> Generator[Journal]:
+    """Make the folder, if it is not there, and take a part of the work.
+
+    Raises InputError when the folder cannot be made, or another process works on the part. Where the block raises
+    one before it has written layouts, the folder goes again.
+    """
+    building = out / BUILDING
+    is_new = not building.exists()
+    try:
+        for folder in (building, *(out / split for split in SPLITS)):
+            folder.mkdir(parents=True, exist_ok=True)
+        file = (building / f"part-{part.number}-of-{part.count}.jsonl").open("a+b")
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror or error}); free some space or choose another --out."
+        ) from None
+    with file:
+        _lock(file, out)
+        _drop_torn_line(file)
+        try:
+            if not (building / "build.json").exists():
+                write_json(building / "build.json", identity.model_dump())
+            yield Journal(file)
+        except InputError:
+            if is_new and not (building / "train.json").exists() and len(list(building.glob("part-*"))) == 1:
+                shutil.rmtree(building)
+                with suppress(OSError):  # something else has come into it
+                    for folder in (*(out / split for split in SPLITS), out):
+                        folder.rmdir()
+            raise
+
+
+def _lock(file: BinaryIO, out: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        name = Path(str(file.name)).stem
+        raise InputError(
+            f"{out}: another process is building it ({name}); wait for it or stop it first."
+        ) from None
+    except OSError:  # a file system without locks
+        return
+
+
+def _drop_torn_line(file: BinaryIO) -> None:
+    """Cut off what a process that was killed has left of a line."""
+    file.seek(0)
+    content = file.read()
+    file.truncate(content.rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
+
+
+def write_layouts(
+    out: Path, head: DatasetHead, layouts: Iterable[SplitLayout], documents: Mapping[str, object]
+) -> None:
+    """Write all that is known before the shards are there."""
+    for layout in layouts:
+        write_json(out / BUILDING / f"{layout.split}.json", layout.model_dump())
+    for name, content in documents.items():
+        write_json(out / name, content)
+    write_json(out / BUILDING / "head.json", head.model_dump())
+
+
+def written_shards(out: Path) -> dict[ShardPlace, ShardIndex]:
+    """The shards that are noted in any journal and whose files are there; raises InputError."""
+    shards: dict[ShardPlace, ShardIndex] = {}
+    for journal in sorted((out / BUILDING).glob("part-*.jsonl")):
+        for line in journal.read_bytes().split(b"\n")[:-1]:
+            try:
+                split, row, part, index = json.loads(line)
+                place = ShardPlace(split, row, part)
+                shards[place] = ShardIndex.model_validate(index)
+            except (ValueError, TypeError) as error:
+                reason = f"{len(error.errors())} bad fields" if isinstance(error, ValidationError) else error
+                raise InputError(
+                    f"{journal}: damaged ({reason}); delete it and build its part again."
+                ) from None
+    return {place: index for place, index in shards.items() if _has_size(out / place.file, index.size_bytes)}
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
+
+
+def finish(out: Path, *, show_progress: bool) -> DatasetInfo:
+    """Verify every shard, write the indices, and make the folder a dataset.
+
+    Raises InputError naming what is missing or damaged.
+    """
+    building = out / BUILDING
+    head = load_document(building / "head.json", DatasetHead)
+    infos: dict[SplitName, SplitInfo] = {}
+    with _no_part_at_work(out):
+        written = written_shards(out)
+        layouts = [load_document(building / f"{split}.json", SplitLayout) for split in SPLITS]
+        places = [place for layout in layouts for place in shard_places(layout)]
+        _refuse_missing(out, [place for place in places if place not in written], places)
+        _verify(out, {place: written[place] for place in places}, show_progress=show_progress)
+        for layout in layouts:
+            shards = tuple(written[place] for place in shard_places(layout))
+            index = SplitIndex(**dict(layout), shards=shards)
+            infos[layout.split] = _split_info(index)
+            write_json(out / layout.split / "index.json", index.model_dump())
+            for leftover in (out / layout.split).glob(f".*{TEMPORARY_SUFFIX}"):
+                leftover.unlink()
+            sync_folder(out / layout.split)
+        info = DatasetInfo(**dict(head), splits=Splits(train=infos["train"], test=infos["test"]))
+        sync_folder(out)
+        write_json(out / "dataset.json", info.model_dump())
+        shutil.rmtree(building)
+    return info
+
+
+@contextmanager
+def _no_part_at_work(out: Path) -> Generator[None]:
+    with ExitStack() as files:
+        for journal in (out / BUILDING).glob("part-*.jsonl"):
+            _lock(files.enter_context(journal.open("rb")), out)
+        yield
+
+
+def _refuse_missing(out: Path, missing: list[ShardPlace], places: list[ShardPlace]) -> None:
+    if not missing:
+        return
+    counts = {int(journal.stem.rpartition("-")[2]) for journal in (out / BUILDING).glob("part-*.jsonl")}
+    remedy = "run the command that began it again"
+    if len(counts) == 1 and counts != {1}:
+        [count] = counts
+        numbers = [str(n) for n in range(count) if not set(missing).isdisjoint(Part(n, count).share(places))]
+        shown = ", ".join(numbers[:10]) + (", ..." if len(numbers) > 10 else "")
+        remedy = f"build with --part I/{count} for I = {shown} (again), then merge"
+    raise InputError(f"{out / missing[0].file} and {len(missing) - 1} further shards are missing; {remedy}.")
+
+
+def _verify(out: Path, shards: Mapping[ShardPlace, ShardIndex], *, show_progress: bool) -> None:
+    def check(place: ShardPlace) -> None:
+        remedy = "delete this file, and run the command that built it again"
+        verify_shard(out / place.split, shards[place], remedy)
+
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=len(shards), desc="verifying", unit="shard", delay=SHOWN_AFTER_SECONDS,
+             disable=not show_progress) as progress,
+    ):  # fmt: skip
+        for _ in pool.map(check, shards):
+            progress.update()
+
+
+def _split_info(index: SplitIndex) -> SplitInfo:
+    num_puzzles = int(index.groups.num_puzzles.sum(dtype=np.int64))
+    num_examples = int(np.dot(index.groups.num_puzzles.astype(np.int64), index.groups.num_examples))
+    return SplitInfo(
+        total_groups=len(index.groups),
+        mean_puzzle_examples=num_examples / num_puzzles if num_puzzles else 0.0,
+        num_puzzles=num_puzzles,
+        num_examples=num_examples,
+        num_rows=index.num_rows,
+        size_bytes=sum(shard.size_bytes for shard in index.shards),
+    )

@@ -1,0 +1,228 @@
+"""A dataset of Sudokus or mazes: from CSV files, or new ones."""
+
+import hashlib
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data_pipeline import generated, leaks
+from data_pipeline.dataset_plan import DatasetPlan, Request
+from data_pipeline.errors import InputError
+from data_pipeline.games import Game, MazeGame, SudokuGame, Tokens
+from data_pipeline.puzzle_rows import PuzzleRows
+from data_pipeline.randomness import Bits
+from data_pipeline.schema import (
+    SPLITS,
+    DatasetHead,
+    Generator,
+    Identity,
+    Leak,
+    Leaks,
+    PuzzleOptions,
+    SourceInfo,
+    SplitName,
+)
+from data_pipeline.sources.arc import BLANK_NAME
+from data_pipeline.sources.puzzle_csv import Selection, find_files
+from data_pipeline.workers import SHOWN_AFTER_SECONDS
+from data_pipeline.writer import write_array
+
+_BLOCK = 16384  # puzzles that are handled together
+_GAMES = {"sudoku": SudokuGame, "maze": MazeGame}
+
+
+@dataclass(frozen=True)
+class PuzzleContent:
+    """The chosen puzzles, or what makes them."""
+
+    identity: Identity
+    options: PuzzleOptions
+    request: Request
+    game: Game
+    leaks: Leaks
+    puzzles: dict[SplitName, Tokens] | None
+    """None where they are still to be generated."""
+
+    def plan(self, scratch: Path) -> DatasetPlan:
+        """Put the puzzles where workers find them."""
+        rows: dict[SplitName, PuzzleRows] = {}
+        for split in SPLITS:
+            file = scratch / f"{split}.npy"
+            if not file.exists():
+                self._write(split, file)
+            num_aug = self.options.num_aug if split == "train" else 0
+            rows[split] = PuzzleRows(self.game, file, num_aug, self.identity.seed)
+        head = DatasetHead(
+            **dict(self.identity),
+            canvas=self.game.side,
+            seq_len=self.game.side**2,
+            vocab_size=self.game.vocab_size,
+            pad_id=0,
+            ignore_label_id=0,
+            blank_identifier_id=0,
+            num_puzzle_identifiers=1,
+            sets=("all",),
+            num_tasks_left_out=0,
+            leaks=self.leaks,
+        )
+        return DatasetPlan(head, rows, {"identifiers.json": [BLANK_NAME], "test_puzzles.json": {}})
+
+    def _write(self, split: SplitName, file: Path) -> None:
+        if self.puzzles is not None:
+            tokens = self.puzzles[split]
+            blocks = (block.examples() for block in _blocks(tokens))
+            write_array(file, blocks, (tokens.num_puzzles, 2, self.game.side**2))
+            return
+        generator, request = self.options.generator, self.request
+        assert generator is not None
+        count = generator.num_train if split == "train" else generator.num_test
+        examples = generated.generate(
+            self.game, request.seed, split, count, file.parent, request.part, request.workers,
+            show_progress=not request.quiet,
+        )  # fmt: skip
+        write_array(file, [examples], examples.shape)
+
+
+def read(request: Request) -> PuzzleContent:
+    """Read and choose the puzzles of the sources; raises InputError for what cannot be used as asked."""
+    options = request.options
+    assert isinstance(options, PuzzleOptions)
+    generator = options.generator
+    if generator is not None:
+        identity = _identity(request, ())
+        no_leaks = Leaks(dropped=False, num_pairs=0, pairs=())  # see the generators
+        return PuzzleContent(identity, options, request, _generating_game(request, generator), no_leaks, None)
+    files: dict[SplitName, list[Path]] = {"train": [], "test": []}
+    for source in request.sources:
+        found = find_files(source)
+        files["train"] += found.train
+        files["test"] += found.test
+    sources = tuple(_source_info(file, split) for split in SPLITS for file in files[split])
+    puzzles = _read_files(request, options, files)
+    side = math.isqrt(puzzles["train"].inputs.shape[1])
+    game = _GAMES[request.preset](side)
+    found_leaks = _find_leaks(game, puzzles, request)
+    settled = leaks.settle(
+        found_leaks.named(), options.leaks, num_pairs=found_leaks.num_pairs, is_published=False
+    )
+    if settled.dropped:
+        puzzles["train"] = puzzles["train"].take(~found_leaks.is_leaked_train)
+    return PuzzleContent(_identity(request, sources), options, request, game, settled, puzzles)
+
+
+def _identity(request: Request, sources: tuple[SourceInfo, ...]) -> Identity:
+    kind = "sudoku" if request.preset == "sudoku" else "maze"
+    return Identity(kind=kind, options=request.options, seed=request.seed, sources=sources)
+
+
+def _generating_game(request: Request, generator: Generator) -> Game:
+    if request.preset == "sudoku":
+        assert isinstance(request.options, PuzzleOptions)
+        return SudokuGame(generator.side, request.options.min_difficulty or 0)
+    return MazeGame(generator.side, generator.min_steps or 0)
+
+
+def _source_info(file: Path, split: SplitName) -> SourceInfo:
+    """A file by its bytes; its lines after the header are puzzles."""
+    digest = hashlib.sha256()
+    num_lines, last = 0, b"\n"
+    try:
+        with file.open("rb") as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
+                num_lines += piece.count(b"\n")
+                last = piece[-1:]
+    except OSError as error:
+        raise InputError(
+            f"{file}: cannot be read ({error.strerror}); check the path and its rights."
+        ) from None
+    return SourceInfo(
+        name=f"{file.name}:{'evaluation' if split == 'test' else 'train'}",
+        sha256=digest.hexdigest(),
+        num_tasks=max(0, num_lines - (last == b"\n")),
+    )
+
+
+def _read_files(
+    request: Request, options: PuzzleOptions, files: dict[SplitName, list[Path]]
+) -> dict[SplitName, Tokens]:
+    game = _GAMES[request.preset]
+    puzzles: dict[SplitName, Tokens] = {}
+    for split in SPLITS:
+        if files[split]:
+            subsample = options.subsample if split == "train" else None  # as published
+            selection = Selection(options.min_difficulty, subsample, request.seed)
+            puzzles[split] = game.read_csv(files[split], selection).take(slice(options.limit_groups))
+    widths = {split: tokens.inputs.shape[1] for split, tokens in puzzles.items()}
+    if len(set(widths.values())) > 1:
+        raise InputError(
+            f"{files['test'][0]}: its puzzles have {widths['test']} cells, but those of {files['train'][0]} have "
+            f"{widths['train']}; all puzzles of a dataset are equally large."
+        )
+    [width] = set(widths.values())
+    return {split: puzzles.get(split, Tokens.empty(width)) for split in SPLITS}
+
+
+@dataclass(frozen=True)
+class _PuzzleLeaks:
+    """Which puzzles of the splits are the same but for an augmentation, by their keys."""
+
+    train_keys: Bits
+    test_keys: Bits
+
+    @property
+    def is_leaked_train(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        return np.isin(self.train_keys, self.test_keys)
+
+    @property
+    def num_pairs(self) -> int:
+        return int(np.isin(self.test_keys, self.train_keys).sum())
+
+    def named(self) -> list[Leak]:
+        """The first of them, by their numbers in their split."""
+        found = np.flatnonzero(np.isin(self.test_keys, self.train_keys))[: leaks.MAX_RECORDED]
+        trained = np.flatnonzero(np.isin(self.train_keys, self.test_keys[found]))
+        return [
+            Leak(
+                held_out=f"test puzzle {place}",
+                in_training=tuple(
+                    f"train puzzle {other}"
+                    for other in trained
+                    if self.train_keys[other] == self.test_keys[place]
+                ),
+            )
+            for place in found
+        ]
+
+
+def _find_leaks(game: Game, puzzles: dict[SplitName, Tokens], request: Request) -> _PuzzleLeaks:
+    if not all(tokens.num_puzzles for tokens in puzzles.values()):
+        none = np.zeros(0, dtype=np.uint64)
+        return _PuzzleLeaks(none, none)
+    blocks = [block for split in SPLITS for block in _blocks(puzzles[split])]
+
+    def keys_of(block: Tokens) -> Bits:
+        return game.content_keys(block.examples())
+
+    keys: list[Bits] = []
+    with (
+        ThreadPoolExecutor(request.workers) as pool,
+        tqdm(
+            total=sum(block.num_puzzles for block in blocks), desc="looking for leaks", unit="puzzle",
+            delay=SHOWN_AFTER_SECONDS, disable=request.quiet,
+        ) as progress,
+    ):  # fmt: skip
+        for of_block in pool.map(keys_of, blocks):
+            keys.append(of_block)
+            progress.update(len(of_block))
+    all_keys = np.concatenate(keys)
+    num_train = puzzles["train"].num_puzzles
+    return _PuzzleLeaks(all_keys[:num_train], all_keys[num_train:])
+
+
+def _blocks(tokens: Tokens) -> list[Tokens]:
+    return [tokens.take(slice(start, start + _BLOCK)) for start in range(0, tokens.num_puzzles, _BLOCK)]
