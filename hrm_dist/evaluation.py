@@ -57,7 +57,7 @@ def answer(
         model.train(was_training)
 
 
-def _hits(answers: Answers) -> NDArray[np.float64]:
+def hits(answers: Answers) -> NDArray[np.float64]:
     """Sums over the examples whose truth is known: [examples, exactly right, share of cells right]."""
     mask = answers.labels != IGNORE_LABEL_ID
     num_labels = mask.sum(-1)
@@ -83,7 +83,7 @@ def evaluate(
 
     def score() -> dict[str, float]:
         blocks = [block for part in gathered for block in part]
-        examples, exact, cells = np.sum([_hits(block) for block in blocks], axis=0)
+        examples, exact, cells = np.sum([hits(block) for block in blocks], axis=0)
         if not examples:
             return {}
         scores = {"exact_accuracy": float(exact / examples), "cell_accuracy": float(cells / examples)}

@@ -4,13 +4,14 @@
     torchrun --nproc-per-node 8 -m tools.evaluate runs/arc1/checkpoints/best --data data/arc1 --out predictions
 
 Every example runs for halt_max_steps segments. Predictions go to files of at most 8,192 examples; the same
-command after an interruption goes on with the files that are missing. Vote on them with tools.vote.
+command after an interruption goes on with the files that are missing. Vote on ARC predictions with tools.vote; of
+Sudokus and mazes the accuracy is printed here.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,14 @@ from tqdm import tqdm
 from data_pipeline.errors import InputError, exit_code
 from data_pipeline.reader import TestReader
 from hrm_dist import checkpoint, distributed
-from hrm_dist.evaluation import answer
-from hrm_dist.predictions import MAX_ROWS_PER_FILE, Predictions, replace_file, write_predictions
+from hrm_dist.evaluation import Answers, answer, hits
+from hrm_dist.predictions import (
+    MAX_ROWS_PER_FILE,
+    Predictions,
+    read_prediction_file,
+    replace_file,
+    write_predictions,
+)
 
 _RECORD = "evaluation.json"
 
@@ -118,7 +125,23 @@ def main() -> int:
             print(
                 f"{options.out}: {len(reader):,} predictions in {len(starts)} files, {len(todo)} of them new"
             )
+            if reader.info.kind != "arc" and len(reader):
+                print(_accuracy(all_files, reader))
     return 0
+
+
+def _accuracy(files: Mapping[Path, int], reader: TestReader) -> str:
+    """How many of the predictions are right, in words; the files' rows begin at these examples."""
+    total = np.zeros(3)
+    for path, start in files.items():
+        predictions = read_prediction_file(path)
+        [batch] = reader.batches(MAX_ROWS_PER_FILE, start, start + MAX_ROWS_PER_FILE)
+        total += hits(Answers(predictions, batch["labels"].numpy()))
+    examples, exact, cells = total.tolist()
+    return (
+        f"exact accuracy {exact / examples:.2%} ({exact:.0f} of {examples:.0f} puzzles right in every cell), "
+        f"cell accuracy {cells / examples:.2%}"
+    )
 
 
 def _file_name(number: int) -> str:

@@ -64,6 +64,11 @@ def hold_poll(args: argparse.Namespace) -> Poll:
     """Read everything that `add_arguments` names, check it, vote and score."""
     identifiers = read_identifiers(_data_file(args, "identifiers", "identifiers.json"))
     test_puzzles = read_test_puzzles(_data_file(args, "tasks", "test_puzzles.json"))
+    if not test_puzzles:
+        raise InputError(
+            f"{_data_file(args, 'tasks', 'test_puzzles.json')}: holds no task to vote on; only ARC tasks are voted "
+            "on, and tools.evaluate prints the accuracy on Sudokus and mazes."
+        )
     subsets = read_subsets(Path(args.subsets), test_puzzles) if args.subsets else {}
     checkpoint_ids: dict[str, None] = {}
 
