@@ -10,6 +10,7 @@ more than the shards that were being written.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -19,13 +20,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 from pydantic import ValidationError
 from tqdm import tqdm
 
 from data_pipeline.errors import InputError
 from data_pipeline.schema import (
     BUILDING,
+    DOCUMENTS,
     SPLITS,
     DatasetHead,
     DatasetInfo,
@@ -208,12 +209,14 @@ def finish(out: Path, *, show_progress: bool) -> DatasetInfo:
         for layout in layouts:
             shards = tuple(written[place] for place in shard_places(layout))
             index = SplitIndex(**dict(layout), shards=shards)
-            infos[layout.split] = _split_info(index)
+            infos[layout.split] = index.sizes()
             write_json(out / layout.split / "index.json", index.model_dump())
             for leftover in (out / layout.split).glob(f".*{TEMPORARY_SUFFIX}"):
                 leftover.unlink()
             sync_folder(out / layout.split)
-        info = DatasetInfo(**dict(head), splits=Splits(train=infos["train"], test=infos["test"]))
+        checksums = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in DOCUMENTS}
+        splits = Splits(train=infos["train"], test=infos["test"])
+        info = DatasetInfo(**dict(head), splits=splits, documents=checksums)
         sync_folder(out)
         write_json(out / "dataset.json", info.model_dump())
         shutil.rmtree(building)
@@ -253,16 +256,3 @@ def _verify(out: Path, shards: Mapping[ShardPlace, ShardIndex], *, show_progress
     ):  # fmt: skip
         for _ in pool.map(check, shards):
             progress.update()
-
-
-def _split_info(index: SplitIndex) -> SplitInfo:
-    num_puzzles = int(index.groups.num_puzzles.sum(dtype=np.int64))
-    num_examples = int(np.dot(index.groups.num_puzzles.astype(np.int64), index.groups.num_examples))
-    return SplitInfo(
-        total_groups=len(index.groups),
-        mean_puzzle_examples=num_examples / num_puzzles if num_puzzles else 0.0,
-        num_puzzles=num_puzzles,
-        num_examples=num_examples,
-        num_rows=index.num_rows,
-        size_bytes=sum(shard.size_bytes for shard in index.shards),
-    )

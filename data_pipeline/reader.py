@@ -33,6 +33,7 @@ from data_pipeline.schema import (
     SplitName,
     load_dataset_info,
     load_split_index,
+    verify_document,
 )
 from data_pipeline.shard_reader import Shard, read_shard
 
@@ -52,8 +53,9 @@ class TestBatch(TypedDict):
 class _Shards:
     """The decoded shards of a split; the ones used last stay in memory."""
 
-    def __init__(self, dataset_dir: Path, split: SplitName) -> None:
+    def __init__(self, dataset_dir: Path, info: DatasetInfo, split: SplitName) -> None:
         self.index: SplitIndex = load_split_index(dataset_dir, split)
+        verify_document(dataset_dir, info, f"{split}/index.json")
         self._split_dir = dataset_dir / split
         self._verified: set[str] = set()
         self._cached: OrderedDict[str, Shard] = OrderedDict()
@@ -83,7 +85,7 @@ class TrainReader:
         check_divisible(global_batch_size, world_size)
         self.info: DatasetInfo = load_dataset_info(dataset_dir)
         self.metadata: DatasetMetadata = self.info.metadata("train")
-        self._shards = _Shards(Path(dataset_dir), "train")
+        self._shards = _Shards(Path(dataset_dir), self.info, "train")
         index = self._shards.index
         self._plan = SamplePlan(index, seed, global_batch_size)
         self._rank, self._world_size = rank, world_size
@@ -127,7 +129,7 @@ class TestReader:
         """Keep to the first `max_groups` groups, and to the original and `num_aug` augmentations of each."""
         self.info: DatasetInfo = load_dataset_info(dataset_dir)
         self.metadata: DatasetMetadata = self.info.metadata("test")
-        self._shards = _Shards(Path(dataset_dir), "test")
+        self._shards = _Shards(Path(dataset_dir), self.info, "test")
         index = self._shards.index
         groups = range(len(index.groups))[:max_groups]
         self.group_names = list(index.groups.names or ())[:max_groups]

@@ -1,11 +1,12 @@
 """What the JSON files of a dataset folder say.
 
-dataset.json         DatasetInfo: what the whole is, and of what it was made
+dataset.json         DatasetInfo: what the whole is, of what it was made, and the sha256 of the other files
 identifiers.json     list: puzzle identifier -> puzzle name
 test_puzzles.json    task id -> {"train": [...], "test": [...]}: original grids of the held-out tasks
 train/index.json     SplitIndex, beside the shards that it lists; likewise test/
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar, cast
@@ -34,6 +35,8 @@ MAX_GROUPS = 10**7
 
 Counts = NDArray[np.int32]
 SplitName = Literal["train", "test"]
+DOCUMENTS = ("identifiers.json", "test_puzzles.json", "train/index.json", "test/index.json")
+"""The JSON files of a dataset beside dataset.json, which has their checksums."""
 SPLITS: tuple[SplitName, SplitName] = ("train", "test")
 Kind = Literal["arc", "sudoku", "maze"]
 LeakPolicy = Literal["refuse", "drop", "keep"]
@@ -177,6 +180,8 @@ class DatasetInfo(DatasetHead):
     """The content of dataset.json."""
 
     splits: Splits
+    documents: dict[str, str]
+    """Path and sha256 of the other JSON files."""
 
     def metadata(self, split: SplitName) -> DatasetMetadata:
         """The published view of one split."""
@@ -289,6 +294,19 @@ class SplitIndex(SplitLayout):
 
     shards: tuple[ShardIndex, ...]
 
+    def sizes(self) -> SplitInfo:
+        """What dataset.json says of the split."""
+        num_puzzles = int(self.groups.num_puzzles.sum(dtype=np.int64))
+        num_examples = int(np.dot(self.groups.num_puzzles.astype(np.int64), self.groups.num_examples))
+        return SplitInfo(
+            total_groups=len(self.groups),
+            mean_puzzle_examples=num_examples / num_puzzles if num_puzzles else 0.0,
+            num_puzzles=num_puzzles,
+            num_examples=num_examples,
+            num_rows=self.num_rows,
+            size_bytes=sum(shard.size_bytes for shard in self.shards),
+        )
+
     def groups_of_shard(self, shard: ShardIndex) -> NDArray[np.int64]:
         """Places of the groups that have a sample in a shard, in its order; [samples]."""
         if self.split == "train":
@@ -339,7 +357,25 @@ def load_dataset_info(dataset_dir: Path | str) -> DatasetInfo:
 
 def load_split_index(dataset_dir: Path | str, split: SplitName) -> SplitIndex:
     """Read <split>/index.json; raises InputError when it is missing, damaged or of another format."""
-    return load_document(Path(dataset_dir) / split / "index.json", SplitIndex)
+    path = Path(dataset_dir) / split / "index.json"
+    index = load_document(path, SplitIndex)
+    if index.split != split:
+        raise InputError(f"{path}: is of the {index.split} split; {REBUILD}.")
+    return index
+
+
+def verify_document(dataset_dir: Path | str, info: DatasetInfo, name: str) -> Path:
+    """The path of a JSON file of a dataset; raises InputError unless it is as it was built."""
+    path = Path(dataset_dir) / name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {REBUILD}.") from None
+    if hashlib.sha256(content).hexdigest() != info.documents.get(name):
+        raise InputError(
+            f"{path}: has changed since it was built, its sha256 is not the one in dataset.json; {REBUILD}."
+        )
+    return path
 
 
 def load_document(path: Path, document: type[Document]) -> Document:

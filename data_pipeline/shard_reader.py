@@ -28,6 +28,8 @@ class Shard:
         """Of each sample, [samples]."""
         self.starts = layout.starts
         """Number of each sample's first example, [samples + 1]."""
+        self.tar = tar
+        """The uncompressed tar, [num_bytes]."""
         self.num_bytes = tar.nbytes
         self._cells = layout.cells
         self._seq_len = layout.seq_len
@@ -59,10 +61,11 @@ def read_shard(split_dir: Path, index: SplitIndex, shard: ShardIndex, *, verifie
     path = split_dir / shard.file
     content = _read(path) if verified else verify_shard(split_dir, shard)
     groups = index.groups_of_shard(shard)
-    layout = Layout(index.groups.num_examples[groups].astype(np.int64), index.seq_len)
+    num_examples = index.groups.num_examples[groups].astype(np.int64)
     try:
-        if len(groups) != shard.num_samples or len(layout.cells) != shard.num_examples:
+        if len(groups) != shard.num_samples or num_examples.sum() != shard.num_examples:
             raise ValueError("index.json gives other numbers of samples and examples than its groups have")
+        layout = Layout(num_examples, index.seq_len)
         if zstandard.frame_content_size(content) != layout.size:
             raise ValueError("its size is not that of the groups in index.json")
         tar = np.frombuffer(zstandard.ZstdDecompressor().decompress(content), dtype=np.uint8)

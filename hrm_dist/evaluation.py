@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.reader import TestBatch, TestReader
-from data_pipeline.schema import IGNORE_LABEL_ID
+from data_pipeline.schema import IGNORE_LABEL_ID, verify_document
 from hrm_dist import distributed, voting
 from hrm_dist.model.act import ACTModel, Batch
 from hrm_dist.predictions import Predictions
@@ -88,8 +88,10 @@ def evaluate(
             return {}
         scores = {"exact_accuracy": float(exact / examples), "cell_accuracy": float(cells / examples)}
         if reader.info.kind == "arc":
-            names = json.loads((data_path / "identifiers.json").read_text(encoding="utf-8"))
-            puzzles = json.loads((data_path / "test_puzzles.json").read_text(encoding="utf-8"))
+            names, puzzles = (
+                json.loads(verify_document(data_path, reader.info, name).read_bytes())
+                for name in ("identifiers.json", "test_puzzles.json")
+            )
             covered = {task: puzzles[task] for task in reader.group_names}
             voted = voting.vote((block.predictions for block in blocks), names, covered)
             scores |= voting.scores(voted, covered, ks=(1, 2))

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from data_pipeline.errors import InputError, exit_code
+from data_pipeline.schema import load_dataset_info, verify_document
 from data_pipeline.sources.arc_json import parse_task, read_json
 from hrm_dist.predictions import Predictions, prediction_files, read_predictions, replace_file
 from hrm_dist.voting import Votes, scores, submission, vote
@@ -160,7 +161,11 @@ def _data_file(args: argparse.Namespace, option: str, name: str) -> Path:
         raise InputError(
             f"{name} is missing; give the dataset folder with --data, or the file with --{option}."
         )
-    return Path(given) if given is not None else Path(args.data) / name
+    if given is not None:
+        return Path(given)
+    if not (Path(args.data) / "dataset.json").exists():
+        return Path(args.data) / name
+    return verify_document(args.data, load_dataset_info(args.data), name)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.build_folder import written_shards
 from tests.training import (
     Started,
     assert_same_run,
@@ -179,17 +180,26 @@ def assert_stops_with_state_saved(started: Started, run: Path) -> None:
     assert saved_step(run) == num_rows(run)
 
 
-def test_a_signal_while_the_dataset_is_built_leaves_nothing_half_built(config: Path, tmp_path: Path) -> None:
+def test_a_signal_while_the_dataset_is_built_leaves_no_half_built_one_that_trains(
+    config: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "data" / "arc"
     settings = [f"data_path={data}", "dataset.preset=arc-agi-1", "dataset.num_aug=1000"]  # takes minutes
     started = start_train(config, tmp_path / "run", *settings)
-    assert started.wait_until(lambda: any(data.parent.glob(".arc.*.tmp/train/*")))
+    assert started.wait_until(lambda: len(list(data.glob("train/*.zst"))) > 8)
     started.signal(signal.SIGTERM)
     finished = started.finish()
     assert finished.exit_code == 75, finished.output
     assert "Traceback" not in finished.output
-    assert list(data.parent.iterdir()) == []
+    assert not (data / "dataset.json").exists()
     assert not (tmp_path / "run").exists()
+    noted = [data / place.file for place in written_shards(data)]
+    written = {path: path.stat().st_mtime_ns for path in noted}
+    again = start_train(config, tmp_path / "run", *settings)
+    assert again.wait_until(lambda: len(list(data.glob("train/*.zst"))) > len(written) + 8)
+    again.signal(signal.SIGTERM)
+    assert again.finish().exit_code == 75
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items())
 
 
 def test_a_run_that_is_done_has_nothing_more_to_do(

@@ -100,7 +100,7 @@ def flip_a_byte(path: Path) -> None:
     ("file", "damage", "reason"),
     [
         ("train/row-000000-0000.tar.zst", flip_a_byte, "sha256"),
-        ("train/index.json", Path.unlink, "not found"),
+        ("train/index.json", Path.unlink, "missing"),
         ("dataset.json", lambda path: path.write_text("{"), "not JSON"),
     ],
 )
