@@ -6,7 +6,7 @@ the parts of a build, which all need all of them, make each but once: every part
 
 import itertools
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -15,7 +15,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.games import Examples, Game
 from data_pipeline.schema import SplitName
 from data_pipeline.workers import SHOWN_AFTER_SECONDS, Part, run_jobs
-from data_pipeline.writer import write_array
+from data_pipeline.writer import write_blocks
 
 _BLOCK = 128  # puzzles in a block
 _MAX_REPEATS = 5_000  # puzzles in a row that were there before
@@ -34,15 +34,15 @@ class _Blocks(NamedTuple):
         if not self._file(number).exists():
             indices = np.arange(number * _BLOCK, (number + 1) * _BLOCK)
             examples = self.game.generate(self.seed, self.split, indices)
-            write_array(self._file(number), [examples], examples.shape)
+            write_blocks(self._file(number), [examples])
 
     def read(self, number: int) -> Examples:
         """A block's puzzles."""
         self.make(number)
-        return cast(Examples, np.load(self._file(number)))
+        return np.fromfile(self._file(number), dtype=np.uint8).reshape(_BLOCK, 2, -1)
 
     def _file(self, number: int) -> Path:
-        return self.folder / f"generated-{self.split}-{number:06d}.npy"
+        return self.folder / f"generated-{self.split}-{number:06d}.tokens"
 
 
 def generate(

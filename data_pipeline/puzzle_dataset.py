@@ -2,11 +2,13 @@
 
 import hashlib
 import math
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data_pipeline import generated, leaks
@@ -29,7 +31,7 @@ from data_pipeline.schema import (
 from data_pipeline.sources.arc import BLANK_NAME
 from data_pipeline.sources.puzzle_csv import Selection, find_files
 from data_pipeline.workers import SHOWN_AFTER_SECONDS
-from data_pipeline.writer import write_array
+from data_pipeline.writer import write_blocks
 
 _BLOCK = 16384  # puzzles that are handled together
 _GAMES = {"sudoku": SudokuGame, "maze": MazeGame}
@@ -51,7 +53,7 @@ class PuzzleContent:
         """Put the puzzles where workers find them."""
         rows: dict[SplitName, PuzzleRows] = {}
         for split in SPLITS:
-            file = scratch / f"{split}.npy"
+            file = scratch / f"{split}.tokens"
             if not file.exists():
                 self._write(split, file)
             num_aug = self.options.num_aug if split == "train" else 0
@@ -73,9 +75,8 @@ class PuzzleContent:
 
     def _write(self, split: SplitName, file: Path) -> None:
         if self.puzzles is not None:
-            tokens = self.puzzles[split]
-            blocks = (block.examples() for block in _blocks(tokens))
-            write_array(file, blocks, (tokens.num_puzzles, 2, self.game.side**2))
+            tokens = self.puzzles.pop(split)  # no longer needed here
+            write_blocks(file, (block.examples() for block in _blocks(tokens)))
             return
         generator, request = self.options.generator, self.request
         assert generator is not None
@@ -84,7 +85,7 @@ class PuzzleContent:
             self.game, request.seed, split, count, file.parent, request.part, request.workers,
             show_progress=not request.quiet,
         )  # fmt: skip
-        write_array(file, [examples], examples.shape)
+        write_blocks(file, [examples])
 
 
 def read(request: Request) -> PuzzleContent:
@@ -110,7 +111,7 @@ def read(request: Request) -> PuzzleContent:
         found_leaks.named(), options.leaks, num_pairs=found_leaks.num_pairs, is_published=False
     )
     if settled.dropped:
-        puzzles["train"] = puzzles["train"].take(~found_leaks.is_leaked_train)
+        puzzles["train"] = _without(puzzles.pop("train"), found_leaks.is_leaked_train)
     return PuzzleContent(_identity(request, sources), options, request, game, settled, puzzles)
 
 
@@ -167,36 +168,39 @@ def _read_files(
     return {split: puzzles.get(split, Tokens.empty(width)) for split in SPLITS}
 
 
-@dataclass(frozen=True)
 class _PuzzleLeaks:
     """Which puzzles of the splits are the same but for an augmentation, by their keys."""
 
-    train_keys: Bits
-    test_keys: Bits
-
-    @property
-    def is_leaked_train(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        return np.isin(self.train_keys, self.test_keys)
+    def __init__(self, train_keys: Bits, test_keys: Bits) -> None:
+        self._train_keys, self._test_keys = train_keys, test_keys
+        self.is_leaked_train = _is_in(train_keys, test_keys)
+        self.is_leaked_test = _is_in(test_keys, train_keys)
 
     @property
     def num_pairs(self) -> int:
-        return int(np.isin(self.test_keys, self.train_keys).sum())
+        return int(self.is_leaked_test.sum())
 
     def named(self) -> list[Leak]:
         """The first of them, by their numbers in their split."""
-        found = np.flatnonzero(np.isin(self.test_keys, self.train_keys))[: leaks.MAX_RECORDED]
-        trained = np.flatnonzero(np.isin(self.train_keys, self.test_keys[found]))
+        found = np.flatnonzero(self.is_leaked_test)[: leaks.MAX_RECORDED]
+        trained: dict[int, list[int]] = defaultdict(list)
+        for place in np.flatnonzero(self.is_leaked_train).tolist():
+            trained[int(self._train_keys[place])].append(place)
         return [
             Leak(
                 held_out=f"test puzzle {place}",
-                in_training=tuple(
-                    f"train puzzle {other}"
-                    for other in trained
-                    if self.train_keys[other] == self.test_keys[place]
-                ),
+                in_training=tuple(f"train puzzle {other}" for other in trained[int(self._test_keys[place])]),
             )
-            for place in found
+            for place in found.tolist()
         ]
+
+
+def _is_in(keys: Bits, others: Bits) -> NDArray[np.bool_]:
+    """Which of the keys are among the others; in less memory than np.isin."""
+    if not len(others):
+        return np.zeros(len(keys), dtype=np.bool_)
+    ordered = np.sort(others)
+    return ordered[np.searchsorted(ordered, keys).clip(max=len(ordered) - 1)] == keys
 
 
 def _find_leaks(game: Game, puzzles: dict[SplitName, Tokens], request: Request) -> _PuzzleLeaks:
@@ -222,6 +226,18 @@ def _find_leaks(game: Game, puzzles: dict[SplitName, Tokens], request: Request) 
     all_keys = np.concatenate(keys)
     num_train = puzzles["train"].num_puzzles
     return _PuzzleLeaks(all_keys[:num_train], all_keys[num_train:])
+
+
+def _without(tokens: Tokens, is_dropped: NDArray[np.bool_]) -> Tokens:
+    """The other puzzles, moved together in place: millions of them are not to be there twice."""
+    num_kept = 0
+    for start in range(0, tokens.num_puzzles, _BLOCK):
+        part = slice(start, start + _BLOCK)
+        kept = tokens.take(part).take(~is_dropped[part])
+        for column, values in zip(tokens, kept, strict=True):
+            column[num_kept : num_kept + kept.num_puzzles] = values
+        num_kept += kept.num_puzzles
+    return tokens.take(slice(num_kept))
 
 
 def _blocks(tokens: Tokens) -> list[Tokens]:

@@ -2,13 +2,11 @@
 
 Every puzzle of the source is a group of its own: itself and its augmentations. Row r of the training split holds
 one of each group; the rows take them in order, each group beginning at a place of its own. There may be millions of
-groups, so what workers need is the path of an `npy` file, which they map into memory.
+groups, so workers get the path of a file and read from it what a shard needs.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,32 +23,33 @@ class PuzzleRows:
 
     game: Game
     file: Path
-    """Of uint8 [groups, 2, tokens], the originals."""
+    """The originals, uint8 [groups, 2, tokens] without a header."""
     num_aug: int
     seed: int
 
     @property
     def group_table(self) -> GroupTable:
         """The groups as the split's index lists them; as published, all puzzles have identifier 0."""
-        ones = np.ones(len(self._originals), dtype=np.int32)
+        ones = np.ones(self.file.stat().st_size // self._bytes_of_puzzle, dtype=np.int32)
         return GroupTable(
             num_puzzles=ones * (1 + self.num_aug), num_examples=ones, first_identifier=0 * ones, names=None
         )
 
     def samples(self, row: int, groups: NDArray[np.int64]) -> Samples:
-        """The samples of these groups in a row."""
-        examples = self._originals[groups]
+        """The samples of these groups, which follow one another, in a row."""
+        examples = self._originals(groups)
         if self.num_aug:
             num_puzzles = 1 + self.num_aug
             first = words_at(groups, 0, stream_key(self.seed, "puzzle order", self.game.kind))[:, 0]
-            augmentations = (row + first % np.uint64(num_puzzles)).astype(np.int64) % num_puzzles
+            augmentations = (row + (first % np.uint64(num_puzzles)).astype(np.int64)) % num_puzzles
             examples = self.game.augment(examples, self.seed, groups, augmentations)
         return Samples(groups, np.zeros_like(groups), np.ones_like(groups), examples)
 
-    @cached_property
-    def _originals(self) -> Examples:
-        return cast(Examples, np.load(self.file, mmap_mode="r"))
+    def _originals(self, groups: NDArray[np.int64]) -> Examples:
+        size = self._bytes_of_puzzle
+        read = np.fromfile(self.file, dtype=np.uint8, count=len(groups) * size, offset=int(groups[0]) * size)
+        return read.reshape(len(groups), 2, -1)
 
-    def __getstate__(self) -> dict[str, object]:
-        """All but the mapped file, which is mapped again where it is used."""
-        return {key: value for key, value in self.__dict__.items() if key != "_originals"}
+    @property
+    def _bytes_of_puzzle(self) -> int:
+        return 2 * self.game.side**2

@@ -62,10 +62,9 @@ def write_json(path: Path, content: object) -> None:
     write_bytes(path, text.encode())
 
 
-def write_array(path: Path, blocks: Iterable[NDArray[np.uint8]], shape: tuple[int, ...]) -> None:
-    """Write an array of this shape, given block by block along its first axis, as an `npy` file."""
+def write_blocks(path: Path, blocks: Iterable[NDArray[np.uint8]]) -> None:
+    """Write a file of arrays, one after the other, without a header."""
     with _complete_file(path) as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for block in blocks:
             file.write(np.ascontiguousarray(block).data)
 

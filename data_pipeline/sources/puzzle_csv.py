@@ -151,45 +151,40 @@ class _KeptRows:
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
         self._key = stream_key(selection.seed, "subsample")
-        self._parts: list[Rows] = []
-        self._words: list[NDArray[np.uint64]] = []
+        self._rows: Rows | None = None
+        self._words = np.zeros(0, dtype=np.uint64)
         self._num_seen = 0
-        self._num_held = 0
 
     def add(self, rows: Rows) -> None:
         selection = self._selection
         if selection.min_difficulty is not None:
             rows = _take(rows, rows.ratings >= selection.min_difficulty)
-        num_rows = len(rows.ratings)
-        self._parts.append(rows)
-        self._num_held += num_rows
+        self._rows = rows if self._rows is None else _extended(self._rows, rows)
         if selection.subsample is not None:
-            numbers = np.arange(self._num_seen, self._num_seen + num_rows)
-            self._words.append(words_at(numbers, 0, self._key)[:, 0])
-            if self._num_held > 2 * selection.subsample + 65536:
+            numbers = np.arange(self._num_seen, self._num_seen + len(rows.ratings))
+            self._words = np.append(self._words, words_at(numbers, 0, self._key)[:, 0])
+            if len(self._words) > 2 * selection.subsample + 65536:
                 self._thin_out(selection.subsample)
-        self._num_seen += num_rows
+        self._num_seen += len(rows.ratings)
 
     def rows(self) -> Rows | None:
-        if not self._parts:
-            return None
         if self._selection.subsample is not None:
             self._thin_out(self._selection.subsample)
-        return self._joined()
+        return self._rows
 
     def _thin_out(self, size: int) -> None:
-        words = np.concatenate(self._words)
-        rows = self._joined()
-        chosen = np.sort(np.argsort(words, kind="stable")[:size])
-        self._parts, self._words = [_take(rows, chosen)], [words[chosen]]
-        self._num_held = len(chosen)
+        if self._rows is not None:
+            chosen = np.sort(np.argsort(self._words, kind="stable")[:size])
+            self._rows, self._words = _take(self._rows, chosen), self._words[chosen]
 
-    def _joined(self) -> Rows:
-        return Rows(
-            np.concatenate([part.inputs for part in self._parts]),
-            np.concatenate([part.labels for part in self._parts]),
-            np.concatenate([part.ratings for part in self._parts]),
-        )
+
+def _extended(rows: Rows, more: Rows) -> Rows:
+    """Some rows and then some more; the first are changed, so that there are never two copies of millions."""
+    for column, addition in zip(rows, more, strict=True):
+        length = len(column)
+        column.resize((length + len(addition), *column.shape[1:]), refcheck=False)
+        column[length:] = addition
+    return rows
 
 
 def _take(rows: Rows, places: NDArray[np.bool_] | NDArray[np.intp]) -> Rows:
