@@ -7,7 +7,8 @@ from data_pipeline import leaks
 from data_pipeline.arc_rows import SplitPlan, plan_groups
 from data_pipeline.dataset_plan import DatasetPlan, Request
 from data_pipeline.errors import InputError
-from data_pipeline.schema import SPLITS, ArcOptions, DatasetHead, Identity, Leaks, SourceInfo, SplitName
+from data_pipeline.identity import ArcOptions, Identity, SourceInfo
+from data_pipeline.schema import SPLITS, DatasetHead, Leaks, SplitName
 from data_pipeline.sources import arc
 from data_pipeline.task import Task
 from data_pipeline.tokens import PAD_ID, VOCAB_SIZE

@@ -18,6 +18,7 @@ from data_pipeline.randomness import below, permutation, random_bits
 from data_pipeline.sample_format import Samples
 from data_pipeline.schema import GroupTable
 from data_pipeline.task import Pair, Task
+from data_pipeline.writer import Compression
 
 Split = Literal["train", "test"]
 FIRST_IDENTIFIER = 1  # 0 is the blank one
@@ -58,6 +59,8 @@ def plan_groups(tasks: list[Task], num_aug: int, seed: int) -> list[Group]:
 
 class SplitPlan:
     """The rows of one split, to be asked for in any order and from any process."""
+
+    compression: Compression = "small"
 
     def __init__(self, split: Split, groups: list[Group], canvas: int, seed: int) -> None:
         self.split: Split = split

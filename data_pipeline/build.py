@@ -32,7 +32,8 @@ from tqdm import tqdm
 from data_pipeline import arc_dataset, build_folder, puzzle_dataset
 from data_pipeline.dataset_plan import Content, Request
 from data_pipeline.errors import exit_code
-from data_pipeline.schema import BUILDING, ArcOptions, DatasetInfo, Generator, PuzzleOptions
+from data_pipeline.identity import ArcOptions, Generator, PuzzleOptions
+from data_pipeline.schema import BUILDING, DatasetInfo
 from data_pipeline.shard_workers import shard_places, write_shards
 from data_pipeline.sources.maze import MAX_SIDE, NUM_DIHEDRAL
 from data_pipeline.sources.sudoku import BOX_SHAPES

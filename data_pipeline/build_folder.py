@@ -24,13 +24,13 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from data_pipeline.errors import InputError
+from data_pipeline.identity import Identity
 from data_pipeline.schema import (
     BUILDING,
     DOCUMENTS,
     SPLITS,
     DatasetHead,
     DatasetInfo,
-    Identity,
     ShardIndex,
     SplitIndex,
     SplitInfo,

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from data_pipeline.schema import ArcOptions, DatasetHead, Identity, PuzzleOptions, SplitLayout, SplitName
+from data_pipeline.identity import ArcOptions, Identity, PuzzleOptions
+from data_pipeline.schema import DatasetHead, SplitLayout, SplitName
 from data_pipeline.shard_workers import Rows
 from data_pipeline.workers import Part
 

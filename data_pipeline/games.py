@@ -6,8 +6,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.identity import Kind
 from data_pipeline.randomness import Bits
-from data_pipeline.schema import Kind, SplitName
+from data_pipeline.schema import SplitName
 from data_pipeline.sources import maze, maze_generator, sudoku, sudoku_generator, sudoku_symmetry
 from data_pipeline.sources.puzzle_csv import Selection
 
@@ -76,9 +77,9 @@ class SudokuGame(NamedTuple):
     min_difficulty: int = 0
 
     @staticmethod
-    def read_csv(files: list[Path], selection: Selection) -> Tokens:
+    def read_csv(files: list[Path], selection: Selection, *, show_progress: bool) -> Tokens:
         """The Sudokus of CSV files; raises InputError."""
-        puzzles = sudoku.read_csv(files, selection)
+        puzzles = sudoku.read_csv(files, selection, show_progress=show_progress)
         for grids in (puzzles.inputs, puzzles.labels):
             grids += sudoku.FIRST_TOKEN_ID  # as `encode` does, but in place
         return Tokens(puzzles.inputs, puzzles.labels)
@@ -123,9 +124,9 @@ class MazeGame(NamedTuple):
     min_steps: int = 0
 
     @staticmethod
-    def read_csv(files: list[Path], selection: Selection) -> Tokens:
+    def read_csv(files: list[Path], selection: Selection, *, show_progress: bool) -> Tokens:
         """The mazes of CSV files; raises InputError."""
-        mazes = maze.read_csv(files, selection)
+        mazes = maze.read_csv(files, selection, show_progress=show_progress)
         return Tokens(mazes.inputs, mazes.labels)
 
     @property

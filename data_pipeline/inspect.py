@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from data_pipeline.contact_sheet import Token, draw, read_puzzles
 from data_pipeline.errors import InputError, exit_code
-from data_pipeline.schema import REBUILD, DatasetInfo, PuzzleOptions, SplitIndex, SplitName
+from data_pipeline.identity import PuzzleOptions
+from data_pipeline.schema import REBUILD, DatasetInfo, SplitIndex, SplitName
 from data_pipeline.shard_reader import read_shard
 from data_pipeline.sources import maze, sudoku
 from data_pipeline.tokens import FIRST_COLOUR_ID

@@ -10,7 +10,8 @@ import numpy as np
 
 from data_pipeline.augment import NUM_DIHEDRAL, dihedral
 from data_pipeline.errors import InputError
-from data_pipeline.schema import Leak, LeakPolicy, Leaks
+from data_pipeline.identity import LeakPolicy
+from data_pipeline.schema import Leak, Leaks
 from data_pipeline.task import Pair, Task
 from data_pipeline.tokens import NUM_COLOURS
 

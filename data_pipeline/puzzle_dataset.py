@@ -15,19 +15,10 @@ from data_pipeline import generated, leaks
 from data_pipeline.dataset_plan import DatasetPlan, Request
 from data_pipeline.errors import InputError
 from data_pipeline.games import Game, MazeGame, SudokuGame, Tokens
+from data_pipeline.identity import Generator, Identity, PuzzleOptions, SourceInfo
 from data_pipeline.puzzle_rows import PuzzleRows
 from data_pipeline.randomness import Bits
-from data_pipeline.schema import (
-    SPLITS,
-    DatasetHead,
-    Generator,
-    Identity,
-    Leak,
-    Leaks,
-    PuzzleOptions,
-    SourceInfo,
-    SplitName,
-)
+from data_pipeline.schema import SPLITS, DatasetHead, Leak, Leaks, SplitName
 from data_pipeline.sources.arc import BLANK_NAME
 from data_pipeline.sources.puzzle_csv import Selection, find_files
 from data_pipeline.workers import SHOWN_AFTER_SECONDS
@@ -157,7 +148,8 @@ def _read_files(
         if files[split]:
             subsample = options.subsample if split == "train" else None  # as published
             selection = Selection(options.min_difficulty, subsample, request.seed)
-            puzzles[split] = game.read_csv(files[split], selection).take(slice(options.limit_groups))
+            found = game.read_csv(files[split], selection, show_progress=not request.quiet)
+            puzzles[split] = found.take(slice(options.limit_groups))
     widths = {split: tokens.inputs.shape[1] for split, tokens in puzzles.items()}
     if len(set(widths.values())) > 1:
         raise InputError(

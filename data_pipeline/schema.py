@@ -14,7 +14,6 @@ from typing import Annotated, Literal, Self, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -25,6 +24,7 @@ from pydantic import (
 )
 
 from data_pipeline.errors import InputError
+from data_pipeline.identity import ArcOptions, Identity, Kind, PuzzleOptions, SourceInfo, Strict
 
 IGNORE_LABEL_ID = -100
 """Label that the loss leaves out; readers put it where the label is padding."""
@@ -38,18 +38,12 @@ SplitName = Literal["train", "test"]
 DOCUMENTS = ("identifiers.json", "test_puzzles.json", "train/index.json", "test/index.json")
 """The JSON files of a dataset beside dataset.json, which has their checksums."""
 SPLITS: tuple[SplitName, SplitName] = ("train", "test")
-Kind = Literal["arc", "sudoku", "maze"]
-LeakPolicy = Literal["refuse", "drop", "keep"]
 BUILDING = "building"
 """Folder in that of a dataset with what is needed only until the dataset is complete."""
 REBUILD = "delete the dataset's folder and build it again with `python -m data_pipeline.build`"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DatasetMetadata(_Strict):
+class DatasetMetadata(Strict):
     """What a model and a schedule need to know of a split, in the published fields."""
 
     seq_len: int
@@ -66,56 +60,14 @@ class DatasetMetadata(_Strict):
     sets: tuple[str, ...]
 
 
-class SourceInfo(_Strict):
-    """One source and the sha256 of its content: of the tasks read from it, or of the bytes of a CSV file."""
-
-    name: str
-    sha256: str
-    num_tasks: int
-    """Tasks, Sudokus or mazes in it, chosen or not."""
-
-
-class ArcOptions(_Strict):
-    """The options that decide the content of an ARC dataset, beside sources and seed."""
-
-    num_aug: int
-    holdout: Literal["evaluation", "all"]
-    canvas: int
-    limit_groups: int | None
-    leaks: LeakPolicy = "refuse"
-    conflicts: Literal["refuse", "first"] = "refuse"
-    """What becomes of two different tasks of one name."""
-
-
-class Generator(_Strict):
-    """New puzzles in place of a source."""
-
-    side: int
-    num_train: int
-    num_test: int
-    min_steps: int | None
-    """Of mazes: their shortest paths take more steps than this."""
-
-
-class PuzzleOptions(_Strict):
-    """The options that decide the content of a Sudoku or maze dataset, beside sources and seed."""
-
-    num_aug: int
-    subsample: int | None
-    min_difficulty: int | None
-    limit_groups: int | None
-    leaks: LeakPolicy = "refuse"
-    generator: Generator | None
-
-
-class Leak(_Strict):
+class Leak(Strict):
     """A held-out pair that also stands in the training data, as it is or as an augmentation makes it."""
 
     held_out: str
     in_training: tuple[str, ...]
 
 
-class Leaks(_Strict):
+class Leaks(Strict):
     """The held-out pairs that also stand in the training data; with `dropped`, that stood there."""
 
     dropped: bool
@@ -124,16 +76,7 @@ class Leaks(_Strict):
     """The first of them."""
 
 
-class Identity(_Strict):
-    """What decides the bytes of a dataset."""
-
-    kind: Kind
-    options: ArcOptions | PuzzleOptions
-    seed: int
-    sources: tuple[SourceInfo, ...]
-
-
-class SplitInfo(_Strict):
+class SplitInfo(Strict):
     """Sizes of a split; puzzles and examples are counted once however often rows repeat them."""
 
     total_groups: int
@@ -144,12 +87,12 @@ class SplitInfo(_Strict):
     size_bytes: int
 
 
-class Splits(_Strict):
+class Splits(Strict):
     train: SplitInfo
     test: SplitInfo
 
 
-class DatasetHead(_Strict):
+class DatasetHead(Strict):
     """What dataset.json says before the sizes of the splits are known."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -224,7 +167,7 @@ Column = Annotated[Counts, PlainValidator(_expand), PlainSerializer(_shrink)]
 """A number per group, in JSON as runs of equal ones: short for 4 million Sudokus and for 960 ARC tasks."""
 
 
-class GroupTable(_Strict):
+class GroupTable(Strict):
     """The groups of a split, by columns of [G]."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -250,7 +193,7 @@ class GroupTable(_Strict):
         return self
 
 
-class ShardIndex(_Strict):
+class ShardIndex(Strict):
     """One `.tar.zst` file: consecutive samples of a row, one per group."""
 
     file: str = Field(pattern=r"^[a-z0-9-]+\.tar\.zst$")
@@ -264,7 +207,7 @@ class ShardIndex(_Strict):
     """Of the uncompressed tar, which other zstd releases leave alone."""
 
 
-class SplitLayout(_Strict):
+class SplitLayout(Strict):
     """What a split consists of."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -336,7 +279,7 @@ class SplitIndex(SplitLayout):
         return self
 
 
-Document = TypeVar("Document", bound=_Strict)
+Document = TypeVar("Document", bound=Strict)
 
 
 def load_dataset_info(dataset_dir: Path | str) -> DatasetInfo:

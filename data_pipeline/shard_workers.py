@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from data_pipeline.sample_format import Samples
 from data_pipeline.schema import GroupTable, ShardIndex, SplitLayout, SplitName
 from data_pipeline.workers import run_jobs
-from data_pipeline.writer import write_shard
+from data_pipeline.writer import Compression, write_shard
 
 MAX_SAMPLES_PER_SHARD = 65536
 """A row of more groups is cut, so that readers need not hold more than this in memory."""
@@ -21,6 +21,9 @@ MAX_SHARDS_PER_JOB = 8
 
 class Rows(Protocol):
     """The rows of a split, which workers get pickled and ask for in any order."""
+
+    @property
+    def compression(self) -> Compression: ...
 
     @property
     def group_table(self) -> GroupTable: ...
@@ -79,7 +82,13 @@ class _ShardWriter:
                 samples = self._samples(place)
                 if writing is not None:
                     shards.append(WrittenShard(job[number - 1], writing.result()))
-                writing = background.submit(write_shard, self._folder / place.file, place.row, samples)
+                writing = background.submit(
+                    write_shard,
+                    self._folder / place.file,
+                    place.row,
+                    samples,
+                    self._rows[place.split].compression,
+                )
             if writing is not None:
                 shards.append(WrittenShard(job[-1], writing.result()))
         return shards

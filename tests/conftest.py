@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded, here an
 
 from data_pipeline.build import build
 from data_pipeline.dataset_plan import Request
-from data_pipeline.schema import ArcOptions
+from data_pipeline.identity import ArcOptions
 
 TINY_CONFIG = """\
 arch: {H_layers: 1, L_layers: 1, hidden_size: 32, num_heads: 2, halt_max_steps: 4}

@@ -105,7 +105,7 @@ def bench_row(preset: str, num_aug: int, row: int) -> dict[str, object]:
     samples, samples_seconds = _fastest(lambda: plan.samples(row, places))
     tar, tar_seconds = _fastest(lambda: encode_tar(row, samples))
     _, sha_seconds = _fastest(lambda: hashlib.sha256(tar.data).digest())
-    compressed, zstd_seconds = _fastest(lambda: compress(tar.data))
+    compressed, zstd_seconds = _fastest(lambda: compress(tar.data, plan.compression))
     path = Path(f".bench-row-{os.getpid()}.tmp")
     try:
         _, write_seconds = _fastest(lambda: write_bytes(path, compressed))

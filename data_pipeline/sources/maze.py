@@ -42,12 +42,14 @@ class MazeArray(NamedTuple):
         return math.isqrt(self.inputs.shape[1])
 
 
-def read_csv(files: list[Path], selection: Selection | None = None) -> MazeArray:
+def read_csv(
+    files: list[Path], selection: Selection | None = None, *, show_progress: bool = False
+) -> MazeArray:
     """The mazes of `source,question,answer,rating` files that the selection keeps, all of one side.
 
     Raises InputError naming file, line, column and value at the first one that is not as it should be.
     """
-    return MazeArray(*read_rows(files, _decode, selection or Selection()))
+    return MazeArray(*read_rows(files, _decode, selection or Selection(), show_progress=show_progress))
 
 
 def _decode(file: Path, block: CsvBlock) -> tuple[Mazes, Mazes]:

@@ -11,9 +11,11 @@ from typing import NamedTuple, cast
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from data_pipeline.errors import InputError
 from data_pipeline.philox import stream_key, words_at
+from data_pipeline.workers import SHOWN_AFTER_SECONDS
 
 HEADER = "source,question,answer,rating"
 HUB_PREFIX = "hub:"
@@ -120,18 +122,22 @@ def _from_hub(source: str) -> SplitFiles:
     return SplitFiles([train], [test])
 
 
-def read_rows(files: list[Path], decode: Decode, selection: Selection) -> Rows:
+def read_rows(files: list[Path], decode: Decode, selection: Selection, *, show_progress: bool) -> Rows:
     """The lines of the files that the selection keeps; every line is checked, kept or not.
 
     Raises InputError at the first line that is not as it should be, and where none is left.
     """
     kept = _KeptRows(selection)
     width: int | None = None
-    for file in files:
-        for block in read_blocks(file, width):
-            width = block.questions.shape[1]
-            inputs, labels = decode(file, block)
-            kept.add(Rows(inputs, labels, block.ratings))
+    with tqdm(
+        desc="reading", unit=" puzzles", delay=SHOWN_AFTER_SECONDS, disable=not show_progress
+    ) as progress:
+        for file in files:
+            for block in read_blocks(file, width):
+                width = block.questions.shape[1]
+                inputs, labels = decode(file, block)
+                kept.add(Rows(inputs, labels, block.ratings))
+                progress.update(len(block.ratings))
     rows = kept.rows()
     if rows is None or not len(rows.ratings):
         names = ", ".join(map(str, files))

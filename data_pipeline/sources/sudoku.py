@@ -75,13 +75,15 @@ def concatenate(parts: list[PuzzleArray]) -> PuzzleArray:
     )
 
 
-def read_csv(files: list[Path], selection: Selection | None = None) -> PuzzleArray:
+def read_csv(
+    files: list[Path], selection: Selection | None = None, *, show_progress: bool = False
+) -> PuzzleArray:
     """The puzzles of `source,question,answer,rating` files that the selection keeps, all of one side.
 
     Blanks are dots or zeros. Raises InputError naming file, line, column and value at the first puzzle that is
     not as it should be. That the answer is the only one is not checked (see `has_unique_solution`).
     """
-    rows = read_rows(files, _decode, selection or Selection())
+    rows = read_rows(files, _decode, selection or Selection(), show_progress=show_progress)
     return PuzzleArray(*rows, BOX_SHAPES[round(rows.inputs.shape[1] ** 0.5)])
 
 

@@ -19,8 +19,9 @@ from data_pipeline import arc_dataset, build_folder
 from data_pipeline.build import build
 from data_pipeline.dataset_plan import Request
 from data_pipeline.errors import InputError
+from data_pipeline.identity import PuzzleOptions
 from data_pipeline.merge import merge
-from data_pipeline.schema import PuzzleOptions, load_dataset_info
+from data_pipeline.schema import load_dataset_info
 from data_pipeline.workers import Part
 from tests.unit.test_data_build import checksums, request, write_tasks
 

@@ -5,8 +5,8 @@ import pytest
 
 from data_pipeline.build import build
 from data_pipeline.dataset_plan import Request
+from data_pipeline.identity import ArcOptions
 from data_pipeline.reader import TestReader
-from data_pipeline.schema import ArcOptions
 from hrm_dist.predictions import MAX_ROWS_PER_FILE, read_prediction_file
 from tests.training import Finished, Started, command_line, train
 

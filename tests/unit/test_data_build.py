@@ -15,7 +15,8 @@ from data_pipeline.augment import apply, parse_name
 from data_pipeline.build import build
 from data_pipeline.dataset_plan import Request
 from data_pipeline.errors import InputError
-from data_pipeline.schema import ArcOptions, load_dataset_info, load_split_index
+from data_pipeline.identity import ArcOptions
+from data_pipeline.schema import load_dataset_info, load_split_index
 from data_pipeline.shard_reader import read_shard
 from data_pipeline.sources import arc
 from data_pipeline.task import Pair, Task

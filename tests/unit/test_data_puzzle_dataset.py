@@ -15,9 +15,10 @@ from data_pipeline.build import build
 from data_pipeline.dataset_plan import Request
 from data_pipeline.errors import InputError
 from data_pipeline.games import Examples, Game, MazeGame, SudokuGame
+from data_pipeline.identity import Generator, PuzzleOptions
 from data_pipeline.puzzle_rows import PuzzleRows
 from data_pipeline.reader import TestReader, TrainReader
-from data_pipeline.schema import Generator, PuzzleOptions, load_dataset_info, load_split_index
+from data_pipeline.schema import load_dataset_info, load_split_index
 from data_pipeline.shard_reader import read_shard
 from data_pipeline.sources import maze
 from data_pipeline.sources.puzzle_csv import HEADER

@@ -19,15 +19,10 @@ from data_pipeline.augment import apply, parse_name
 from data_pipeline.build import build
 from data_pipeline.dataset_plan import Request
 from data_pipeline.errors import InputError
+from data_pipeline.identity import ArcOptions
 from data_pipeline.reader import TestReader, TrainReader
 from data_pipeline.sampler import SamplePlan
-from data_pipeline.schema import (
-    IGNORE_LABEL_ID,
-    ArcOptions,
-    SplitIndex,
-    load_dataset_info,
-    load_split_index,
-)
+from data_pipeline.schema import IGNORE_LABEL_ID, SplitIndex, load_dataset_info, load_split_index
 from data_pipeline.shard_reader import Shard
 from data_pipeline.sources.arc import bundled
 from data_pipeline.tokens import crop

@@ -9,7 +9,7 @@ import pytest
 from data_pipeline.build import build
 from data_pipeline.dataset_plan import Request
 from data_pipeline.errors import exit_code
-from data_pipeline.schema import ArcOptions
+from data_pipeline.identity import ArcOptions
 from hrm_dist.config import load_config
 from hrm_dist.train import main
 
