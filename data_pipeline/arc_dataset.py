@@ -24,7 +24,7 @@ class ArcContent:
     num_left_out: int
     leaks: Leaks
 
-    def plan(self, scratch: Path) -> DatasetPlan:
+    def plan(self, folder: Path) -> DatasetPlan:
         """Groups and rows; everything workers need comes with the rows."""
         groups = plan_groups(self.tasks, self.options.num_aug, self.identity.seed)
         names = [arc.BLANK_NAME, *(name for group in groups for name in group.names())]
@@ -74,16 +74,16 @@ def read(request: Request) -> ArcContent:
             f"--canvas {options.canvas}: no task fits, since the smallest needs {smallest}; "
             "choose a larger canvas."
         )
-    if options.holdout == "all":
-        fitting = [dataclasses.replace(task, held_out=True) for task in fitting]
-    chosen = fitting[: options.limit_groups]
-    published = batches[0][1] if request.preset != "arc" else []
+    chosen = _held_out(fitting, options)[: options.limit_groups]
     found = leaks.find_in_tasks(chosen)
-    settled = leaks.settle(
-        found.record(), options.leaks, is_published=found.all_within({task.id for task in published})
-    )
+    is_published = request.preset != "arc" and _stand_in_preset(found, batches[0][1], options)
+    settled = leaks.settle(found.record(), options.leaks, is_published=is_published)
     if settled.dropped:
         chosen = leaks.drop_from_training(chosen, found)
+        if not any(task.training_pairs for task in chosen):
+            raise InputError(
+                "--leaks drop leaves no pair to train on, since all are held out too; add tasks."
+            )
     return ArcContent(
         Identity(kind="arc", options=options, seed=request.seed, sources=sources),
         options,
@@ -103,8 +103,30 @@ def _read_sources(request: Request) -> list[tuple[str, list[Task]]]:
         if source in arc.BUNDLED and not path.exists():
             batches.append((source, arc.bundled(source)))
             continue
+        _refuse_output_within(path, request.out)
         name = path.name or path.resolve().name
         batches.append((f"{name}:{role}" if role else name, arc.from_path(path, role)))
     if not batches:
         raise InputError("`arc` starts from no tasks; add --source PATH, or use arc-agi-1 or arc-agi-2.")
     return batches
+
+
+def _held_out(tasks: list[Task], options: ArcOptions) -> list[Task]:
+    if options.holdout == "all":
+        return [dataclasses.replace(task, held_out=True) for task in tasks]
+    return tasks
+
+
+def _stand_in_preset(found: leaks.TaskLeaks, preset: list[Task], options: ArcOptions) -> bool:
+    """Whether the bundled tasks alone, held out in the same way, have all of these leaks."""
+    if not found.of_held_out:
+        return True
+    own = leaks.find_in_tasks(_held_out(arc.merge(preset), options)).names()
+    return all(trained <= own.get(held_out, frozenset()) for held_out, trained in found.names().items())
+
+
+def _refuse_output_within(path: Path, out: Path) -> None:
+    if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+        raise InputError(
+            f"--out {out}: lies within the source {path}, whose *.json files are tasks; choose a place outside."
+        )

@@ -31,16 +31,15 @@ from tqdm import tqdm
 
 from data_pipeline import arc_dataset, build_folder, puzzle_dataset
 from data_pipeline.dataset_plan import Content, Request
-from data_pipeline.errors import exit_code
+from data_pipeline.errors import EXIT_INTERRUPTED, exit_code
 from data_pipeline.identity import ArcOptions, Generator, PuzzleOptions
-from data_pipeline.schema import BUILDING, DatasetInfo
+from data_pipeline.schema import BUILDING, MAX_GROUPS, DatasetInfo
 from data_pipeline.shard_workers import shard_places, write_shards
 from data_pipeline.sources.maze import MAX_SIDE, NUM_DIHEDRAL
 from data_pipeline.sources.sudoku import BOX_SHAPES
 from data_pipeline.tokens import MAX_GRID_SIDE
 from data_pipeline.workers import SHOWN_AFTER_SECONDS, Part
 
-EXIT_INTERRUPTED = 75
 EXIT_FAILED = 1
 
 _SOURCE_FORM = "PATH[:train|:evaluation]"
@@ -54,7 +53,7 @@ def main() -> int:
         build(request)
     except KeyboardInterrupt:
         print(
-            f"interrupted; {request.out} is not complete, and the same command goes on with it",
+            f"interrupted; {request.out} may not be complete; the same command goes on with it",
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED
@@ -212,8 +211,18 @@ def _add_puzzle_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--source", action="append", default=[], metavar=_SOURCE_FORM, help=source_help)
     add("--subsample", type=_at_least(1), metavar="N", help="keep N of the training puzzles, drawn at random")
-    add("--num-train", type=_at_least(1), metavar="N", help="new puzzles to train on (default: 1000)")
-    add("--num-test", type=_at_least(1), metavar="N", help="new puzzles to test on (default: 1000)")
+    add(
+        "--num-train",
+        type=_at_least(1, MAX_GROUPS),
+        metavar="N",
+        help="new puzzles to train on (default: 1000)",
+    )
+    add(
+        "--num-test",
+        type=_at_least(1, MAX_GROUPS),
+        metavar="N",
+        help="new puzzles to test on (default: 1000)",
+    )
     _add_common_arguments(parser, "keep the first N puzzles of each split")
 
 

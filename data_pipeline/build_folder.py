@@ -9,21 +9,23 @@ dataset.json is written last of all, and without it nothing is a dataset. A buil
 more than the shards that were being written.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from data_pipeline.errors import InputError
+from data_pipeline.errors import InputError, WriteError
 from data_pipeline.identity import Identity
 from data_pipeline.schema import (
     BUILDING,
@@ -49,16 +51,23 @@ from data_pipeline.writer import TEMPORARY_SUFFIX, sync_folder, write_json
 class Journal:
     """The file in which a process notes the shards that it has written."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: FileIO) -> None:
         self._file = file
 
     def add(self, shards: Iterable[WrittenShard]) -> None:
         """Note shards that are on disk."""
-        for place, entry in shards:
-            line = json.dumps([*place, entry.model_dump()], separators=(",", ":"))
-            self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        lines = [
+            json.dumps([*place, entry.model_dump()], separators=(",", ":")) + "\n" for place, entry in shards
+        ]
+        content = "".join(lines).encode()
+        try:
+            if self._file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise WriteError(
+                f"{self._file.name}: cannot be written ({error.strerror}); free some space, and run the command again."
+            ) from None
 
 
 def find(out: Path, identity: Identity) -> DatasetInfo | None:
@@ -67,40 +76,55 @@ def find(out: Path, identity: Identity) -> DatasetInfo | None:
     Raises InputError for a folder with something else in it, or another dataset, or the beginnings of one.
     """
     building = out / BUILDING
-    if (out / "dataset.json").exists():
+    try:
+        names = {path.name for path in out.iterdir()} if out.exists() else set[str]()
+    except OSError as error:
+        raise InputError(f"{out}: {error.strerror}; choose another --out.") from None
+    if "dataset.json" in names:
         info = load_dataset_info(out)
         _refuse_other(out, "built", info.identity, identity)
-        if building.exists():  # the build was killed at its very end
-            shutil.rmtree(building)
+        remove_leftovers(out)
         return info
     if (building / "build.json").exists():
         _refuse_other(out, "begun", load_document(building / "build.json", Identity), identity)
-    elif out.exists() and not (out.is_dir() and all(path.name == BUILDING for path in out.iterdir())):
+    elif names - {BUILDING}:
         raise InputError(f"{out}: exists and is no dataset; choose another --out or delete it.")
     return None
+
+
+def remove_leftovers(out: Path) -> None:
+    """Take away what a build leaves that was killed at its very end."""
+    shutil.rmtree(out / BUILDING, ignore_errors=True)
+    for folder in (out, *(out / split for split in SPLITS)):
+        for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
 
 
 def _refuse_other(out: Path, verb: str, there: Identity, asked: Identity) -> None:
     if there == asked:
         return
     differences: list[str] = []
-    sources_there, sources = ({source.name: source for source in side.sources} for side in (there, asked))
-    if list(sources_there) != list(sources):
-        names = ", ".join(sources_there) or "no source"
-        differences.append(f"from {names}, not from {', '.join(sources) or 'no source'}")
-    differences += [
-        f"from another content of {name}, which has changed since"
-        for name, source in sources.items()
-        if name in sources_there and sources_there[name] != source
-    ]
-    settings_there, settings = (
-        {"kind": side.kind, "seed": side.seed, **side.options.model_dump()} for side in (there, asked)
-    )
-    differences += [
-        f"with {key}={settings_there.get(key)}, not {value}"
-        for key, value in settings.items()
-        if settings_there.get(key) != value
-    ]
+    names_there, names = ([source.name for source in side.sources] for side in (there, asked))
+    if there.kind != asked.kind:
+        differences.append(f"of kind {there.kind}, not {asked.kind}")
+    elif names_there != names:
+        differences.append(
+            f"from {', '.join(names_there) or 'no source'}, not from {', '.join(names) or 'no source'}"
+        )
+    else:
+        differences += [
+            f"from another content of {source.name}, which has changed since"
+            for before, source in zip(there.sources, asked.sources, strict=True)
+            if before != source
+        ]
+        settings_there, settings = (
+            {"seed": side.seed, **side.options.model_dump()} for side in (there, asked)
+        )
+        differences += [
+            f"with {key}={settings_there.get(key)}, not {value}"
+            for key, value in settings.items()
+            if settings_there.get(key) != value
+        ]
     raise InputError(f"{out}: was {verb} {' and '.join(differences)}; choose another --out or delete it.")
 
 
@@ -108,15 +132,15 @@ def _refuse_other(out: Path, verb: str, there: Identity, asked: Identity) -> Non
 def begin(out: Path, identity: Identity, part: Part) -> Generator[Journal]:
     """Make the folder, if it is not there, and take a part of the work.
 
-    Raises InputError when the folder cannot be made, or another process works on the part. Where the block raises
-    one before it has written layouts, the folder goes again.
+    Raises InputError when the folder cannot be made, another process works on the part, or the folder has become
+    another build's meanwhile. Where the block raises one for anything but lack of room, before it has written
+    layouts, the folder goes again.
     """
     building = out / BUILDING
     is_new = not building.exists()
     try:
-        for folder in (building, *(out / split for split in SPLITS)):
-            folder.mkdir(parents=True, exist_ok=True)
-        file = (building / f"part-{part.number}-of-{part.count}.jsonl").open("a+b")
+        building.mkdir(parents=True, exist_ok=True)
+        file = (building / f"part-{part.number}-of-{part.count}.jsonl").open("a+b", buffering=0)
     except OSError as error:
         raise InputError(
             f"{out}: cannot be written ({error.strerror or error}); free some space or choose another --out."
@@ -124,10 +148,13 @@ def begin(out: Path, identity: Identity, part: Part) -> Generator[Journal]:
     with file:
         _lock(file, out)
         _drop_torn_line(file)
+        _claim(out, identity)
+        for split in SPLITS:
+            (out / split).mkdir(exist_ok=True)
         try:
-            if not (building / "build.json").exists():
-                write_json(building / "build.json", identity.model_dump())
             yield Journal(file)
+        except WriteError:
+            raise  # what is there is needed when there is room again
         except InputError:
             if is_new and not (building / "train.json").exists() and len(list(building.glob("part-*"))) == 1:
                 shutil.rmtree(building)
@@ -137,7 +164,25 @@ def begin(out: Path, identity: Identity, part: Part) -> Generator[Journal]:
             raise
 
 
-def _lock(file: BinaryIO, out: Path) -> None:
+def _claim(out: Path, identity: Identity) -> None:
+    """Note what is being built, unless another part has; then it must be the same."""
+    path = out / BUILDING / "build.json"
+    draft = path.with_name(f"build-{socket.gethostname()}-{os.getpid()}.json")
+    write_json(draft, identity.model_dump())
+    try:
+        os.link(draft, path)  # unlike a rename, it never takes the place of another's
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not path.exists():
+            draft.replace(path)
+    draft.unlink(missing_ok=True)
+    _refuse_other(out, "begun", load_document(path, Identity), identity)
+    if (out / "dataset.json").exists():
+        raise InputError(f"{out}: another process has just completed it; run the command again to check it.")
+
+
+def _lock(file: FileIO, out: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -149,7 +194,7 @@ def _lock(file: BinaryIO, out: Path) -> None:
         return
 
 
-def _drop_torn_line(file: BinaryIO) -> None:
+def _drop_torn_line(file: FileIO) -> None:
     """Cut off what a process that was killed has left of a line."""
     file.seek(0)
     content = file.read()
@@ -208,18 +253,24 @@ def finish(out: Path, *, show_progress: bool) -> DatasetInfo:
         _verify(out, {place: written[place] for place in places}, show_progress=show_progress)
         for layout in layouts:
             shards = tuple(written[place] for place in shard_places(layout))
-            index = SplitIndex(**dict(layout), shards=shards)
+            try:
+                index = SplitIndex(**dict(layout), shards=shards)
+            except ValidationError as error:
+                raise InputError(
+                    f"{building}: its journals contradict {layout.split}.json ({error.errors()[0]['msg']}); "
+                    "delete the folder above it and build again."
+                ) from None
             infos[layout.split] = index.sizes()
             write_json(out / layout.split / "index.json", index.model_dump())
-            for leftover in (out / layout.split).glob(f".*{TEMPORARY_SUFFIX}"):
-                leftover.unlink()
             sync_folder(out / layout.split)
         checksums = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in DOCUMENTS}
         splits = Splits(train=infos["train"], test=infos["test"])
-        info = DatasetInfo(**dict(head), splits=splits, documents=checksums)
+        info = DatasetInfo(**dict(head), splits=splits, documents=checksums, sha256="")
+        info = info.model_copy(update={"sha256": info.digest()})
         sync_folder(out)
         write_json(out / "dataset.json", info.model_dump())
-        shutil.rmtree(building)
+        sync_folder(out)
+        remove_leftovers(out)
     return info
 
 
@@ -227,7 +278,7 @@ def finish(out: Path, *, show_progress: bool) -> DatasetInfo:
 def _no_part_at_work(out: Path) -> Generator[None]:
     with ExitStack() as files:
         for journal in (out / BUILDING).glob("part-*.jsonl"):
-            _lock(files.enter_context(journal.open("rb")), out)
+            _lock(files.enter_context(journal.open("r+b", buffering=0)), out)
         yield
 
 
@@ -241,7 +292,8 @@ def _refuse_missing(out: Path, missing: list[ShardPlace], places: list[ShardPlac
         numbers = [str(n) for n in range(count) if not set(missing).isdisjoint(Part(n, count).share(places))]
         shown = ", ".join(numbers[:10]) + (", ..." if len(numbers) > 10 else "")
         remedy = f"build with --part I/{count} for I = {shown} (again), then merge"
-    raise InputError(f"{out / missing[0].file} and {len(missing) - 1} further shards are missing; {remedy}.")
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    raise InputError(f"{out / missing[0].file}{more}: missing; {remedy}.")
 
 
 def _verify(out: Path, shards: Mapping[ShardPlace, ShardIndex], *, show_progress: bool) -> None:

@@ -52,6 +52,6 @@ class Content(Protocol):
     @property
     def identity(self) -> Identity: ...
 
-    def plan(self, scratch: Path) -> DatasetPlan:
-        """Everything up to the shards; what workers need to find on disk goes into `scratch`."""
+    def plan(self, folder: Path) -> DatasetPlan:
+        """Everything up to the shards; what workers need to find on disk goes into the folder."""
         ...

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 75
 
 
 class InputError(Exception):
@@ -13,10 +14,17 @@ class InputError(Exception):
     """
 
 
+class WriteError(InputError):
+    """A file cannot be written: there is no room, or no right to."""
+
+
 def exit_code(command: Callable[[], int]) -> int:
-    """Run a command's body; bad input becomes its message on stderr and exit code 2."""
+    """Run a command's body; bad input becomes its message on stderr and exit code 2, Ctrl-C exit code 75."""
     try:
         return command()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; run the command again", file=sys.stderr)
+        return EXIT_INTERRUPTED

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from data_pipeline import scratch
 from data_pipeline.errors import InputError
 from data_pipeline.games import Examples, Game
 from data_pipeline.schema import SplitName
 from data_pipeline.workers import SHOWN_AFTER_SECONDS, Part, run_jobs
-from data_pipeline.writer import write_blocks
 
 _BLOCK = 128  # puzzles in a block
 _MAX_REPEATS = 5_000  # puzzles in a row that were there before
@@ -31,15 +31,15 @@ class _Blocks(NamedTuple):
 
     def make(self, number: int) -> None:
         """See to it that a block is there."""
-        if not self._file(number).exists():
+        if not scratch.is_sound(self._file(number)):
             indices = np.arange(number * _BLOCK, (number + 1) * _BLOCK)
-            examples = self.game.generate(self.seed, self.split, indices)
-            write_blocks(self._file(number), [examples])
+            scratch.write(self._file(number), [self.game.generate(self.seed, self.split, indices)])
 
     def read(self, number: int) -> Examples:
         """A block's puzzles."""
         self.make(number)
-        return np.fromfile(self._file(number), dtype=np.uint8).reshape(_BLOCK, 2, -1)
+        file = self._file(number)
+        return scratch.read(file, scratch.num_bytes(file)).reshape(_BLOCK, 2, -1)
 
     def _file(self, number: int) -> Path:
         return self.folder / f"generated-{self.split}-{number:06d}.tokens"

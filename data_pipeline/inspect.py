@@ -31,8 +31,6 @@ from data_pipeline.tokens import FIRST_COLOUR_ID
 from data_pipeline.verify import Dataset, verify
 from data_pipeline.writer import write_bytes
 
-EXIT_INTERRUPTED = 1
-
 MAX_GROUPS_DRAWN = 100
 
 _MAX_BARS = 10  # of a histogram
@@ -119,11 +117,7 @@ def main() -> int:
     if args.picture:
         _check_picture_path(args.picture)
     started = time.monotonic()
-    try:
-        dataset = verify(folder, args.workers, show_progress=not args.quiet)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    dataset = verify(folder, args.workers, show_progress=not args.quiet)
     seconds = time.monotonic() - started
     text = summary(dataset)
     if args.picture:

@@ -18,6 +18,9 @@ from data_pipeline.tokens import NUM_COLOURS
 MAX_RECORDED = 1000
 """Leaks listed in dataset.json; their number is always told."""
 
+MAX_PLACES = 10
+"""Places in the training data that are listed for each."""
+
 _SHOWN = 3
 
 
@@ -39,24 +42,22 @@ class TaskLeaks(NamedTuple):
 
     of_held_out: dict[_Place, list[_Place]]
 
-    def all_within(self, task_ids: set[str]) -> bool:
-        """Whether both sides of all of them are pairs of these tasks."""
-        return all(
-            place.task.id in task_ids
-            for held_out, trained in self.of_held_out.items()
-            for place in (held_out, *trained)
-        )
+    def names(self) -> dict[str, frozenset[str]]:
+        """Names of the held-out pairs, and of where each trains."""
+        return {str(held_out): frozenset(map(str, trained)) for held_out, trained in self.of_held_out.items()}
 
     def record(self) -> list[Leak]:
         """Them as dataset.json lists them."""
         return [
-            Leak(held_out=str(held_out), in_training=tuple(map(str, trained)))
-            for held_out, trained in self.of_held_out.items()
+            leak(str(held_out), list(map(str, trained))) for held_out, trained in self.of_held_out.items()
         ]
 
 
 def find_in_tasks(tasks: Sequence[Task]) -> TaskLeaks:
-    """Held-out test pairs that some augmentation turns into a pair that trains, that of a task's own included."""
+    """Held-out test pairs that some augmentation turns into a pair that trains, that of a task's own included.
+
+    Pairs whose output is hidden cannot be told.
+    """
     trained: dict[bytes, list[_Place]] = defaultdict(list)
     held_out: list[_Place] = []
     for task in tasks:
@@ -107,6 +108,13 @@ def pair_key(pair: Pair) -> bytes:
     return min(images)
 
 
+def leak(held_out: str, in_training: Sequence[str]) -> Leak:
+    """A leak with as many of its places in training as are recorded."""
+    return Leak(
+        held_out=held_out, num_in_training=len(in_training), in_training=tuple(in_training[:MAX_PLACES])
+    )
+
+
 def settle(
     pairs: Sequence[Leak], policy: LeakPolicy, *, is_published: bool, num_pairs: int | None = None
 ) -> Leaks:
@@ -116,9 +124,10 @@ def settle(
     """
     num_pairs = len(pairs) if num_pairs is None else num_pairs
     if num_pairs and policy == "refuse":
-        shown = "; ".join(f"{leak.held_out} = {', '.join(leak.in_training)}" for leak in pairs[:_SHOWN])
+        shown = "; ".join(f"{leak.held_out} = {_first(leak)}" for leak in pairs[:_SHOWN])
+        pairs_stand = "held-out pair also stands" if num_pairs == 1 else "held-out pairs also stand"
         what = (
-            f"{num_pairs} held-out pairs also stand in the training data, as they are or augmented: {shown}"
+            f"{num_pairs} {pairs_stand} in the training data, as they are or augmented: {shown}"
             f"{'; ...' if num_pairs > _SHOWN else ''}"
         )
         if not is_published:
@@ -126,7 +135,12 @@ def settle(
                 f"{what}. Build with --leaks drop to remove them from training, or with --leaks keep to train on them."
             )
         print(
-            f"warning: {what}. The dataset is published so; --leaks drop removes them from training.",
+            f"warning: {what}. They do so in the published data; --leaks drop removes them from training.",
             file=sys.stderr,
         )
     return Leaks(dropped=policy == "drop", num_pairs=num_pairs, pairs=tuple(pairs[:MAX_RECORDED]))
+
+
+def _first(leak: Leak) -> str:
+    more = leak.num_in_training - _SHOWN
+    return ", ".join(leak.in_training[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

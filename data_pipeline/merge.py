@@ -36,8 +36,9 @@ def main() -> int:
 
 def merge(dataset: Path, *, show_progress: bool) -> str:
     """Finish the build in a folder; gives what to tell the user. Raises InputError."""
-    if not (dataset / BUILDING).exists():
+    if (dataset / "dataset.json").exists() or not (dataset / BUILDING).exists():
         info = load_dataset_info(dataset)
+        build_folder.remove_leftovers(dataset)
         return f"{dataset}: already merged\n{summary(dataset, info)}"
     if not (dataset / BUILDING / "head.json").exists():
         raise InputError(f"{dataset}: none of its parts has begun to write shards; build them first.")

@@ -11,18 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data_pipeline import generated, leaks
+from data_pipeline import generated, leaks, scratch
 from data_pipeline.dataset_plan import DatasetPlan, Request
 from data_pipeline.errors import InputError
 from data_pipeline.games import Game, MazeGame, SudokuGame, Tokens
 from data_pipeline.identity import Generator, Identity, PuzzleOptions, SourceInfo
 from data_pipeline.puzzle_rows import PuzzleRows
 from data_pipeline.randomness import Bits
-from data_pipeline.schema import SPLITS, DatasetHead, Leak, Leaks, SplitName
+from data_pipeline.schema import MAX_GROUPS, SPLITS, DatasetHead, Leak, Leaks, SplitName
 from data_pipeline.sources.arc import BLANK_NAME
-from data_pipeline.sources.puzzle_csv import Selection, find_files
+from data_pipeline.sources.puzzle_csv import HUB_PREFIX, Selection, find_files
 from data_pipeline.workers import SHOWN_AFTER_SECONDS
-from data_pipeline.writer import write_blocks
 
 _BLOCK = 16384  # puzzles that are handled together
 _GAMES = {"sudoku": SudokuGame, "maze": MazeGame}
@@ -40,12 +39,12 @@ class PuzzleContent:
     puzzles: dict[SplitName, Tokens] | None
     """None where they are still to be generated."""
 
-    def plan(self, scratch: Path) -> DatasetPlan:
+    def plan(self, folder: Path) -> DatasetPlan:
         """Put the puzzles where workers find them."""
         rows: dict[SplitName, PuzzleRows] = {}
         for split in SPLITS:
-            file = scratch / f"{split}.tokens"
-            if not file.exists():
+            file = folder / f"{split}.tokens"
+            if not scratch.is_sound(file):
                 self._write(split, file)
             num_aug = self.options.num_aug if split == "train" else 0
             rows[split] = PuzzleRows(self.game, file, num_aug, self.identity.seed)
@@ -67,7 +66,7 @@ class PuzzleContent:
     def _write(self, split: SplitName, file: Path) -> None:
         if self.puzzles is not None:
             tokens = self.puzzles.pop(split)  # no longer needed here
-            write_blocks(file, (block.examples() for block in _blocks(tokens)))
+            scratch.write(file, (block.examples() for block in _blocks(tokens)))
             return
         generator, request = self.options.generator, self.request
         assert generator is not None
@@ -76,7 +75,7 @@ class PuzzleContent:
             self.game, request.seed, split, count, file.parent, request.part, request.workers,
             show_progress=not request.quiet,
         )  # fmt: skip
-        write_blocks(file, [examples])
+        scratch.write(file, [examples])
 
 
 def read(request: Request) -> PuzzleContent:
@@ -99,10 +98,17 @@ def read(request: Request) -> PuzzleContent:
     game = _GAMES[request.preset](side)
     found_leaks = _find_leaks(game, puzzles, request)
     settled = leaks.settle(
-        found_leaks.named(), options.leaks, num_pairs=found_leaks.num_pairs, is_published=False
+        found_leaks.named(),
+        options.leaks,
+        num_pairs=found_leaks.num_pairs,
+        is_published=all(source.startswith(HUB_PREFIX) for source in request.sources),
     )
     if settled.dropped:
         puzzles["train"] = _without(puzzles.pop("train"), found_leaks.is_leaked_train)
+        if not puzzles["train"].num_puzzles:
+            raise InputError(
+                "--leaks drop leaves no training puzzle, since all are held out too; give others."
+            )
     return PuzzleContent(_identity(request, sources), options, request, game, settled, puzzles)
 
 
@@ -150,6 +156,11 @@ def _read_files(
             selection = Selection(options.min_difficulty, subsample, request.seed)
             found = game.read_csv(files[split], selection, show_progress=not request.quiet)
             puzzles[split] = found.take(slice(options.limit_groups))
+            if puzzles[split].num_puzzles > MAX_GROUPS:
+                raise InputError(
+                    f"{files[split][0]}: {puzzles[split].num_puzzles} puzzles, but a split holds at most "
+                    f"{MAX_GROUPS}; add --limit-groups {MAX_GROUPS} or less."
+                )
     widths = {split: tokens.inputs.shape[1] for split, tokens in puzzles.items()}
     if len(set(widths.values())) > 1:
         raise InputError(
@@ -173,15 +184,15 @@ class _PuzzleLeaks:
         return int(self.is_leaked_test.sum())
 
     def named(self) -> list[Leak]:
-        """The first of them, by their numbers in their split."""
+        """The first of them, by their numbers, from 0, among the chosen puzzles of their split."""
         found = np.flatnonzero(self.is_leaked_test)[: leaks.MAX_RECORDED]
         trained: dict[int, list[int]] = defaultdict(list)
         for place in np.flatnonzero(self.is_leaked_train).tolist():
             trained[int(self._train_keys[place])].append(place)
         return [
-            Leak(
-                held_out=f"test puzzle {place}",
-                in_training=tuple(f"train puzzle {other}" for other in trained[int(self._test_keys[place])]),
+            leaks.leak(
+                f"test puzzle {place}",
+                [f"train puzzle {other}" for other in trained[int(self._test_keys[place])]],
             )
             for place in found.tolist()
         ]

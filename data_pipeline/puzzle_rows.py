@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline import scratch
 from data_pipeline.games import Examples, Game
 from data_pipeline.philox import stream_key, words_at
 from data_pipeline.sample_format import Samples
@@ -24,7 +25,7 @@ class PuzzleRows:
 
     game: Game
     file: Path
-    """The originals, uint8 [groups, 2, tokens] without a header."""
+    """The originals, uint8 [groups, 2, tokens] in a file of `scratch`."""
     num_aug: int
     seed: int
 
@@ -36,7 +37,7 @@ class PuzzleRows:
     @property
     def group_table(self) -> GroupTable:
         """The groups as the split's index lists them; as published, all puzzles have identifier 0."""
-        ones = np.ones(self.file.stat().st_size // self._bytes_of_puzzle, dtype=np.int32)
+        ones = np.ones(scratch.num_bytes(self.file) // self._bytes_of_puzzle, dtype=np.int32)
         return GroupTable(
             num_puzzles=ones * (1 + self.num_aug), num_examples=ones, first_identifier=0 * ones, names=None
         )
@@ -53,8 +54,7 @@ class PuzzleRows:
 
     def _originals(self, groups: NDArray[np.int64]) -> Examples:
         size = self._bytes_of_puzzle
-        read = np.fromfile(self.file, dtype=np.uint8, count=len(groups) * size, offset=int(groups[0]) * size)
-        return read.reshape(len(groups), 2, -1)
+        return scratch.read(self.file, len(groups) * size, int(groups[0]) * size).reshape(len(groups), 2, -1)
 
     @property
     def _bytes_of_puzzle(self) -> int:

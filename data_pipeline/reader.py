@@ -14,18 +14,23 @@ or to have `wds.WebDataset("zst:train/row-000000-0000.tar.zst", shardshuffle=Fal
     gopen_schemes["zst"] = lambda url, *_: ZstdDecompressor().stream_reader(Path(url[4:]).read_bytes())
 """
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data_pipeline.errors import InputError
 from data_pipeline.sampler import SamplePlan, check_divisible, rank_slice
 from data_pipeline.schema import (
+    DOCUMENTS,
     IGNORE_LABEL_ID,
+    REBUILD,
+    SPLITS,
     DatasetInfo,
     DatasetMetadata,
     ShardIndex,
@@ -50,13 +55,38 @@ class TestBatch(TypedDict):
     example_index: torch.Tensor
 
 
+class _Opened(NamedTuple):
+    """A dataset of which every file is there."""
+
+    info: DatasetInfo
+    indexes: dict[SplitName, SplitIndex]
+
+
+def _open(dataset_dir: Path) -> _Opened:
+    """Read what describes a dataset, and look whether its shards are there and as long as they were.
+
+    So a run does not begin on a dataset of which only a part has been copied. Raises InputError.
+    """
+    info = load_dataset_info(dataset_dir)
+    indexes: dict[SplitName, SplitIndex] = {split: load_split_index(dataset_dir, split) for split in SPLITS}
+    for name in DOCUMENTS:
+        verify_document(dataset_dir, info, name)
+    for split, index in indexes.items():
+        with os.scandir(dataset_dir / split) as entries:
+            sizes = {entry.name: entry.stat().st_size for entry in entries}
+        for shard in index.shards:
+            if sizes.get(shard.file) != shard.size_bytes:
+                state = "damaged, not as long as it was" if shard.file in sizes else "missing"
+                raise InputError(f"{dataset_dir / split / shard.file}: {state}; {REBUILD}.")
+    return _Opened(info, indexes)
+
+
 class _Shards:
     """The decoded shards of a split; the ones used last stay in memory."""
 
-    def __init__(self, dataset_dir: Path, info: DatasetInfo, split: SplitName) -> None:
-        self.index: SplitIndex = load_split_index(dataset_dir, split)
-        verify_document(dataset_dir, info, f"{split}/index.json")
-        self._split_dir = dataset_dir / split
+    def __init__(self, dataset_dir: Path, index: SplitIndex) -> None:
+        self.index = index
+        self._split_dir = dataset_dir / index.split
         self._verified: set[str] = set()
         self._cached: OrderedDict[str, Shard] = OrderedDict()
 
@@ -83,9 +113,9 @@ class TrainReader:
         self, dataset_dir: Path | str, seed: int, global_batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
         check_divisible(global_batch_size, world_size)
-        self.info: DatasetInfo = load_dataset_info(dataset_dir)
+        self.info, indexes = _open(Path(dataset_dir))
         self.metadata: DatasetMetadata = self.info.metadata("train")
-        self._shards = _Shards(Path(dataset_dir), self.info, "train")
+        self._shards = _Shards(Path(dataset_dir), indexes["train"])
         index = self._shards.index
         self._plan = SamplePlan(index, seed, global_batch_size)
         self._rank, self._world_size = rank, world_size
@@ -127,9 +157,9 @@ class TestReader:
         self, dataset_dir: Path | str, max_groups: int | None = None, num_aug: int | None = None
     ) -> None:
         """Keep to the first `max_groups` groups, and to the original and `num_aug` augmentations of each."""
-        self.info: DatasetInfo = load_dataset_info(dataset_dir)
+        self.info, indexes = _open(Path(dataset_dir))
         self.metadata: DatasetMetadata = self.info.metadata("test")
-        self._shards = _Shards(Path(dataset_dir), self.info, "test")
+        self._shards = _Shards(Path(dataset_dir), indexes["test"])
         index = self._shards.index
         groups = range(len(index.groups))[:max_groups]
         self.group_names = list(index.groups.names or ())[:max_groups]

@@ -64,7 +64,9 @@ class Leak(Strict):
     """A held-out pair that also stands in the training data, as it is or as an augmentation makes it."""
 
     held_out: str
+    num_in_training: int
     in_training: tuple[str, ...]
+    """The first places where it stands."""
 
 
 class Leaks(Strict):
@@ -125,6 +127,13 @@ class DatasetInfo(DatasetHead):
     splits: Splits
     documents: dict[str, str]
     """Path and sha256 of the other JSON files."""
+    sha256: str
+    """Of all the rest."""
+
+    def digest(self) -> str:
+        """What `sha256` has to be."""
+        text = json.dumps(self.model_dump(exclude={"sha256"}), separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def metadata(self, split: SplitName) -> DatasetMetadata:
         """The published view of one split."""
@@ -295,7 +304,12 @@ def load_dataset_info(dataset_dir: Path | str) -> DatasetInfo:
             f"{path}: not found, so this is no dataset; build one with "
             "`python -m data_pipeline.build arc-agi-1 --out DIR`."
         )
-    return load_document(path, DatasetInfo)
+    info = load_document(path, DatasetInfo)
+    if info.sha256 != info.digest():
+        raise InputError(
+            f"{path}: has changed since it was built, its sha256 is not that of the rest; {REBUILD}."
+        )
+    return info
 
 
 def load_split_index(dataset_dir: Path | str, split: SplitName) -> SplitIndex:

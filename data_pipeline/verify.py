@@ -50,7 +50,11 @@ class Dataset(NamedTuple):
 def verify(folder: Path, workers: int, *, show_progress: bool) -> Dataset:
     """Read every file of a dataset; raises InputError that names all that are not as they should be."""
     info = load_dataset_info(folder)
-    problems: list[str] = []
+    expected = {"dataset.json", *(Path(name).parts[0] for name in DOCUMENTS)}
+    problems = [
+        f"{folder / name}: not a part of the dataset; delete it."
+        for name in sorted(set(os.listdir(folder)) - expected)
+    ]
     documents = {
         name: _noting(problems, lambda name=name: verify_document(folder, info, name)) for name in DOCUMENTS
     }

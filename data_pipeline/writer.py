@@ -9,16 +9,14 @@ import io
 import json
 import os
 import socket
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import zstandard
-from numpy.typing import NDArray
 
-from data_pipeline.errors import InputError
+from data_pipeline.errors import WriteError
 from data_pipeline.sample_format import Samples, encode_tar
 from data_pipeline.schema import ShardIndex
 
@@ -78,22 +76,15 @@ def write_json(path: Path, content: object) -> None:
     write_bytes(path, text.encode())
 
 
-def write_blocks(path: Path, blocks: Iterable[NDArray[np.uint8]]) -> None:
-    """Write a file of arrays, one after the other, without a header."""
-    with _complete_file(path) as file:
-        for block in blocks:
-            file.write(np.ascontiguousarray(block).data)
-
-
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file."""
-    with _complete_file(path) as file:
+    with complete_file(path) as file:
         file.write(content)
 
 
 @contextmanager
-def _complete_file(path: Path) -> Generator[io.BufferedWriter]:
-    """A file that is complete when it takes its name; raises InputError when it cannot be written."""
+def complete_file(path: Path) -> Generator[io.BufferedWriter]:
+    """A file that is complete when it takes its name; raises WriteError when it cannot be written."""
     # Parts of one build, on machines that share a disk, may write the same file.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
@@ -103,7 +94,7 @@ def _complete_file(path: Path) -> Generator[io.BufferedWriter]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise InputError(
+        raise WriteError(
             f"{path}: cannot be written ({error.strerror or error}); free some space or choose another place, and "
             "run the command again."
         ) from None

@@ -26,4 +26,6 @@ def note_checksums(dataset: Path) -> None:
         for name in DOCUMENTS
         if (dataset / name).exists()
     }
+    info.pop("sha256", None)
+    info["sha256"] = hashlib.sha256(json.dumps(info, separators=(",", ":")).encode()).hexdigest()
     write_json(dataset / "dataset.json", info)

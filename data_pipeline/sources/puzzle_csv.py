@@ -143,7 +143,8 @@ def read_rows(files: list[Path], decode: Decode, selection: Selection, *, show_p
         names = ", ".join(map(str, files))
         wanted = selection.min_difficulty
         reason = "no puzzle in the file" if wanted is None else f"no puzzle is rated {wanted} or higher"
-        raise InputError(f"{names}: {reason}; give another file or ask for a lower difficulty.")
+        remedy = "give another file" + ("" if wanted is None else " or ask for a lower difficulty")
+        raise InputError(f"{names}: {reason}; {remedy}.")
     return rows
 
 

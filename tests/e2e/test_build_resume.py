@@ -121,7 +121,7 @@ def test_merging_names_the_parts_that_are_missing_and_is_content_the_second_time
     out = tmp_path / "arc"
     parts = [request(source, out)._replace(part=Part(number, 3)) for number in range(3)]
     build(parts[1])
-    with pytest.raises(InputError, match=r"shards are missing; build with --part I/3 for I = 0, 2 \(again\)"):
+    with pytest.raises(InputError, match=r" more: missing; build with --part I/3 for I = 0, 2 \(again\)"):
         merge(out, show_progress=False)
     for part in parts:
         build(part)
@@ -216,7 +216,7 @@ def test_what_differs_from_the_beginning_is_said(source: Path, tmp_path: Path) -
         (request(source / "training", out), "from tasks0, not from training"),
         (
             Request("sudoku", [], out, _sudoku_options(), 42, 1, quiet=True),
-            "from tasks0, not from no source and with kind=arc, not sudoku",
+            "was begun of kind arc, not sudoku",
         ),
     ):
         with pytest.raises(InputError, match=message):
@@ -280,6 +280,77 @@ def descendants(root: int) -> set[int]:
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
     return found
+
+
+def test_a_disk_that_is_full_for_the_journal_is_said_too(tmp_path: Path) -> None:
+    command = "arc-agi-2 --num-aug 200 --limit-groups 1 --quiet --workers 1"
+    limit = (20_000, 20_000)  # room for every other file
+    full = run(command, tmp_path / "out", preexec_fn=lambda: setrlimit(RLIMIT_FSIZE, limit))
+    assert full.returncode == 2
+    assert "part-0-of-1.jsonl: cannot be written" in full.stderr
+    assert run(command, tmp_path / "out").returncode == 0
+
+
+def test_killed_before_it_had_noted_what_it_builds_the_same_command_goes_on(
+    source: Path, whole: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "building").mkdir(parents=True)
+    build(request(source, tmp_path / "out"))
+    assert checksums(tmp_path / "out") == checksums(whole)
+
+
+def test_parts_that_begin_at_once_with_different_options_do_not_mix(source: Path, tmp_path: Path) -> None:
+    one, other = request(source, tmp_path / "out"), request(source, tmp_path / "out", seed=1)
+    first = build_folder.begin(one.out, arc_dataset.read(one).identity, Part(0, 2))
+    second = build_folder.begin(one.out, arc_dataset.read(other).identity, Part(1, 2))
+    with first, pytest.raises(InputError, match="was begun with seed=42, not 1"), second:
+        pass
+
+
+def test_merging_waits_for_no_part_that_is_at_work(source: Path, tmp_path: Path) -> None:
+    begin_and_leave(source, tmp_path / "out")
+    asked = request(source, tmp_path / "out")
+    with (
+        build_folder.begin(asked.out, arc_dataset.read(asked).identity, Part(1, 2)),
+        pytest.raises(InputError, match="another process is building it"),
+    ):
+        merge(asked.out, show_progress=False)
+
+
+def test_killed_at_its_very_end_it_is_complete(source: Path, whole: Path, tmp_path: Path) -> None:
+    for finish in (lambda out: build(request(source, out)), lambda out: merge(out, show_progress=False)):
+        out = shutil.copytree(whole, tmp_path / str(finish.__code__.co_firstlineno) / "out")
+        (out / "building").mkdir()
+        (out / ".dataset.json.elsewhere-1.tmp").touch()
+        finish(out)
+        assert checksums(out) == checksums(whole)
+        assert not (out / "building").exists()
+        shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("file", ["train.tokens", "generated-train-000001.tokens"])
+@pytest.mark.parametrize("how", ["flipped", "cut short", "gone"])
+def test_puzzles_damaged_between_the_parts_are_made_again(file: str, how: str, tmp_path: Path) -> None:
+    generator = {"side": 4, "num_train": 200, "num_test": 20, "min_steps": None}
+    defaults = {"subsample": None, "min_difficulty": None, "limit_groups": None}
+    options = PuzzleOptions.model_validate(defaults | {"num_aug": 3, "generator": generator})
+    asked = Request("sudoku", [], tmp_path / "whole", options, 42, 1, quiet=True)
+    build(asked)
+    parts = [asked._replace(out=tmp_path / "out", part=Part(number, 2)) for number in range(2)]
+    build(parts[0])
+    damage(tmp_path / "out" / "building" / file, how)
+    build(parts[1])
+    merge(tmp_path / "out", show_progress=False)
+    assert checksums(tmp_path / "out") == checksums(tmp_path / "whole")
+
+
+def test_new_puzzles_are_kept_when_the_disk_is_full(tmp_path: Path) -> None:
+    command = "sudoku --side 4 --num-train 300 --num-test 20 --quiet --workers 1"
+    limit = (6_000, 6_000)  # room for a block of 128, not for all
+    full = run(command, tmp_path / "out", preexec_fn=lambda: setrlimit(RLIMIT_FSIZE, limit))
+    assert full.returncode == 2
+    assert len(list(tmp_path.glob("out/building/generated-*"))) >= 2
+    assert run(command, tmp_path / "out").returncode == 0
 
 
 def test_bad_input_leaves_no_folder(tmp_path: Path) -> None:

@@ -14,7 +14,15 @@ from hypothesis.extra import numpy as hnp
 from data_pipeline.arc_rows import plan_groups
 from data_pipeline.augment import Augmentation, apply
 from data_pipeline.errors import InputError
-from data_pipeline.leaks import drop_from_training, find_in_tasks, pair_key
+from data_pipeline.leaks import (
+    MAX_PLACES,
+    MAX_RECORDED,
+    drop_from_training,
+    find_in_tasks,
+    leak,
+    pair_key,
+    settle,
+)
 from data_pipeline.schema import load_dataset_info, load_split_index
 from data_pipeline.sources import arc
 from data_pipeline.task import Pair, Task
@@ -85,6 +93,28 @@ def test_a_held_out_pair_is_found_in_other_tasks_and_dropped_from_their_training
     assert find_in_training(clean) == []
 
 
+def test_each_pair_is_dropped_by_its_own_number() -> None:
+    one, two, three = (
+        Pair(np.full((1, n), 1, dtype=np.uint8), np.full((n, 1), 2, dtype=np.uint8)) for n in (2, 3, 4)
+    )
+    held_out = Task("held", (one,), (three,), True, "here")
+    trained = Task("trained", (one,), (two, three), False, "here")
+    tasks = [held_out, trained]
+    assert drop_from_training(tasks, find_in_tasks(tasks))[1].training_pairs == (one, two)
+
+
+def test_only_so_many_leaks_and_places_are_listed_but_all_are_counted() -> None:
+    many = [leak(f"held {i}", [f"trained {j}" for j in range(50)]) for i in range(MAX_RECORDED + 5)]
+    settled = settle(many, "keep", is_published=False)
+    assert (settled.num_pairs, len(settled.pairs)) == (MAX_RECORDED + 5, MAX_RECORDED)
+    assert (settled.pairs[0].num_in_training, len(settled.pairs[0].in_training)) == (50, MAX_PLACES)
+    with pytest.raises(
+        InputError, match=r"held 0 = trained 0, trained 1, trained 2 and 47 more; .*; \.\.\.\. Build"
+    ) as error:
+        settle(many, "refuse", is_published=False)
+    assert len(str(error.value)) < 500
+
+
 def find_in_training(tasks: list[Task]) -> list[str]:
     trained = {pair_key(pair) for task in tasks for pair in task.training_pairs}
     return [
@@ -141,6 +171,16 @@ def test_presets_warn_and_record_and_other_mixtures_are_refused_until_decided(tm
     assert "renamed test 0 = " in refused.stderr
     assert "--leaks drop" in refused.stderr
     assert not (tmp_path / "refused").exists()
+
+    # Holding out a task that trains in the preset is a decision of one's own.
+    (tmp_path / "mine").mkdir()
+    [trained] = [task for task in arc.bundled("arc-agi-1") if task.id == "27a28665"]
+    (tmp_path / "mine" / "27a28665.json").write_text(json.dumps(arc.task_json(trained)))
+    refused = build("arc-agi-1", "--source", "mine:evaluation", "--out", "refused", cwd=tmp_path)
+    assert refused.returncode == 2
+    within = build("arc", "--source", ".", "--out", "below/out", cwd=tmp_path)
+    assert within.returncode == 2
+    assert "lies within the source" in within.stderr
 
     sizes = {}
     for policy in ("keep", "drop"):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import generated
+from data_pipeline import generated, puzzle_dataset, scratch
 from data_pipeline.build import build
 from data_pipeline.dataset_plan import Request
 from data_pipeline.errors import InputError
@@ -125,7 +125,7 @@ def test_the_rows_of_some_groups_are_those_of_all(
 ) -> None:
     file = tmp_path_factory.mktemp("rows") / "train.tokens"
     game = GAMES["sudoku"]
-    file.write_bytes(new_puzzles(game, "train", NUM_TRAIN).tobytes())
+    scratch.write(file, [new_puzzles(game, "train", NUM_TRAIN)])
     rows = PuzzleRows(game, file, num_aug, seed=1)
     assert len(rows.group_table) == NUM_TRAIN
     together = rows.samples(row, np.arange(NUM_TRAIN)).examples
@@ -152,8 +152,9 @@ def test_batches_are_tokens_with_identifier_zero_and_the_loss_covers_every_cell(
 
 @pytest.mark.parametrize("policy", ["refuse", "drop", "keep"])
 def test_a_test_puzzle_that_also_trains_in_disguise_is_dealt_with(
-    policy: str, game: Game, tmp_path: Path
+    policy: str, game: Game, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(puzzle_dataset, "_BLOCK", 7)  # that more than one is moved together
     train, test = new_puzzles(game, "train", NUM_TRAIN), new_puzzles(game, "test", NUM_TEST)
     one, seven = np.array([1]), np.array([7])
     train[11] = game.augment(test[5:6], 0, one, seven)[0]
@@ -173,6 +174,14 @@ def test_a_test_puzzle_that_also_trains_in_disguise_is_dealt_with(
     ]
     [found] = rows_of(tmp_path / "out", "train")
     np.testing.assert_array_equal(found, np.delete(train, 11, axis=0) if policy == "drop" else train)
+
+
+def test_dropping_every_training_puzzle_is_refused(game: Game, tmp_path: Path) -> None:
+    puzzles = new_puzzles(game, "test", NUM_TEST)
+    for name in ("train.csv", "test.csv"):
+        write_csv(tmp_path / "csv" / name, game, puzzles)
+    with pytest.raises(InputError, match="leaves no training puzzle"):
+        build(request(game.kind, tmp_path / "csv", tmp_path / "out", leaks="drop"))
 
 
 def test_selection_is_of_the_training_puzzles_alone(game: Game, source: Path, tmp_path: Path) -> None:

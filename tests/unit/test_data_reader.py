@@ -248,6 +248,19 @@ def test_a_damaged_shard_is_refused_by_name_with_a_remedy(
         next(TestReader(copy_of_dataset).batches(8))
 
 
+@pytest.mark.parametrize(
+    "file", ["test/row-000001-0000.tar.zst", "train/row-000002-0000.tar.zst", "identifiers.json"]
+)
+@pytest.mark.parametrize("damage", [cut_short, Path.unlink])
+def test_a_dataset_of_which_anything_is_missing_is_not_opened(
+    copy_of_dataset: Path, file: str, damage: Callable[[Path], object]
+) -> None:
+    damage(copy_of_dataset / file)
+    for reader in (lambda: TrainReader(copy_of_dataset, 0, 8), lambda: TestReader(copy_of_dataset)):
+        with pytest.raises(InputError, match=file):
+            reader()
+
+
 def test_groups_of_other_sizes_than_the_index_says_are_refused(copy_of_dataset: Path) -> None:
     def grow(index: dict[str, Any]) -> None:
         for run in index["groups"]["num_examples"]:
@@ -291,6 +304,7 @@ def test_a_shard_that_holds_anything_but_what_the_index_says_is_refused(
             path = copy_of_dataset / "train" / shard["file"]
             path.write_bytes(change(ZstdDecompressor().decompress(path.read_bytes())))
             shard["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+            shard["size_bytes"] = path.stat().st_size
 
     edit_document(copy_of_dataset, "train/index.json", change_shards)
     reader = TrainReader(copy_of_dataset, 0, 8)

@@ -15,6 +15,7 @@ from hrm_dist.config import load_config
 from hrm_dist.model.act import ACTModel, build_model
 from hrm_dist.predictions import read_prediction_file
 from hrm_dist.train import main as train
+from tests.documents import edit_document
 from tools import evaluate
 
 
@@ -102,7 +103,7 @@ def test_bad_input_is_refused_and_writes_nothing(
 ) -> None:
     out = tmp_path / "out"
     other = shutil.copytree(dataset, tmp_path / "other")
-    (other / "train" / "index.json").write_text((other / "train" / "index.json").read_text() + " ")
+    edit_document(other, "test_puzzles.json", lambda tasks: tasks.popitem())
     damaged = shutil.copytree(checkpoint, tmp_path / "damaged")
     with (damaged / "ema.safetensors").open("ab") as file:
         file.write(b"\0")
