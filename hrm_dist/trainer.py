@@ -2,14 +2,14 @@
 
 import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_pipeline.reader import TestReader, TrainReader
 from data_pipeline.sampler import rank_slice
@@ -30,7 +30,20 @@ from hrm_dist.predictions import replace_file
 
 logger = logging.getLogger(__name__)
 
-ENGINES = {"ddp": DDPEngine, "fsdp2": FSDPEngine}
+
+def _deepspeed_engine(network: nn.Module, config: TrainConfig) -> Engine:
+    from hrm_dist.engines.deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(network, config)
+
+
+ENGINES: dict[str, Callable[[nn.Module, TrainConfig], Engine]] = {
+    "ddp": DDPEngine,
+    "zero1": _deepspeed_engine,
+    "zero2": _deepspeed_engine,
+    "zero3": _deepspeed_engine,
+    "fsdp2": FSDPEngine,
+}
 
 # A resumed run goes on with the same batches and carry, so these must be what they were, and all of `arch`.
 _FIXED_ON_RESUME = ("global_batch_size", "seed")

@@ -25,7 +25,8 @@ class FSDPEngine:
         for module in (network.get_submodule("recurrence"), network):
             # Also the root: weights left whole after an evaluation would not be the averaged ones of the next.
             sharded = cast(FSDPModule, fully_shard(module, mesh=self._mesh, reshard_after_forward=True))
-            # Gradients of the ranks add up (gloo knows no other reduction): each rank's loss is already divided by the global batch size.
+            # Gradients of the ranks add up (gloo knows no other reduction): each rank's loss is already divided
+            # by the global batch size.
             sharded.set_gradient_divide_factor(1.0)
             sharded.set_force_sum_reduction_for_comms(True)
         self.network = network
@@ -68,7 +69,9 @@ class FSDPEngine:
             state[f"weights.{name}"] = self._whole(name, shard)
             for moment in ("exp_avg", "exp_avg_sq"):
                 value = self._optimizer.state[shard].get(moment)
-                state[f"{moment}.{name}"] = self._whole(name, torch.zeros_like(shard) if value is None else value)
+                state[f"{moment}.{name}"] = self._whole(
+                    name, torch.zeros_like(shard) if value is None else value
+                )
         if self._ema is not None:
             for name, average in zip(self._shards, self._ema.averages, strict=True):
                 state[f"ema.{name}"] = self._whole(name, average)
