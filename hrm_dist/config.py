@@ -193,7 +193,7 @@ class TrainConfig(_Section):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of initial weights, data order and halting exploration."""
 
-    engine: Literal["ddp"] = "ddp"
+    engine: Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"] = "ddp"
     """How processes share the work."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """The same choice as arch.forward_dtype: either sets the other."""

@@ -63,8 +63,11 @@ def launched() -> Launched:
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[World]:
-    """Join the other processes; `device` is `auto`, `cpu` or `cuda`."""
+def process_group(device: str, even_alone: bool = False) -> Iterator[World]:
+    """Join the other processes; `device` is `auto`, `cpu` or `cuda`.
+
+    A single process forms no group, unless `even_alone`: some engines ask for one.
+    """
     rank, world_size, local_rank = launched()
     use_cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     if use_cuda and local_rank >= torch.cuda.device_count():
@@ -75,10 +78,12 @@ def process_group(device: str) -> Iterator[World]:
     torch_device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(torch_device)
+    # gloo serves the CPU tensors of both kinds of run, so that control messages need no device sync.
+    backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
     if world_size > 1:
-        # gloo serves the CPU tensors of both kinds of run, so that control messages need no device sync.
-        backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
         dist.init_process_group(backend, timeout=_TIMEOUT)
+    elif even_alone:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield World(rank, world_size, torch_device)
     finally:

@@ -78,7 +78,12 @@ def evaluate(
     """
     size, rank = distributed.world_size(), distributed.rank()
     start, stop = (len(reader) * r // size for r in (rank, rank + 1))
-    answers = list(answer(model, reader.batches(max(1, batch_size // size), start, stop), device))
+    local_batch_size = max(1, batch_size // size)
+    answers = list(answer(model, reader.batches(local_batch_size, start, stop), device))
+    largest_share = -(-len(reader) // size)
+    if -(-(stop - start) // local_batch_size) < -(-largest_share // local_batch_size):
+        # An engine that splits the weights gathers them in every forward: all ranks must make equally many.
+        list(answer(model, reader.batches(local_batch_size, 0, 1), device))
     gathered = distributed.gather_objects(answers)
 
     def score() -> dict[str, float]:

@@ -119,7 +119,8 @@ def train(config: TrainConfig) -> int:
 
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    with closing(distributed.StopRequest()) as stop, distributed.process_group(config.device) as world:
+    group = distributed.process_group(config.device, even_alone=config.engine != "ddp")
+    with closing(distributed.StopRequest()) as stop, group as world:
         check_divisible(config.global_batch_size, world.world_size)
         if not distributed.on_main(lambda: stop.completes(lambda: build_if_missing(config))):
             outcome = " before the first step; the same command starts again"

@@ -2,14 +2,14 @@
 
 import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_pipeline.reader import TestReader, TrainReader
 from data_pipeline.sampler import rank_slice
@@ -18,6 +18,7 @@ from hrm_dist.config import ConfigError, TrainConfig, to_yaml, total_steps
 from hrm_dist.distributed import StopRequest, World
 from hrm_dist.engines.base import Engine
 from hrm_dist.engines.ddp import DDPEngine
+from hrm_dist.engines.fsdp import FSDPEngine
 from hrm_dist.metrics import MetricSums, Row, RunLog
 from hrm_dist.model.act import Batch, Carry, build_model, explore_halting
 from hrm_dist.model.cost import flops_per_sequence, matmul_rate
@@ -28,6 +29,21 @@ from hrm_dist.optim import learning_rate
 from hrm_dist.predictions import replace_file
 
 logger = logging.getLogger(__name__)
+
+
+def _deepspeed_engine(network: nn.Module, config: TrainConfig) -> Engine:
+    from hrm_dist.engines.deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(network, config)
+
+
+ENGINES: dict[str, Callable[[nn.Module, TrainConfig], Engine]] = {
+    "ddp": DDPEngine,
+    "zero1": _deepspeed_engine,
+    "zero2": _deepspeed_engine,
+    "zero3": _deepspeed_engine,
+    "fsdp2": FSDPEngine,
+}
 
 # A resumed run goes on with the same batches and carry, so these must be what they were, and all of `arch`.
 _FIXED_ON_RESUME = ("global_batch_size", "seed")
@@ -55,7 +71,7 @@ class Trainer:
             for name, module in self.model.network.named_modules():
                 if name.endswith("_level"):
                     module.compile()
-        self.engine: Engine = DDPEngine(self.model.network, config)
+        self.engine: Engine = ENGINES[config.engine](self.model.network, config)
         self.model.network = self.engine.network
         self.table_optimizer = None
         if self.model.puzzle_emb is not None:

@@ -29,8 +29,15 @@ class Segment(NamedTuple):
     z_H: Tensor  # [B, S, D], with gradient
     z_L: Tensor  # [B, S, D]
     logits: Tensor | None  # [B, T, V]; None when only the Q-values were asked for
-    q_halt_logits: Tensor  # [B] float32
-    q_continue_logits: Tensor  # [B] float32
+    q_logits: Tensor  # [B, 2] float32, halt and continue; not split here, as FSDP warns of views
+
+    @property
+    def q_halt_logits(self) -> Tensor:
+        return self.q_logits[:, 0]  # [B]
+
+    @property
+    def q_continue_logits(self) -> Tensor:
+        return self.q_logits[:, 1]  # [B]
 
 
 class Network(nn.Module):
@@ -75,8 +82,7 @@ class Network(nn.Module):
         z_H, z_L = self.recurrence(carry, self._embed(inputs, puzzle_rows), rope)
         logits = self.lm_head(z_H[:, arch.prefix_len :]) if want_logits else None
         # The Q-head reads the first position: the puzzle embedding's where there is one.
-        q = self.q_head(z_H[:, 0]).to(torch.float32)
-        return Segment(z_H, z_L, logits, q[:, 0], q[:, 1])
+        return Segment(z_H, z_L, logits, self.q_head(z_H[:, 0]).to(torch.float32))
 
 
 def initialize(model: nn.Module, seed: int) -> None:
