@@ -45,7 +45,7 @@ from data_pipeline.schema import (
 from data_pipeline.shard_reader import verify_shard
 from data_pipeline.shard_workers import ShardPlace, WrittenShard, shard_places
 from data_pipeline.workers import SHOWN_AFTER_SECONDS, Part
-from data_pipeline.writer import TEMPORARY_SUFFIX, sync_folder, write_json
+from data_pipeline.writer import TEMPORARY_SUFFIX, sync, write_json
 
 
 class Journal:
@@ -262,14 +262,14 @@ def finish(out: Path, *, show_progress: bool) -> DatasetInfo:
                 ) from None
             infos[layout.split] = index.sizes()
             write_json(out / layout.split / "index.json", index.model_dump())
-            sync_folder(out / layout.split)
+            sync(out / layout.split)
         checksums = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in DOCUMENTS}
         splits = Splits(train=infos["train"], test=infos["test"])
         info = DatasetInfo(**dict(head), splits=splits, documents=checksums, sha256="")
         info = info.model_copy(update={"sha256": info.digest()})
-        sync_folder(out)
+        sync(out)
         write_json(out / "dataset.json", info.model_dump())
-        sync_folder(out)
+        sync(out)
         remove_leftovers(out)
     return info
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from data_pipeline.errors import InputError
 from data_pipeline.schema import DatasetMetadata
+from data_pipeline.writer import sync
 from hrm_dist import distributed
 from hrm_dist.config import ArchConfig
 from hrm_dist.model.act import ACTModel
@@ -65,14 +66,6 @@ def _umask() -> int:
     return mask
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def save(
     folder: Path,
     state: CheckpointState,
@@ -101,7 +94,7 @@ def save(
         path = temporary / f"{stem}.safetensors"
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
         path.chmod(0o666 & ~_umask())  # safetensors writes 0600, which shuts out the rest of a group
-        _sync(path)
+        sync(path)
         digests[path.name] = _sha256(path)
     all_digests = {
         name: digest for part in distributed.gather_objects(digests) for name, digest in part.items()
@@ -110,12 +103,12 @@ def save(
     def finish() -> None:
         path = temporary / _STATE
         path.write_text(state.model_copy(update={"sha256": all_digests}).model_dump_json(indent=1))
-        _sync(path)
-        _sync(temporary)
+        sync(path)
+        sync(temporary)
         if final.exists():  # the run was set back to an earlier step and came here again
             _remove(final)
         temporary.rename(final)
-        _sync(folder)
+        sync(folder)
         for name in names:
             link(folder / name, final)
 
@@ -129,7 +122,7 @@ def link(name: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target.name)
     os.replace(temporary, name)
-    _sync(name.parent)
+    sync(name.parent)
 
 
 def _remove(path: Path) -> None:

@@ -1,7 +1,6 @@
 """The engine of one process, and of many with a whole copy each (DistributedDataParallel)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
@@ -10,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hrm_dist import distributed
 from hrm_dist.config import TrainConfig
-from hrm_dist.optim import EMA, AdamATan2
+from hrm_dist.engines.local_state import LocalState
 
 
 # DDP checks that the return annotation is this very one.
@@ -25,11 +24,7 @@ class DDPEngine:
     """Replicated weights, optimizer and moving average."""
 
     def __init__(self, network: nn.Module, config: TrainConfig) -> None:
-        self._params = dict(network.named_parameters())
-        self._optimizer = AdamATan2(
-            self._params.values(), config.lr, (config.beta1, config.beta2), config.weight_decay
-        )
-        self._ema = EMA(list(self._params.values()), config.ema_rate) if config.ema else None
+        self._state = LocalState(dict(network.named_parameters()), config)
         self.network = network
         if distributed.world_size() > 1:
             # The initial weights are a function of the seed and the same everywhere.
@@ -41,43 +36,14 @@ class DDPEngine:
         loss.backward()
 
     def step(self, lr: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=False)
-        if self._ema is not None:
-            self._ema.update()
+        self._state.step(lr)
+        self._state.clear_gradients(keep=True)  # they are views of DDP's buckets
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        if self._ema is None:
-            yield
-            return
-        self._ema.swap()
-        try:
-            yield
-        finally:
-            self._ema.swap()
+    def averaged(self) -> AbstractContextManager[None]:
+        return self._state.averaged()
 
     def full_state(self) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = {}
-        for name, param in self._params.items():
-            state[f"weights.{name}"] = param.detach()
-            for moment in ("exp_avg", "exp_avg_sq"):
-                value = self._optimizer.state[param].get(moment)
-                state[f"{moment}.{name}"] = torch.zeros_like(param) if value is None else value
-        if self._ema is not None:
-            state |= {f"ema.{name}": a for name, a in zip(self._params, self._ema.averages, strict=True)}
-        return state
+        return self._state.full_state(lambda _, tensor: tensor)
 
-    @torch.no_grad()
     def load_full_state(self, state: dict[str, Tensor], num_updates: int) -> None:
-        for name, param in self._params.items():
-            param.copy_(state[f"weights.{name}"])
-            for moment in ("exp_avg", "exp_avg_sq"):
-                self._optimizer.state[param][moment] = state[f"{moment}.{name}"].to(param.device, copy=True)
-        for group in self._optimizer.param_groups:
-            group["step"] = num_updates
-        if self._ema is not None:
-            for name, average in zip(self._params, self._ema.averages, strict=True):
-                average.copy_(state[f"ema.{name}"])
+        self._state.load_full_state(state, num_updates, own=lambda tensor: tensor)
