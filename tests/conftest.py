@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded, here and in every process started
 
@@ -23,6 +24,10 @@ lr_warmup_steps: 5
 log_interval: 1
 checkpoint_interval: null
 """
+
+# Hypothesis would fail a test for an example that takes 200 ms, as the first call of torch does on a busy machine.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
