@@ -1,9 +1,9 @@
-"""Configuration: typed fields with their ranges, the published spellings, and the loader.
+"""Configuration: typed fields with their ranges, and the loader.
 
 Nothing here imports torch, so that a bad configuration is refused within a moment.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, cast
 
@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_pipeline.errors import InputError
-from hrm_dist.config_file import Alias, Entries, Settings, Value, shown
+from hrm_dist.config_file import Settings
+from hrm_dist.config_published import ALIASES
 
 if TYPE_CHECKING:
     from data_pipeline.schema import DatasetMetadata
@@ -26,6 +27,7 @@ _DEFAULTS_OF_ARCH: dict[str, dict[str, object]] = {
         "L_layers": 2,
         "puzzle_emb_len": 16,
         "act_continue": False,
+        "gradient": "last_cycle",
     },
 }
 _DTYPE_OF_PRECISION = {"bf16": "bfloat16", "fp32": "float32"}
@@ -74,6 +76,8 @@ class ArchConfig(_Section):
     """TRM only: mix positions by an MLP over the sequence in place of attention."""
     act_continue: bool = True
     """Learn the value of continuing from a bootstrapped target, which costs a second forward. TRM: false."""
+    gradient: Literal["one_step", "last_cycle", "bptt"] = "one_step"
+    """What of a segment carries gradient: the last update of each level, the last H cycle, or all. TRM: last_cycle."""
     loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"] = "stablemax_cross_entropy"
     """Loss per token; stablemax is computed in float64."""
     rope_theta: float = Field(default=10000.0, gt=0)
@@ -195,6 +199,16 @@ class TrainConfig(_Section):
 
     engine: Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"] = "ddp"
     """How processes share the work."""
+    gather_unit: Literal["loop", "level", "layer"] = "loop"
+    """zero3, fsdp2: what is gathered at a time. loop: once per segment; level, layer: more often, in less memory."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Parts of a step's batch that a process computes one after the other; the result is the same."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each block for the backward pass and compute the block again there."""
+    puzzle_emb_shard: bool | None = None
+    """Split the puzzle table's rows over the processes; null: where it is larger than 1 GiB."""
+    puzzle_emb_device: Literal["auto", "cpu"] = "auto"
+    """cpu: the puzzle table stays in host memory; auto: where the model is."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """The same choice as arch.forward_dtype: either sets the other."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -210,10 +224,17 @@ class TrainConfig(_Section):
     """Steps between checkpoints; null: only at the end or when stopped."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Latest checkpoints kept beside the best one."""
+    async_checkpoint: bool = True
+    """Write checkpoints in the background, from a copy of the state."""
     save_carry: bool = True
     """Store the carry too (1.4 GB for ARC at batch 768); without it a resume restarts every sequence."""
     resume: str = Field(default="auto", min_length=1)
     """auto: from the run folder's latest checkpoint, if any; never; or the path of a checkpoint."""
+
+    max_skipped_updates: int | None = Field(default=10, ge=1)
+    """Stop after so many updates in a row were skipped as loss or gradient was not finite; null: never."""
+    timeout_s: float = Field(default=1800.0, gt=0)
+    """Seconds that a process waits for the others before it gives up."""
 
     eval_interval: int | None = Field(default=10_000, ge=1)
     """Passes between evaluations; null: never."""
@@ -277,78 +298,6 @@ def to_yaml(config: TrainConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-_NAME_OF_PUBLISHED_ARCH = {
-    "hrm_v1": "hrm",
-    "hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1": "hrm",
-    "recursive_reasoning.hrm@HierarchicalReasoningModel_ACTV1": "hrm",
-    "recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1": "trm",
-}
-
-
-def _arch_name(value: Value) -> Entries:
-    return {"arch.name": _NAME_OF_PUBLISHED_ARCH.get(value, value) if isinstance(value, str) else value}
-
-
-def _flag(value: Value) -> bool:
-    if str(value).lower() not in ("true", "false"):
-        raise ValueError(f"should be true or false (got {shown(value)})")
-    return str(value).lower() == "true"
-
-
-def _only(accepted: Sequence[Value], reason: str) -> Callable[[Value], Entries]:
-    """A published key of which we know only the values that change nothing."""
-
-    def check(value: Value) -> Entries:
-        if value not in accepted:
-            raise ValueError(f"{reason} (got {shown(value)})")
-        return {}
-
-    return check
-
-
-def _one_data_path(value: Value) -> Entries:
-    if not isinstance(value, list) or len(value) != 1:
-        raise ValueError(
-            "should be a list of one folder: a run reads one dataset; build one from several sources with "
-            f"--source, then give data_path=FOLDER (got {shown(value)})"
-        )
-    return {"data_path": value[0]}
-
-
-def _composed(value: Value) -> Entries:
-    """Hydra's defaults list, as at the top of the published files: it chooses the architecture."""
-    groups = value if isinstance(value, list) else [value]
-    names = [group["arch"] for group in groups if isinstance(group, dict) and set(group) == {"arch"}]
-    if len(names) > 1 or len(names) + groups.count("_self_") != len(groups):
-        raise ValueError(f"may hold `arch: NAME` and `_self_` only (got {shown(value)})")
-    return _arch_name(names[0]) if names else {}
-
-
-# Published key -> our keys and values, or a ValueError saying why not; None: ignored with a warning.
-_ALIASES: dict[str, Alias] = {
-    "defaults": _composed,
-    "arch": lambda value: _arch_name(value) if value else {},
-    "arch.name": _arch_name,
-    "arch.loss.name": _only(
-        ["losses@ACTLossHead"], "should be losses@ACTLossHead, the only one; leave it out"
-    ),
-    "arch.loss.loss_type": lambda value: {"arch.loss_type": value},
-    "arch.no_ACT_continue": lambda value: {"arch.act_continue": not _flag(value)},
-    "arch.puzzle_emb_ndim": lambda value: {
-        "arch.puzzle_emb_ndim": None if value == "${.hidden_size}" else value
-    },
-    "data_paths": _one_data_path,
-    "data_paths_test": _only(
-        [[], None], "should be empty: a dataset brings its own test split; leave it out"
-    ),
-    "load_checkpoint": lambda value: {"resume": value} if value else {},
-    "freeze_weights": lambda value: _only([False], "is not supported; leave it out")(_flag(value)),
-    "hydra.output_subdir": None,
-    "evaluators": None,
-    "checkpoint_every_eval": None,
-    "eval_save_outputs": None,
-    "min_eval_interval": None,
-}
 _VALID_KEYS = frozenset(
     {*TrainConfig.model_fields}
     | {f"arch.{name}" for name in ArchConfig.model_fields}
@@ -358,7 +307,7 @@ _VALID_KEYS = frozenset(
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a YAML file, put `key=value` overrides over it, and report every problem at once."""
-    settings = Settings(_ALIASES, _VALID_KEYS)
+    settings = Settings(ALIASES, _VALID_KEYS)
     settings.read_file(Path(path))
     for override in overrides:
         settings.read_override(override)

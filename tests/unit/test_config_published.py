@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hrm_dist.config import _ALIASES, ArchConfig, ConfigError, DatasetBuildConfig, TrainConfig, load_config
+from hrm_dist.config import ArchConfig, ConfigError, DatasetBuildConfig, TrainConfig, load_config
+from hrm_dist.config_published import ALIASES
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -168,7 +169,7 @@ ALIAS_CASES = [
     ("load_checkpoint=null", "resume", "auto"),
     ("freeze_weights=False", "data_path", "d"),
 ]
-IGNORED = [key for key, alias in _ALIASES.items() if alias is None]
+IGNORED = [key for key, alias in ALIASES.items() if alias is None]
 
 
 @pytest.mark.parametrize(("override", "key", "value"), ALIAS_CASES)
@@ -187,7 +188,7 @@ def test_a_meaningless_published_key_is_ignored_with_one_warning(
 
 
 def test_every_alias_has_a_case_here() -> None:
-    assert {case[0].partition("=")[0] for case in ALIAS_CASES} | set(IGNORED) == set(_ALIASES)
+    assert {case[0].partition("=")[0] for case in ALIAS_CASES} | set(IGNORED) == set(ALIASES)
 
 
 @pytest.mark.parametrize(
