@@ -14,7 +14,7 @@ from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import ArchConfig
 from hrm_dist.model.hrm import InnerCarry
 from hrm_dist.model.layers import Draw
-from hrm_dist.model.network import Network, Segment, initialize
+from hrm_dist.model.network import DTYPES, Network, Segment, initialize
 from hrm_dist.model.puzzle_embedding import PuzzleEmbedding
 
 Batch = dict[str, Tensor]
@@ -36,12 +36,13 @@ class ACTModel(nn.Module):
     H_init: Tensor
     L_init: Tensor
 
-    def __init__(self, arch: ArchConfig, metadata: DatasetMetadata) -> None:
+    def __init__(self, arch: ArchConfig, metadata: DatasetMetadata, network: nn.Module | None = None) -> None:
+        """`network`: what to call in place of a new Network, such as an engine's wrapper of one."""
         super().__init__()
         self.arch = arch
-        network = Network(arch, metadata)
-        self.dtype, self.seq_len = network.dtype, network.seq_len
-        self.network: nn.Module = network  # an engine may put its wrapper here
+        self.dtype = DTYPES[arch.forward_dtype]
+        self.seq_len = arch.prefix_len + metadata.seq_len
+        self.network = Network(arch, metadata) if network is None else network
         width = arch.puzzle_emb_width
         self.puzzle_emb = PuzzleEmbedding(metadata.num_puzzle_identifiers, width) if width else None
         self.register_buffer("H_init", torch.empty(arch.hidden_size))
