@@ -24,7 +24,7 @@ from hrm_dist.model.act import Batch, Carry, build_model, explore_halting
 from hrm_dist.model.cost import flops_per_sequence, matmul_rate
 from hrm_dist.model.hrm import InnerCarry
 from hrm_dist.model.losses import act_loss
-from hrm_dist.model.puzzle_embedding import SignSGD
+from hrm_dist.model.puzzle_embedding import SignSGD, place_table
 from hrm_dist.optim import learning_rate
 from hrm_dist.predictions import replace_file
 
@@ -66,7 +66,8 @@ class Trainer:
             )
         self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
 
-        self.model = build_model(config.arch, self.reader.metadata, config.seed).to(world.device)
+        table = place_table(config, self.reader.metadata, world.rank, world.world_size)
+        self.model = build_model(config.arch, self.reader.metadata, config.seed, table).to(world.device)
         if config.compile:
             for name, module in self.model.network.named_modules():
                 if name.endswith("_level"):
