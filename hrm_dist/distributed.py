@@ -118,6 +118,24 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def exchange_blocks(rows: Tensor) -> Tensor:
+    """Send block r of world_size equal blocks of rows to rank r; gives the blocks received, in rank order."""
+    if world_size() == 1:
+        return rows
+    received = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(received, rows.contiguous())
+    return received
+
+
+def max_over_ranks(value: int) -> int:
+    """The largest of the ranks' values, on every rank; exchanged between hosts, so no device is waited for."""
+    if world_size() == 1:
+        return value
+    largest = torch.tensor(value)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Sum of the ranks' tensors, on every rank; the argument is left as it is."""
     if world_size() == 1:
@@ -138,7 +156,11 @@ def all_ranks(flag: Tensor) -> Tensor:
 
 def background_group() -> dist.ProcessGroup | None:
     """A second group of all ranks, on the CPU, for a thread beside the main one; call on every rank."""
-    return dist.new_group(backend="gloo") if world_size() > 1 else None
+    if world_size() == 1:
+        return None
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)  # this rank is a member
+    return group
 
 
 def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:

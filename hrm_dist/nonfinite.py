@@ -15,7 +15,7 @@ _NOBODY = -1
 class Skipped(NamedTuple):
     """What has been skipped since the last report."""
 
-    count: int
+    num_updates: int
     in_a_row: int
     """Ending with the last step."""
     first_step: int
@@ -29,7 +29,7 @@ class Skipped(NamedTuple):
         if len(self.identifiers) > 10:
             puzzles += f" and {len(self.identifiers) - 10} more"
         return (
-            f"{self.count} update(s) skipped, the first in step {self.first_step}, as loss or gradient was not "
+            f"{self.num_updates} update(s) skipped, the first in step {self.first_step}, as loss or gradient was not "
             f"finite; puzzles: {puzzles or 'none, the losses are finite and their gradient is not'}"
         )
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_pipeline.reader import TestReader, TrainReader
 from data_pipeline.sampler import rank_slice
@@ -18,13 +18,14 @@ from hrm_dist.checkpoint import Checkpoint, CheckpointState
 from hrm_dist.checkpoint_writer import CheckpointWriter, link
 from hrm_dist.config import ConfigError, TrainConfig, to_yaml, total_steps
 from hrm_dist.distributed import StopRequest, World
+from hrm_dist.engines.base import PREFIX, Copy
 from hrm_dist.engines.build import build_engine
 from hrm_dist.metrics import MetricSums, Row, RunLog
 from hrm_dist.model.act import ACTModel, Batch, Carry, explore_halting
 from hrm_dist.model.cost import flops_per_sequence, matmul_rate
 from hrm_dist.model.losses import act_loss
 from hrm_dist.model.network import Network, initialize_module
-from hrm_dist.model.puzzle_embedding import SignSGD
+from hrm_dist.model.puzzle_embedding import SignSGD, place_table
 from hrm_dist.nonfinite import SkippedUpdates
 from hrm_dist.optim import learning_rate
 from hrm_dist.pieces import Piece, Place, fill, whole
@@ -61,9 +62,11 @@ class Trainer:
             network,
             config,
             device,
-            lambda name, *rest: initialize_module(f"network.{name}", *rest, config.seed),
+            self._initialize,
         )
-        self.model = ACTModel(config.arch, metadata, self.engine.network).to(device)
+        table = place_table(config, metadata, world.rank, world.world_size)
+        with device:
+            self.model = ACTModel(config.arch, metadata, table, self.engine.network)
         for name, module in (("", self.model), ("puzzle_emb", self.model.puzzle_emb)):
             if module is not None:
                 initialize_module(name, module, Tensor.copy_, config.seed)
@@ -131,6 +134,8 @@ class Trainer:
             # A sequence whose state is not finite would stay so: its slot takes a new one.
             self.carries[index] = carry._replace(halted=carry.halted | ~finite[-1])
         of_sequences = torch.cat(finite)
+        if self.model.puzzle_emb is not None:
+            of_sequences &= self.model.puzzle_emb.finite_gradients()
         made = self.engine.step(self._lr(config.lr), of_sequences.all())
         if self.table_optimizer is not None:
             self.table_optimizer.step(self._lr(config.puzzle_emb_lr), made)
@@ -152,6 +157,9 @@ class Trainer:
             best_score=self.best_score,
         )
         self.writer.write(state, self._pieces(), ("best", "latest") if is_best else ("latest",))
+
+    def _initialize(self, name: str, module: nn.Module, copy: Copy) -> None:
+        initialize_module(f"{PREFIX}.{name}", module, copy, self.config.seed)
 
     # Parts of the loop
 
@@ -230,7 +238,7 @@ class Trainer:
         )
         row: Row = {"step": self.step, **self.sums.row(config.global_batch_size), "train/lr": lr}
         skipped = self.skipped.report()
-        row["train/skipped_updates"] = 0 if skipped is None else skipped.count
+        row["train/skipped_updates"] = 0 if skipped is None else skipped.num_updates
         if skipped is not None:
             message = skipped.describe(Path(config.data_path))
             distributed.on_main(lambda: logger.warning("step %d: %s", self.step, message))
@@ -240,7 +248,8 @@ class Trainer:
                 self.writer.wait()
                 raise TrainingError(
                     f"stopped at step {self.step}: {message}. That makes {skipped.in_a_row} in a row, "
-                    f"max_skipped_updates={limit}. Weights and optimizer are saved as they were before; lower lr, or look at the data."
+                    f"max_skipped_updates={limit}. Weights and optimizer are saved as they were before; lower lr, "
+                    "or look at the data."
                 )
         return row
 
@@ -271,7 +280,8 @@ class Trainer:
         table = self.model.puzzle_emb
         if table is not None:
             first, rows = table.own_rows()
-            place = Place((table.num_identifiers, table.width), first * table.width)
+            width = rows.shape[1]
+            place = Place((table.num_identifiers, width), first * width)
             yield Piece("model.puzzle_emb.weights", place, rows.reshape(-1))
         for key, tensor in distributed.of_main(self._initial_states()).items():
             yield whole(key, tensor)
@@ -327,7 +337,7 @@ class Trainer:
             fill(tensor, 0, key, read)
         table = self.model.puzzle_emb
         if table is not None:
-            width = table.width
+            width = table.weights.shape[1]
             table.load_rows(
                 lambda first, end: read("model.puzzle_emb.weights", first * width, end * width).view(
                     -1, width

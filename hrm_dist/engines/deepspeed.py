@@ -107,12 +107,12 @@ def _quiet(device: torch.device) -> Iterator[None]:
 
 def _materialize(network: nn.Module, stage: int, device: torch.device, initialize: Initialize) -> None:
     """Give a network on the meta device its initial weights; in stage 3 one module at a time is whole."""
-    from deepspeed.zero import Init
+    import deepspeed
 
     partitioner = None
     if stage == 3:
         settings = _settings(stage, num_params=sum(param.numel() for param in network.parameters()))
-        partitioner = Init(config_dict_or_path=settings, dtype=torch.float32)
+        partitioner = deepspeed.zero.Init(config_dict_or_path=settings, dtype=torch.float32)
     for name, module in network.named_modules():
         module.to_empty(device=device, recurse=False)
         initialize(name, module, copy_whole)
@@ -220,45 +220,47 @@ class DeepSpeedEngine:
         return int(self._optimizer.num_updates.item())
 
     def pieces(self) -> Iterator[Piece]:
-        for name, param in self._params.items():
-            run = self._run(param)
-            for kind, values in run.states.items() if run is not None else ():
+        for name, run in self._runs():
+            for kind, values in run.states.items():
                 yield Piece(f"{kind}.{name}", run.place, values)
 
     @torch.no_grad()
     def load(self, read: Read, num_updates: int) -> None:
-        for name, param in self._params.items():
-            run = self._run(param)
-            for kind, values in run.states.items() if run is not None else ():
+        for name, run in self._runs():
+            for kind, values in run.states.items():
                 fill(values, run.place.start, f"{kind}.{name}", read)
         self._optimizer.num_updates.fill_(num_updates)
         self._use_partitions()
 
-    def _run(self, param: Any) -> _Run | None:
-        """This rank's part of a parameter, or None where it has none."""
-        from deepspeed import utils
+    def _runs(self) -> Iterator[tuple[str, _Run]]:
+        """This rank's part of every parameter of which it has one."""
+        run_of = _run_of_stage_3 if self._stage == 3 else _run_of_stages_1_and_2
+        for name, param in self._params.items():
+            run = run_of(param, self._keys)
+            if run is not None:
+                yield name, run
 
-        if self._stage < 3:
-            mapping = param._hp_mapping
-            if mapping is None:
-                return None
-            start = mapping.lp_fragment_address.start
-            states = {
-                "model": mapping.get_hp_fragment(),
-                **{k: mapping.get_hp_fragment(k) for k in self._keys},
-            }
-            return _Run(Place(tuple(param.shape), start), states)
-        # An equal share of the flattened parameter, padded at the end.
-        size = param.ds_tensor.numel()
-        start = distributed.rank() * size
-        length = min(size, param.ds_numel - start)
-        if length <= 0:
-            return None
-        states = {"model": utils.safe_get_local_fp32_param(param)}
-        states |= {key: utils.safe_get_local_optimizer_state(param, key) for key in self._keys}
-        return _Run(
-            Place(tuple(param.ds_shape), start), {kind: part[:length] for kind, part in states.items()}
-        )
+
+def _run_of_stages_1_and_2(param: Any, keys: list[str]) -> _Run | None:
+    mapping = param._hp_mapping
+    if mapping is None:
+        return None
+    states = {"model": mapping.get_hp_fragment(), **{key: mapping.get_hp_fragment(key) for key in keys}}
+    return _Run(Place(tuple(param.shape), mapping.lp_fragment_address.start), states)
+
+
+def _run_of_stage_3(param: Any, keys: list[str]) -> _Run | None:
+    """An equal share of the flattened parameter; what pads the last ones is left out."""
+    from deepspeed import utils
+
+    size = param.ds_tensor.numel()
+    start = distributed.rank() * size
+    length = min(size, param.ds_numel - start)
+    if length <= 0:
+        return None
+    states: dict[str, Any] = {"model": utils.safe_get_local_fp32_param(param)}
+    states |= {key: utils.safe_get_local_optimizer_state(param, key) for key in keys}
+    return _Run(Place(tuple(param.ds_shape), start), {kind: part[:length] for kind, part in states.items()})
 
 
 def _prepare_import() -> None:
