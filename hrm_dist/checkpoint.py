@@ -80,6 +80,14 @@ class CheckpointState(BaseModel):
     tensors: dict[str, TensorEntry] = {}
     """By `KIND.NAME`; see hrm_dist/pieces.py."""
     sha256: dict[str, str] = {}
+    """Of every other file."""
+    own_sha256: str = ""
+    """Of all the rest of this content."""
+
+    def digest(self) -> str:
+        """What `own_sha256` has to be."""
+        rest = self.model_copy(update={"own_sha256": ""})
+        return hashlib.sha256(rest.model_dump_json().encode()).hexdigest()
 
 
 def file_of(kind: str, rank: int) -> str:
@@ -174,6 +182,8 @@ def read_state(path: Path) -> CheckpointState:
                 f"{path / STATE_FILE}: format {content.get('format')!r}, this version reads {FORMAT}; {_REMEDY}"
             )
         state = CheckpointState.model_validate(content)
+        if state.own_sha256 != state.digest():
+            raise ValueError("its sha256 is not that of its content")
     except (OSError, ValueError, AttributeError) as error:
         reason = str(error)
         if isinstance(error, ValidationError):

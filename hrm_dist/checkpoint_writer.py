@@ -20,7 +20,7 @@ from hrm_dist.checkpoint import (
 from hrm_dist.pieces import Piece
 from hrm_dist.tensor_file import Entry, write_tensors
 
-_Written = dict[str, tuple[str, list[tuple[str, TensorEntry]]]]
+Written = dict[str, tuple[str, list[tuple[str, TensorEntry]]]]
 """File -> its sha256, and key and place of every tensor or part in it."""
 
 
@@ -71,28 +71,28 @@ class CheckpointWriter:
             temporary.mkdir()
 
         distributed.on_main(prepare, self._group)
-        written = distributed.on_all(lambda: _write_files(temporary, pieces), self._group)
+        written = distributed.on_all(lambda: write_files(temporary, pieces, distributed.rank()), self._group)
 
-        def finish() -> None:
-            _finish(temporary, self._folder / f"step_{state.step}", state, written)
+        def complete() -> None:
+            finish(temporary, self._folder / f"step_{state.step}", state, written)
             # `latest` moves last: a run killed before that goes on before this step, and comes to `best` again.
             for name in names:
                 link(self._folder / name, self._folder / f"step_{state.step}")
             prune(self._folder, self._keep)
 
-        distributed.on_main(finish, self._group)
+        distributed.on_main(complete, self._group)
 
 
-def _write_files(folder: Path, pieces: Sequence[Piece]) -> _Written:
-    """Write this rank's files."""
+def write_files(folder: Path, pieces: Sequence[Piece], rank: int) -> Written:
+    """Write a rank's files."""
     by_file: dict[str, list[tuple[Entry, Part, Piece]]] = {}
     for piece in pieces:
-        name = file_of(piece.key.split(".", 1)[0], distributed.rank())
+        name = file_of(piece.key.split(".", 1)[0], rank)
         part = Part(name, piece.place.start, piece.place.start + len(piece.data))
         stored_as = name_in_file(piece.key, part, piece.place.shape)
         shape = (len(piece.data),) if stored_as.endswith("]") else piece.place.shape
         by_file.setdefault(name, []).append((Entry(stored_as, shape, piece.data.dtype), part, piece))
-    written: _Written = {}
+    written: Written = {}
     for name, rows in by_file.items():
         rows.sort(key=lambda row: -row[0].dtype.itemsize)
         path = folder / name
@@ -102,7 +102,7 @@ def _write_files(folder: Path, pieces: Sequence[Piece]) -> _Written:
     return written
 
 
-def _finish(temporary: Path, final: Path, state: CheckpointState, written: Sequence[_Written]) -> None:
+def finish(temporary: Path, final: Path, state: CheckpointState, written: Sequence[Written]) -> None:
     """Write state.json and give the folder its name."""
     tensors: dict[str, TensorEntry] = {}
     digests: dict[str, str] = {}
@@ -117,9 +117,9 @@ def _finish(temporary: Path, final: Path, state: CheckpointState, written: Seque
         for key, entry in tensors.items()
     }
     path = temporary / STATE_FILE
-    path.write_text(
-        state.model_copy(update={"tensors": tensors, "sha256": digests}).model_dump_json(indent=1)
-    )
+    state = state.model_copy(update={"tensors": tensors, "sha256": digests})
+    state = state.model_copy(update={"own_sha256": state.digest()})
+    path.write_text(state.model_dump_json(indent=1))
     sync(path)
     sync(temporary)
     if final.exists():  # the run was set back to an earlier step and came here again

@@ -23,7 +23,7 @@ from hrm_dist.engines.build import build_engine
 from hrm_dist.metrics import MetricSums, Row, RunLog
 from hrm_dist.model.act import ACTModel, Batch, Carry, explore_halting
 from hrm_dist.model.cost import flops_per_sequence, matmul_rate
-from hrm_dist.model.losses import act_loss
+from hrm_dist.model.losses import act_loss, finite_sequences
 from hrm_dist.model.network import Network, initialize_module
 from hrm_dist.model.puzzle_embedding import SignSGD, place_table
 from hrm_dist.nonfinite import SkippedUpdates
@@ -124,19 +124,21 @@ class Trainer:
         own = torch.from_numpy(rank_slice(min_halt_steps, self.world.rank, self.world.world_size))
         sums: dict[str, Tensor] = {}
         finite: list[Tensor] = []
+        all_finite = torch.ones((), dtype=torch.bool, device=self.world.device)
         for index, (part, may_halt) in enumerate(zip(parts, own.chunk(len(parts)), strict=True)):
             self.engine.begin_micro_batch(is_last=index + 1 == len(parts))
             carry, outputs = self.model(self.carries[index], part, may_halt.to(self.world.device))
             loss, metrics = act_loss(carry, outputs, arch.loss_type)
             self.engine.backward(loss / config.global_batch_size)
-            finite.append(metrics.pop("finite"))
+            finite.append(finite_sequences(outputs))
+            all_finite &= torch.isfinite(loss.detach())
             sums = {name: sums[name] + value if sums else value for name, value in metrics.items()}
             # A sequence whose state is not finite would stay so: its slot takes a new one.
             self.carries[index] = carry._replace(halted=carry.halted | ~finite[-1])
         of_sequences = torch.cat(finite)
         if self.model.puzzle_emb is not None:
             of_sequences &= self.model.puzzle_emb.finite_gradients()
-        made = self.engine.step(self._lr(config.lr), of_sequences.all())
+        made = self.engine.step(self._lr(config.lr), all_finite & of_sequences.all())
         if self.table_optimizer is not None:
             self.table_optimizer.step(self._lr(config.puzzle_emb_lr), made)
         self.sums.add(sums, made)

@@ -43,7 +43,7 @@ def act_loss(carry: Carry, outputs: dict[str, Tensor], loss_type: str) -> tuple[
     should foretell a fully right answer, continuing its bootstrapped target.
     Metrics count sequences that halted in this segment and have labels: `count`, `accuracy` (of cells,
     averaged within a sequence), `exact_accuracy` (every cell right), `q_halt_accuracy`, `steps`; and over all
-    sequences `lm_loss`, `q_halt_loss`, `q_continue_loss`. Not a sum: `finite` [B], whether a sequence's losses are.
+    sequences `lm_loss`, `q_halt_loss`, `q_continue_loss`.
     """
     labels, q_halt_logits = carry.current_data["labels"], outputs["q_halt_logits"]
     with torch.no_grad():
@@ -60,10 +60,7 @@ def act_loss(carry: Carry, outputs: dict[str, Tensor], loss_type: str) -> tuple[
             "q_halt_accuracy": (counted & ((q_halt_logits >= 0) == all_right)).sum(),
             "steps": torch.where(counted, carry.steps, 0).sum(),
         }
-    cell_losses = LOSSES[loss_type](outputs["logits"], labels) / divisor[:, None]
-    lm_loss = cell_losses.sum()
-    q_logits = q_halt_logits + outputs["q_continue_logits"]
-    metrics["finite"] = torch.isfinite(cell_losses.detach().sum(-1) + q_logits.detach())
+    lm_loss = (LOSSES[loss_type](outputs["logits"], labels) / divisor[:, None]).sum()
     q_halt_loss = _q_loss(q_halt_logits, all_right.to(q_halt_logits.dtype))
     metrics |= {"lm_loss": lm_loss.detach(), "q_halt_loss": q_halt_loss.detach()}
     q_loss = q_halt_loss
@@ -72,6 +69,13 @@ def act_loss(carry: Carry, outputs: dict[str, Tensor], loss_type: str) -> tuple[
         metrics["q_continue_loss"] = q_continue_loss.detach()
         q_loss = q_halt_loss + q_continue_loss
     return lm_loss + 0.5 * q_loss, metrics
+
+
+def finite_sequences(outputs: dict[str, Tensor]) -> Tensor:
+    """Whether the outputs of a sequence are finite, [B] bool."""
+    # A sum is finite only if all that goes into it is.
+    sums = outputs["logits"].detach().sum((1, 2), dtype=torch.float32)
+    return torch.isfinite(sums + outputs["q_halt_logits"].detach() + outputs["q_continue_logits"].detach())
 
 
 def _q_loss(logits: Tensor, target: Tensor) -> Tensor:

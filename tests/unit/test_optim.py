@@ -120,7 +120,7 @@ def test_the_moving_average_follows_the_weights_and_changes_places_with_them() -
     expected: Tensor = weight.detach().clone()
     for step in range(4):
         weight.data = torch.tensor([float(step), math.sqrt(step)])
-        ema.update()
+        ema.update(torch.tensor(True))
         expected = 0.9 * expected + 0.1 * weight.detach()
     kept = weight.detach().clone()
     ema.swap()
