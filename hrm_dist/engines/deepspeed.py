@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -121,14 +121,25 @@ def _materialize(network: nn.Module, stage: int, device: torch.device, initializ
                 partitioner._zero_init_param(param)
 
 
-def _initialize(network: nn.Module, optimizer: AdamATan2, stage: int, gather_unit: str) -> tuple[Any, Any]:
+def _units(network: nn.Module, config: TrainConfig) -> list[nn.Module]:
+    """What stage 3 gathers as a whole; without any, it gathers every weight by itself.
+
+    Such a unit may carry gradient only once in a segment, or its gradients are reduced too early.
+    """
+    carries_once = config.arch.name == "hrm" and config.arch.gradient == "one_step"
+    if config.gather_unit != "loop" and not carries_once:
+        return []
+    return gather_units(network, config.gather_unit)
+
+
+def _initialize(: nn.Module, optimizer: AdamATan2, stage: int, units: Sequence[nn.Module]) -> tuple[Any, Any]:
     """DeepSpeed's wrappers of the network and of the optimizer."""
     import deepspeed
 
     params: list[Any] = list(network.parameters())
     num_params = sum(param.ds_numel if stage == 3 else param.numel() for param in params)
     # In stage 3 such a module is gathered as a whole, however much happens inside.
-    for module in gather_units(network, gather_unit):
+    for module in units:
         deepspeed.utils.set_z3_leaf_module(module, True)
     wrapped: tuple[Any, ...] = deepspeed.initialize(
         model=network, optimizer=optimizer, config=_settings(stage, num_params), dist_init_required=False
@@ -162,7 +173,9 @@ class DeepSpeedEngine:
             self._optimizer = _SummingAdamATan2(
                 self._params.values(), config.lr, (config.beta1, config.beta2), config.weight_decay
             )
-            self._engine, self._zero = _initialize(network, self._optimizer, self._stage, config.gather_unit)
+            self._engine, self._zero = _initialize(
+                network, self._optimizer, self._stage, _units(network, config)
+            )
         self.network: nn.Module = self._engine
         partitions = (
             self._zero.fp32_partitioned_groups_flat

@@ -74,7 +74,7 @@ def test_sums_start_anew_after_a_row() -> None:
     sums = MetricSums(torch.device("cpu"))
     sums.add({"lm_loss": torch.tensor(8.0)}, MADE)
     sums.row(global_batch_size=8)
-    sums.add({"lm_loss": torch.tensor(16.0)})
+    sums.add({"lm_loss": torch.tensor(16.0)}, MADE)
     assert sums.row(global_batch_size=8)["train/lm_loss"] == 2.0
 
 
