@@ -132,7 +132,9 @@ def _units(network: nn.Module, config: TrainConfig) -> list[nn.Module]:
     return gather_units(network, config.gather_unit)
 
 
-def _initialize(: nn.Module, optimizer: AdamATan2, stage: int, units: Sequence[nn.Module]) -> tuple[Any, Any]:
+def _initialize(
+    network: nn.Module, optimizer: AdamATan2, stage: int, units: Sequence[nn.Module]
+) -> tuple[Any, Any]:
     """DeepSpeed's wrappers of the network and of the optimizer."""
     import deepspeed
 
