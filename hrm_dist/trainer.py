@@ -23,6 +23,7 @@ from hrm_dist.metrics import MetricSums, Row, RunLog
 from hrm_dist.model.act import Batch, Carry, build_model, explore_halting
 from hrm_dist.model.cost import flops_per_sequence, matmul_rate
 from hrm_dist.model.hrm import InnerCarry
+from hrm_dist.model.layers import recompute_blocks
 from hrm_dist.model.losses import act_loss
 from hrm_dist.model.puzzle_embedding import SignSGD
 from hrm_dist.optim import learning_rate
@@ -67,6 +68,8 @@ class Trainer:
         self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
 
         self.model = build_model(config.arch, self.reader.metadata, config.seed).to(world.device)
+        if config.activation_checkpointing:
+            recompute_blocks(self.model.network)
         if config.compile:
             for name, module in self.model.network.named_modules():
                 if name.endswith("_level"):
