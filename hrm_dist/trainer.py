@@ -100,7 +100,7 @@ class Trainer:
             peak = matmul_rate(device, self.model.dtype) * self.world.world_size
         eval_every = self._eval_every()
         flops_per_step = self.config.global_batch_size * flops_per_sequence(
-            self.config.arch, self.reader.metadata
+            self.config.arch, self.reader.metadata, self.config.activation_checkpointing
         )
         log = RunLog(self.config, self.run_dir, self.step, self.last_step, flops_per_step / peak)
         stopping = False
