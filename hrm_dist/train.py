@@ -74,7 +74,9 @@ def dry_run(config: TrainConfig) -> str:
     world_size = distributed.launched().world_size
     local_batch_size = -(-config.global_batch_size // world_size)
     table = place_table(config, metadata, 0, world_size)
-    memory = cost.memory_per_rank(config.arch, metadata, local_batch_size, config.ema, table)
+    memory = cost.memory_per_rank(
+        config.arch, metadata, local_batch_size, config.ema, table, config.activation_checkpointing
+    )
     lines.append(f"parameters: {cost.num_parameters(config.arch, metadata):,}")
     lines.append(f"memory per rank, {local_batch_size} of {config.global_batch_size} sequences (estimate):")
     lines += [f"  {purpose:<15} {size / 2**30:8.2f} GiB" for purpose, size in memory.items()]
