@@ -105,6 +105,7 @@ class Trainer:
             for batch in self._batches():
                 self.train_step(batch)
                 self.step += 1
+                distributed.report_step(self.step)
                 log.advance()
                 evaluates, is_best = self._due(eval_every), False
                 if evaluates or self._due(self.config.log_interval):
@@ -341,8 +342,8 @@ class Trainer:
         if "rng.cuda" in own and self.world.device.type == "cuda":
             torch.cuda.set_rng_state(own["rng.cuda"], self.world.device)
         self.step, self.best_score = state.step, state.best_score
-        if self.world.is_main:  # one rank takes the sums of all
-            self.sums.values.copy_(torch.tensor(state.metric_sums, dtype=torch.float64))
+        distributed.report_step(self.step)
+        self.sums.values.copy_(distributed.part_of_sum(torch.tensor(state.metric_sums, dtype=torch.float64)))
 
 
 def _fixed_settings(config: dict[str, Any]) -> dict[str, Any]:
