@@ -94,6 +94,7 @@ class Trainer:
             for batch in self._batches():
                 self.train_step(batch)
                 self.step += 1
+                distributed.report_step(self.step)
                 log.advance()
                 evaluates, is_best = self._due(self._eval_every), False
                 if evaluates or self._due(self.config.log_interval):
@@ -350,6 +351,7 @@ class Trainer:
             self._load_random_state(opened)
         self.step, self.best_score = state.step, state.best_score
         self.sums.load(state.metric_sums)
+        distributed.report_step(self.step)
 
     def _load_random_state(self, opened: Checkpoint) -> None:
         states = {key: opened.tensor(key).clone() for key in opened.shapes if key.startswith("rng.")}
