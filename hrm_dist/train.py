@@ -56,6 +56,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def dry_run(config: TrainConfig) -> str:
     """What would be trained: every setting, the size of the model, the memory of a rank, the steps."""
+    import torch
+
     from hrm_dist import distributed
     from hrm_dist.model import cost
     from hrm_dist.model.puzzle_embedding import place_table
@@ -72,7 +74,8 @@ def dry_run(config: TrainConfig) -> str:
         )
     world_size = distributed.launched().world_size
     local_batch_size = -(-config.global_batch_size // world_size)
-    table = place_table(config, metadata, 0, world_size)
+    world = distributed.World(0, world_size, torch.device("cpu"))
+    table = place_table(config, metadata, world)
     memory = cost.memory_per_rank(config.arch, metadata, local_batch_size, config.ema, table)
     lines.append(f"parameters: {cost.num_parameters(config.arch, metadata):,}")
     lines.append(f"memory per rank, {local_batch_size} of {config.global_batch_size} sequences (estimate):")

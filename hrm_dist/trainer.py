@@ -66,7 +66,7 @@ class Trainer:
             )
         self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
 
-        table = place_table(config, self.reader.metadata, world.rank, world.world_size)
+        table = place_table(config, self.reader.metadata, world)
         self.model = build_model(config.arch, self.reader.metadata, config.seed, table).to(world.device)
         if config.compile:
             for name, module in self.model.network.named_modules():
