@@ -1,13 +1,17 @@
-"""A command for tests: train a few steps under an engine and print how often each collective ran in the last one.
+"""A command for tests: train a few steps under an engine, and print how often each collective ran in the last one.
 
 RANK=... WORLD_SIZE=... python -m tests.distributed.count_collectives CONFIG.yaml [key=value ...]
+
+The last line is an object: by collective, how often, and the bytes of the whole tensors that were reduced or gathered.
 """
 
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hrm_dist import distributed
@@ -21,12 +25,26 @@ class CountCollectives(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         namespace, _, name = str(func).partition(".")
         if namespace == "c10d":
-            self.counts[name.removesuffix(".default")] += 1
+            name = name.removesuffix(".default")
+            self.counts[name] += 1
+            # What is gathered is whole in the first argument, what is scattered in the second.
+            self.bytes[name] += sum(
+                tensor.nbytes for tensor in _tensors(args[name.startswith("_reduce_scatter")])
+            )
         return func(*args, **(kwargs or {}))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _tensors(item)
 
 
 def main() -> int:
@@ -36,8 +54,13 @@ def main() -> int:
         counting = CountCollectives()
         for step in range(3):  # some are only run the first time
             counting.counts.clear()
+            counting.bytes.clear()
             with counting:
                 trainer.train_step(trainer.reader.batch(step))
             trainer.step += 1
-    print(json.dumps(counting.counts))
+    print(json.dumps({"calls": counting.counts, "bytes": counting.bytes}))
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

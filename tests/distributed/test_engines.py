@@ -184,7 +184,7 @@ def num_gathers(config: Path, folder: Path, engine: str, unit: str, cycles: int)
     finished = [rank.finish() for rank in ranks]
     assert [rank.exit_code for rank in finished] == [0, 0], finished
     # Nothing else was printed, so neither engine warns of anything.
-    return json.loads(finished[0].output)["_allgather_base_"]
+    return json.loads(finished[0].output)["calls"]["_allgather_base_"]
 
 
 @pytest.mark.parametrize("engine", GATHERS)
