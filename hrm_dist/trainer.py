@@ -53,10 +53,10 @@ _FIXED_ON_RESUME = ("global_batch_size", "seed")
 class Trainer:
     """One process's part of a training run; `fit` takes it from wherever it is to the end."""
 
-    def __init__(self, config: TrainConfig, world: World) -> None:
+    def __init__(self, config: TrainConfig, world: World, reader: TrainReader | None = None) -> None:
         self.config, self.world = config, world
         self.run_dir = Path(config.checkpoint_path)
-        self.reader = TrainReader(
+        self.reader = reader or TrainReader(
             config.data_path, config.seed, config.global_batch_size, world.rank, world.world_size
         )
         self.total_steps = total_steps(config, self.reader.metadata)
