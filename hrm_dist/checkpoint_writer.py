@@ -50,6 +50,10 @@ class CheckpointWriter:
         copies = [piece._replace(data=piece.data.detach().to("cpu", copy=True)) for piece in pieces]
         self._pending = self._thread.submit(self._write, state, copies, names)
 
+    def is_idle(self) -> bool:
+        """Whether nothing is being written."""
+        return self._pending is None or self._pending.done()
+
     def wait(self) -> None:
         """Wait until what was asked for is on disk."""
         pending, self._pending = self._pending, None

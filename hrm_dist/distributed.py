@@ -250,6 +250,11 @@ def all_ranks(flag: Tensor) -> Tensor:
     return votes.to(torch.bool)
 
 
+def all_agree(condition: bool) -> bool:
+    """Whether a condition holds on every rank."""
+    return all(gather_objects(condition))
+
+
 def background_group() -> dist.ProcessGroup | None:
     """A second group of all ranks, on the CPU, for a thread beside the main one; call on every rank."""
     if world_size() == 1:

@@ -42,10 +42,10 @@ class TrainingError(Exception):
 class Trainer:
     """One process's part of a training run; `fit` takes it from wherever it is to the end."""
 
-    def __init__(self, config: TrainConfig, world: World) -> None:
+    def __init__(self, config: TrainConfig, world: World, reader: TrainReader | None = None) -> None:
         self.config, self.world = config, world
         self.run_dir = Path(config.checkpoint_path)
-        self.reader = TrainReader(
+        self.reader = reader or TrainReader(
             config.data_path, config.seed, config.global_batch_size, world.rank, world.world_size
         )
         self.total_steps = total_steps(config, self.reader.metadata)
@@ -157,7 +157,7 @@ class Trainer:
             metric_sums=self.sums.total(),
             best_score=self.best_score,
         )
-        self.writer.write(state, self._pieces(), ("best", "latest") if is_best else ("latest",))
+        self.writer.write(state, self.pieces(), ("best", "latest") if is_best else ("latest",))
 
     def _initialize(self, name: str, module: nn.Module, copy: Copy) -> None:
         initialize_module(f"{PREFIX}.{name}", module, copy, self.config.seed)
@@ -277,7 +277,7 @@ class Trainer:
     def _dataset(self) -> dict[str, object]:
         return checkpoint.dataset_identity(Path(self.config.data_path), self.reader.metadata)
 
-    def _pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[Piece]:
         """This rank's share of everything that a resume needs."""
         yield from self.engine.pieces()
         table = self.model.puzzle_emb

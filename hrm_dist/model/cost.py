@@ -44,6 +44,10 @@ def _block_runs(arch: ArchConfig) -> _BlockRuns:
     )
 
 
+def _has_q_target(arch: ArchConfig) -> bool:
+    return arch.act_continue and arch.halt_max_steps > 1
+
+
 def flops_per_sequence(arch: ArchConfig, metadata: DatasetMetadata, recomputes: bool = False) -> int:
     """Matmul operations of one training segment on one sequence.
 
@@ -51,7 +55,7 @@ def flops_per_sequence(arch: ArchConfig, metadata: DatasetMetadata, recomputes: 
     forward of the segment.
     """
     runs = _block_runs(arch)
-    forwards = 2 if arch.act_continue and arch.halt_max_steps > 1 else 1
+    forwards = 2 if _has_q_target(arch) else 1
     num_blocks = forwards * runs.total + (3 if recomputes else 2) * runs.with_gradient
     head = 3 * 2 * metadata.seq_len * arch.hidden_size * metadata.vocab_size
     return num_blocks * _block_flops(arch, arch.prefix_len + metadata.seq_len) + head
@@ -111,11 +115,6 @@ def memory_per_rank(config: TrainConfig, metadata: DatasetMetadata, world_size: 
     batch_size = -(-config.global_batch_size // world_size)
     state = batch_size * seq_len * arch.hidden_size * item
     at_a_time = -(-batch_size // config.gradient_accumulation_steps)
-    activations = at_a_time * activation_bytes(arch, metadata, recomputes)
-    if recomputes:  # one block at a time has all that it keeps
-        activations += at_a_time * _block_bytes(arch, seq_len) + _cast_weights_bytes(arch, seq_len)
-    else:
-        activations += _block_runs(arch).with_gradient * _cast_weights_bytes(arch, seq_len)
     num_parts = place_table(config, metadata, World(0, world_size, torch.device("cpu"))).num_parts
     return {
         "weights": of_weights + (share if config.engine.startswith("zero") else 0),
@@ -124,8 +123,32 @@ def memory_per_rank(config: TrainConfig, metadata: DatasetMetadata, world_size: 
         "moving average": of_optimizer if config.ema else 0,
         "puzzle table": 4 * -(-metadata.num_puzzle_identifiers // num_parts) * arch.puzzle_emb_width,
         "carry": 2 * state + batch_size * metadata.seq_len * 8,
-        "activations": activations,
+        "activations": _bytes_of_a_pass(arch, metadata, at_a_time, recomputes),
     }
+
+
+def _bytes_of_a_pass(
+    arch: ArchConfig, metadata: DatasetMetadata, local_batch_size: int, recomputes: bool
+) -> int:
+    """Bytes held for the backward pass, and by it, which are gone after it."""
+    seq_len = arch.prefix_len + metadata.seq_len
+    with torch.device("meta"):
+        block = Block(arch, seq_len)
+    block_weights = sum(parameter.numel() for parameter in block.parameters())
+    num_runs = _block_runs(arch).with_gradient
+    size = local_batch_size * activation_bytes(arch, metadata, recomputes)
+    if recomputes or _has_q_target(arch):
+        # While all is kept, one block is computed again, or the Q-target's blocks one after the other.
+        size += local_batch_size * _block_bytes(arch, seq_len)
+    if arch.forward_dtype != "float32":  # a run casts the weights, and keeps that too
+        num_cast = 1 if recomputes else num_runs
+        size += num_cast * DTYPES[arch.forward_dtype].itemsize * block_weights
+    num_blocks = arch.L_layers + (arch.H_layers if arch.name == "hrm" else 0)
+    if recomputes and num_runs > num_blocks:
+        # The gradients of several uses of a weight add up apart. Without recomputation, what each use
+        # kept makes room for that.
+        size += 4 * num_blocks * block_weights
+    return size
 
 
 def activation_bytes(arch: ArchConfig, metadata: DatasetMetadata, recomputes: bool = False) -> int:
@@ -162,12 +185,3 @@ def _block_bytes(arch: ArchConfig, seq_len: int) -> int:
     else:
         mixing = item * seq_len * size * (7 if arch.pos_encodings == "rope" else 5)
     return mixing + swiglu(seq_len, size) + 2 * 4 * seq_len * size
-
-
-def _cast_weights_bytes(arch: ArchConfig, seq_len: int) -> int:
-    """Bytes of a block's weights in the dtype of the activations, which each run with gradient keeps."""
-    if arch.forward_dtype == "float32":
-        return 0  # the weights themselves
-    with torch.device("meta"):
-        block = Block(arch, seq_len)
-    return DTYPES[arch.forward_dtype].itemsize * sum(parameter.numel() for parameter in block.parameters())

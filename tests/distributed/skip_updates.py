@@ -64,7 +64,7 @@ def digests(trainer: Trainer) -> dict[str, str]:
     kinds = ("model.", "ema.", "exp_avg")
     return {
         piece.key: hashlib.sha256(piece.data.detach().contiguous().numpy().tobytes()).hexdigest()
-        for piece in trainer._pieces()
+        for piece in trainer.pieces()
         if piece.key.startswith(kinds)
     }
 

@@ -9,6 +9,7 @@ from hrm_dist.model import build_model
 from hrm_dist.model.cost import activation_bytes, flops_per_sequence, memory_per_rank, num_parameters
 from hrm_dist.model.layers import recompute_blocks
 from tests.unit.models import METADATA, arch_of, random_batch, saved_bytes, segment_loss
+from tools.activation_memory import peak_activation_bytes
 
 COSTED = {
     "hrm": arch_of("hrm", hidden_size=96, num_heads=3),
@@ -37,11 +38,19 @@ def test_activation_bytes_are_what_torch_saves_for_a_sequence_to_one_percent(
     assert activation_bytes(arch, METADATA, recomputes) == pytest.approx(measured, rel=0.01)
 
 
+@recomputed_or_not
 @every_arch
-def test_the_activations_of_a_rank_include_the_weights_cast_for_each_update(arch: ArchConfig) -> None:
-    config = TrainConfig(data_path="unused", arch=arch, global_batch_size=2)
+def test_the_estimate_of_a_rank_is_near_the_peak_of_a_segment(arch: ArchConfig, recomputes: bool) -> None:
+    model = build_model(arch, METADATA)
+    if recomputes:
+        recompute_blocks(model)
+    peak = peak_activation_bytes(model, random_batch(32, seed=0))
+    config = TrainConfig(
+        data_path="unused", arch=arch, global_batch_size=32, activation_checkpointing=recomputes
+    )
     estimate = memory_per_rank(config, METADATA, world_size=1)["activations"]
-    assert estimate == pytest.approx(saved_bytes(arch, 2), rel=0.02)
+    # Left out: what the backward pass of a block takes on top, which shows where little is kept.
+    assert estimate == pytest.approx(peak, rel=0.25 if recomputes else 0.15)
 
 
 @recomputed_or_not

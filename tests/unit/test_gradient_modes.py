@@ -4,12 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrm_dist.config import ArchConfig
+from hrm_dist.config import ArchConfig, TrainConfig
+from hrm_dist.distributed import World
 from hrm_dist.model import build_model
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.hrm import InnerCarry
 from hrm_dist.model.layers import Block, recompute_blocks
+from hrm_dist.trainer import Trainer
 from tests.unit.models import METADATA, arch_of, let_halting_vary, random_batch, segment_loss
+from tools.train_speed import RandomReader
 
 MODES = ("one_step", "last_cycle", "bptt")
 # Of two slow and six fast updates, those that carry gradient.
@@ -127,3 +130,21 @@ def test_hooks_of_a_recomputed_block_run_in_the_forward_alone() -> None:
     assert num_calls == 2 * 2 * 8  # before and after, segment and Q-target, six updates of L and two of H
     loss.backward()
     assert len(called) == num_calls
+
+
+def losses_of_a_run(**fields: object) -> list[float]:
+    config = TrainConfig.model_validate(
+        {"data_path": "none", "arch": arch_of("hrm"), "precision": "fp32", "global_batch_size": 4, **fields}
+    )
+    world = World(0, 1, torch.device("cpu"))
+    trainer = Trainer(config, world, RandomReader(METADATA, 4, world))
+    for step in range(4):
+        trainer.train_step(trainer.reader.batch(step))
+        trainer.step += 1
+    recomputes = {block.recomputes for block in trainer.model.modules() if isinstance(block, Block)}
+    assert recomputes == {config.activation_checkpointing}
+    return trainer.sums.values.tolist()
+
+
+def test_activation_checkpointing_does_not_change_a_run() -> None:
+    assert losses_of_a_run(activation_checkpointing=True) == losses_of_a_run()
