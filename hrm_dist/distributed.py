@@ -101,9 +101,11 @@ def _group_of_several(launch: Launched, backend: str, timeout_s: float) -> Itera
         raise
     finally:
         _watch = None
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        watch.close()
+        try:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        finally:
+            watch.close()
 
 
 def _meet(launch: Launched, timeout_s: float) -> tuple[dist.Store, liveness.Watch]:

@@ -18,7 +18,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from data_pipeline.build import build
@@ -148,8 +148,15 @@ def _settings(config: TrainConfig, device_type: str) -> Mapping[str, object]:
         values |= {f"{section}.{key}": value for key, value in entries.items()}
     packages = ["hrm-dist", "torch", "numpy", *(["deepspeed"] if config.engine.startswith("zero") else [])]
     return (
-        values | {"the device": device_type} | {f"the version of {name}": version(name) for name in packages}
+        values | {"the device": device_type} | {f"the version of {name}": _version(name) for name in packages}
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # ours, where it is used without being installed
+        return "unknown"
 
 
 def _dataset(config: TrainConfig) -> Mapping[str, object]:
