@@ -163,7 +163,10 @@ def _dataset(config: TrainConfig) -> Mapping[str, object]:
     from hrm_dist.checkpoint import dataset_identity
 
     path = Path(config.data_path)
-    identity = dataset_identity(path, load_dataset_info(path).metadata("train"))
+    try:
+        identity = dataset_identity(path, load_dataset_info(path).metadata("train"))
+    except FileNotFoundError as error:  # on all ranks, the reader will say so
+        return {f"data_path={path}: {error.filename}": "missing"}
     return {f"data_path={path}: its {key}": value for key, value in identity.items()}
 
 
