@@ -42,15 +42,15 @@ _SETTINGS = (
 def refuse_accelerate_settings(environment: Mapping[str, str]) -> None:
     """Raise a ConfigError that names every setting in the environment, and ours."""
     problems: list[str] = []
+    unseen = dict(sorted(environment.items()))
     for setting in _SETTINGS:
-        found = [
-            f"{name}={value}"
-            for name, value in sorted(environment.items())
-            if fnmatchcase(name, setting.variables) and value.lower() not in setting.harmless
-        ]
+        names = [name for name in unseen if fnmatchcase(name, setting.variables)]
+        values = {name: unseen.pop(name) for name in names}
+        found = [f"{name}={value}" for name, value in values.items() if value.lower() not in setting.harmless]
         if found:
             more = f" and {len(found) - 1} more {setting.variables}" if len(found) > 1 else ""
-            problems.append(f"{found[0]}{more} has no effect; use {setting.ours}")
+            verb = "have" if more else "has"
+            problems.append(f"{found[0]}{more} {verb} no effect; use {setting.ours}")
     if problems:
         raise ConfigError(
             "accelerate launch only starts the processes; leave its other settings out of its command line and of "

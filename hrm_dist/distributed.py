@@ -105,9 +105,11 @@ def _group_of_several(launch: Launched, backend: str, timeout_s: float) -> Itera
         # DDP's wrapper must not be the last to hold the group: it ends the group's threads without letting them have
         # Python's lock, for which one may still wait, to let go of the tensors of a gather.
         gc.collect()
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        watch.close()
+        try:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        finally:
+            watch.close()
 
 
 def _meet(launch: Launched, timeout_s: float) -> tuple[dist.Store, liveness.Watch]:

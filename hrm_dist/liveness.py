@@ -141,7 +141,8 @@ class Watch:
         self._store = dist.PrefixStore("liveness", store)
         self._rank, self._world_size, self._rank_0_hosts = rank, world_size, rank_0_hosts
         self._silence_s, self._end = silence_s, end
-        self._beat_s = beat_s * max(1, world_size / 64)  # a beat takes world_size² lines from the store
+        # All ranks read all lines: 0.4 ms of the store's time per rank and beat with 64 ranks, 2.6 ms with 512.
+        self._beat_s = min(beat_s * max(1, world_size / 64), silence_s / 5)
         self._farewell = _Farewell()
         self._leaving = threading.Lock()  # one thread decides how this process ends
         self._beat = 0

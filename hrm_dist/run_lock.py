@@ -21,7 +21,7 @@ def locked(run_dir: Path) -> Iterator[None]:
     """Hold the run folder, which is made if missing; ConfigError if another process does.
 
     The lock is the kernel's, on `.lock` in the folder: it goes with the process, however that ends, and a child
-    does not inherit it. A folder in which nothing was written is removed again.
+    does not inherit it. At the end the file goes too, and so do folders made for a run that wrote nothing.
     """
     made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     path = run_dir / ".lock"
@@ -35,11 +35,10 @@ def locked(run_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if made and list(run_dir.iterdir()) == [path]:
-            path.unlink()
-            with suppress(OSError):  # a parent may have got other content meanwhile
-                for folder in made:
-                    folder.rmdir()
+        path.unlink(missing_ok=True)  # before another process can hold it
+        with suppress(OSError):  # something was written
+            for folder in made:
+                folder.rmdir()
         os.close(descriptor)
 
 

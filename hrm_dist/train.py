@@ -18,7 +18,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from data_pipeline.build import build
@@ -153,15 +153,25 @@ def _settings(config: TrainConfig, device_type: str) -> Mapping[str, object]:
         values |= {f"{section}.{key}": value for key, value in entries.items()}
     packages = ["hrm-dist", "torch", "numpy", *(["deepspeed"] if config.engine.startswith("zero") else [])]
     return (
-        values | {"the device": device_type} | {f"the version of {name}": version(name) for name in packages}
+        values | {"the device": device_type} | {f"the version of {name}": _version(name) for name in packages}
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # ours, where it is used without being installed
+        return "unknown"
 
 
 def _dataset(config: TrainConfig) -> Mapping[str, object]:
     from hrm_dist.checkpoint import dataset_identity
 
     path = Path(config.data_path)
-    identity = dataset_identity(path, load_dataset_info(path).metadata("train"))
+    try:
+        identity = dataset_identity(path, load_dataset_info(path).metadata("train"))
+    except FileNotFoundError as error:  # on all ranks, the reader will say so
+        return {f"data_path={path}: {error.filename}": "missing"}
     return {f"data_path={path}: its {key}": value for key, value in identity.items()}
 
 

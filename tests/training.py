@@ -105,23 +105,21 @@ def start_module_ranks(
     world_size: int, name: Path, module: str, arguments: Sequence[object]
 ) -> list[Started]:
     """Start a command in processes that find each other as under a launcher."""
-    environment = {} if world_size == 1 else _environment(world_size)
     return [
-        Started(
-            name.with_name(f"{name.name}.rank{rank}.log"),
-            module,
-            arguments,
-            environment and {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(world_size)
+        Started(name.with_name(f"{name.name}.rank{rank}.log"), module, arguments, environment)
+        for rank, environment in enumerate(rank_environments(world_size))
     ]
 
 
-def _environment(world_size: int) -> dict[str, str]:
+def rank_environments(world_size: int) -> list[dict[str, str]]:
+    """What a launcher would tell each of its processes; nothing if there is one."""
+    if world_size == 1:
+        return [{}]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
 
 
 def train_on_ranks(world_size: int, config: Path, run: Path, *overrides: str) -> None:

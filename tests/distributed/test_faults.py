@@ -1,70 +1,273 @@
-"""What happens to the others when a process of a run is killed, stopped, fails or was started differently."""
+"""What the processes of a run do when one is killed, stopped, fails, hangs or was started differently."""
 
+import os
 import re
+import shutil
 import signal
-from collections.abc import Sequence
+import socket
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from data_pipeline.build import build
+from data_pipeline.dataset_plan import Request
+from data_pipeline.identity import ArcOptions
 from tests.training import (
     Finished,
     Started,
+    command_line,
     num_rows,
+    rank_environments,
+    rows,
+    start_module_ranks,
     start_ranks,
+    train_on_ranks,
 )
 
 pytestmark = pytest.mark.distributed
 
-# Far more steps than a test waits for; nothing but the fault ends these runs. How long a process must be silent is a
-# compromise: a busy machine may starve one for seconds.
-ENDLESS = [
-    "max_steps=100000",
-    "global_batch_size=12",
-    "epochs=100000",
-    "checkpoint_interval=5",
-    "timeout_s=8",
-]
-STEPS = r"last heard of at step \d+; rank \d is at step [1-9]\d*\. The same command goes on"
+# Far more steps than a test waits for: nothing but the fault ends the run. A busy machine may starve a process for
+# seconds, so a rank that is silent for less than this is not gone.
+TIMEOUT_S = 6
+SETTINGS = ["max_steps=100000", "global_batch_size=12", "checkpoint_interval=5", f"timeout_s={TIMEOUT_S}"]
+GOES_ON = r"rank \d is at step [1-9]\d*\. The same command goes on from the last checkpoint\."
+
+Start = Callable[..., list[Started]]
 
 
 def silent(rank: int) -> str:
-    return rf"rank {rank} has shown no sign of life for \d+ s, {STEPS}"
+    return rf"error: rank {rank} has shown no sign of life for \d+ s, last heard of at step \d+; {GOES_ON}"
 
 
-def start_endless(world_size: int, config: Path, run: Path, *overrides: str) -> list[Started]:
-    ranks = start_ranks(world_size, config, run, *ENDLESS, *overrides)
-    assert ranks[0].wait_until(lambda: num_rows(run) >= 6)
-    return ranks
+@pytest.fixture
+def start(config: Path, tmp_path: Path) -> Iterator[Start]:
+    """Starts the processes of a run in tmp_path / "run", waits until they train, and leaves none behind."""
+    started: list[Started] = []
+
+    def start(world_size: int, *overrides: str) -> list[Started]:
+        run = tmp_path / "run"
+        started.extend(start_ranks(world_size, config, run, *SETTINGS, *overrides))
+        assert started[0].wait_until(lambda: num_rows(run) >= 6), started[0].log.read_text()
+        return started
+
+    yield start
+    for rank in started:
+        rank.process.kill()
 
 
-def finish(ranks: Sequence[Started]) -> list[Finished]:
-    return [rank.finish() for rank in ranks]
+def finish_alike(ranks: list[Started], message: str, exit_code: int = 1) -> None:
+    """All end with the exit code and, for all to see, a message; no traceback hides it."""
+    for finished in [rank.finish() for rank in ranks]:
+        assert finished.exit_code == exit_code, finished.output
+        assert re.search(message, finished.output), finished.output
+        assert "Traceback" not in finished.output
 
 
-@pytest.mark.parametrize(("world_size", "killed"), [(2, 1), (3, 2), (4, 1)])
-def test_after_rank_n_is_killed_all_others_end_and_say_which_and_where(
-    world_size: int, killed: int, config: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    ranks = start_endless(world_size, config, run)
-    ranks[killed].signal(signal.SIGKILL)
-    for rank, finished in enumerate(finish(ranks)):
-        if rank != killed:
-            assert finished.exit_code == 1, finished.output
-            assert re.search(silent(killed), finished.output), finished.output
-            assert "Traceback" not in finished.output
+@pytest.mark.parametrize(("world_size", "killed"), [(2, 1), (4, 2)])
+def test_when_a_rank_is_killed_the_others_end_and_name_it(world_size: int, killed: int, start: Start) -> None:
+    ranks = start(world_size)
+    ranks.pop(killed).signal(signal.SIGKILL)
+    finish_alike(ranks, silent(killed))
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_after_rank_0_is_killed_all_others_end_and_say_so(
-    world_size: int, config: Path, tmp_path: Path
+def test_when_rank_0_is_killed_the_others_end_and_name_it(world_size: int, start: Start) -> None:
+    rank_0, *others = start(world_size)
+    rank_0.signal(signal.SIGKILL)
+    finish_alike(others, rf"rank 0, which holds .*, is gone, last heard of at step \d+; {GOES_ON}")
+
+
+def test_when_a_rank_is_stopped_for_long_the_others_end_and_then_it_does(start: Start) -> None:
+    ranks = start(3)
+    stopped = ranks.pop(1)
+    stopped.signal(signal.SIGSTOP)
+    finish_alike(ranks, silent(1))
+    stopped.signal(signal.SIGCONT)
+    finish_alike([stopped], "error: rank")
+
+
+def test_when_a_rank_is_stopped_for_a_moment_training_goes_on(start: Start, tmp_path: Path) -> None:
+    ranks = start(2)
+    for rank in ranks:
+        rank.signal(signal.SIGSTOP)
+        time.sleep(TIMEOUT_S / 4)
+        rank.signal(signal.SIGCONT)
+        reached = num_rows(tmp_path / "run")
+        assert ranks[0].wait_until(lambda reached=reached: num_rows(tmp_path / "run") > reached + 3)
+    ranks[1].signal(signal.SIGTERM)
+    assert [rank.finish().exit_code for rank in ranks] == [75, 75]
+
+
+def with_a_fault(
+    fault: str, rank: int, where: object, config: Path, run: Path, *overrides: str
+) -> list[Finished]:
+    command = [fault, rank, where, config, f"checkpoint_path={run}", *SETTINGS, *overrides]
+    ranks = start_module_ranks(3, run, "tests.distributed.train_with_a_fault", command)
+    return [rank.finish() for rank in ranks]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_on_one_rank_ends_the_others_with_its_last_words(
+    failing: int, config: Path, tmp_path: Path
+) -> None:
+    for rank, finished in enumerate(with_a_fault("error", failing, 7, config, tmp_path / "run")):
+        assert finished.exit_code == 1, finished.output
+        if rank == failing:
+            assert "Traceback" in finished.output
+        else:
+            last_words = "at step 7: ZeroDivisionError: this rank cannot go on"
+            assert f"error: rank {failing} ended with an error {last_words}" in finished.output
+            assert "Traceback" not in finished.output
+
+
+def test_a_rank_that_hangs_ends_all_and_is_named_with_its_step(config: Path, tmp_path: Path) -> None:
+    for finished in with_a_fault("hang", 1, 7, config, tmp_path / "run"):
+        assert finished.exit_code == 1, finished.output
+        assert re.search("though every rank is alive or done: .*rank.* at step 7", finished.output), (
+            finished.output
+        )
+
+
+def test_when_torchrun_loses_a_process_the_same_command_goes_on_bit_for_bit(
+    config: Path, tmp_path: Path
+) -> None:
+    run, reference = tmp_path / "run", tmp_path / "reference"
+    settings = ["max_steps=24", "checkpoint_interval=3"]
+    train_on_ranks(2, config, reference, *settings)
+    command = ["-m", "hrm_dist.train", config, f"checkpoint_path={run}", *settings, f"timeout_s={TIMEOUT_S}"]
+    [torchrun] = start_module_ranks(1, run, "torch.distributed.run", ["--nproc-per-node", 2, *command])
+    assert torchrun.wait_until(lambda: num_rows(run) >= 5)
+    killed = max(torchrun.children())
+    environment = dict(
+        entry.split("=", 1)
+        for entry in Path(f"/proc/{killed}/environ").read_text().split("\0")
+        if "=" in entry
+    )
+    os.kill(killed, signal.SIGKILL)
+    finished = torchrun.finish()
+    assert finished.exit_code == 1
+    assert re.search(silent(int(environment["RANK"])), finished.output), finished.output
+    [again] = start_module_ranks(1, run, "torch.distributed.run", ["--nproc-per-node", 2, *command])
+    assert again.finish().exit_code == 0
+    assert rows(run) == rows(reference)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_whose_others_never_come_gives_up(rank: int, config: Path, tmp_path: Path) -> None:
+    environment = rank_environments(2)[rank]
+    arguments = [config, f"checkpoint_path={tmp_path / 'run'}", "timeout_s=2"]
+    finished = Started(tmp_path / "log", "hrm_dist.train", arguments, environment).finish()
+    assert finished.exit_code == 1
+    message = f"error: rank {rank} of 2 has not met the others at MASTER_ADDR=127.0.0.1 MASTER_PORT="
+    assert message in finished.output
+    assert "within timeout_s=2" in finished.output
+    assert "Traceback" not in finished.output
+    assert not (tmp_path / "run").exists()
+
+
+# Started differently
+
+
+def train_each(config: Path, run: Path, *overrides: list[str]) -> list[Finished]:
+    """A run in which every rank has overrides of its own."""
+    ranks = [
+        Started(
+            run.with_name(f"rank{rank}.log"),
+            "hrm_dist.train",
+            [config, f"checkpoint_path={run}", *own],
+            environment,
+        )
+        for rank, (own, environment) in enumerate(
+            zip(overrides, rank_environments(len(overrides)), strict=True)
+        )
+    ]
+    return [rank.finish() for rank in ranks]
+
+
+def test_ranks_with_different_settings_are_refused_before_anything_is_written(
+    config: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    ranks = start_endless(world_size, config, run)
-    ranks[0].signal(signal.SIGKILL)
-    for finished in finish(ranks)[1:]:
-        assert finished.exit_code == 1, finished.output
-        expected = f"rank 0, which holds the store of the processes, is gone, {STEPS}"
-        assert re.search(expected, finished.output), finished.output
-        assert "Traceback" not in finished.output
+    settings = [["lr=1e-3"], ["lr=2e-3"], ["lr=1e-3", "arch.H_cycles=3", "global_batch_size=9"]]
+    for finished in train_each(config, run, *[["global_batch_size=12", *own] for own in settings]):
+        assert finished.exit_code == 2, finished.output
+        assert "lr is 0.001 on ranks 0, 2 and 0.002 on rank 1; start every process" in finished.output
+        assert "arch.H_cycles is 2 on ranks 0-1 and 3 on rank 2;" in finished.output
+        assert "global_batch_size is 12 on ranks 0-1 and 9 on rank 2;" in finished.output
+    assert not run.exists()
+
+
+def test_a_rank_that_sees_another_dataset_is_refused(
+    config: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where every machine has its own copy at the same path."""
+    run = tmp_path / "run"
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    shutil.copytree(dataset, tmp_path / "here" / "data")
+    monkeypatch.chdir(tmp_path / "here")
+    for finished in with_a_fault("elsewhere", 2, tmp_path / "there", config, run, "data_path=data"):
+        assert finished.exit_code == 2, finished.output
+        assert re.search("^error: rank 2: data/dataset.json: not found", finished.output), finished.output
+    options = ArcOptions(num_aug=8, holdout="all", canvas=6, limit_groups=8)
+    build(Request("arc-agi-1", [], tmp_path / "there" / "data", options, seed=1, workers=1, quiet=True))
+    for finished in with_a_fault("elsewhere", 2, tmp_path / "there", config, run, "data_path=data"):
+        assert finished.exit_code == 2, finished.output
+        assert re.search(r"data_path=data: its sha256 is \w+ on ranks 0-1 and \w+ on rank 2", finished.output)
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(
+    world_size: int, start: Start, config: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    first = start(world_size)[0]
+    holder = f"host {socket.gethostname()}, pid {first.process.pid}"
+    before = num_rows(run)
+    for second in start_module_ranks(
+        world_size, tmp_path / "second", "hrm_dist.train", [config, f"checkpoint_path={run}", *SETTINGS]
+    ):
+        finished = second.finish()
+        assert finished.exit_code == 2
+        assert f"checkpoint_path={run}: another run trains here ({holder}); wait" in finished.output
+    assert first.wait_until(lambda: num_rows(run) > before + 3)
+    steps = [row["step"] for row in rows(run)]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_process_that_was_launched_twice_without_ranks_trains_once(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    both = [
+        Started(
+            tmp_path / f"{i}.log", "hrm_dist.train", [config, f"checkpoint_path={run}", "max_steps=40"], {}
+        )
+        for i in range(2)
+    ]
+    finished = [process.finish() for process in both]
+    assert sorted(process.exit_code for process in finished) == [0, 2], finished
+    assert [row["step"] for row in rows(run)] == list(range(1, 41))
+
+
+def test_settings_of_accelerate_are_refused_in_its_processes(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = [
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--mixed_precision",
+        "bf16",
+        "--dynamo_backend",
+        "inductor",
+    ]
+    command = ["-m", "hrm_dist.train", config, f"checkpoint_path={run}"]
+    finished = command_line("-m", "accelerate.commands.launch", *options, *command)
+    assert finished.exit_code == 1  # accelerate's own
+    assert (
+        "ACCELERATE_MIXED_PRECISION=bf16 has no effect; use precision=bf16 or precision=fp32"
+        in finished.output
+    )
+    assert "ACCELERATE_DYNAMO_BACKEND=INDUCTOR has no effect; use compile=true" in finished.output
+    assert not run.exists()

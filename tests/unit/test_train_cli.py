@@ -45,8 +45,12 @@ class Refusal:
 
 
 def content(folder: Path) -> dict[str, tuple[int, str]]:
+    """What is in a folder and when it was written; of folders only that they are there, since a lock comes and goes."""
     return {
-        str(path): (path.lstat().st_mtime_ns, os.readlink(path) if path.is_symlink() else "")
+        str(path): (
+            0 if path.is_dir() and not path.is_symlink() else path.lstat().st_mtime_ns,
+            os.readlink(path) if path.is_symlink() else "",
+        )
         for path in sorted(folder.rglob("*"))
     }
 
