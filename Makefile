@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: setup demo test lint clean-demo
+.PHONY: setup demo test test-full lint clean-demo
 
 setup: .venv/.installed
 
@@ -27,6 +27,10 @@ clean-demo:
 # Two worker processes of one thread each are faster than one of two on the tests' tiny models.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+
+# All engines on all numbers of processes too, as a single part of the matrix rarely fails alone.
+test-full: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope -m "full or not full"
 
 lint: setup
 	$(BIN)/ruff check .

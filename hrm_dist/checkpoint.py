@@ -1,40 +1,63 @@
-"""Checkpoints: everything a run needs to go on, whole or not at all.
+"""Checkpoints: everything a run needs to go on, whole or not at all; written by any engine, read by any other.
 
-    checkpoints/step_N/state.json              step, configuration, versions, sha256 of every other file
-                       model.safetensors       weights, initial states, puzzle table
-                       ema.safetensors         averaged weights, where the run keeps them
-                       optimizer.safetensors   moments of every weight
-                       rank_00000.safetensors  that rank's slice of the carry, and its random state
+    checkpoints/step_N/state.json                    step, configuration, versions, where each tensor is, sha256
+                       model-00000.safetensors       rank 0's share of weights, initial states, puzzle table
+                       ema-00000.safetensors         of the averaged weights, where the run keeps them
+                       optimizer-00000.safetensors   of the moments of every weight
+                       rank-00000.safetensors        rank 0's slice of the carry, and its random state
+                       model-00001.safetensors ...   the same of rank 1, and so on
     checkpoints/latest -> step_N,  checkpoints/best -> step_M
 
-A checkpoint is written under a temporary name, synced, and renamed; links move only to complete ones.
+A rank's share is a number of tensors, or of runs of flattened tensors, named `NAME[START:STOP]`. A checkpoint is
+written under a temporary name, synced, and renamed; links move only to complete ones. hrm_dist/checkpoint_writer.py
+writes, this module reads.
 """
 
+import functools
 import hashlib
 import json
-import os
 import re
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_pipeline.errors import InputError
 from data_pipeline.schema import DatasetMetadata
-from data_pipeline.writer import sync
 from hrm_dist import distributed
 from hrm_dist.config import ArchConfig
 from hrm_dist.model.act import ACTModel
 
-FORMAT = 1
-_STATE = "state.json"
-_STEP_DIR = re.compile(r"step_(\d+)")
+FORMAT = 2
+STATE_FILE = "state.json"
+STEP_DIR = re.compile(r"step_(\d+)")
+
+_STEM_OF_KIND = {
+    "model": "model", "ema": "ema", "exp_avg": "optimizer", "exp_avg_sq": "optimizer",
+    "carry": "rank", "rng": "rank",
+}  # fmt: skip
+_REMEDY = "choose another checkpoint, e.g. a step_N folder beside it, or start over with resume=never."
+
+
+class Part(NamedTuple):
+    """Elements start..stop-1 of a flattened tensor, and the file that has them."""
+
+    file: str
+    start: int
+    stop: int
+
+
+class TensorEntry(BaseModel):
+    """A tensor of a checkpoint: its shape, and its parts in order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
 
 
 class CheckpointState(BaseModel):
@@ -44,6 +67,8 @@ class CheckpointState(BaseModel):
 
     format: int
     step: int
+    num_updates: int
+    """Updates made: `step` without those that were skipped because something was not finite."""
     world_size: int
     config: dict[str, Any]
     dataset: dict[str, Any]
@@ -52,7 +77,131 @@ class CheckpointState(BaseModel):
     """What bit-for-bit equality depends on: versions, threads, device."""
     metric_sums: list[float]
     best_score: float | None
-    sha256: dict[str, str]
+    tensors: dict[str, TensorEntry] = {}
+    """By `KIND.NAME`; see hrm_dist/pieces.py."""
+    sha256: dict[str, str] = {}
+    """Of every other file."""
+    own_sha256: str = ""
+    """Of all the rest of this content."""
+
+    def digest(self) -> str:
+        """What `own_sha256` has to be."""
+        rest = self.model_copy(update={"own_sha256": ""})
+        return hashlib.sha256(rest.model_dump_json().encode()).hexdigest()
+
+
+def file_of(kind: str, rank: int) -> str:
+    """The file to which a rank writes tensors of a kind."""
+    return f"{_STEM_OF_KIND[kind]}-{rank:05d}.safetensors"
+
+
+def name_in_file(key: str, part: Part, shape: Sequence[int]) -> str:
+    """What a part is called in its file: plain where it is the whole tensor of a model or of its average."""
+    kind, name = key.split(".", 1)
+    stored = name if kind in ("model", "ema") else key
+    is_whole = part.stop - part.start == torch.Size(shape).numel()
+    return stored if is_whole else f"{stored}[{part.start}:{part.stop}]"
+
+
+class Checkpoint:
+    """A complete checkpoint, of which any part of any tensor can be read; files are mapped, not loaded."""
+
+    def __init__(self, path: Path, state: CheckpointState) -> None:
+        self.path, self.state = path, state
+        self._opened = functools.cache(lambda name: safe_open(path / name, framework="pt"))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor, by `KIND.NAME`."""
+        return {key: entry.shape for key, entry in self.state.tensors.items()}
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Elements start..stop-1 of a flattened tensor."""
+        entry = self._entry(key)
+        stop = torch.Size(entry.shape).numel() if stop is None else stop
+        found: list[Tensor] = []
+        for part in entry.parts:
+            first, last = max(start, part.start), min(stop, part.stop)
+            if first < last:
+                whole = self._stored(part.file, name_in_file(key, part, entry.shape))
+                found.append(whole.reshape(-1)[first - part.start : last - part.start])
+        if sum(map(len, found)) != max(0, stop - start):
+            raise InputError(
+                f"{self.path / STATE_FILE}: does not say where all of {key} is; the checkpoint is damaged: {_REMEDY}"
+            )
+        return found[0] if len(found) == 1 else torch.cat(found) if found else torch.empty(0)
+
+    def tensor(self, key: str) -> Tensor:
+        """A whole tensor."""
+        return self.read(key).reshape(self._entry(key).shape)
+
+    def tensors(self, kind: str) -> dict[str, Tensor]:
+        """The whole tensors of a kind, by NAME."""
+        keys = [key for key in self.state.tensors if key.startswith(f"{kind}.")]
+        return {key.removeprefix(f"{kind}."): self.tensor(key) for key in keys}
+
+    def has(self, kind: str) -> bool:
+        """Whether there is any tensor of a kind."""
+        return any(key.startswith(f"{kind}.") for key in self.state.tensors)
+
+    def _entry(self, key: str) -> TensorEntry:
+        if key not in self.state.tensors:
+            raise InputError(
+                f"{self.path / STATE_FILE}: has no tensor {key}; the checkpoint is of another model: {_REMEDY}"
+            )
+        return self.state.tensors[key]
+
+    def _stored(self, file: str, name: str) -> Tensor:
+        try:
+            return self._opened(file).get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{self.path / file}: {name}: unreadable ({error}); {_REMEDY}") from error
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint after verifying every file that it lists; the ranks share that work, so call it on all.
+
+    Raises InputError naming the file when anything is missing, damaged, or of another format.
+    """
+    state = read_state(path)
+    own = list(state.sha256)[distributed.rank() :: distributed.world_size()]
+    distributed.on_all(lambda: [_verify(path / name, state.sha256[name]) for name in own])
+    return Checkpoint(path, state)
+
+
+def read_state(path: Path) -> CheckpointState:
+    """What state.json says; raises InputError when it is missing, damaged, or of another format."""
+    if not path.is_dir():
+        raise InputError(
+            f"{path}: no checkpoint here (a checkpoint is a folder such as runs/x/checkpoints/latest)."
+        )
+    try:
+        content = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        if content.get("format") != FORMAT:
+            raise InputError(
+                f"{path / STATE_FILE}: format {content.get('format')!r}, this version reads {FORMAT}; {_REMEDY}"
+            )
+        state = CheckpointState.model_validate(content)
+        if state.own_sha256 != state.digest():
+            raise ValueError("its sha256 is not that of its content")
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise InputError(
+            f"{path / STATE_FILE}: unreadable ({reason}); the checkpoint is damaged: {_REMEDY}"
+        ) from error
+    return state
+
+
+def _verify(file: Path, digest: str) -> None:
+    if not file.is_file():
+        raise InputError(
+            f"{file}: missing, though {STATE_FILE} lists it; the checkpoint is damaged: {_REMEDY}"
+        )
+    if _sha256(file) != digest:
+        raise InputError(f"{file}: its sha256 is not the one in {STATE_FILE}; the file is damaged: {_REMEDY}")
 
 
 def _sha256(path: Path) -> str:
@@ -60,149 +209,20 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def save(
-    folder: Path,
-    state: CheckpointState,
-    shared: Mapping[str, Mapping[str, Tensor]],
-    own: Mapping[str, Tensor],
-    names: Sequence[str] = ("latest",),
-) -> Path:
-    """Write a checkpoint from all ranks and point the links `names` to it; gives its final folder.
-
-    shared: file stem -> tensors, the same on every rank, written by the main one; own: this rank's tensors.
-    """
-    final = folder / f"step_{state.step}"
-    temporary = folder / f".step_{state.step}.tmp"
-
-    def prepare() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".step_*"):
-            shutil.rmtree(leftover)
-        temporary.mkdir()
-
-    distributed.on_main(prepare)
-    files = dict(shared) if distributed.is_main() else {}
-    files[f"rank_{distributed.rank():05d}"] = own
-    digests: dict[str, str] = {}
-    for stem, tensors in files.items():
-        path = temporary / f"{stem}.safetensors"
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
-        path.chmod(0o666 & ~_umask())  # safetensors writes 0600, which shuts out the rest of a group
-        sync(path)
-        digests[path.name] = _sha256(path)
-    all_digests = {
-        name: digest for part in distributed.gather_objects(digests) for name, digest in part.items()
-    }
-
-    def finish() -> None:
-        path = temporary / _STATE
-        path.write_text(state.model_copy(update={"sha256": all_digests}).model_dump_json(indent=1))
-        sync(path)
-        sync(temporary)
-        if final.exists():  # the run was set back to an earlier step and came here again
-            _remove(final)
-        temporary.rename(final)
-        sync(folder)
-        for name in names:
-            link(folder / name, final)
-
-    distributed.on_main(finish)
-    return final
-
-
-def link(name: Path, target: Path) -> None:
-    """Point a link such as `latest` to a sibling folder, in one atomic step."""
-    temporary = name.with_name(f".{name.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    os.replace(temporary, name)
-    sync(name.parent)
-
-
-def _remove(path: Path) -> None:
-    # Renamed first: a half-deleted folder must not look like a checkpoint.
-    doomed = path.with_name(f".{path.name}.deleted")
-    path.rename(doomed)
-    shutil.rmtree(doomed)
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the last `keep` checkpoints up to `latest`, and those that `latest` and `best` point to.
-
-    What lies beyond `latest` was left by a run that was then set back; it is in nobody's way.
-    """
-    latest = (folder / "latest").resolve()
-    linked = {latest, (folder / "best").resolve()}
-    steps = sorted((int(m[1]), p) for p in folder.iterdir() if (m := _STEP_DIR.fullmatch(p.name)))
-    newest = int(latest.name.removeprefix("step_"))
-    for _, path in [(step, path) for step, path in steps if step <= newest][:-keep]:
-        if path.resolve() not in linked:
-            _remove(path)
-
-
-def read_state(path: Path) -> CheckpointState:
-    """The state of a checkpoint, after verifying every file it lists.
-
-    Raises InputError naming the file when anything is missing, damaged, or of another format.
-    """
-    remedy = "choose another checkpoint, e.g. a step_N folder beside it, or start over with resume=never."
-    if not path.is_dir():
-        raise InputError(
-            f"{path}: no checkpoint here (a checkpoint is a folder such as runs/x/checkpoints/latest)."
-        )
-    try:
-        content = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        if content.get("format") != FORMAT:
-            raise InputError(
-                f"{path / _STATE}: format {content.get('format')!r}, this version reads {FORMAT}; {remedy}"
-            )
-        state = CheckpointState.model_validate(content)
-    except (OSError, ValueError, AttributeError) as error:
-        reason = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise InputError(
-            f"{path / _STATE}: unreadable ({reason}); the checkpoint is damaged: {remedy}"
-        ) from error
-    for name, digest in state.sha256.items():
-        file = path / name
-        if not file.is_file():
-            raise InputError(
-                f"{file}: missing, though {_STATE} lists it; the checkpoint is damaged: {remedy}"
-            )
-        if _sha256(file) != digest:
-            raise InputError(f"{file}: its sha256 is not the one in {_STATE}; the file is damaged: {remedy}")
-    return state
-
-
-def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
-    """The tensors of one file of a verified checkpoint, on the CPU."""
-    file = path / f"{stem}.safetensors"
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file}: unreadable ({error}); choose another checkpoint.") from error
-
-
-def read_own(path: Path, state: CheckpointState, rank: int, world_size: int) -> dict[str, Tensor]:
-    """This rank's rows of what the ranks of the saved run wrote, re-sliced when their number differs.
-
-    Tensors of a name are joined along their first dimension. The random state goes only with an equal
-    number of ranks.
-    """
-    if state.world_size == world_size:
-        return read_tensors(path, f"rank_{rank:05d}")
-    parts = [read_tensors(path, f"rank_{r:05d}") for r in range(state.world_size)]
-    names = [name for name in parts[0] if name.startswith("carry.")]
-    whole = {name: torch.cat([part[name] for part in parts]) for name in names}
-    return {name: tensor.tensor_split(world_size)[rank] for name, tensor in whole.items()}
+def previous_complete(path: Path) -> Path | None:
+    """The latest complete checkpoint beside a damaged one, if there is one; takes a while, for it is verified."""
+    folder = path.resolve().parent
+    found = [(int(m[1]), p) for p in folder.glob("step_*") if (m := STEP_DIR.fullmatch(p.name))]
+    for _, other in sorted(found, reverse=True):
+        if other != path.resolve():
+            try:
+                state = read_state(other)
+                for name, digest in state.sha256.items():
+                    _verify(other / name, digest)
+            except InputError:
+                continue
+            return other
+    return None
 
 
 def dataset_identity(data_path: Path, metadata: DatasetMetadata) -> dict[str, Any]:
@@ -218,20 +238,20 @@ def load_model(path: Path, data_path: Path, metadata: DatasetMetadata, *, averag
 
     Raises InputError if the dataset is not the one of training: identifiers would mean other puzzles.
     """
-    state = read_state(path)
-    if state.dataset != dataset_identity(data_path, metadata):
+    checkpoint = open_checkpoint(path)
+    if checkpoint.state.dataset != dataset_identity(data_path, metadata):
         raise InputError(
             f"{path}: was trained on another dataset than {data_path}, so puzzle identifiers and embeddings do not "
             "belong together; give --data the dataset of the training."
         )
-    model = ACTModel(ArchConfig.model_validate(state.config["arch"]), metadata)
-    tensors = read_tensors(path, "model")
-    if average and "ema.safetensors" in state.sha256:
-        tensors |= read_tensors(path, "ema")
+    model = ACTModel(ArchConfig.model_validate(checkpoint.state.config["arch"]), metadata)
+    tensors = checkpoint.tensors("model")
+    if average:
+        tensors |= checkpoint.tensors("ema")
     model.load_state_dict(tensors)
     return model.eval()
 
 
 def identity(path: Path) -> str:
     """A short name of a checkpoint's exact content, to tell whose predictions are whose."""
-    return f"{path.resolve().name}-{_sha256(path / _STATE)[:12]}"
+    return f"{path.resolve().name}-{_sha256(path / STATE_FILE)[:12]}"

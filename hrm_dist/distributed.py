@@ -104,6 +104,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def of_main(items: dict[str, T]) -> dict[str, T]:
+    """What one process does for all: everything on the main one, nothing on the others."""
+    return items if is_main() else {}
+
+
 def all_gather_rows(rows: Tensor) -> Tensor:
     """Rows of all ranks, in rank order; every rank has equally many."""
     if world_size() == 1:
@@ -111,6 +116,24 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(rows) for _ in range(world_size())]
     dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
+
+
+def exchange_blocks(rows: Tensor) -> Tensor:
+    """Send block r of world_size equal blocks of rows to rank r; gives the blocks received, in rank order."""
+    if world_size() == 1:
+        return rows
+    received = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(received, rows.contiguous())
+    return received
+
+
+def max_over_ranks(value: int) -> int:
+    """The largest of the ranks' values, on every rank; exchanged between hosts, so no device is waited for."""
+    if world_size() == 1:
+        return value
+    largest = torch.tensor(value)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -122,13 +145,40 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
-def gather_objects(value: T) -> list[T]:
+def all_ranks(flag: Tensor) -> Tensor:
+    """Whether a flag (bool, on the device) is set on every rank, without waiting for it."""
+    if world_size() == 1:
+        return flag
+    votes = flag.to(torch.int32)
+    dist.all_reduce(votes, op=dist.ReduceOp.MIN)
+    return votes.to(torch.bool)
+
+
+def background_group() -> dist.ProcessGroup | None:
+    """A second group of all ranks, on the CPU, for a thread beside the main one; call on every rank."""
+    if world_size() == 1:
+        return None
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)  # this rank is a member
+    return group
+
+
+def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     """The (picklable) values of all ranks, in rank order, on every rank."""
     if world_size() == 1:
         return [value]
     values: list[T] = [value] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values
+
+
+def on_all(function: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+    """Run a function on every rank and give all results; if it fails on any, raise that error on all."""
+    outcomes = gather_objects(_outcome(function), group)
+    for _, error in outcomes:
+        if error is not None:
+            raise error
+    return [result for result, _ in outcomes]  # type: ignore[misc]
 
 
 def barrier() -> None:
@@ -136,20 +186,24 @@ def barrier() -> None:
         dist.barrier()
 
 
-def on_main(function: Callable[[], T]) -> T:
+def on_main(function: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
     """Run a function on the main process alone and give its result, or raise its error, on all."""
     outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
     if is_main():
-        try:
-            outcome = [(function(), None)]
-        except Exception as error:  # every kind: the other processes wait for it
-            outcome = [(None, error)]
+        outcome = [_outcome(function)]
     if world_size() > 1:
-        dist.broadcast_object_list(outcome, src=0)
+        dist.broadcast_object_list(outcome, src=0, group=group)
     result, error = outcome[0]
     if error is not None:
         raise error
     return result  # type: ignore[return-value]
+
+
+def _outcome(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return function(), None
+    except Exception as error:  # every kind: other processes wait for it
+        return None, error
 
 
 class StopRequest:

@@ -29,20 +29,31 @@ class MetricSums:
     def __init__(self, device: torch.device) -> None:
         self.values = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
 
-    def add(self, metrics: dict[str, Tensor]) -> None:
+    def add(self, metrics: dict[str, Tensor], made: Tensor) -> None:
+        """Add a step's sums if its update was made (bool, on the device): others are not finite."""
         zero = self.values.new_zeros(())
         one_step = {"num_steps": zero + 1 / distributed.world_size(), **metrics}
-        self.values += torch.stack([one_step.get(name, zero).to(torch.float64) for name in _SUMS])
+        values = torch.stack([one_step.get(name, zero).to(torch.float64) for name in _SUMS])
+        self.values += torch.where(made, values, 0)
+
+    def total(self) -> list[float]:
+        """The sums over all ranks."""
+        return distributed.sum_over_ranks(self.values).tolist()
+
+    def load(self, total: list[float]) -> None:
+        """Go on from the sums over all ranks: one takes them all."""
+        if distributed.is_main():
+            self.values.copy_(torch.tensor(total, dtype=torch.float64))
 
     def row(self, global_batch_size: int) -> Row:
         """Averages over the steps summed up, over all ranks; then start anew.
 
-        Losses are per sequence of the global batch; accuracies and steps per sequence that halted (0 when
-        none did).
+        Losses are per sequence of the global batch (not a number where no update was made); accuracies and steps
+        per sequence that halted (0 when none did).
         """
-        sums = dict(zip(_SUMS, distributed.sum_over_ranks(self.values).tolist(), strict=True))
+        sums = dict(zip(_SUMS, self.total(), strict=True))
         self.values.zero_()
-        sequences, halted = round(sums["num_steps"]) * global_batch_size, max(sums["count"], 1)
+        sequences, halted = round(sums["num_steps"]) * global_batch_size or math.nan, max(sums["count"], 1)
         q_loss = sums["q_halt_loss"] + sums["q_continue_loss"]
         return {
             "train/loss": (sums["lm_loss"] + 0.5 * q_loss) / sequences,
@@ -75,7 +86,9 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Row) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        # JSON knows no NaN.
+        values = {key: None if value != value else value for key, value in row.items()}
+        self._file.write(json.dumps(values) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())  # a checkpoint that outlives a power cut has all the rows before it
 

@@ -1,59 +1,105 @@
 """AdamATan2, the learning-rate schedule, and the moving average of the weights."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hrm_dist import distributed
+
 # Added to sqrt(v), where it changes nothing but 0/0 (a gradient that never was anything but zero) into 0.
 _TINY = torch.finfo(torch.float32).tiny
+# Updated at a time: an update needs two more numbers for each.
+_MAX_ELEMENTS = 2**25
 
 
 class AdamATan2(torch.optim.Optimizer):
     """Adam with the update atan2(m, sqrt(v)) in place of m / (sqrt(v) + eps) (arXiv 2407.05872).
 
     No epsilon. Weight decay is decoupled and comes first. As in the optimizer HRM was trained with, there is
-    no factor of 1.27, and the bias of m is corrected outside of atan2, that of v inside. All tensors of a
-    group are updated together, by torch's foreach kernels.
+    no factor of 1.27, and the bias of m is corrected outside of atan2, that of v inside. Tensors are updated
+    together, by torch's foreach kernels, as many at a time as need little memory beside them.
+
+    An update is made only if all is finite, on every rank: otherwise tensors, moments and count stay as they
+    are. The decision stays on the device, so nobody waits for it.
     """
 
     def __init__(
         self, params: Iterable[Tensor], lr: float, betas: tuple[float, float], weight_decay: float
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "step": 0})
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+        device = self.param_groups[0]["params"][0].device
+        self.num_updates = torch.zeros((), dtype=torch.float64, device=device)
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+        """Set before a step: whether the loss is finite on this rank. After it: whether the update was made."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Make one update with the learning rate of each group."""
         assert closure is None, "a closure would need a second forward"
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        # The largest elements, not sums of squares, which overflow sooner.
+        norms = torch._foreach_norm([p.grad for p in params if p.numel()], math.inf)
+        finite = torch.stack([self.finite, *(torch.isfinite(norm) for norm in norms)]).all()
+        self.finite = distributed.all_ranks(finite)
+        self.num_updates += self.finite
         for group in self.param_groups:
-            group["step"] += 1
-            beta1, beta2 = group["betas"]
             params = [p for p in group["params"] if p.grad is not None]
-            grads = [p.grad for p in params]
-            exp_avgs, exp_avg_sqs = self._moments(params)
+            moments = [self.moments(p) for p in params]
+            exp_avgs, exp_avg_sqs = [m for m, _ in moments], [v for _, v in moments]
+            for parts in _in_parts(params, [p.grad for p in params], exp_avgs, exp_avg_sqs):
+                self._update(group, *parts)
 
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
-            torch._foreach_mul_(exp_avg_sqs, beta2)
-            torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
+    def _update(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+    ) -> None:
+        lr, (beta1, beta2), finite, count = group["lr"], group["betas"], self.finite, self.num_updates
 
-            denominators = torch._foreach_sqrt(exp_avg_sqs)
-            torch._foreach_add_(denominators, _TINY)
-            updates = torch._foreach_div(exp_avgs, denominators)
-            torch._foreach_mul_(updates, math.sqrt(1 - beta2 ** group["step"]))
-            torch._foreach_atan_(updates)  # atan2(m, s) is atan(m / s), as s is never negative
-            torch._foreach_add_(params, updates, alpha=-group["lr"] / (1 - beta1 ** group["step"]))
+        def factor(value: float | Tensor, otherwise: float) -> Tensor:
+            return torch.where(finite, value, otherwise).to(torch.float32)
 
-    def _moments(self, params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        for p in params:
-            if not self.state[p]:
-                self.state[p]["exp_avg"] = torch.zeros_like(p)
-                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
-        states = [self.state[p] for p in params]
-        return [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+        # Where something is not finite, m moves towards itself and all factors are 1 or 0: nothing changes.
+        made = factor(1.0, 0.0)
+        grads = [torch.where(finite, grad, m) for grad, m in zip(grads, exp_avgs, strict=True)]
+        torch._foreach_mul_(params, factor(1 - lr * group["weight_decay"], 1.0))
+        torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
+        torch._foreach_mul_(grads, made)
+        torch._foreach_mul_(exp_avg_sqs, factor(beta2, 1.0))
+        torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
+
+        updates = torch._foreach_sqrt(exp_avg_sqs)
+        torch._foreach_add_(updates, _TINY)
+        torch._foreach_reciprocal_(updates)
+        torch._foreach_mul_(updates, exp_avgs)
+        torch._foreach_mul_(updates, factor((1 - beta2**count).sqrt(), 0.0))
+        torch._foreach_atan_(updates)  # atan2(m, s) is atan(m / s), as s is never negative
+        torch._foreach_mul_(updates, factor(lr / (1 - beta1**count), 0.0))
+        torch._foreach_sub_(params, updates)
+
+    def moments(self, param: Tensor) -> tuple[Tensor, Tensor]:
+        """The running means of a tensor's gradient and of its square."""
+        state = self.state[param]
+        if not state:
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
+        return state["exp_avg"], state["exp_avg_sq"]
+
+
+def _in_parts(*lists: list[Tensor]) -> Iterator[list[list[Tensor]]]:
+    """The same lists, a part of their elements at a time; tensors of one place are equally long."""
+    if sum(tensor.numel() for tensor in lists[0]) <= _MAX_ELEMENTS:
+        yield list(lists)
+        return
+    for tensors in zip(*lists, strict=True):
+        pieces = [tensor.view(-1).split(_MAX_ELEMENTS) for tensor in tensors]
+        for piece in zip(*pieces, strict=True):
+            yield [[part] for part in piece]
 
 
 def learning_rate(step: int, base_lr: float, warmup_steps: int, total_steps: int, min_ratio: float) -> float:
@@ -73,8 +119,11 @@ class EMA:
         self.averages = [p.detach().clone() for p in self.params]
 
     @torch.no_grad()
-    def update(self) -> None:
-        torch._foreach_lerp_(self.averages, self.params, 1 - self.rate)
+    def update(self, made: Tensor) -> None:
+        """Follow the parameters after an update, if it was made (a bool on their device)."""
+        weight = torch.where(made, 1 - self.rate, 0.0).to(torch.float32)
+        for average, param in zip(self.averages, self.params, strict=True):
+            average.lerp_(param, weight)
 
     @torch.no_grad()
     def swap(self) -> None:

@@ -30,6 +30,7 @@ from hrm_dist.config import TrainConfig, load_config, to_yaml, total_steps
 logger = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 75
+EXIT_FAILED = 1
 
 # Sizes that a dry run assumes where the dataset is not built yet: ARC-AGI-1 and ConceptARC, 1000 augmentations.
 _ASSUMED = DatasetMetadata(
@@ -58,6 +59,7 @@ def dry_run(config: TrainConfig) -> str:
     """What would be trained: every setting, the size of the model, the memory of a rank, the steps."""
     from hrm_dist import distributed
     from hrm_dist.model import cost
+    from hrm_dist.model.puzzle_embedding import place_table
 
     lines = [to_yaml(config).rstrip(), ""]
     try:
@@ -71,7 +73,8 @@ def dry_run(config: TrainConfig) -> str:
         )
     world_size = distributed.launched().world_size
     local_batch_size = -(-config.global_batch_size // world_size)
-    memory = cost.memory_per_rank(config.arch, metadata, local_batch_size, config.ema)
+    table = place_table(config, metadata, 0, world_size)
+    memory = cost.memory_per_rank(config.arch, metadata, local_batch_size, config.ema, table)
     lines.append(f"parameters: {cost.num_parameters(config.arch, metadata):,}")
     lines.append(f"memory per rank, {local_batch_size} of {config.global_batch_size} sequences (estimate):")
     lines += [f"  {purpose:<15} {size / 2**30:8.2f} GiB" for purpose, size in memory.items()]
@@ -115,19 +118,23 @@ def train(config: TrainConfig) -> int:
     import torch
 
     from hrm_dist import distributed
-    from hrm_dist.trainer import Trainer
+    from hrm_dist.trainer import Trainer, TrainingError
 
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     group = distributed.process_group(config.device, even_alone=config.engine != "ddp")
     with closing(distributed.StopRequest()) as stop, group as world:
         check_divisible(config.global_batch_size, world.world_size)
-        if not distributed.on_main(lambda: stop.completes(lambda: build_if_missing(config))):
-            outcome = " before the first step; the same command starts again"
-        elif not Trainer(config, world).fit(stop):
-            outcome = "; the state is saved, and the same command goes on from there"
-        else:
-            return 0
+        try:
+            if not distributed.on_main(lambda: stop.completes(lambda: build_if_missing(config))):
+                outcome = " before the first step; the same command starts again"
+            elif not Trainer(config, world).fit(stop):
+                outcome = "; the state is saved, and the same command goes on from there"
+            else:
+                return 0
+        except TrainingError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_FAILED
     if world.is_main:
         print(f"stopped by {stop.signal_name or 'a signal to another process'}{outcome}", file=sys.stderr)
     return EXIT_INTERRUPTED

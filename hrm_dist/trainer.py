@@ -1,52 +1,41 @@
 """The training loop: batch -> segment -> loss -> engine -> checkpoint. Nothing here knows a model's inside."""
 
+import functools
 import logging
-import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from data_pipeline.reader import TestReader, TrainReader
 from data_pipeline.sampler import rank_slice
-from hrm_dist import checkpoint, distributed, evaluation
+from hrm_dist import checkpoint, distributed, evaluation, resume
+from hrm_dist.carry_state import carry_pieces, read_carries
+from hrm_dist.checkpoint import Checkpoint, CheckpointState
+from hrm_dist.checkpoint_writer import CheckpointWriter, link
 from hrm_dist.config import ConfigError, TrainConfig, to_yaml, total_steps
 from hrm_dist.distributed import StopRequest, World
-from hrm_dist.engines.base import Engine
-from hrm_dist.engines.ddp import DDPEngine
-from hrm_dist.engines.fsdp import FSDPEngine
+from hrm_dist.engines.base import PREFIX, Copy
+from hrm_dist.engines.build import build_engine
 from hrm_dist.metrics import MetricSums, Row, RunLog
-from hrm_dist.model.act import Batch, Carry, build_model, explore_halting
+from hrm_dist.model.act import ACTModel, Batch, Carry, explore_halting
 from hrm_dist.model.cost import flops_per_sequence, matmul_rate
-from hrm_dist.model.hrm import InnerCarry
-from hrm_dist.model.losses import act_loss
-from hrm_dist.model.puzzle_embedding import SignSGD
+from hrm_dist.model.losses import act_loss, finite_sequences
+from hrm_dist.model.network import Network, initialize_module
+from hrm_dist.model.puzzle_embedding import SignSGD, place_table
+from hrm_dist.nonfinite import SkippedUpdates
 from hrm_dist.optim import learning_rate
+from hrm_dist.pieces import Piece, Place, fill, whole
 from hrm_dist.predictions import replace_file
 
 logger = logging.getLogger(__name__)
 
 
-def _deepspeed_engine(network: nn.Module, config: TrainConfig) -> Engine:
-    from hrm_dist.engines.deepspeed import DeepSpeedEngine
-
-    return DeepSpeedEngine(network, config)
-
-
-ENGINES: dict[str, Callable[[nn.Module, TrainConfig], Engine]] = {
-    "ddp": DDPEngine,
-    "zero1": _deepspeed_engine,
-    "zero2": _deepspeed_engine,
-    "zero3": _deepspeed_engine,
-    "fsdp2": FSDPEngine,
-}
-
-# A resumed run goes on with the same batches and carry, so these must be what they were, and all of `arch`.
-_FIXED_ON_RESUME = ("global_batch_size", "seed")
+class TrainingError(Exception):
+    """The run cannot usefully go on; its state is saved. The message is shown as it is."""
 
 
 class Trainer:
@@ -59,20 +48,28 @@ class Trainer:
             config.data_path, config.seed, config.global_batch_size, world.rank, world.world_size
         )
         self.total_steps = total_steps(config, self.reader.metadata)
-        if self.total_steps < 1:
-            raise ConfigError(
-                f"epochs={config.epochs}: so few passes over {self.reader.metadata.total_groups} groups fill no "
-                f"batch of global_batch_size={config.global_batch_size}; raise epochs or lower the batch size."
-            )
+        self._check_sizes()
         self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
 
-        self.model = build_model(config.arch, self.reader.metadata, config.seed).to(world.device)
+        metadata, device = self.reader.metadata, world.device
+        with torch.device("meta"):
+            network = Network(config.arch, metadata)
         if config.compile:
-            for name, module in self.model.network.named_modules():
+            for name, module in network.named_modules():
                 if name.endswith("_level"):
                     module.compile()
-        self.engine: Engine = ENGINES[config.engine](self.model.network, config)
-        self.model.network = self.engine.network
+        self.engine = build_engine(
+            network,
+            config,
+            device,
+            self._initialize,
+        )
+        table = place_table(config, metadata, world.rank, world.world_size)
+        with device:
+            self.model = ACTModel(config.arch, metadata, table, self.engine.network)
+        for name, module in (("", self.model), ("puzzle_emb", self.model.puzzle_emb)):
+            if module is not None:
+                initialize_module(name, module, Tensor.copy_, config.seed)
         self.table_optimizer = None
         if self.model.puzzle_emb is not None:
             self.table_optimizer = SignSGD(self.model.puzzle_emb, config.puzzle_emb_weight_decay)
@@ -80,10 +77,13 @@ class Trainer:
         # Nothing in training draws from it, but its state is part of a checkpoint, and torch seeds it at random.
         torch.manual_seed(config.seed)
         self.step = 0  # completed steps
-        self.carry: Carry | None = None
-        self.sums = MetricSums(world.device)
+        self.carries: list[Carry] = []  # one for each part of the batch
+        self.sums = MetricSums(device)
+        self.skipped = SkippedUpdates(device)
         self.best_score: float | None = None
-        self._set_back_to: Path | None = None
+        self.writer = CheckpointWriter(
+            self.run_dir / "checkpoints", config.keep_checkpoints, in_background=config.async_checkpoint
+        )
 
     def fit(self, stop: StopRequest) -> bool:
         """Train to the last step; gives False if a signal ended the run early, with its state saved."""
@@ -91,22 +91,13 @@ class Trainer:
         if self.step < self.last_step:
             self.reader.batch(self.step)  # a damaged dataset is found before anything is written
         distributed.on_main(self._start_run_folder)
-        device = self.world.device
-        # The measurement draws random numbers, and a resumed run makes it once more.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            peak = matmul_rate(device, self.model.dtype) * self.world.world_size
-        eval_every = self._eval_every()
-        flops_per_step = self.config.global_batch_size * flops_per_sequence(
-            self.config.arch, self.reader.metadata
-        )
-        log = RunLog(self.config, self.run_dir, self.step, self.last_step, flops_per_step / peak)
         stopping = False
-        with closing(log):
+        with closing(self._open_log()) as log, closing(self.writer):
             for batch in self._batches():
                 self.train_step(batch)
                 self.step += 1
                 log.advance()
-                evaluates, is_best = self._due(eval_every), False
+                evaluates, is_best = self._due(self._eval_every), False
                 if evaluates or self._due(self.config.log_interval):
                     row = self._row() | log.speed()
                     if evaluates:
@@ -118,47 +109,96 @@ class Trainer:
                     self.save(is_best)
                 if stopping:
                     break
+            self.writer.wait()
         stop.finish_vote()
         distributed.barrier()  # a launcher ends all processes when one leaves, and the main one may still log
         return not stopping
 
     def train_step(self, batch: Batch) -> None:
-        """One segment over the global batch, and one update."""
+        """One segment over the global batch, and one update, which is skipped if anything is not finite."""
         config, arch = self.config, self.config.arch
-        batch = {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in batch.items()}
-        if self.carry is None:
-            self.carry = self.model.initial_carry(batch)
+        parts = self._parts(batch)
+        if not self.carries:
+            self.carries = [self.model.initial_carry(part) for part in parts]
         min_halt_steps = explore_halting(arch, config.seed, self.step, config.global_batch_size)
-        own = rank_slice(min_halt_steps, self.world.rank, self.world.world_size)
-        carry, outputs = self.model(self.carry, batch, torch.from_numpy(own).to(self.world.device))
-        loss, metrics = act_loss(carry, outputs, arch.loss_type)
-        self.carry = carry
-        self.engine.backward(loss / config.global_batch_size)
-        self.sums.add(metrics)
-        self.engine.step(self._lr(config.lr))
+        own = torch.from_numpy(rank_slice(min_halt_steps, self.world.rank, self.world.world_size))
+        sums: dict[str, Tensor] = {}
+        finite: list[Tensor] = []
+        all_finite = torch.ones((), dtype=torch.bool, device=self.world.device)
+        for index, (part, may_halt) in enumerate(zip(parts, own.chunk(len(parts)), strict=True)):
+            self.engine.begin_micro_batch(is_last=index + 1 == len(parts))
+            carry, outputs = self.model(self.carries[index], part, may_halt.to(self.world.device))
+            loss, metrics = act_loss(carry, outputs, arch.loss_type)
+            self.engine.backward(loss / config.global_batch_size)
+            finite.append(finite_sequences(outputs))
+            all_finite &= torch.isfinite(loss.detach())
+            sums = {name: sums[name] + value if sums else value for name, value in metrics.items()}
+            # A sequence whose state is not finite would stay so: its slot takes a new one.
+            self.carries[index] = carry._replace(halted=carry.halted | ~finite[-1])
+        of_sequences = torch.cat(finite)
+        if self.model.puzzle_emb is not None:
+            of_sequences &= self.model.puzzle_emb.finite_gradients()
+        made = self.engine.step(self._lr(config.lr), all_finite & of_sequences.all())
         if self.table_optimizer is not None:
-            self.table_optimizer.step(self._lr(config.puzzle_emb_lr))
+            self.table_optimizer.step(self._lr(config.puzzle_emb_lr), made)
+        self.sums.add(sums, made)
+        identifiers = torch.cat([carry.current_data["puzzle_identifiers"] for carry in self.carries])
+        self.skipped.add(self.step + 1, made, of_sequences, identifiers)
 
     def save(self, is_best: bool = False) -> None:
         """Write a checkpoint of the present step."""
-        folder = self.run_dir / "checkpoints"
-        state = checkpoint.CheckpointState(
+        state = CheckpointState(
             format=checkpoint.FORMAT,
             step=self.step,
+            num_updates=self.engine.num_updates(),
             world_size=self.world.world_size,
             config=self.config.model_dump(mode="json"),
-            dataset=checkpoint.dataset_identity(Path(self.config.data_path), self.reader.metadata),
-            environment=self._environment(),
-            metric_sums=distributed.sum_over_ranks(self.sums.values).tolist(),
+            dataset=self._dataset,
+            environment=resume.environment(self.config, self.world.device),
+            metric_sums=self.sums.total(),
             best_score=self.best_score,
-            sha256={},
         )
-        # `latest` moves last: a run killed before that goes on before this step, and comes to `best` again.
-        names = ("best", "latest") if is_best else ("latest",)
-        checkpoint.save(folder, state, self._shared_tensors(), self._own_tensors(), names)
-        distributed.on_main(lambda: checkpoint.prune(folder, self.config.keep_checkpoints))
+        self.writer.write(state, self._pieces(), ("best", "latest") if is_best else ("latest",))
+
+    def _initialize(self, name: str, module: nn.Module, copy: Copy) -> None:
+        initialize_module(f"{PREFIX}.{name}", module, copy, self.config.seed)
 
     # Parts of the loop
+
+    def _check_sizes(self) -> None:
+        config = self.config
+        if self.total_steps < 1:
+            raise ConfigError(
+                f"epochs={config.epochs}: so few passes over {self.reader.metadata.total_groups} groups fill no "
+                f"batch of global_batch_size={config.global_batch_size}; raise epochs or lower the batch size."
+            )
+        size, num_parts = (
+            config.global_batch_size // self.world.world_size,
+            config.gradient_accumulation_steps,
+        )
+        if size % num_parts:
+            raise ConfigError(
+                f"gradient_accumulation_steps={num_parts}: the {size} sequences of a process (global_batch_size="
+                f"{config.global_batch_size} over {self.world.world_size}) do not divide into as many parts; choose "
+                f"a divisor of {size}."
+            )
+
+    def _open_log(self) -> RunLog:
+        device = self.world.device
+        # The measurement draws random numbers, and a resumed run makes it once more.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            peak = matmul_rate(device, self.model.dtype) * self.world.world_size
+        flops = self.config.global_batch_size * flops_per_sequence(self.config.arch, self.reader.metadata)
+        return RunLog(self.config, self.run_dir, self.step, self.last_step, flops / peak)
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """This rank's slice on the device, in the parts that are computed one after the other."""
+        num_parts = self.config.gradient_accumulation_steps
+        tensors = {
+            name: tensor.to(self.world.device, non_blocking=True).chunk(num_parts)
+            for name, tensor in batch.items()
+        }
+        return [{name: parts[index] for name, parts in tensors.items()} for index in range(num_parts)]
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's slices of the global batches that remain; the next is read while one is in use."""
@@ -176,6 +216,7 @@ class Trainer:
     def _is_last(self) -> bool:
         return self.step == self.last_step
 
+    @functools.cached_property
     def _eval_every(self) -> int | None:
         if self.config.eval_interval is None:
             return None
@@ -191,12 +232,27 @@ class Trainer:
         )
 
     def _row(self) -> Row:
+        """Metrics since the last row; raises TrainingError after too many skipped updates in a row."""
         config = self.config
         # The rate of the step just completed.
         lr = learning_rate(
             self.step, config.lr, config.lr_warmup_steps, self.total_steps, config.lr_min_ratio
         )
-        row = {"step": self.step, **self.sums.row(config.global_batch_size), "train/lr": lr}
+        row: Row = {"step": self.step, **self.sums.row(config.global_batch_size), "train/lr": lr}
+        skipped = self.skipped.report()
+        row["train/skipped_updates"] = 0 if skipped is None else skipped.num_updates
+        if skipped is not None:
+            message = skipped.describe(Path(config.data_path))
+            distributed.on_main(lambda: logger.warning("step %d: %s", self.step, message))
+            limit = config.max_skipped_updates
+            if limit is not None and skipped.in_a_row >= limit:
+                self.save()
+                self.writer.wait()
+                raise TrainingError(
+                    f"stopped at step {self.step}: {message}. That makes {skipped.in_a_row} in a row, "
+                    f"max_skipped_updates={limit}. Weights and optimizer are saved as they were before; lower lr, "
+                    "or look at the data."
+                )
         return row
 
     def _evaluate(self) -> tuple[Row, bool]:
@@ -216,45 +272,29 @@ class Trainer:
 
     # State
 
-    def _shared_tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors that are the same on every rank, by checkpoint file."""
-        files: dict[str, dict[str, Tensor]] = {"model": self._buffers(), "optimizer": {}, "ema": {}}
-        for key, tensor in self.engine.full_state().items():
-            kind, name = key.split(".", 1)
-            if kind == "weights":
-                files["model"][f"network.{name}"] = tensor
-            elif kind == "ema":
-                files["ema"][f"network.{name}"] = tensor
-            else:
-                files["optimizer"][key] = tensor
-        return {stem: tensors for stem, tensors in files.items() if tensors}
+    @functools.cached_property
+    def _dataset(self) -> dict[str, object]:
+        return checkpoint.dataset_identity(Path(self.config.data_path), self.reader.metadata)
 
-    def _buffers(self) -> dict[str, Tensor]:
-        """What the model holds outside the network: initial states and the puzzle table."""
-        return dict(self.model.named_buffers())
-
-    def _own_tensors(self) -> dict[str, Tensor]:
-        """This rank's random state and, if it is to be saved, slice of the carry."""
-        tensors = {"rng.cpu": torch.get_rng_state()}
+    def _pieces(self) -> Iterator[Piece]:
+        """This rank's share of everything that a resume needs."""
+        yield from self.engine.pieces()
+        table = self.model.puzzle_emb
+        if table is not None:
+            first, rows = table.own_rows()
+            width = rows.shape[1]
+            place = Place((table.num_identifiers, width), first * width)
+            yield Piece("model.puzzle_emb.weights", place, rows.reshape(-1))
+        for key, tensor in distributed.of_main(self._initial_states()).items():
+            yield whole(key, tensor)
+        yield whole(f"rng.cpu.{self.world.rank}", torch.get_rng_state())
         if self.world.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.world.device)
-        if self.config.save_carry and self.carry is not None:
-            carry = self.carry
-            tensors |= {"carry.z_H": carry.inner_carry.z_H, "carry.z_L": carry.inner_carry.z_L}
-            tensors |= {"carry.steps": carry.steps, "carry.halted": carry.halted}
-            tensors |= {f"carry.current_data.{name}": data for name, data in carry.current_data.items()}
-        return tensors
+            yield whole(f"rng.cuda.{self.world.rank}", torch.cuda.get_rng_state(self.world.device))
+        if self.config.save_carry:
+            yield from carry_pieces(self.carries, self.world)
 
-    def _environment(self) -> dict[str, str | int | bool]:
-        device = self.world.device
-        return {
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-            "threads": torch.get_num_threads(),
-            "compile": self.config.compile,
-            "world_size": self.world.world_size,
-        }
+    def _initial_states(self) -> dict[str, Tensor]:
+        return {"model.H_init": self.model.H_init, "model.L_init": self.model.L_init}
 
     def _start_run_folder(self) -> None:
         try:
@@ -265,96 +305,56 @@ class Trainer:
             ) from error
         replace_file(self.run_dir / "config.yaml", to_yaml(self.config).encode())
         if self._set_back_to is not None:  # `latest` goes back with the run, like metrics.jsonl
-            checkpoint.link(self._set_back_to.parent / "latest", self._set_back_to)
-
-    # Resuming
+            link(self._set_back_to.parent / "latest", self._set_back_to)
 
     def _resume(self) -> None:
-        """Take over the checkpoint that `resume` names: `auto` (the run's latest, if any), `never`, or a path.
+        start = resume.find_start(self.config, self.run_dir)
+        self._set_back_to: Path | None = None
+        if start is None:
+            return
+        opened = start.checkpoint
+        state, path = opened.state, opened.path.resolve()
+        resume.check_same_run(state, opened.path, self.config, self._dataset, self.last_step)
+        resume.warn_if_inexact(state, resume.environment(self.config, self.world.device))
+        if start.sets_back:
+            self._set_back_to = path
+        self._load(opened)
+        logger.info("resumed from %s at step %d", path, self.step)
 
-        A checkpoint of another run is where this one starts; having checkpoints of its own, it goes on from
-        those, so that the same command continues it. One of its own sets the run back.
-        """
-        latest = self.run_dir / "checkpoints" / "latest"
-        has_latest = latest.is_symlink()  # even if what it points to is gone, which is an error
-        if self.config.resume == "never":
-            if has_latest:
-                raise ConfigError(
-                    f"resume=never: {self.run_dir} already holds a run ({latest.resolve().name}); continue it with "
-                    "resume=auto, choose another checkpoint_path, or delete the folder."
+    def _load(self, opened: Checkpoint) -> None:
+        state = opened.state
+
+        def read(key: str, start: int, stop: int) -> Tensor:
+            kind, name = key.split(".", 1)
+            if kind == "ema" and not opened.has("ema"):  # the average begins with the weights
+                return opened.read(f"model.{name}", start, stop)
+            if kind.startswith("exp_avg") and not opened.has(
+                kind
+            ):  # weights alone: nothing has been averaged yet
+                return torch.zeros(stop - start)
+            return opened.read(key, start, stop)
+
+        self.engine.load(read, state.num_updates)
+        for key, tensor in self._initial_states().items():
+            fill(tensor, 0, key, read)
+        table = self.model.puzzle_emb
+        if table is not None:
+            width = table.weights.shape[1]
+            table.load_rows(
+                lambda first, end: read("model.puzzle_emb.weights", first * width, end * width).view(
+                    -1, width
                 )
-            return
-        path = latest
-        if self.config.resume != "auto":
-            given = Path(self.config.resume)
-            is_own = given.resolve().parent == latest.parent.resolve()
-            if is_own or not has_latest:
-                path = given
-            if is_own:
-                self._set_back_to = given.resolve()
-        elif not has_latest:
-            return
-        state = checkpoint.read_state(path)
-        self._check_same_run(path, state)
-        self._load(path, state)
-        logger.info("resumed from %s at step %d", path.resolve(), self.step)
-
-    def _check_same_run(self, path: Path, state: checkpoint.CheckpointState) -> None:
-        now, then = _fixed_settings(self.config.model_dump(mode="json")), _fixed_settings(state.config)
-        problems = [
-            f"{key} is {now.get(key)!r}, the checkpoint has {then.get(key)!r}"
-            for key in sorted(now | then)
-            if now.get(key) != then.get(key)
-        ]
-        if state.dataset != checkpoint.dataset_identity(Path(self.config.data_path), self.reader.metadata):
-            problems.append(f"data_path={self.config.data_path} is not the dataset it was trained on")
-        if problems:
-            raise ConfigError(
-                f"{path}: cannot go on with another run's checkpoint: {'; '.join(problems)}. Set them back, or "
-                "start a new run with another checkpoint_path."
             )
-        if state.step > self.last_step:
-            raise ConfigError(
-                f"{path}: is at step {state.step}, beyond the last step {self.last_step}; raise epochs or max_steps."
-            )
-        changed = {k: v for k, v in self._environment().items() if state.environment.get(k) != v}
-        if changed:
-            logger.warning("not bit for bit: %s differ from the checkpoint's %s", changed, state.environment)
-
-    def _load(self, path: Path, state: checkpoint.CheckpointState) -> None:
-        model = checkpoint.read_tensors(path, "model")
-        full = {
-            f"weights.{n.removeprefix('network.')}": t for n, t in model.items() if n.startswith("network.")
-        }
-        full |= checkpoint.read_tensors(path, "optimizer")
-        if self.config.ema:
-            averages = checkpoint.read_tensors(path, "ema") if "ema.safetensors" in state.sha256 else model
-            full |= {f"ema.{n.removeprefix('network.')}": t for n, t in averages.items()}
-        self.engine.load_full_state(full, num_updates=state.step)
-        for name, buffer in self._buffers().items():
-            buffer.copy_(model[name])
-        own = checkpoint.read_own(path, state, self.world.rank, self.world.world_size)
-        if "carry.steps" in own:
-            self.carry = _carry(own, self.world.device)
-        if "rng.cpu" in own:
-            torch.set_rng_state(own["rng.cpu"])
-        if "rng.cuda" in own and self.world.device.type == "cuda":
-            torch.cuda.set_rng_state(own["rng.cuda"], self.world.device)
+        self.carries = read_carries(opened, self.world, self.config.gradient_accumulation_steps)
+        if state.world_size == self.world.world_size:
+            self._load_random_state(opened)
         self.step, self.best_score = state.step, state.best_score
-        if self.world.is_main:  # one rank takes the sums of all
-            self.sums.values.copy_(torch.tensor(state.metric_sums, dtype=torch.float64))
+        self.sums.load(state.metric_sums)
 
-
-def _fixed_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings that a resumed run must share with its checkpoint, with dotted keys."""
-    arch = {f"arch.{key}": value for key, value in config["arch"].items()}
-    return arch | {key: config[key] for key in _FIXED_ON_RESUME}
-
-
-def _carry(tensors: dict[str, Tensor], device: torch.device) -> Carry:
-    """The carry from its tensors in a checkpoint."""
-    part = {
-        name.removeprefix("carry."): t.to(device) for name, t in tensors.items() if name.startswith("carry.")
-    }
-    data = {n.removeprefix("current_data."): t for n, t in part.items() if n.startswith("current_data.")}
-    return Carry(InnerCarry(part["z_H"], part["z_L"]), part["steps"], part["halted"], data)
+    def _load_random_state(self, opened: Checkpoint) -> None:
+        states = {key: opened.tensor(key).clone() for key in opened.shapes if key.startswith("rng.")}
+        rank, device = self.world.rank, self.world.device
+        if f"rng.cpu.{rank}" in states:
+            torch.set_rng_state(states[f"rng.cpu.{rank}"])
+        if f"rng.cuda.{rank}" in states and device.type == "cuda":
+            torch.cuda.set_rng_state(states[f"rng.cuda.{rank}"], device)

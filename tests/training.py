@@ -166,12 +166,12 @@ def losses(run: Path) -> dict[int, float]:
 
 def digests(run: Path, name: str = "latest") -> dict[str, str]:
     """sha256 of every tensor file of a checkpoint, which must be whole."""
-    return checkpoint.read_state(run / "checkpoints" / name).sha256
+    return checkpoint.open_checkpoint(run / "checkpoints" / name).state.sha256
 
 
 def saved_step(run: Path) -> int:
     """The step of `latest`, which must be whole."""
-    return checkpoint.read_state(run / "checkpoints" / "latest").step
+    return checkpoint.open_checkpoint(run / "checkpoints" / "latest").state.step
 
 
 def saved_steps(run: Path) -> list[int]:

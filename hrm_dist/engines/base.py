@@ -1,37 +1,81 @@
 """What the trainer asks of an engine: hold the trained network, turn losses into updates, give up its state."""
 
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from torch import Tensor, nn
 
+from hrm_dist.pieces import Piece, Read
+
+Copy = Callable[[Tensor, Tensor], None]
+"""Overwrite a (perhaps split) parameter by a whole tensor."""
+Initialize = Callable[[str, nn.Module, Copy], None]
+"""Give the parameters of one module, known by its name in the network, their initial values."""
+
+PREFIX = "network"
+"""Before the names of parameters in a state: the network's name in the model."""
+
 
 class Engine(Protocol):
     """One way to spread the network, its optimizer and its moving average over the ranks.
 
-    State is exchanged whole and by name, so that a checkpoint does not know which engine wrote it:
-    `weights.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME` and `ema.NAME`, with NAME as in the unwrapped network.
+    An engine is made of a network on the meta device, so that it never holds more than its share. State is
+    exchanged in pieces and by name, so a checkpoint does not know which engine wrote it: `model.NAME`,
+    `exp_avg.NAME`, `exp_avg_sq.NAME` and `ema.NAME`, with NAME as in the model that has the network.
     """
 
     network: nn.Module
     """The module to call in place of the network given to the engine."""
 
+    def begin_micro_batch(self, *, is_last: bool) -> None:
+        """Call before the forward of each part of a step's batch."""
+        ...
+
     def backward(self, loss: Tensor) -> None:
         """Add this rank's gradient; the update uses the sum over ranks of the losses given here."""
         ...
 
-    def step(self, lr: float) -> None:
-        """Update the weights and their moving average, and clear the gradients."""
+    def step(self, lr: float, finite: Tensor) -> Tensor:
+        """Update the weights and their moving average, and clear the gradients.
+
+        finite: whether this rank found nothing else than finite numbers (bool, on the device). Gives whether
+        the update was made: on every rank, or, if a loss or gradient of any is not finite, on none.
+        """
         ...
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within this context the network has its averaged weights (its own, where there is no average)."""
         ...
 
-    def full_state(self) -> dict[str, Tensor]:
-        """Every tensor of the state, whole, in float32."""
+    def num_updates(self) -> int:
+        """Updates made so far."""
         ...
 
-    def load_full_state(self, state: dict[str, Tensor], num_updates: int) -> None:
-        """Take over a full state after `num_updates` updates."""
+    def pieces(self) -> Iterator[Piece]:
+        """This rank's share of the state; the shares of all ranks are the whole state once."""
         ...
+
+    def load(self, read: Read, num_updates: int) -> None:
+        """Take over a state after `num_updates` updates."""
+        ...
+
+
+def named_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The network's parameters under their names in a state."""
+    return dict(network.named_parameters(prefix=PREFIX))
+
+
+def gather_units(network: nn.Module, gather_unit: str) -> list[nn.Module]:
+    """The modules whose weights are whole at a time, in an engine that splits them.
+
+    loop: the recurrence, gathered once per segment, however many cycles it has. level: each of its levels,
+    gathered once per update. layer: each block of them.
+    """
+    recurrence = network.get_submodule("recurrence")
+    if gather_unit == "loop":
+        return [recurrence]
+    levels = list(recurrence.children())
+    if gather_unit == "level":
+        return levels
+    return [layer for level in levels for layer in level.get_submodule("layers").children()]

@@ -1,5 +1,6 @@
 """The engine of one process, and of many with a whole copy each (DistributedDataParallel)."""
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
@@ -9,7 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hrm_dist import distributed
 from hrm_dist.config import TrainConfig
-from hrm_dist.engines.local_state import LocalState
+from hrm_dist.engines.base import Initialize, named_parameters
+from hrm_dist.engines.local_state import LocalState, copy_whole
+from hrm_dist.pieces import Piece, Place, Read, share_out
 
 
 # DDP checks that the return annotation is this very one.
@@ -23,27 +26,45 @@ def _sum_gradients(_state: None, bucket: dist.GradBucket) -> torch.futures.Futur
 class DDPEngine:
     """Replicated weights, optimizer and moving average."""
 
-    def __init__(self, network: nn.Module, config: TrainConfig) -> None:
-        self._state = LocalState(dict(network.named_parameters()), config)
-        self.network = network
+    def __init__(
+        self, network: nn.Module, config: TrainConfig, device: torch.device, initialize: Initialize
+    ) -> None:
+        network.to_empty(device=device)
+        for name, module in network.named_modules():
+            initialize(name, module, copy_whole)
+        params = named_parameters(network)
+        places = {name: Place(tuple(param.shape), 0) for name, param in params.items()}
+        self._state = LocalState(params, places, config)
+        self.network, self._ddp = network, None
         if distributed.world_size() > 1:
             # The initial weights are a function of the seed and the same everywhere.
-            wrapped = DistributedDataParallel(network, init_sync=False, gradient_as_bucket_view=True)
-            wrapped.register_comm_hook(None, _sum_gradients)
-            self.network = wrapped
+            self._ddp = DistributedDataParallel(network, init_sync=False, gradient_as_bucket_view=True)
+            self._ddp.register_comm_hook(None, _sum_gradients)
+            self.network = self._ddp
+
+    def begin_micro_batch(self, *, is_last: bool) -> None:
+        if self._ddp is not None:
+            self._ddp.require_backward_grad_sync = is_last  # as DDP's no_sync() does
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self, lr: float) -> None:
-        self._state.step(lr)
+    def step(self, lr: float, finite: Tensor) -> Tensor:
+        made = self._state.step(lr, finite)
         self._state.clear_gradients(keep=True)  # they are views of DDP's buckets
+        return made
 
     def averaged(self) -> AbstractContextManager[None]:
         return self._state.averaged()
 
-    def full_state(self) -> dict[str, Tensor]:
-        return self._state.full_state(lambda _, tensor: tensor)
+    def num_updates(self) -> int:
+        return self._state.num_updates()
 
-    def load_full_state(self, state: dict[str, Tensor], num_updates: int) -> None:
-        self._state.load_full_state(state, num_updates, own=lambda tensor: tensor)
+    def pieces(self) -> Iterator[Piece]:
+        # Every rank has everything, and writes some.
+        sizes = {name: tensor.numel() for name, tensor in self._state.tensors.items()}
+        share_of = share_out(sizes, distributed.world_size())
+        return self._state.pieces([name for name in sizes if share_of[name] == distributed.rank()])
+
+    def load(self, read: Read, num_updates: int) -> None:
+        self._state.load(read, num_updates)

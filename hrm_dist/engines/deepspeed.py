@@ -2,8 +2,9 @@
 also weights (3).
 
 It relies on names that DeepSpeed does not document, so pyproject.toml pins its minor version:
-`single_partition_of_fp32_groups`, `update_lp_params` and `_lazy_init_hp_params_optimizer_state` (stages 1 and 2),
-`fp32_partitioned_groups_flat`, `_reassign_or_swap_out_partitioned_parameters`, `parameter_offload.fwd_pre_hook` and a
+`single_partition_of_fp32_groups`, `update_lp_params`, `_lazy_init_hp_params_optimizer_state`, `check_grad_overflow` and
+a parameter's `_hp_mapping` (stages 1 and 2), `fp32_partitioned_groups_flat`, `_get_norm_groups`,
+`_reassign_or_swap_out_partitioned_parameters`, `parameter_offload.fwd_pre_hook`, `zero.Init._zero_init_param` and a
 parameter's `ds_tensor` (stage 3), `ops.__compatible_ops__` and the accelerator's `device_count`.
 """
 
@@ -11,17 +12,19 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from hrm_dist import distributed
 from hrm_dist.config import TrainConfig
+from hrm_dist.engines.base import Initialize, gather_units, named_parameters
+from hrm_dist.engines.local_state import copy_whole
 from hrm_dist.optim import EMA, AdamATan2
+from hrm_dist.pieces import Piece, Place, Read, fill
 
 _STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -59,6 +62,13 @@ def _variables(**values: str) -> Iterator[None]:
             del os.environ[name]
 
 
+class _Run(NamedTuple):
+    """The part of a parameter that this rank keeps, as views of DeepSpeed's float32 partitions."""
+
+    place: Place
+    states: dict[str, Tensor]  # by kind: model, exp_avg, exp_avg_sq, ema
+
+
 def _settings(stage: int, num_params: int) -> dict[str, Any]:
     """DeepSpeed's configuration. Numeric precision is the model's own affair: here everything is float32."""
     zero: dict[str, Any] = {
@@ -76,62 +86,98 @@ def _settings(stage: int, num_params: int) -> dict[str, Any]:
         }
     return {
         "train_micro_batch_size_per_gpu": 1,  # unused: losses come divided by the global batch size
+        "managed_gradient_accumulation": False,  # an update is made by `step`, after any number of `backward`
         "gradient_clipping": 0.0,  # the default is 1
         "zero_allow_untested_optimizer": True,
         "zero_optimization": zero,
     }
 
 
-def _initialize(network: nn.Module, optimizer: AdamATan2, stage: int) -> tuple[Any, Any]:
-    """DeepSpeed's wrappers of the network and of the optimizer.
-
-    DeepSpeed is imported here, since that takes a while and changes the process (environment, filters, modules).
-    """
-    params = list(network.parameters())
-    device = params[0].device
+@contextmanager
+def _quiet(device: torch.device) -> Iterator[None]:
+    """Around the import of DeepSpeed and what it makes: its environment, without its warnings."""
     warnings.filterwarnings("ignore", _OLD_COLLECTIVES, FutureWarning)
     # It asks for LOCAL_RANK even where there is one process. What torch deprecates of its own, it imports.
     with (
         warnings.catch_warnings(action="ignore", category=DeprecationWarning),
         _variables(DS_ACCELERATOR=device.type, LOCAL_RANK=str(device.index or 0)),
     ):
-        import deepspeed
+        yield
 
-        # Collectives through shared memory, which would be compiled now and take a minute.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.utils.logger.addFilter(_is_news)
-        # In stage 3 the whole recurrence is one unit, gathered once per segment, however many cycles that has.
-        deepspeed.utils.set_z3_leaf_module(network.get_submodule("recurrence"), True)
-        wrapped: tuple[Any, ...] = deepspeed.initialize(
-            model=network,
-            optimizer=optimizer,
-            config=_settings(stage, num_params=sum(param.numel() for param in params)),
-            dist_init_required=False,
-        )
-        # Stage 3 asks in every step, and on a CPU the answer comes from a `numactl` process.
-        accelerator: Any = deepspeed.accelerator.get_accelerator()
-        accelerator.device_count = functools.cache(accelerator.device_count)
-    engine, zero_optimizer = wrapped[:2]
+
+def _materialize(network: nn.Module, stage: int, device: torch.device, initialize: Initialize) -> None:
+    """Give a network on the meta device its initial weights; in stage 3 one module at a time is whole."""
+    import deepspeed
+
+    partitioner = None
     if stage == 3:
+        settings = _settings(stage, num_params=sum(param.numel() for param in network.parameters()))
+        partitioner = deepspeed.zero.Init(config_dict_or_path=settings, dtype=torch.float32)
+    for name, module in network.named_modules():
+        module.to_empty(device=device, recurse=False)
+        initialize(name, module, copy_whole)
+        if partitioner is not None:
+            for param in module.parameters(recurse=False):
+                partitioner._zero_init_param(param)
+
+
+def _units(network: nn.Module, config: TrainConfig) -> list[nn.Module]:
+    """What stage 3 gathers as a whole; without any, it gathers every weight by itself.
+
+    Such a unit may carry gradient only once in a segment, or its gradients are reduced too early.
+    """
+    carries_once = config.arch.name == "hrm" and config.arch.gradient == "one_step"
+    if config.gather_unit != "loop" and not carries_once:
+        return []
+    return gather_units(network, config.gather_unit)
+
+
+def _initialize(
+    network: nn.Module, optimizer: AdamATan2, stage: int, units: Sequence[nn.Module]
+) -> tuple[Any, Any]:
+    """DeepSpeed's wrappers of the network and of the optimizer."""
+    import deepspeed
+
+    params: list[Any] = list(network.parameters())
+    num_params = sum(param.ds_numel if stage == 3 else param.numel() for param in params)
+    # In stage 3 such a module is gathered as a whole, however much happens inside.
+    for module in units:
+        deepspeed.utils.set_z3_leaf_module(module, True)
+    wrapped: tuple[Any, ...] = deepspeed.initialize(
+        model=network, optimizer=optimizer, config=_settings(stage, num_params), dist_init_required=False
+    )
+    # Stage 3 asks in every step, and on a CPU the answer comes from a `numactl` process.
+    accelerator: Any = deepspeed.accelerator.get_accelerator()
+    accelerator.device_count = functools.cache(accelerator.device_count)
+    engine, zero_optimizer = wrapped[:2]
+    # Whether all is finite is our optimizer's affair: DeepSpeed would wait for the device to know.
+    if stage == 3:
+        zero_optimizer._get_norm_groups = lambda: [torch.zeros(())]
         # It records the order of modules, to prefetch parameters and to keep whole what is used again soon. The
         # order is another for a Q-target than for a training segment, and each change costs four broadcasts.
         zero_optimizer.parameter_offload.fwd_pre_hook.remove()
+    else:
+        zero_optimizer.check_grad_overflow = False
     return engine, zero_optimizer
 
 
 class DeepSpeedEngine:
-    """ZeRO in stage 1, 2 or 3, with our optimizer and its state split over the ranks.
+    """ZeRO in stage 1, 2 or 3, with our optimizer and its state split over the ranks."""
 
-    Unlike the other engines, stage 3 leaves out an update whose gradients are not finite.
-    """
-
-    def __init__(self, network: nn.Module, config: TrainConfig) -> None:
+    def __init__(
+        self, network: nn.Module, config: TrainConfig, device: torch.device, initialize: Initialize
+    ) -> None:
         self._stage = _STAGES[config.engine]
-        self._params = dict(network.named_parameters())
-        self._optimizer = _SummingAdamATan2(
-            self._params.values(), config.lr, (config.beta1, config.beta2), config.weight_decay
-        )
-        self._engine, self._zero = _initialize(network, self._optimizer, self._stage)
+        with _quiet(device):
+            _prepare_import()
+            _materialize(network, self._stage, device, initialize)
+            self._params = named_parameters(network)
+            self._optimizer = _SummingAdamATan2(
+                self._params.values(), config.lr, (config.beta1, config.beta2), config.weight_decay
+            )
+            self._engine, self._zero = _initialize(
+                network, self._optimizer, self._stage, _units(network, config)
+            )
         self.network: nn.Module = self._engine
         partitions = (
             self._zero.fp32_partitioned_groups_flat
@@ -142,22 +188,26 @@ class DeepSpeedEngine:
         # The average is one more state of the optimizer, so that it is cut into parameters like the moments.
         self._keys = [*_MOMENTS, "ema"] if self._ema is not None else [*_MOMENTS]
         for index, partition in enumerate(partitions):
-            state = self._optimizer.state[partition]
-            state |= {moment: torch.zeros_like(partition) for moment in _MOMENTS}
+            self._optimizer.moments(partition)
             if self._ema is not None:
-                state["ema"] = self._ema.averages[index]
+                self._optimizer.state[partition]["ema"] = self._ema.averages[index]
         if self._stage < 3:
             self._zero._lazy_init_hp_params_optimizer_state()
+
+    def begin_micro_batch(self, *, is_last: bool) -> None:
+        """Nothing to do: DeepSpeed adds up gradients until `step`."""
 
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)
 
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, finite: Tensor) -> Tensor:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        self._optimizer.finite = finite
         self._engine.step()
         if self._ema is not None:
-            self._ema.update()
+            self._ema.update(self._optimizer.finite)
+        return self._optimizer.finite
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -181,38 +231,57 @@ class DeepSpeedEngine:
         for index in range(len(self._zero.fp32_partitioned_groups_flat)):
             self._zero._reassign_or_swap_out_partitioned_parameters(index)
 
-    def full_state(self) -> dict[str, Tensor]:
-        from deepspeed import utils
+    def num_updates(self) -> int:
+        return int(self._optimizer.num_updates.item())
 
-        state: dict[str, Tensor] = {}
-        for name, param in self._params.items():
-            state[f"weights.{name}"] = cast(Tensor, utils.safe_get_full_fp32_param(param))
-            for key in self._keys:
-                state[f"{key}.{name}"] = cast(Tensor, utils.safe_get_full_optimizer_state(param, key))
-        return state
+    def pieces(self) -> Iterator[Piece]:
+        for name, run in self._runs():
+            for kind, values in run.states.items():
+                yield Piece(f"{kind}.{name}", run.place, values)
 
     @torch.no_grad()
-    def load_full_state(self, state: dict[str, Tensor], num_updates: int) -> None:
-        from deepspeed import utils
-
-        for name, param in self._params.items():
-            weights, parts = state[f"weights.{name}"], {key: state[f"{key}.{name}"] for key in self._keys}
-            if self._stage < 3:
-                utils.safe_set_full_fp32_param(param, weights)
-                for key, whole in parts.items():
-                    utils.safe_set_full_optimizer_state(param, whole, key)
-            else:  # there, these refuse a parameter that does not divide by the number of ranks
-                utils.safe_set_local_fp32_param(param, _own_part(param, weights))
-                for key, whole in parts.items():
-                    utils.safe_set_local_optimizer_state(param, _own_part(param, whole), key)
-        for group in self._optimizer.param_groups:
-            group["step"] = num_updates
+    def load(self, read: Read, num_updates: int) -> None:
+        for name, run in self._runs():
+            for kind, values in run.states.items():
+                fill(values, run.place.start, f"{kind}.{name}", read)
+        self._optimizer.num_updates.fill_(num_updates)
         self._use_partitions()
 
+    def _runs(self) -> Iterator[tuple[str, _Run]]:
+        """This rank's part of every parameter of which it has one."""
+        run_of = _run_of_stage_3 if self._stage == 3 else _run_of_stages_1_and_2
+        for name, param in self._params.items():
+            run = run_of(param, self._keys)
+            if run is not None:
+                yield name, run
 
-def _own_part(param: Any, whole: Tensor) -> Tensor:
-    """What stage 3 keeps of a parameter on this rank: an equal share, [numel / ranks], padded at the end."""
+
+def _run_of_stages_1_and_2(param: Any, keys: list[str]) -> _Run | None:
+    mapping = param._hp_mapping
+    if mapping is None:
+        return None
+    states = {"model": mapping.get_hp_fragment(), **{key: mapping.get_hp_fragment(key) for key in keys}}
+    return _Run(Place(tuple(param.shape), mapping.lp_fragment_address.start), states)
+
+
+def _run_of_stage_3(param: Any, keys: list[str]) -> _Run | None:
+    """An equal share of the flattened parameter; what pads the last ones is left out."""
+    from deepspeed import utils
+
     size = param.ds_tensor.numel()
     start = distributed.rank() * size
-    part = whole.flatten()[start : start + size]
-    return F.pad(part, (0, size - len(part)))
+    length = min(size, param.ds_numel - start)
+    if length <= 0:
+        return None
+    states: dict[str, Any] = {"model": utils.safe_get_local_fp32_param(param)}
+    states |= {key: utils.safe_get_local_optimizer_state(param, key) for key in keys}
+    return _Run(Place(tuple(param.ds_shape), start), {kind: part[:length] for kind, part in states.items()})
+
+
+def _prepare_import() -> None:
+    """Import DeepSpeed, which takes a while and changes the process, and settle what it does unasked."""
+    import deepspeed
+
+    # Collectives through shared memory, which would be compiled now and take a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.addFilter(_is_news)

@@ -1,8 +1,10 @@
 """The engine that splits weights, gradients, optimizer and moving average over the ranks (FSDP2, `fully_shard`)."""
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -10,58 +12,74 @@ from torch.distributed.tensor import DTensor
 
 from hrm_dist import distributed
 from hrm_dist.config import TrainConfig
+from hrm_dist.engines.base import Initialize, gather_units, named_parameters
 from hrm_dist.engines.local_state import LocalState
+from hrm_dist.pieces import Piece, Place, Read
 
 
 class FSDPEngine:
     """Every parameter split by rows; whole only while it is used."""
 
-    def __init__(self, network: nn.Module, config: TrainConfig) -> None:
-        device = next(network.parameters()).device
-        self._mesh = init_device_mesh(device.type, (distributed.world_size(),))
-        # The whole recurrence is one unit, so it is gathered once per segment, however many cycles that has.
-        for module in (network.get_submodule("recurrence"), network):
+    def __init__(
+        self, network: nn.Module, config: TrainConfig, device: torch.device, initialize: Initialize
+    ) -> None:
+        mesh = init_device_mesh(device.type, (distributed.world_size(),))
+        for module in (*gather_units(network, config.gather_unit), network):
             # Also the root: weights left whole after an evaluation would not be the averaged ones of the next.
-            sharded = cast(FSDPModule, fully_shard(module, mesh=self._mesh, reshard_after_forward=True))
+            sharded = cast(FSDPModule, fully_shard(module, mesh=mesh, reshard_after_forward=True))
             # Gradients of the ranks add up (gloo knows no other reduction): each rank's loss is already divided
             # by the global batch size.
             sharded.set_gradient_divide_factor(1.0)
             sharded.set_force_sum_reduction_for_comms(True)
+        network.to_empty(device=device)
+        for name, module in network.named_modules():
+            initialize(name, module, _copy_own_rows)
         self.network = network
-        self._params = {name: cast(DTensor, param) for name, param in network.named_parameters()}
+        self._params = {name: cast(DTensor, param) for name, param in named_parameters(network).items()}
         # The optimizer works on this rank's rows, as plain tensors.
         rows = {name: param.to_local().detach() for name, param in self._params.items()}
-        self._state = LocalState(rows, config)
+        places = {
+            name: Place(tuple(param.shape), _rows_before(param) * (param.numel() // param.shape[0]))
+            for name, param in self._params.items()
+        }
+        self._state = LocalState(rows, places, config)
+
+    def begin_micro_batch(self, *, is_last: bool) -> None:
+        """Nothing to do: the gradients of every part are summed over the ranks, so that none is kept whole."""
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, finite: Tensor) -> Tensor:
         for name, param in self._params.items():
             grad = None if param.grad is None else cast(DTensor, param.grad).to_local()
             self._state.tensors[name].grad = grad
             param.grad = None
-        self._state.step(lr)
+        made = self._state.step(lr, finite)
         self._state.clear_gradients(keep=False)
+        return made
 
     def averaged(self) -> AbstractContextManager[None]:
         return self._state.averaged()
 
-    def full_state(self) -> dict[str, Tensor]:
-        return self._state.full_state(self._whole)
+    def num_updates(self) -> int:
+        return self._state.num_updates()
 
-    def load_full_state(self, state: dict[str, Tensor], num_updates: int) -> None:
-        self._state.load_full_state(state, num_updates, self._own_rows)
+    def pieces(self) -> Iterator[Piece]:
+        return self._state.pieces([name for name, rows in self._state.tensors.items() if rows.numel()])
 
-    def _whole(self, name: str, shard: Tensor) -> Tensor:
-        param = self._params[name]
-        sharded = DTensor.from_local(
-            shard, self._mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
-        )
-        return sharded.full_tensor()
+    def load(self, read: Read, num_updates: int) -> None:
+        self._state.load(read, num_updates)
 
-    def _own_rows(self, whole: Tensor) -> Tensor:
-        """This rank's rows, as `Shard(0)` splits them: the last ranks may have fewer, or none."""
-        parts = whole.chunk(distributed.world_size())
-        rank = distributed.rank()
-        return parts[rank] if rank < len(parts) else whole[:0]
+
+def _rows_before(param: Tensor) -> int:
+    """Rows of a parameter that earlier ranks have, as `Shard(0)` splits them: the last may have fewer, or none."""
+    rows = param.shape[0]
+    return min(rows, distributed.rank() * -(-rows // distributed.world_size()))
+
+
+@torch.no_grad()
+def _copy_own_rows(param: Tensor, values: Tensor) -> None:
+    local = cast(DTensor, param).to_local()
+    start = _rows_before(param)
+    local.copy_(values[start : start + len(local)])

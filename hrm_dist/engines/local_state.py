@@ -1,6 +1,6 @@
 """What a rank holds of the trained state where torch splits it, or nobody: weights, AdamATan2, moving average."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -8,27 +8,31 @@ from torch import Tensor
 
 from hrm_dist.config import TrainConfig
 from hrm_dist.optim import EMA, AdamATan2
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+from hrm_dist.pieces import Piece, Place, Read, fill
 
 
 class LocalState:
-    """The optimizer and the moving average over this rank's tensors, which are whole or shards."""
+    """The optimizer and the moving average over this rank's tensors, each a run of a whole one."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], config: TrainConfig) -> None:
-        self.tensors = dict(tensors)
+    def __init__(
+        self, tensors: Mapping[str, Tensor], places: Mapping[str, Place], config: TrainConfig
+    ) -> None:
+        self.tensors, self._places = dict(tensors), dict(places)
         self._optimizer = AdamATan2(
             self.tensors.values(), config.lr, (config.beta1, config.beta2), config.weight_decay
         )
         self._ema = EMA(list(self.tensors.values()), config.ema_rate) if config.ema else None
+        self._averages = dict(zip(self.tensors, self._ema.averages, strict=True)) if self._ema else {}
 
-    def step(self, lr: float) -> None:
-        """Update the tensors from their gradients, and then their average."""
+    def step(self, lr: float, finite: Tensor) -> Tensor:
+        """Update the tensors from their gradients, and then their average; see `Engine.step`."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        self._optimizer.finite = finite
         self._optimizer.step()
         if self._ema is not None:
-            self._ema.update()
+            self._ema.update(self._optimizer.finite)
+        return self._optimizer.finite
 
     def clear_gradients(self, *, keep: bool) -> None:
         """Set the gradients to zero, or let go of them."""
@@ -46,31 +50,31 @@ class LocalState:
         finally:
             self._ema.swap()
 
-    def full_state(self, whole: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
-        """The state as `Engine.full_state` gives it; `whole` makes a tensor like the one of that name whole."""
-        state: dict[str, Tensor] = {}
-        for name, tensor in self.tensors.items():
-            state[f"weights.{name}"] = whole(name, tensor.detach())
-            for moment in _MOMENTS:
-                value = self._optimizer.state[tensor].get(moment)
-                state[f"{moment}.{name}"] = whole(name, torch.zeros_like(tensor) if value is None else value)
-        if self._ema is not None:
-            for name, average in zip(self.tensors, self._ema.averages, strict=True):
-                state[f"ema.{name}"] = whole(name, average)
-        return state
+    def num_updates(self) -> int:
+        return int(self._optimizer.num_updates.item())
 
-    @torch.no_grad()
-    def load_full_state(
-        self, state: Mapping[str, Tensor], num_updates: int, own: Callable[[Tensor], Tensor]
-    ) -> None:
-        """Take over a full state; `own` cuts this rank's part out of a whole tensor."""
-        for name, tensor in self.tensors.items():
-            tensor.copy_(own(state[f"weights.{name}"]))
-            for moment in _MOMENTS:
-                part = own(state[f"{moment}.{name}"])
-                self._optimizer.state[tensor][moment] = part.to(tensor.device, copy=True)
-        for group in self._optimizer.param_groups:
-            group["step"] = num_updates
-        if self._ema is not None:
-            for name, average in zip(self.tensors, self._ema.averages, strict=True):
-                average.copy_(own(state[f"ema.{name}"]))
+    def pieces(self, names: Collection[str]) -> Iterator[Piece]:
+        """The state of the tensors of these names."""
+        for name in names:
+            for kind, tensor in self._states_of(name).items():
+                yield Piece(f"{kind}.{name}", self._places[name], tensor.detach().reshape(-1))
+
+    def load(self, read: Read, num_updates: int) -> None:
+        for name in self.tensors:
+            for kind, tensor in self._states_of(name).items():
+                fill(tensor, self._places[name].start, f"{kind}.{name}", read)
+        self._optimizer.num_updates.fill_(num_updates)
+
+    def _states_of(self, name: str) -> dict[str, Tensor]:
+        tensor = self.tensors[name]
+        exp_avg, exp_avg_sq = self._optimizer.moments(tensor)
+        states = {"model": tensor, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+        if name in self._averages:
+            states["ema"] = self._averages[name]
+        return states
+
+
+@torch.no_grad()
+def copy_whole(parameter: Tensor, values: Tensor) -> None:
+    """Overwrite a parameter that is whole on this rank."""
+    parameter.copy_(values)

@@ -14,8 +14,8 @@ from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import ArchConfig
 from hrm_dist.model.hrm import InnerCarry
 from hrm_dist.model.layers import Draw
-from hrm_dist.model.network import Network, Segment, initialize
-from hrm_dist.model.puzzle_embedding import PuzzleEmbedding
+from hrm_dist.model.network import DTYPES, Network, Segment, initialize
+from hrm_dist.model.puzzle_embedding import WHOLE_TABLE, PuzzleEmbedding, TablePlacement
 
 Batch = dict[str, Tensor]
 """inputs [B, T] int32, labels [B, T] int32 (-100 = ignored), puzzle_identifiers [B] int32"""
@@ -36,14 +36,21 @@ class ACTModel(nn.Module):
     H_init: Tensor
     L_init: Tensor
 
-    def __init__(self, arch: ArchConfig, metadata: DatasetMetadata) -> None:
+    def __init__(
+        self,
+        arch: ArchConfig,
+        metadata: DatasetMetadata,
+        table: TablePlacement = WHOLE_TABLE,
+        network: nn.Module | None = None,
+    ) -> None:
+        """`network`: what to call in place of a new Network, such as an engine's wrapper of one."""
         super().__init__()
         self.arch = arch
-        network = Network(arch, metadata)
-        self.dtype, self.seq_len = network.dtype, network.seq_len
-        self.network: nn.Module = network  # an engine may put its wrapper here
+        self.dtype = DTYPES[arch.forward_dtype]
+        self.seq_len = arch.prefix_len + metadata.seq_len
+        self.network = Network(arch, metadata) if network is None else network
         width = arch.puzzle_emb_width
-        self.puzzle_emb = PuzzleEmbedding(metadata.num_puzzle_identifiers, width) if width else None
+        self.puzzle_emb = PuzzleEmbedding(metadata.num_puzzle_identifiers, width, table) if width else None
         self.register_buffer("H_init", torch.empty(arch.hidden_size))
         self.register_buffer("L_init", torch.empty(arch.hidden_size))
 
@@ -142,8 +149,10 @@ def explore_halting(arch: ArchConfig, seed: int, step: int, global_batch_size: i
     return np.where(explores, min_steps, 0).astype(np.int32)
 
 
-def build_model(arch_config: ArchConfig, metadata: DatasetMetadata, seed: int = 0) -> ACTModel:
+def build_model(
+    arch_config: ArchConfig, metadata: DatasetMetadata, seed: int = 0, table: TablePlacement = WHOLE_TABLE
+) -> ACTModel:
     """The model of a configuration for a dataset, initialised from the seed, on the current default device."""
-    model = ACTModel(arch_config, metadata)
+    model = ACTModel(arch_config, metadata, table)
     initialize(model, seed)
     return model

@@ -12,6 +12,7 @@ from hrm_dist.config import ArchConfig
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.layers import swiglu_size
 from hrm_dist.model.network import DTYPES
+from hrm_dist.model.puzzle_embedding import WHOLE_TABLE, TablePlacement
 
 
 def _block_flops(arch: ArchConfig, seq_len: int) -> int:
@@ -73,7 +74,11 @@ def num_parameters(arch: ArchConfig, metadata: DatasetMetadata) -> int:
 
 
 def memory_per_rank(
-    arch: ArchConfig, metadata: DatasetMetadata, local_batch_size: int, ema: bool
+    arch: ArchConfig,
+    metadata: DatasetMetadata,
+    local_batch_size: int,
+    ema: bool,
+    table: TablePlacement = WHOLE_TABLE,
 ) -> dict[str, int]:
     """Estimated bytes that training holds on each rank, by purpose (replicated weights)."""
     weights = 4 * num_parameters(arch, metadata)
@@ -85,7 +90,7 @@ def memory_per_rank(
         "gradients": weights,
         "optimizer": 2 * weights,
         "moving average": weights if ema else 0,
-        "puzzle table": 4 * metadata.num_puzzle_identifiers * arch.puzzle_emb_width,
+        "puzzle table": 4 * -(-metadata.num_puzzle_identifiers // table.num_parts) * arch.puzzle_emb_width,
         "carry": 2 * state + local_batch_size * metadata.seq_len * 8,
         "activations": local_batch_size * activation_bytes(arch, metadata),
     }

@@ -71,5 +71,12 @@ def act_loss(carry: Carry, outputs: dict[str, Tensor], loss_type: str) -> tuple[
     return lm_loss + 0.5 * q_loss, metrics
 
 
+def finite_sequences(outputs: dict[str, Tensor]) -> Tensor:
+    """Whether the outputs of a sequence are finite, [B] bool."""
+    # A sum is finite only if all that goes into it is.
+    sums = outputs["logits"].detach().sum((1, 2), dtype=torch.float32)
+    return torch.isfinite(sums + outputs["q_halt_logits"].detach() + outputs["q_continue_logits"].detach())
+
+
 def _q_loss(logits: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target, reduction="sum")

@@ -7,6 +7,7 @@ Shapes: B sequences, S = P + T positions (P prefix, T tokens), D hidden_size, V 
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -85,22 +86,30 @@ class Network(nn.Module):
         return Segment(z_H, z_L, logits, self.q_head(z_H[:, 0]).to(torch.float32))
 
 
-def initialize(model: nn.Module, seed: int) -> None:
-    """Give every tensor its published initial distribution, drawn from (seed, tensor name) alone.
+def initialize_module(
+    name: str, module: nn.Module, copy: Callable[[Tensor, Tensor], object], seed: int
+) -> None:
+    """Give a module's own tensors their published initial distribution, drawn from (seed, tensor name) alone.
 
-    So the same model comes out on any device, in any order, whole or in shards.
+    So the same model comes out on any device, in any order, whole or in parts. `copy` writes the values, which
+    are whole and on the CPU, to a tensor that may be split.
     """
-    for module_name, module in model.named_modules():
-        reset = getattr(module, "reset_parameters", None)
-        if reset is None:
-            continue
+    reset = getattr(module, "reset_parameters", None)
+    if reset is None:
+        return
 
-        def draw(tensor: Tensor, name: str, std: float, module_name: str = module_name) -> None:
-            key = hashlib.sha256(f"{seed}:{module_name}.{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
-            values = torch.empty(tensor.shape)
-            truncated_normal_(values, std, generator)
-            tensor.copy_(values)
+    def draw(tensor: Tensor, tensor_name: str, std: float) -> None:
+        key = hashlib.sha256(f"{seed}:{name}.{tensor_name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
+        values = torch.empty(tensor.shape, device="cpu")
+        truncated_normal_(values, std, generator)
+        copy(tensor, values)
 
-        with torch.no_grad():
-            reset(draw)
+    with torch.no_grad():
+        reset(draw)
+
+
+def initialize(model: nn.Module, seed: int) -> None:
+    """Initialise every module of a model that is whole on this rank."""
+    for name, module in model.named_modules():
+        initialize_module(name, module, Tensor.copy_, seed)

@@ -3,43 +3,166 @@
 A step touches only the rows of the puzzles in its batch, so the table is a buffer with an optimizer of its
 own: the gradient of a row seen once in a long while is worth its sign, which is also what Adam would make
 of it (as published). No row is touched by weight decay while its puzzle is away.
+
+A large table is split over the ranks in blocks of rows. Training has fixed shapes all the same, so that
+nothing waits for the device: every rank answers for every identifier of the global batch, and the one that
+asked picks the answer of the rank that holds the row.
+Shapes: B identifiers of this rank, W ranks, D puzzle_emb_ndim.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Self
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from data_pipeline.schema import DatasetMetadata
 from hrm_dist import distributed
+from hrm_dist.config import TrainConfig
 from hrm_dist.model.layers import Draw
 
+_SHARD_ABOVE_BYTES = 2**30
+_READ_BYTES = 64 * 2**20
 
-class LookedUp(NamedTuple):
-    """The rows that the last training forward used."""
+
+class TablePlacement(NamedTuple):
+    """Which rows of the table this rank holds, and where."""
+
+    part: int = 0
+    num_parts: int = 1  # as many as there are ranks, or 1: every rank holds the whole table
+    on_host: bool = False  # in host memory, wherever the model is
+
+
+WHOLE_TABLE = TablePlacement()
+
+
+def place_table(config: TrainConfig, metadata: DatasetMetadata, rank: int, world_size: int) -> TablePlacement:
+    """Where the configuration puts the table of a rank."""
+    shard = config.puzzle_emb_shard
+    if shard is None:
+        shard = 4 * metadata.num_puzzle_identifiers * config.arch.puzzle_emb_width > _SHARD_ABOVE_BYTES
+    on_host = config.puzzle_emb_device == "cpu"
+    return TablePlacement(rank, world_size, on_host) if shard else TablePlacement(on_host=on_host)
+
+
+def rows_of_part(num_rows: int, part: int, num_parts: int) -> range:
+    """The rows of one of num_parts blocks of equal size; the last ones have fewer, or none."""
+    size = -(-num_rows // num_parts)
+    return range(min(part * size, num_rows), min((part + 1) * size, num_rows))
+
+
+class RowGradients(NamedTuple):
+    """What a backward gave the rows that its forward looked up."""
 
     identifiers: Tensor  # [B]
-    rows: Tensor  # [B, puzzle_emb_ndim] float32, a leaf that collects the gradient
+    grads: Tensor  # [B, D] float32
 
 
 class PuzzleEmbedding(nn.Module):
-    """Rows of `weights`, [num_puzzle_identifiers, puzzle_emb_ndim] float32, all zero at first."""
+    """This rank's rows of the table in `weights`, [rows, D] float32, all zero at first.
+
+    A part of the table has one more row at its end, which stands for all rows of other ranks: it is read and
+    written in their place, and its content means nothing.
+    """
 
     weights: Tensor
 
-    def __init__(self, num_identifiers: int, puzzle_emb_ndim: int) -> None:
+    def __init__(
+        self, num_identifiers: int, puzzle_emb_ndim: int, placement: TablePlacement = WHOLE_TABLE
+    ) -> None:
         super().__init__()
-        self.register_buffer("weights", torch.empty(num_identifiers, puzzle_emb_ndim))
-        self.looked_up: LookedUp | None = None
+        self.num_identifiers, self.placement = num_identifiers, placement
+        self.rows = rows_of_part(num_identifiers, placement.part, placement.num_parts)
+        local_rows = len(self.rows) + (1 if self.is_sharded else 0)
+        device = "cpu" if placement.on_host else None
+        self.register_buffer("weights", torch.empty(local_rows, puzzle_emb_ndim, device=device))
+        self.gradients: list[RowGradients] = []
+        """Since the last step, one for each forward whose backward came."""
+
+    @property
+    def is_sharded(self) -> bool:
+        return self.placement.num_parts > 1
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `.to(device)` and the like do; a table in host memory stays as it is."""
+        return self if self.placement.on_host else super()._apply(fn, recurse)
 
     def reset_parameters(self, _draw: Draw) -> None:
         nn.init.zeros_(self.weights)
 
     def forward(self, identifiers: Tensor) -> Tensor:
-        """Rows of the identifiers, [B, puzzle_emb_ndim] float32; in training, remembered for `SignSGD`."""
-        rows = self.weights[identifiers]
+        """Rows of the identifiers, [B, D] float32; in training, their gradient is kept for `SignSGD`.
+
+        Of a sharded table all ranks look up at the same time, in training equally many rows.
+        """
+        rows = self._ask_all_ranks(identifiers) if self.is_sharded else self._local_rows(identifiers)
         if self.training:
-            self.looked_up = LookedUp(identifiers, rows.requires_grad_())
+            self._keep_gradient(identifiers, rows)
         return rows
+
+    def local_index(self, identifiers: Tensor) -> Tensor:
+        """Where in `weights` the rows of the identifiers are; those of other ranks, in the last row."""
+        if not self.is_sharded:
+            return identifiers
+        is_here = (identifiers >= self.rows.start) & (identifiers < self.rows.stop)
+        return torch.where(is_here, identifiers - self.rows.start, len(self.rows))
+
+    def _local_rows(self, identifiers: Tensor) -> Tensor:
+        index = self.local_index(identifiers).to(self.weights.device)
+        return self.weights[index].to(identifiers.device)
+
+    def _ask_all_ranks(self, identifiers: Tensor) -> Tensor:
+        """Rows of the identifiers from whichever rank holds them, [B, D].
+
+        Every rank sends and receives W * B * D numbers, all of the global batch, however many ranks there are.
+        """
+        size = len(identifiers)
+        # In evaluation ranks may have unequally many, the last ones.
+        padded_size = size if self.training else distributed.max_over_ranks(size)
+        asked = distributed.all_gather_rows(F.pad(identifiers, (0, padded_size - size)))  # [W * padded_size]
+        answers = distributed.exchange_blocks(self._local_rows(asked))
+        owner = identifiers // -(-self.num_identifiers // self.placement.num_parts)
+        slot = torch.arange(size, device=identifiers.device)
+        return answers.unflatten(0, (-1, padded_size))[owner, slot]
+
+    def _keep_gradient(self, identifiers: Tensor, rows: Tensor) -> None:
+        """Collect the gradient once it is there: a forward without backward leaves nothing."""
+
+        def collect(rows: Tensor) -> None:
+            assert rows.grad is not None
+            self.gradients.append(RowGradients(identifiers, rows.grad))
+            rows.grad = None
+
+        rows.requires_grad_().register_post_accumulate_grad_hook(collect)
+
+    def finite_gradients(self) -> Tensor:
+        """For each identifier looked up since the last step, whether its gradient is finite, [B] bool."""
+        return torch.cat([torch.isfinite(part.grads).all(-1) for part in self.gradients])
+
+    # For checkpoints
+
+    def own_rows(self) -> tuple[int, Tensor]:
+        """The first of this rank's share of the rows, and the share, [n, D], a view.
+
+        The shares of all ranks together are the table, each row once, also where every rank holds all.
+        """
+        rows = self.rows
+        if not self.is_sharded:
+            rows = rows_of_part(self.num_identifiers, distributed.rank(), distributed.world_size())
+        first = rows.start - self.rows.start
+        return rows.start, self.weights[first : first + len(rows)]
+
+    @torch.no_grad()
+    def load_rows(self, read: Callable[[int, int], Tensor]) -> None:
+        """Fill the rows held here with what `read(first, end)` gives of the whole table, [end - first, D].
+
+        It is asked for 64 MiB at a time, so that not much is in memory twice.
+        """
+        num_rows = max(1, _READ_BYTES // (4 * self.weights.shape[1]))
+        for first in self.rows[::num_rows]:
+            end = min(first + num_rows, self.rows.stop)
+            self.weights[first - self.rows.start : end - self.rows.start].copy_(read(first, end))
 
 
 class SignSGD:
@@ -50,21 +173,26 @@ class SignSGD:
         self.weight_decay = weight_decay
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, ok: Tensor | None = None) -> None:
         """Move each used row by lr against the sign of its gradient, summed over the global batch.
 
-        Every rank makes the same update. A gradient that vanishes but for rounding has a sign that depends
-        on the order of summation.
+        ok: [] bool, whether to change anything, the same on every rank. Whatever it says, the gradients since
+        the last step are used up.
+        Every rank finds the same update and makes it on the rows it holds. A gradient that vanishes but for
+        rounding has a sign that depends on the order of summation.
         """
-        looked_up = self.table.looked_up
-        assert looked_up is not None, "step() follows a forward in training"
-        assert looked_up.rows.grad is not None, "step() follows a backward"
-        identifiers = distributed.all_gather_rows(looked_up.identifiers)
-        grads = distributed.all_gather_rows(looked_up.rows.grad)
+        parts, weights = self.table.gradients, self.table.weights
+        assert parts, "step() follows a forward in training and its backward"
+        # Of a sharded table each rank needs the gradients of its own rows alone. Which those are is not known
+        # beforehand: sent to their owners in blocks of a fixed size, they would come to as many bytes.
+        identifiers = distributed.all_gather_rows(torch.cat([part.identifiers for part in parts]))
+        grads = distributed.all_gather_rows(torch.cat([part.grads for part in parts]))
+        self.table.gradients = []
         # Rows of one identifier sum up through a product with the equality matrix. Unlike torch.unique, its
         # shape is known beforehand, so the device is never waited for; duplicates write equal values.
         same = (identifiers[:, None] == identifiers[None, :]).to(grads.dtype)
-        rows = self.table.weights[identifiers]
-        rows.mul_(1 - lr * self.weight_decay).add_(torch.sign(same @ grads), alpha=-lr)
-        self.table.weights[identifiers] = rows
-        self.table.looked_up = None
+        direction = torch.sign(same @ grads).to(weights.device)
+        index = self.table.local_index(identifiers).to(weights.device)
+        rows = weights[index]
+        moved = (rows * (1 - lr * self.weight_decay)).add_(direction, alpha=-lr)
+        weights[index] = moved if ok is None else torch.where(ok.to(weights.device), moved, rows)

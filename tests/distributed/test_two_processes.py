@@ -29,8 +29,10 @@ COMMON = [f"max_steps={STEPS}", f"global_batch_size={BATCH_SIZE}", "lr=1e-4", "l
 SETTINGS = {
     # Evaluations of an odd number of inputs, one at a time: one rank has more batches than the other.
     "hrm": ["epochs=250", "eval_interval=20", "eval_num_aug=0", "eval_max_groups=5", "eval_batch_size=2"],
-    "trm": ["arch.name=trm", "arch.H_layers=0", "arch.puzzle_emb_len=2", "arch.act_continue=false"],
-}
+    # Not so small that its recurrence blows up what rounding leaves.
+    "trm": ["arch.name=trm", "arch.H_layers=0", "arch.L_layers=2", "arch.hidden_size=64", "arch.puzzle_emb_len=2",
+            "arch.act_continue=false"],
+}  # fmt: skip
 
 
 def overrides(name: str) -> list[str]:
@@ -99,8 +101,8 @@ def test_torchrun_stops_on_a_signal_and_accelerate_goes_on_to_the_run_of_one_pro
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     finished = command_line("-m", *launch, *command)
     assert finished.exit_code == 0, finished.output
-    ranks = (run / "checkpoints" / "latest").glob("rank_*.safetensors")
-    assert sorted(path.name for path in ranks) == ["rank_00000.safetensors", "rank_00001.safetensors"]
+    ranks = (run / "checkpoints" / "latest").glob("rank-*.safetensors")
+    assert sorted(path.name for path in ranks) == ["rank-00000.safetensors", "rank-00001.safetensors"]
     assert_equal_to_1e_5(run, references["hrm"])
 
 

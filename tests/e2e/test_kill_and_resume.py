@@ -109,7 +109,7 @@ def test_without_the_carry_a_run_goes_on_with_every_sequence_anew_and_always_ali
     run, again, whole = tmp_path / "run", tmp_path / "again", tmp_path / "whole"
     settings = ["save_carry=false", "checkpoint_interval=6", "arch.halt_exploration_prob=0", "max_steps=14"]
     started = start_train(config, run, *settings)
-    assert started.wait_until(lambda: num_rows(run) >= 9)
+    assert started.wait_until(lambda: num_rows(run) >= 9 and (run / "checkpoints" / "latest").exists())
     started.process.kill()
     started.process.join()
     step = saved_step(run)

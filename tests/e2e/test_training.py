@@ -65,10 +65,12 @@ def test_evaluation_uses_the_averaged_weights(evaluated: Path, dataset: Path) ->
 
 def test_the_average_follows_the_weights_at_its_rate(evaluated: Path) -> None:
     folder = evaluated / "checkpoints"
-    weights, average = (load_file(folder / "latest" / f"{name}.safetensors") for name in ("model", "ema"))
+    weights, average = (
+        load_file(folder / "latest" / f"{name}-00000.safetensors") for name in ("model", "ema")
+    )
     assert average.keys() < weights.keys()  # without the puzzle table and the initial states
     assert all(not torch.equal(average[name], weights[name]) for name in average)
-    before = load_file(folder / "step_8" / "ema.safetensors")
+    before = load_file(folder / "step_8" / "ema-00000.safetensors")
     name = "network.lm_head.weight"
     # In the 4 steps from 8 on, the share 0.9 ** 4 of the old average remains.
     moved = (average[name] - before[name]).norm() / (weights[name] - before[name]).norm()
@@ -104,7 +106,7 @@ def test_bf16_trains_on_a_cpu_and_the_loss_falls(arch: list[str], config: Path, 
     assert finished.exit_code == 0, finished.output
     lm_losses = [row["train/lm_loss"] for row in rows(tmp_path / "run")]
     assert sum(lm_losses[-5:]) < 0.8 * sum(lm_losses[:5])
-    weights = load_file(tmp_path / "run" / "checkpoints" / "latest" / "model.safetensors")
+    weights = load_file(tmp_path / "run" / "checkpoints" / "latest" / "model-00000.safetensors")
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())
 
 

@@ -1,28 +1,41 @@
+import functools
 import json
 import math
 import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from data_pipeline.errors import InputError
 from hrm_dist import checkpoint
+from hrm_dist.carry_state import carry_pieces, read_carries
 from hrm_dist.checkpoint import CheckpointState
+from hrm_dist.checkpoint_writer import CheckpointWriter, finish, link, prune, write_files
+from hrm_dist.distributed import World
+from hrm_dist.model.act import Carry
+from hrm_dist.model.hrm import InnerCarry
+from hrm_dist.pieces import Piece, Place, share_out, whole
 
-TENSORS = {"model": {"weight": torch.arange(6.0).reshape(2, 3)}}
+WEIGHT = torch.arange(6.0).reshape(2, 3)
 
 
 def state(step: int, best_score: float | None = None) -> CheckpointState:
     return CheckpointState(
-        format=checkpoint.FORMAT, step=step, world_size=1, config={}, dataset={}, environment={},
-        metric_sums=[0.1 + 0.2], best_score=best_score, sha256={},
+        format=checkpoint.FORMAT, step=step, num_updates=step, world_size=1, config={}, dataset={}, environment={},
+        metric_sums=[0.1 + 0.2], best_score=best_score,
     )  # fmt: skip
 
 
 def save(folder: Path, step: int, *names: str, best_score: float | None = None) -> Path:
-    carry = {"carry.steps": torch.arange(4)}
-    return checkpoint.save(folder, state(step, best_score), TENSORS, carry, names or ("latest",))
+    pieces = [whole("model.weight", WEIGHT), whole("carry.steps", torch.arange(4))]
+    writer = CheckpointWriter(folder, keep=100, in_background=False)
+    writer.write(state(step, best_score), pieces, names or ("latest",))
+    return folder / f"step_{step}"
 
 
 def entries(folder: Path) -> list[str]:
@@ -33,13 +46,14 @@ def test_what_is_saved_is_read_back_exactly(tmp_path: Path) -> None:
     path = save(tmp_path, 5, best_score=0.1)
     read = checkpoint.read_state(tmp_path / "latest")
     assert (read.step, read.metric_sums, read.best_score) == (5, [0.1 + 0.2], 0.1)
-    torch.testing.assert_close(checkpoint.read_tensors(path, "model"), TENSORS["model"], rtol=0, atol=0)
+    assert torch.equal(checkpoint.open_checkpoint(path).tensor("model.weight"), WEIGHT)
+    assert torch.equal(load_file(path / "model-00000.safetensors")["weight"], WEIGHT)
     assert entries(tmp_path) == ["latest", "step_5"]
 
 
 def test_a_run_that_diverged_still_has_readable_checkpoints(tmp_path: Path) -> None:
     diverged = state(1).model_copy(update={"metric_sums": [math.nan, math.inf]})
-    checkpoint.save(tmp_path, diverged, TENSORS, {})
+    CheckpointWriter(tmp_path, keep=1, in_background=False).write(diverged, [])
     sums = checkpoint.read_state(tmp_path / "latest").metric_sums
     assert math.isnan(sums[0])
     assert sums[1] == math.inf
@@ -57,7 +71,7 @@ def test_what_a_killed_save_left_behind_is_swept_away_by_the_next(tmp_path: Path
 def test_a_step_that_is_saved_again_replaces_the_first(tmp_path: Path) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)
-    checkpoint.link(tmp_path / "latest", tmp_path / "step_1")  # set back
+    link(tmp_path / "latest", tmp_path / "step_1")  # set back
     save(tmp_path, 2, best_score=0.5)
     assert checkpoint.read_state(tmp_path / "latest").best_score == 0.5
     assert entries(tmp_path) == ["latest", "step_1", "step_2"]
@@ -67,15 +81,15 @@ def test_pruning_keeps_the_last_k_the_latest_and_the_best(tmp_path: Path) -> Non
     save(tmp_path, 2, "best", "latest")
     for step in (4, 6, 10):
         save(tmp_path, step)
-    checkpoint.prune(tmp_path, keep=2)
+    prune(tmp_path, keep=2)
     assert entries(tmp_path) == ["best", "latest", "step_10", "step_2", "step_6"]
 
 
 def test_pruning_counts_no_steps_beyond_the_latest(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
-    checkpoint.link(tmp_path / "latest", tmp_path / "step_2")
-    checkpoint.prune(tmp_path, keep=2)
+    link(tmp_path / "latest", tmp_path / "step_2")
+    prune(tmp_path, keep=2)
     assert entries(tmp_path) == ["latest", "step_1", "step_2", "step_3", "step_4"]
 
 
@@ -90,9 +104,11 @@ def test_files_can_be_read_by_whoever_the_umask_lets(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
-    (path / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"step_1/model\.safetensors: missing, though state\.json lists it"):
-        checkpoint.read_state(path)
+    (path / "model-00000.safetensors").unlink()
+    with pytest.raises(
+        InputError, match=r"step_1/model-00000\.safetensors: missing, though state\.json lists it"
+    ):
+        checkpoint.open_checkpoint(path)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": 1, "step": "x"}', "\0"])
@@ -107,19 +123,130 @@ def test_another_format_is_refused_by_number(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     content = json.loads((path / "state.json").read_text()) | {"format": 99}
     (path / "state.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="format 99, this version reads 1"):
+    with pytest.raises(InputError, match="format 99, this version reads 2"):
         checkpoint.read_state(path)
 
 
-@pytest.mark.parametrize(("saved", "now"), [(1, 2), (2, 1), (2, 4), (4, 2)])
-def test_the_carry_is_sliced_anew_for_another_number_of_ranks(tmp_path: Path, saved: int, now: int) -> None:
-    whole = torch.arange(24).reshape(8, 3)
-    from safetensors.torch import save_file
+def test_any_number_changed_in_the_state_file_is_noticed(tmp_path: Path) -> None:
+    path = save(tmp_path, 1) / "state.json"
+    path.write_text(path.read_text().replace('"num_updates": 1', '"num_updates": 2'))
+    with pytest.raises(InputError, match=r"state\.json: unreadable \(its sha256 is not that of its content"):
+        checkpoint.read_state(path.parent)
 
-    for rank, rows in enumerate(whole.tensor_split(saved)):
-        tensors = {"carry.steps": rows.contiguous(), "rng.cpu": torch.tensor([rank])}
-        save_file(tensors, tmp_path / f"rank_{rank:05d}.safetensors")
-    of_ranks = state(1).model_copy(update={"world_size": saved})
-    own = [checkpoint.read_own(tmp_path, of_ranks, rank, now) for rank in range(now)]
-    assert torch.equal(torch.cat([part["carry.steps"] for part in own]), whole)
-    assert not any("rng.cpu" in part for part in own)
+
+def test_the_last_complete_checkpoint_beside_a_damaged_one_is_found(tmp_path: Path) -> None:
+    for step in (2, 4, 10):
+        save(tmp_path, step)
+    (tmp_path / "step_10" / "state.json").write_text("")
+    assert checkpoint.previous_complete(tmp_path / "latest") == tmp_path / "step_4"
+    (tmp_path / "step_4" / "model-00000.safetensors").unlink()
+    assert checkpoint.previous_complete(tmp_path / "latest") == tmp_path / "step_2"
+    (tmp_path / "step_2" / "state.json").unlink()
+    assert checkpoint.previous_complete(tmp_path / "latest") is None
+
+
+@given(st.data())
+def test_what_ranks_wrote_in_pieces_is_read_as_a_whole_and_in_any_part(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("pieces")
+    temporary = folder / "temporary"
+    temporary.mkdir()
+    num_ranks = data.draw(st.integers(1, 4))
+    tensors: dict[str, torch.Tensor] = {}
+    pieces: list[list[Piece]] = [[] for _ in range(num_ranks)]
+    for index, kind in enumerate(
+        data.draw(st.lists(st.sampled_from(["model", "ema", "exp_avg", "carry"]), max_size=5))
+    ):
+        shape = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+        dtype = data.draw(
+            st.sampled_from([torch.float32, torch.bfloat16, torch.int32, torch.bool, torch.uint8])
+        )
+        key = f"{kind}.tensor_{index}"
+        tensors[key] = torch.randint(0, 2, shape).to(dtype)
+        size = tensors[key].numel()
+        cuts = sorted(data.draw(st.lists(st.integers(0, size), max_size=3)))
+        for start, stop in zip([0, *cuts], [*cuts, size], strict=True):
+            if start < stop:
+                piece = Piece(key, Place(tuple(shape), start), tensors[key].reshape(-1)[start:stop])
+                pieces[data.draw(st.integers(0, num_ranks - 1))].append(piece)
+    written = [write_files(temporary, of_rank, rank) for rank, of_rank in enumerate(pieces)]
+    finish(temporary, folder / "step_3", state(3), written)
+
+    opened = checkpoint.open_checkpoint(folder / "step_3")
+    assert opened.shapes == {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    for key, tensor in tensors.items():
+        assert torch.equal(opened.tensor(key), tensor)
+        assert opened.tensor(key).dtype == tensor.dtype
+        start, stop = sorted(data.draw(st.tuples(*[st.integers(0, tensor.numel())] * 2)))
+        assert torch.equal(opened.read(key, start, stop).to(tensor.dtype), tensor.reshape(-1)[start:stop])
+
+
+def test_a_tensor_of_which_a_part_is_missing_is_refused(tmp_path: Path) -> None:
+    piece = Piece("model.weight", Place((2, 3), 2), torch.ones(4))
+    CheckpointWriter(tmp_path, keep=1, in_background=False).write(state(1), [piece])
+    opened = checkpoint.open_checkpoint(tmp_path / "latest")
+    assert torch.equal(opened.read("model.weight", 2, 6), torch.ones(4))
+    with pytest.raises(InputError, match=r"does not say where all of model\.weight is"):
+        opened.tensor("model.weight")
+    with pytest.raises(InputError, match=r"has no tensor model\.bias"):
+        opened.tensor("model.bias")
+
+
+@given(st.dictionaries(st.text(), st.integers(0, 1000)), st.integers(1, 5))
+def test_shares_are_complete_and_no_two_differ_by_more_than_the_largest_item(
+    sizes: dict[str, int], num: int
+) -> None:
+    share_of = share_out(sizes, num)
+    assert share_of.keys() == sizes.keys()
+    totals = [sum(size for name, size in sizes.items() if share_of[name] == share) for share in range(num)]
+    assert max(totals) - min(totals) <= max(sizes.values(), default=0)
+
+
+def test_in_the_background_the_state_of_the_moment_is_written_and_errors_come_with_the_next_call(
+    tmp_path: Path,
+) -> None:
+    writer = CheckpointWriter(tmp_path / "checkpoints", keep=2, in_background=True)
+    weight = torch.ones(3)
+    writer.write(state(1), [whole("model.weight", weight)])
+    weight.zero_()
+    writer.wait()
+    assert torch.equal(
+        checkpoint.open_checkpoint(tmp_path / "checkpoints/latest").tensor("model.weight"), torch.ones(3)
+    )
+    with mock.patch("hrm_dist.checkpoint_writer.write_tensors", side_effect=OSError("disk full")):
+        writer.write(state(2), [whole("model.weight", weight)])
+        with pytest.raises(OSError, match="disk full"):
+            writer.wait()
+    writer.close()
+    assert checkpoint.open_checkpoint(tmp_path / "checkpoints/latest").state.step == 1
+
+
+def carry_of(rows: torch.Tensor) -> Carry:
+    states = InnerCarry(rows[:, None].to(torch.bfloat16), rows[:, None].to(torch.bfloat16) + 1)
+    return Carry(states, rows[:, 0].to(torch.int32), rows[:, 1] > 9, {"inputs": rows.to(torch.int32)})
+
+
+@pytest.mark.parametrize(
+    ("saved", "now"), [((1, 1), (2, 1)), ((2, 1), (1, 1)), ((2, 2), (4, 1)), ((4, 1), (2, 4))]
+)
+def test_the_carry_is_sliced_anew_for_other_numbers_of_ranks_and_parts(
+    tmp_path: Path, saved: tuple[int, int], now: tuple[int, int]
+) -> None:
+    everything = torch.arange(24.0).reshape(8, 3)
+    world = functools.partial(World, device=torch.device("cpu"))
+    (tmp_path / "temporary").mkdir()
+    written = []
+    for rank, rows in enumerate(everything.chunk(saved[0])):
+        pieces = carry_pieces([carry_of(part) for part in rows.chunk(saved[1])], world(rank, saved[0]))
+        written.append(write_files(tmp_path / "temporary", list(pieces), rank))
+    finish(tmp_path / "temporary", tmp_path / "step_1", state(1), written)
+    opened = checkpoint.open_checkpoint(tmp_path / "step_1")
+    carries = [carry for rank in range(now[0]) for carry in read_carries(opened, world(rank, now[0]), now[1])]
+    assert len(carries) == now[0] * now[1]
+    expected = carry_of(everything)
+    assert torch.equal(torch.cat([carry.inner_carry.z_L for carry in carries]), expected.inner_carry.z_L)
+    assert torch.equal(torch.cat([carry.halted for carry in carries]), expected.halted)
+    assert torch.equal(
+        torch.cat([carry.current_data["inputs"] for carry in carries]), expected.current_data["inputs"]
+    )

@@ -105,11 +105,11 @@ def test_bad_input_is_refused_and_writes_nothing(
     other = shutil.copytree(dataset, tmp_path / "other")
     edit_document(other, "test_puzzles.json", lambda tasks: tasks.popitem())
     damaged = shutil.copytree(checkpoint, tmp_path / "damaged")
-    with (damaged / "ema.safetensors").open("ab") as file:
+    with (damaged / "ema-00000.safetensors").open("ab") as file:
         file.write(b"\0")
     cases = [
         ((tmp_path / "nowhere", out), {}, "no checkpoint here"),
-        ((damaged, out), {}, "ema.safetensors: its sha256"),
+        ((damaged, out), {}, "ema-00000.safetensors: its sha256"),
         ((checkpoint, out), {"data": tmp_path / "nowhere"}, "dataset.json: not found"),
         ((checkpoint, out), {"data": other}, "was trained on another dataset"),
         ((checkpoint, out, "--batch-size", 0), {}, "--batch-size 0: must be at least 1"),

@@ -6,6 +6,8 @@ import torch
 
 from hrm_dist.metrics import JsonLines, MetricSums
 
+MADE = torch.tensor(True)
+
 
 def rows(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -58,7 +60,7 @@ def test_losses_are_per_sequence_and_accuracies_per_halted_sequence() -> None:
             "lm_loss": 16.0, "q_halt_loss": 4.0, "q_continue_loss": 2.0, "count": halted,
             "exact_accuracy": halted / 4, "accuracy": halted / 2, "q_halt_accuracy": halted, "steps": 3 * halted,
         }  # fmt: skip
-        sums.add({name: torch.tensor(value) for name, value in step.items()})
+        sums.add({name: torch.tensor(value) for name, value in step.items()}, MADE)
     row = sums.row(global_batch_size=8)
     assert row["train/lm_loss"] == 2.0
     assert row["train/loss"] == 2.0 + 0.5 * (0.5 + 0.25)
@@ -70,13 +72,13 @@ def test_losses_are_per_sequence_and_accuracies_per_halted_sequence() -> None:
 
 def test_sums_start_anew_after_a_row() -> None:
     sums = MetricSums(torch.device("cpu"))
-    sums.add({"lm_loss": torch.tensor(8.0)})
+    sums.add({"lm_loss": torch.tensor(8.0)}, MADE)
     sums.row(global_batch_size=8)
-    sums.add({"lm_loss": torch.tensor(16.0)})
+    sums.add({"lm_loss": torch.tensor(16.0)}, MADE)
     assert sums.row(global_batch_size=8)["train/lm_loss"] == 2.0
 
 
 def test_without_a_halted_sequence_the_accuracies_are_zero() -> None:
     sums = MetricSums(torch.device("cpu"))
-    sums.add({"lm_loss": torch.tensor(8.0), "count": torch.tensor(0)})
+    sums.add({"lm_loss": torch.tensor(8.0), "count": torch.tensor(0)}, MADE)
     assert sums.row(global_batch_size=8)["train/exact_accuracy"] == 0.0

@@ -149,7 +149,7 @@ def test_a_checkpoint_trained_on_another_dataset_is_refused(
     assert f"data_path={tmp_path / 'other'} is not the dataset it was trained on" in message
 
 
-@pytest.mark.parametrize("name", ["model", "optimizer", "rank_00000"])
+@pytest.mark.parametrize("name", ["model-00000", "optimizer-00000", "rank-00000"])
 def test_a_damaged_checkpoint_is_refused_with_the_file_at_fault(
     name: str, refusal: Refusal, trained: Path, config: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,158 @@
+"""Write checkpoints: every rank its share, in the background if asked to, whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from data_pipeline.writer import sync
+from hrm_dist import distributed
+from hrm_dist.checkpoint import (
+    STATE_FILE,
+    STEP_DIR,
+    CheckpointState,
+    Part,
+    TensorEntry,
+    file_of,
+    name_in_file,
+)
+from hrm_dist.pieces import Piece
+from hrm_dist.tensor_file import Entry, write_tensors
+
+Written = dict[str, tuple[str, list[tuple[str, TensorEntry]]]]
+"""File -> its sha256, and key and place of every tensor or part in it."""
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run, one at a time; call every method on all ranks."""
+
+    def __init__(self, folder: Path, keep: int, *, in_background: bool) -> None:
+        """`folder`: the run's checkpoints; `keep`: how many of the latest are kept."""
+        self._folder, self._keep = folder, keep
+        self._thread = ThreadPoolExecutor(max_workers=1) if in_background else None
+        # The thread's collectives must not come between the main thread's.
+        self._group = distributed.background_group() if in_background else None
+        self._pending: Future[None] | None = None
+
+    def write(
+        self, state: CheckpointState, pieces: Iterable[Piece], names: Sequence[str] = ("latest",)
+    ) -> None:
+        """Write a checkpoint and point the links `names` to it.
+
+        state: but for `tensors` and `sha256`; pieces: this rank's share of the tensors. In the background, they
+        are copied before this returns, and an error is raised by the next call.
+        """
+        self.wait()
+        if self._thread is None:
+            self._write(state, list(pieces), names)
+            return
+        copies = [piece._replace(data=piece.data.detach().to("cpu", copy=True)) for piece in pieces]
+        self._pending = self._thread.submit(self._write, state, copies, names)
+
+    def wait(self) -> None:
+        """Wait until what was asked for is on disk."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Finish what is under way, whatever becomes of it."""
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def _write(self, state: CheckpointState, pieces: list[Piece], names: Sequence[str]) -> None:
+        temporary = self._folder / f".step_{state.step}.tmp"
+
+        def prepare() -> None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self._folder.glob(".step_*"):
+                shutil.rmtree(leftover)
+            temporary.mkdir()
+
+        distributed.on_main(prepare, self._group)
+        written = distributed.on_all(lambda: write_files(temporary, pieces, distributed.rank()), self._group)
+
+        def complete() -> None:
+            finish(temporary, self._folder / f"step_{state.step}", state, written)
+            # `latest` moves last: a run killed before that goes on before this step, and comes to `best` again.
+            for name in names:
+                link(self._folder / name, self._folder / f"step_{state.step}")
+            prune(self._folder, self._keep)
+
+        distributed.on_main(complete, self._group)
+
+
+def write_files(folder: Path, pieces: Sequence[Piece], rank: int) -> Written:
+    """Write a rank's files."""
+    by_file: dict[str, list[tuple[Entry, Part, Piece]]] = {}
+    for piece in pieces:
+        name = file_of(piece.key.split(".", 1)[0], rank)
+        part = Part(name, piece.place.start, piece.place.start + len(piece.data))
+        stored_as = name_in_file(piece.key, part, piece.place.shape)
+        shape = (len(piece.data),) if stored_as.endswith("]") else piece.place.shape
+        by_file.setdefault(name, []).append((Entry(stored_as, shape, piece.data.dtype), part, piece))
+    written: Written = {}
+    for name, rows in by_file.items():
+        rows.sort(key=lambda row: -row[0].dtype.itemsize)
+        path = folder / name
+        digest = write_tensors(path, [entry for entry, _, _ in rows], (piece.data for _, _, piece in rows))
+        places = [(piece.key, TensorEntry(shape=piece.place.shape, parts=(part,))) for _, part, piece in rows]
+        written[name] = digest, places
+    return written
+
+
+def finish(temporary: Path, final: Path, state: CheckpointState, written: Sequence[Written]) -> None:
+    """Write state.json and give the folder its name."""
+    tensors: dict[str, TensorEntry] = {}
+    digests: dict[str, str] = {}
+    for of_rank in written:
+        for name, (digest, places) in of_rank.items():
+            digests[name] = digest
+            for key, entry in places:
+                before = tensors[key].parts if key in tensors else ()
+                tensors[key] = TensorEntry(shape=entry.shape, parts=(*before, *entry.parts))
+    tensors = {
+        key: TensorEntry(shape=entry.shape, parts=tuple(sorted(entry.parts, key=lambda part: part.start)))
+        for key, entry in tensors.items()
+    }
+    path = temporary / STATE_FILE
+    state = state.model_copy(update={"tensors": tensors, "sha256": digests})
+    state = state.model_copy(update={"own_sha256": state.digest()})
+    path.write_text(state.model_dump_json(indent=1))
+    sync(path)
+    sync(temporary)
+    if final.exists():  # the run was set back to an earlier step and came here again
+        _remove(final)
+    temporary.rename(final)
+    sync(final.parent)
+
+
+def link(name: Path, target: Path) -> None:
+    """Point a link such as `latest` to a sibling folder, in one atomic step."""
+    temporary = name.with_name(f".{name.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    os.replace(temporary, name)
+    sync(name.parent)
+
+
+def _remove(path: Path) -> None:
+    # Renamed first: a half-deleted folder must not look like a checkpoint.
+    doomed = path.with_name(f".{path.name}.deleted")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the last `keep` checkpoints up to `latest`, and those that `latest` and `best` point to.
+
+    What lies beyond `latest` was left by a run that was then set back; it is in nobody's way.
+    """
+    latest = (folder / "latest").resolve()
+    linked = {latest, (folder / "best").resolve()}
+    steps = sorted((int(m[1]), p) for p in folder.iterdir() if (m := STEP_DIR.fullmatch(p.name)))
+    newest = int(latest.name.removeprefix("step_"))
+    for _, path in [(step, path) for step, path in steps if step <= newest][:-keep]:
+        if path.resolve() not in linked:
+            _remove(path)

@@ -1,0 +1,108 @@
+"""Which checkpoint a run goes on from, whether it may, and whether it will be bit for bit."""
+
+import logging
+import platform
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from data_pipeline.errors import InputError
+from hrm_dist import checkpoint, distributed
+from hrm_dist.checkpoint import Checkpoint, CheckpointState
+from hrm_dist.config import ConfigError, TrainConfig
+
+logger = logging.getLogger(__name__)
+
+# A resumed run goes on with the same batches and carry, so these must be what they were, and all of `arch`.
+_FIXED = ("global_batch_size", "seed")
+
+
+class Start(NamedTuple):
+    """Where a run begins, if not at its first step."""
+
+    checkpoint: Checkpoint
+    sets_back: bool
+    """Whether the checkpoint is the run's own, named by the user: `latest` goes back to it."""
+
+
+def find_start(config: TrainConfig, run_dir: Path) -> Start | None:
+    """The checkpoint that `resume` names: `auto` (the run's latest, if any), `never`, or a path.
+
+    A checkpoint of another run is where this one starts; having checkpoints of its own, it goes on from
+    those, so that the same command continues it. One of its own sets the run back.
+    """
+    latest = run_dir / "checkpoints" / "latest"
+    has_latest = latest.is_symlink()  # even if what it points to is gone, which is an error
+    if config.resume == "never":
+        if has_latest:
+            raise ConfigError(
+                f"resume=never: {run_dir} already holds a run ({latest.resolve().name}); continue it with "
+                "resume=auto, choose another checkpoint_path, or delete the folder."
+            )
+        return None
+    path, sets_back = latest, False
+    if config.resume != "auto":
+        given = Path(config.resume)
+        sets_back = given.resolve().parent == latest.parent.resolve()
+        if sets_back or not has_latest:
+            path = given
+    elif not has_latest:
+        return None
+    try:
+        return Start(checkpoint.open_checkpoint(path), sets_back)
+    except InputError as error:
+        complete = distributed.on_main(lambda: checkpoint.previous_complete(path))
+        if complete is None:
+            raise
+        raise InputError(f"{error} The last complete one beside it: resume={complete}") from error
+
+
+def check_same_run(
+    state: CheckpointState, path: Path, config: TrainConfig, dataset: dict[str, Any], last_step: int
+) -> None:
+    """Raise ConfigError unless a run with these settings and this dataset can go on from a checkpoint."""
+    now, then = _fixed_settings(config.model_dump(mode="json")), _fixed_settings(state.config)
+    problems = [
+        f"{key} is {now.get(key)!r}, the checkpoint has {then.get(key)!r}"
+        for key in sorted(now | then)
+        if now.get(key) != then.get(key)
+    ]
+    if state.dataset != dataset:
+        problems.append(f"data_path={config.data_path} is not the dataset it was trained on")
+    if problems:
+        raise ConfigError(
+            f"{path}: cannot go on with another run's checkpoint: {'; '.join(problems)}. Set them back, or "
+            "start a new run with another checkpoint_path."
+        )
+    if state.step > last_step:
+        raise ConfigError(
+            f"{path}: is at step {state.step}, beyond the last step {last_step}; raise epochs or max_steps."
+        )
+
+
+def _fixed_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings that a resumed run must share with its checkpoint, with dotted keys."""
+    arch = {f"arch.{key}": value for key, value in config["arch"].items()}
+    return arch | {key: config[key] for key in _FIXED}
+
+
+def environment(config: TrainConfig, device: torch.device) -> dict[str, str | int | bool]:
+    """What bit-for-bit equality depends on beside the configuration."""
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "compile": config.compile,
+        "world_size": distributed.world_size(),
+        "engine": config.engine,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+    }
+
+
+def warn_if_inexact(state: CheckpointState, now: dict[str, str | int | bool]) -> None:
+    """Say so if going on will not be bit for bit."""
+    changed = {key: value for key, value in now.items() if state.environment.get(key) != value}
+    if changed:
+        logger.warning("not bit for bit: %s differ from the checkpoint's %s", changed, state.environment)
