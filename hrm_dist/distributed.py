@@ -1,12 +1,14 @@
 """The only place that knows how many processes train together and which one this is.
 
-Started by torchrun, `accelerate launch` or srun, every process has RANK, WORLD_SIZE and LOCAL_RANK; alone,
-it has none of them and every function here is the identity.
+`launched` reads it from the environment, and `liveness` watches over the processes; both are used here alone.
+Alone, a process forms no group, and every function here is the identity.
 """
 
+import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
@@ -16,12 +18,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_pipeline.errors import InputError
+from hrm_dist import liveness
 from hrm_dist.config import ConfigError
+from hrm_dist.launched import Launched, launched
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-_TIMEOUT = timedelta(minutes=30)
+_watch: liveness.Watch | None = None  # while there is a group of several processes
 
 
 class World(NamedTuple):
@@ -36,59 +43,139 @@ class World(NamedTuple):
         return self.rank == 0
 
 
-class Launched(NamedTuple):
-    """What the launcher said in the environment."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-
-
-def launched() -> Launched:
-    """RANK, WORLD_SIZE and LOCAL_RANK from the environment, all of them or none. Raises ConfigError."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    values = {name: os.environ[name] for name in names if name in os.environ}
-    if not values:
-        return Launched(0, 1, 0)
-    missing = [name for name in names if name not in values]
-    if missing or not all(value.isdecimal() for value in values.values()):
-        raise ConfigError(
-            f"the environment has {values} but not {missing or 'numbers'}: a launcher sets RANK, WORLD_SIZE and "
-            "LOCAL_RANK together; start through torchrun or accelerate launch, or unset them to train alone."
-        )
-    rank, world_size, local_rank = (int(values[name]) for name in names)
-    if rank >= world_size:
-        raise ConfigError(f"RANK={rank} is not below WORLD_SIZE={world_size}; both come from the launcher.")
-    return Launched(rank, world_size, local_rank)
-
-
 @contextmanager
-def process_group(device: str, even_alone: bool = False) -> Iterator[World]:
+def process_group(device: str, even_alone: bool = False, timeout_s: float = 1800.0) -> Iterator[World]:
     """Join the other processes; `device` is `auto`, `cpu` or `cuda`.
 
-    A single process forms no group, unless `even_alone`: some engines ask for one.
+    A single process forms no group, unless `even_alone`: some engines ask for one. If another process is gone for
+    min(timeout_s, 60) seconds, or a collective waits for timeout_s, this one ends with exit code 1.
     """
-    rank, world_size, local_rank = launched()
-    use_cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
-    if use_cuda and local_rank >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device={device}: local rank {local_rank} has no GPU, this node has {torch.cuda.device_count()}; "
-            "start one process per GPU, or set device=cpu."
-        )
-    torch_device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
-    if use_cuda:
+    launch = launched()
+    if launch.warning:
+        logger.warning(launch.warning)
+    torch_device = _device(device, launch)
+    if torch_device.type == "cuda":
         torch.cuda.set_device(torch_device)
     # gloo serves the CPU tensors of both kinds of run, so that control messages need no device sync.
-    backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
-    if world_size > 1:
-        dist.init_process_group(backend, timeout=_TIMEOUT)
-    elif even_alone:
+    backend = "cpu:gloo,cuda:nccl" if torch_device.type == "cuda" else "gloo"
+    world = World(launch.rank, launch.world_size, torch_device)
+    if launch.world_size > 1:
+        with _group_of_several(launch, backend, timeout_s):
+            yield world
+        return
+    if even_alone:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
-        yield World(rank, world_size, torch_device)
+        yield world
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _device(device: str, launch: Launched) -> torch.device:
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    num_gpus = torch.cuda.device_count()
+    index = 0 if launch.by_srun and num_gpus == 1 else launch.local_rank  # srun can give each task its own
+    if index >= num_gpus:
+        raise ConfigError(
+            f"device={device}: local rank {launch.local_rank} has no GPU, this node has {num_gpus}; "
+            "start one process per GPU, or set device=cpu."
+        )
+    return torch.device("cuda", index)
+
+
+@contextmanager
+def _group_of_several(launch: Launched, backend: str, timeout_s: float) -> Iterator[None]:
+    global _watch
+    timeout = timedelta(seconds=timeout_s)
+    store, watch = _meet(launch, timeout_s)
+    _watch = watch
+    try:
+        dist.init_process_group(
+            backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout
+        )
+        yield
+    except BaseException as error:
+        watch.explain(error)
+        raise
+    finally:
+        _watch = None
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        watch.close()
+
+
+def _meet(launch: Launched, timeout_s: float) -> tuple[dist.Store, liveness.Watch]:
+    """The store that all processes share, and what watches over them; waits until all are there."""
+    # torchrun and accelerate launch set them themselves. rendezvous looks nowhere else.
+    os.environ.update(MASTER_ADDR=launch.master_addr, MASTER_PORT=str(launch.master_port))
+    url = f"env://?rank={launch.rank}&world_size={launch.world_size}"
+    try:
+        store, _, _ = next(dist.rendezvous(url, timeout=timedelta(seconds=timeout_s)))
+        return store, liveness.Watch(
+            store.clone(),  # pyright: ignore[reportAttributeAccessIssue]
+            launch.rank,
+            launch.world_size,
+            # torchrun can hold the store itself, and tells torch so by this variable.
+            rank_0_hosts=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True),
+            silence_s=min(timeout_s, liveness.SILENCE_S),
+        )
+    except dist.DistError as error:
+        sys.exit(
+            f"error: rank {launch.rank} of {launch.world_size} has not met the others at MASTER_ADDR="
+            f"{launch.master_addr} MASTER_PORT={launch.master_port} within timeout_s={timeout_s:g}: "
+            f"{str(error).splitlines()[0]}. Look for the first error of the others; start all of them together, with "
+            "the same address and a port that is free."
+        )
+
+
+def report_step(step: int) -> None:
+    """Note the step that this process has reached, for messages about processes that are gone."""
+    if _watch is not None:
+        _watch.step = step
+
+
+def refuse_differences(facts: Callable[[], Mapping[str, object]]) -> None:
+    """Raise ConfigError on all ranks if facts about this run, by key, differ between ranks or are bad on any."""
+    try:
+        own: Mapping[str, str] | str = {key: str(value) for key, value in facts().items()}
+    except InputError as error:
+        own = str(error)
+    by_rank = gather_objects(own)
+    problems = _errors([facts if isinstance(facts, str) else "" for facts in by_rank])
+    problems = problems or _differences([facts for facts in by_rank if not isinstance(facts, str)])
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _errors(by_rank: Sequence[str]) -> list[str]:
+    """Errors of ranks (empty: none), with their ranks unless all have the same."""
+    groups = _ranks_by(by_rank)
+    if len(groups) == 1:
+        return [error for error in groups if error]
+    return [f"{liveness.ranks_text(ranks)}: {error}" for error, ranks in groups.items() if error]
+
+
+def _differences(by_rank: Sequence[Mapping[str, str]]) -> list[str]:
+    problems: list[str] = []
+    for key in dict.fromkeys(key for facts in by_rank for key in facts):
+        groups = _ranks_by([facts.get(key, "missing") for facts in by_rank])
+        if len(groups) > 1:
+            values = " and ".join(
+                f"{value} on {liveness.ranks_text(ranks)}" for value, ranks in groups.items()
+            )
+            problems.append(
+                f"{key} is {values}; start every process with the same configuration, dataset and packages."
+            )
+    return problems
+
+
+def _ranks_by(by_rank: Sequence[str]) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for r, value in enumerate(by_rank):
+        groups.setdefault(value, []).append(r)
+    return groups
 
 
 def world_size() -> int:
@@ -143,6 +230,11 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     total = values.clone()
     dist.all_reduce(total)
     return total
+
+
+def part_of_sum(total: Tensor) -> Tensor:
+    """What this rank holds of a sum over ranks: all of it on the main process, nothing on the others."""
+    return total if is_main() else torch.zeros_like(total)
 
 
 def all_ranks(flag: Tensor) -> Tensor:
@@ -204,6 +296,12 @@ def _outcome(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
         return function(), None
     except Exception as error:  # every kind: other processes wait for it
         return None, error
+
+
+def announce(text: str) -> None:
+    """Print a line on stderr, once for all processes."""
+    if is_main():
+        print(text, file=sys.stderr)
 
 
 class StopRequest:

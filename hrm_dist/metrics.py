@@ -42,8 +42,7 @@ class MetricSums:
 
     def load(self, total: list[float]) -> None:
         """Go on from the sums over all ranks: one takes them all."""
-        if distributed.is_main():
-            self.values.copy_(torch.tensor(total, dtype=torch.float64))
+        self.values.copy_(distributed.part_of_sum(torch.tensor(total, dtype=torch.float64)))
 
     def row(self, global_batch_size: int) -> Row:
         """Averages over the steps summed up, over all ranks; then start anew.

@@ -5,6 +5,7 @@
     python -m hrm_dist.train configs/arc1.yaml --dry-run
     torchrun --nproc-per-node 8 -m hrm_dist.train configs/arc1.yaml
     accelerate launch --multi_gpu --num_processes 8 -m hrm_dist.train configs/arc1.yaml
+    srun --ntasks-per-node 8 python -m hrm_dist.train configs/arc1.yaml
 
 The run folder (checkpoint_path) gets config.yaml, metrics.jsonl and checkpoints/. The same command goes on
 after an interruption. Exit codes: 0 done, 2 bad configuration or input, 75 stopped by a signal with the state
@@ -15,8 +16,9 @@ import argparse
 import logging
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from importlib.metadata import version
 from pathlib import Path
 
 from data_pipeline.build import build
@@ -26,6 +28,8 @@ from data_pipeline.identity import ArcOptions
 from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import DatasetMetadata, load_dataset_info
 from hrm_dist.config import TrainConfig, load_config, to_yaml, total_steps
+from hrm_dist.launched import launched
+from hrm_dist.run_lock import locked
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +61,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def dry_run(config: TrainConfig) -> str:
     """What would be trained: every setting, the size of the model, the memory of a rank, the steps."""
-    from hrm_dist import distributed
     from hrm_dist.model import cost
     from hrm_dist.model.puzzle_embedding import place_table
 
@@ -71,10 +74,12 @@ def dry_run(config: TrainConfig) -> str:
             f"note: {error}\nnote: the figures below assume ARC-AGI-1: {metadata.seq_len} tokens, a vocabulary of "
             f"{metadata.vocab_size}, {metadata.num_puzzle_identifiers:,} puzzles."
         )
-    world_size = distributed.launched().world_size
+    world_size = launched().world_size
     local_batch_size = -(-config.global_batch_size // world_size)
     table = place_table(config, metadata, 0, world_size)
-    memory = cost.memory_per_rank(config.arch, metadata, local_batch_size, config.ema, table)
+    memory = cost.memory_per_rank(
+        config.arch, metadata, local_batch_size, config.ema, table, config.activation_checkpointing
+    )
     lines.append(f"parameters: {cost.num_parameters(config.arch, metadata):,}")
     lines.append(f"memory per rank, {local_batch_size} of {config.global_batch_size} sequences (estimate):")
     lines += [f"  {purpose:<15} {size / 2**30:8.2f} GiB" for purpose, size in memory.items()]
@@ -107,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     config = load_config(options.config, options.overrides)
+    launched()  # raises where the environment is no good
     if options.dry_run:
         print(dry_run(config))
         return 0
@@ -122,22 +128,45 @@ def train(config: TrainConfig) -> int:
 
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    group = distributed.process_group(config.device, even_alone=config.engine != "ddp")
-    with closing(distributed.StopRequest()) as stop, group as world:
+    group = distributed.process_group(config.device, config.engine != "ddp", config.timeout_s)
+    run_dir = Path(config.checkpoint_path)
+    with closing(distributed.StopRequest()) as stop, group as world, ExitStack() as on_leaving:
         check_divisible(config.global_batch_size, world.world_size)
+        distributed.refuse_differences(lambda: _settings(config, world.device.type))
+        distributed.on_main(lambda: on_leaving.enter_context(locked(run_dir)))
         try:
             if not distributed.on_main(lambda: stop.completes(lambda: build_if_missing(config))):
                 outcome = " before the first step; the same command starts again"
-            elif not Trainer(config, world).fit(stop):
-                outcome = "; the state is saved, and the same command goes on from there"
             else:
-                return 0
+                distributed.refuse_differences(lambda: _dataset(config))
+                if Trainer(config, world).fit(stop):
+                    return 0
+                outcome = "; the state is saved, and the same command goes on from there"
         except TrainingError as error:
-            print(f"error: {error}", file=sys.stderr)
+            distributed.announce(f"error: {error}")
             return EXIT_FAILED
-    if world.is_main:
-        print(f"stopped by {stop.signal_name or 'a signal to another process'}{outcome}", file=sys.stderr)
+        distributed.announce(f"stopped by {stop.signal_name or 'a signal to another process'}{outcome}")
     return EXIT_INTERRUPTED
+
+
+def _settings(config: TrainConfig, device_type: str) -> Mapping[str, object]:
+    """What every process must have been started with."""
+    values = config.model_dump(mode="json")
+    sections = {key: values.pop(key) or {} for key in ("arch", "dataset")}
+    for section, entries in sections.items():
+        values |= {f"{section}.{key}": value for key, value in entries.items()}
+    packages = ["hrm-dist", "torch", "numpy", *(["deepspeed"] if config.engine.startswith("zero") else [])]
+    return (
+        values | {"the device": device_type} | {f"the version of {name}": version(name) for name in packages}
+    )
+
+
+def _dataset(config: TrainConfig) -> Mapping[str, object]:
+    from hrm_dist.checkpoint import dataset_identity
+
+    path = Path(config.data_path)
+    identity = dataset_identity(path, load_dataset_info(path).metadata("train"))
+    return {f"data_path={path}: its {key}": value for key, value in identity.items()}
 
 
 def _command() -> int:

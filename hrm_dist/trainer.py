@@ -23,6 +23,7 @@ from hrm_dist.engines.build import build_engine
 from hrm_dist.metrics import MetricSums, Row, RunLog
 from hrm_dist.model.act import ACTModel, Batch, Carry, explore_halting
 from hrm_dist.model.cost import flops_per_sequence, matmul_rate
+from hrm_dist.model.layers import recompute_blocks
 from hrm_dist.model.losses import act_loss, finite_sequences
 from hrm_dist.model.network import Network, initialize_module
 from hrm_dist.model.puzzle_embedding import SignSGD, place_table
@@ -54,16 +55,13 @@ class Trainer:
         metadata, device = self.reader.metadata, world.device
         with torch.device("meta"):
             network = Network(config.arch, metadata)
+        if config.activation_checkpointing:
+            recompute_blocks(network)
         if config.compile:
             for name, module in network.named_modules():
                 if name.endswith("_level"):
                     module.compile()
-        self.engine = build_engine(
-            network,
-            config,
-            device,
-            self._initialize,
-        )
+        self.engine = build_engine(network, config, device, self._initialize)
         table = place_table(config, metadata, world.rank, world.world_size)
         with device:
             self.model = ACTModel(config.arch, metadata, table, self.engine.network)
@@ -96,6 +94,7 @@ class Trainer:
             for batch in self._batches():
                 self.train_step(batch)
                 self.step += 1
+                distributed.report_step(self.step)
                 log.advance()
                 evaluates, is_best = self._due(self._eval_every), False
                 if evaluates or self._due(self.config.log_interval):
@@ -188,7 +187,9 @@ class Trainer:
         # The measurement draws random numbers, and a resumed run makes it once more.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             peak = matmul_rate(device, self.model.dtype) * self.world.world_size
-        flops = self.config.global_batch_size * flops_per_sequence(self.config.arch, self.reader.metadata)
+        flops = self.config.global_batch_size * flops_per_sequence(
+            self.config.arch, self.reader.metadata, self.config.activation_checkpointing
+        )
         return RunLog(self.config, self.run_dir, self.step, self.last_step, flops / peak)
 
     def _parts(self, batch: Batch) -> list[Batch]:
@@ -350,6 +351,7 @@ class Trainer:
             self._load_random_state(opened)
         self.step, self.best_score = state.step, state.best_score
         self.sums.load(state.metric_sums)
+        distributed.report_step(self.step)
 
     def _load_random_state(self, opened: Checkpoint) -> None:
         states = {key: opened.tensor(key).clone() for key in opened.shapes if key.startswith("rng.")}

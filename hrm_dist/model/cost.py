@@ -4,13 +4,15 @@ Shapes: S = P + T positions, D hidden_size, I SwiGLU width, V vocabulary.
 """
 
 import time
+from typing import NamedTuple
 
 import torch
 
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import ArchConfig
 from hrm_dist.model.act import ACTModel
-from hrm_dist.model.layers import swiglu_size
+from hrm_dist.model.hrm import num_updates_with_gradient
+from hrm_dist.model.layers import Block, swiglu_size
 from hrm_dist.model.network import DTYPES
 from hrm_dist.model.puzzle_embedding import WHOLE_TABLE, TablePlacement
 
@@ -24,23 +26,34 @@ def _block_flops(arch: ArchConfig, seq_len: int) -> int:
     return feed_forward + seq_len * 8 * size * size + 4 * seq_len * seq_len * size
 
 
-def flops_per_sequence(arch: ArchConfig, metadata: DatasetMetadata) -> int:
+class _BlockRuns(NamedTuple):
+    """How often a segment runs a block."""
+
+    total: int
+    with_gradient: int
+
+
+def _block_runs(arch: ArchConfig) -> _BlockRuns:
+    H_layers = arch.H_layers if arch.name == "hrm" else arch.L_layers  # TRM has one network in both roles
+    num_updates = num_updates_with_gradient(arch)
+    num_slow_updates = -(-num_updates // arch.L_cycles)
+    return _BlockRuns(
+        total=arch.H_cycles * (arch.L_cycles * arch.L_layers + H_layers),
+        with_gradient=num_updates * arch.L_layers + num_slow_updates * H_layers,
+    )
+
+
+def flops_per_sequence(arch: ArchConfig, metadata: DatasetMetadata, recomputes: bool = False) -> int:
     """Matmul operations of one training segment on one sequence.
 
-    A backward costs two forwards; HRM runs it through the last update of each level, TRM through the last
-    cycle. The Q-target costs a second forward.
+    A backward costs two forwards, and a third where blocks are recomputed. The Q-target costs a second
+    forward of the segment.
     """
-    seq_len = arch.prefix_len + metadata.seq_len
-    block = _block_flops(arch, seq_len)
-    if arch.name == "hrm":
-        forward = arch.H_cycles * (arch.L_cycles * arch.L_layers + arch.H_layers)
-        backward = 2 * (arch.L_layers + arch.H_layers)
-    else:
-        forward = arch.H_cycles * (arch.L_cycles + 1) * arch.L_layers
-        backward = 2 * (arch.L_cycles + 1) * arch.L_layers
+    runs = _block_runs(arch)
     forwards = 2 if arch.act_continue and arch.halt_max_steps > 1 else 1
+    num_blocks = forwards * runs.total + (3 if recomputes else 2) * runs.with_gradient
     head = 3 * 2 * metadata.seq_len * arch.hidden_size * metadata.vocab_size
-    return (forwards * forward + backward) * block + head
+    return num_blocks * _block_flops(arch, arch.prefix_len + metadata.seq_len) + head
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -79,12 +92,18 @@ def memory_per_rank(
     local_batch_size: int,
     ema: bool,
     table: TablePlacement = WHOLE_TABLE,
+    recomputes: bool = False,
 ) -> dict[str, int]:
     """Estimated bytes that training holds on each rank, by purpose (replicated weights)."""
     weights = 4 * num_parameters(arch, metadata)
     item = DTYPES[arch.forward_dtype].itemsize
     seq_len = arch.prefix_len + metadata.seq_len
     state = local_batch_size * seq_len * arch.hidden_size * item
+    activations = local_batch_size * activation_bytes(arch, metadata, recomputes)
+    if recomputes:  # one block at a time has all that it keeps
+        activations += local_batch_size * _block_bytes(arch, seq_len) + _cast_weights_bytes(arch, seq_len)
+    else:
+        activations += _block_runs(arch).with_gradient * _cast_weights_bytes(arch, seq_len)
     return {
         "weights": weights,
         "gradients": weights,
@@ -92,21 +111,35 @@ def memory_per_rank(
         "moving average": weights if ema else 0,
         "puzzle table": 4 * -(-metadata.num_puzzle_identifiers // table.num_parts) * arch.puzzle_emb_width,
         "carry": 2 * state + local_batch_size * metadata.seq_len * 8,
-        "activations": local_batch_size * activation_bytes(arch, metadata),
+        "activations": activations,
     }
 
 
-def activation_bytes(arch: ArchConfig, metadata: DatasetMetadata) -> int:
+def activation_bytes(arch: ArchConfig, metadata: DatasetMetadata, recomputes: bool = False) -> int:
     """Bytes that one sequence keeps for the backward pass, uncompiled, to about 1%.
 
-    In a block, attention keeps its input, the projected q, k and v, the rotated q and k, and its output;
-    SwiGLU its input, gate and up, the activated gate, and their product; each norm its float32 input. TRM's
-    MLP over the sequence is a SwiGLU for each channel. The lm_head keeps its input, a copy behind a prefix;
-    the Q-head z_H whole. The loss keeps of each logit, under stablemax, two float64 and a bool, under softmax
-    a float32.
+    Every block that runs with gradient keeps its own, or its input alone where it is recomputed. The lm_head
+    keeps its input, a copy behind a prefix; the Q-head z_H whole. The loss keeps of each logit, under
+    stablemax, two float64 and a bool, under softmax a float32; of each token its input and label, under
+    stablemax two float64 and a bool more.
     """
     item = DTYPES[arch.forward_dtype].itemsize
     seq_len, size = arch.prefix_len + metadata.seq_len, arch.hidden_size
+    block = item * seq_len * size if recomputes else _block_bytes(arch, seq_len)
+    heads = item * size * (seq_len + (metadata.seq_len if arch.prefix_len else 0))
+    per_logit, per_token = (17, 29) if arch.loss_type == "stablemax_cross_entropy" else (4, 12)
+    loss = metadata.seq_len * (per_logit * metadata.vocab_size + per_token)
+    return _block_runs(arch).with_gradient * block + heads + loss
+
+
+def _block_bytes(arch: ArchConfig, seq_len: int) -> int:
+    """Bytes that a block keeps of one sequence.
+
+    Attention keeps its input, the projected q, k and v, the rotated q and k, and its output; SwiGLU its
+    input, gate and up, the activated gate, and their product; each norm its float32 input. TRM's MLP over the
+    sequence is a SwiGLU for each channel.
+    """
+    item, size = DTYPES[arch.forward_dtype].itemsize, arch.hidden_size
 
     def swiglu(rows: int, width: int) -> int:
         return item * rows * (width + 4 * swiglu_size(width, arch.expansion))
@@ -115,11 +148,13 @@ def activation_bytes(arch: ArchConfig, metadata: DatasetMetadata) -> int:
         mixing = swiglu(size, seq_len)
     else:
         mixing = item * seq_len * size * (7 if arch.pos_encodings == "rope" else 5)
-    block = mixing + swiglu(seq_len, size) + 2 * 4 * seq_len * size
-    if arch.name == "hrm":
-        num_blocks = arch.L_layers + arch.H_layers
-    else:
-        num_blocks = (arch.L_cycles + 1) * arch.L_layers
-    heads = item * size * (seq_len + (metadata.seq_len if arch.prefix_len else 0))
-    bytes_per_logit = 17 if arch.loss_type == "stablemax_cross_entropy" else 4
-    return num_blocks * block + heads + bytes_per_logit * metadata.seq_len * metadata.vocab_size
+    return mixing + swiglu(seq_len, size) + 2 * 4 * seq_len * size
+
+
+def _cast_weights_bytes(arch: ArchConfig, seq_len: int) -> int:
+    """Bytes of a block's weights in the dtype of the activations, which each run with gradient keeps."""
+    if arch.forward_dtype == "float32":
+        return 0  # the weights themselves
+    with torch.device("meta"):
+        block = Block(arch, seq_len)
+    return DTYPES[arch.forward_dtype].itemsize * sum(parameter.numel() for parameter in block.parameters())

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name the field uses)
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hrm_dist.config import ArchConfig
 
@@ -156,8 +157,15 @@ class Block(nn.Module):
             self.self_attn = Attention(arch.hidden_size, arch.num_heads)
         self.mixes_by_mlp = arch.mlp_t
         self.mlp = SwiGLU(arch.hidden_size, arch.expansion)
+        self.recomputes = False
 
     def forward(self, x_BSD: Tensor, rope: Rope | None) -> Tensor:
+        if self.recomputes and torch.is_grad_enabled():
+            # Inside the module: an engine's hooks, which gather its weights, are not run again with it.
+            return checkpoint(self._compute, x_BSD, rope, use_reentrant=False, preserve_rng_state=False)
+        return self._compute(x_BSD, rope)
+
+    def _compute(self, x_BSD: Tensor, rope: Rope | None) -> Tensor:
         if self.mixes_by_mlp:
             # As published, this norm is over the positions, not the channels.
             x_BDS = x_BSD.transpose(1, 2)
@@ -165,6 +173,13 @@ class Block(nn.Module):
         else:
             x_BSD = rms_norm(x_BSD + self.self_attn(x_BSD, rope), self.eps)
         return rms_norm(x_BSD + self.mlp(x_BSD), self.eps)
+
+
+def recompute_blocks(network: nn.Module) -> None:
+    """From now on keep of each block only its input, and compute the block again in the backward pass."""
+    for module in network.modules():
+        if isinstance(module, Block):
+            module.recomputes = True
 
 
 class Level(nn.Module):

@@ -173,7 +173,7 @@ def test_half_an_environment_of_a_launcher_is_refused(
     assert finished.exit_code == 2
     missing = {"RANK", "WORLD_SIZE", "LOCAL_RANK"} - environment.keys()
     assert all(name in finished.output for name in missing)
-    assert "start through torchrun or accelerate launch, or unset them" in finished.output
+    assert "start through torchrun, accelerate launch or srun, or unset them" in finished.output
     assert not run.exists()
 
 

@@ -1,4 +1,4 @@
-"""What the model promises beside its numbers: where gradient flows, what it costs, how it halts and starts."""
+"""What the model promises beside its numbers: where gradient flows, how it halts and starts."""
 
 import math
 from collections.abc import Callable
@@ -7,67 +7,16 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from data_pipeline.sampler import rank_slice
-from data_pipeline.schema import IGNORE_LABEL_ID, DatasetMetadata
 from hrm_dist.config import ArchConfig
 from hrm_dist.model import build_model
-from hrm_dist.model.act import ACTModel, Batch, Carry, explore_halting
-from hrm_dist.model.cost import activation_bytes, flops_per_sequence
+from hrm_dist.model.act import ACTModel, Carry, explore_halting
 from hrm_dist.model.hrm import InnerCarry
 from hrm_dist.model.layers import truncated_normal_
-from hrm_dist.model.losses import act_loss
 from hrm_dist.model.network import initialize
-
-METADATA = DatasetMetadata(
-    seq_len=20,
-    vocab_size=12,
-    pad_id=0,
-    ignore_label_id=0,
-    blank_identifier_id=0,
-    num_puzzle_identifiers=5,
-    total_groups=4,
-    mean_puzzle_examples=1.0,
-    sets=("all",),
-)
-
-
-def arch_of(name: str, **fields: object) -> ArchConfig:
-    small = {"hidden_size": 32, "num_heads": 2, "L_layers": 1, "forward_dtype": "float32"}
-    layers = {"H_layers": 1} if name == "hrm" else {"puzzle_emb_len": 2}
-    return ArchConfig.model_validate({"name": name, **small, **layers, **fields})
-
-
-def random_batch(size: int, seed: int) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-
-    def tokens() -> Tensor:
-        shape = (size, METADATA.seq_len)
-        return torch.randint(0, METADATA.vocab_size, shape, generator=generator, dtype=torch.int32)
-
-    identifiers = torch.randint(0, METADATA.num_puzzle_identifiers, (size,), generator=generator)
-    labels = torch.where(tokens() < 2, IGNORE_LABEL_ID, tokens())
-    return {"inputs": tokens(), "labels": labels, "puzzle_identifiers": identifiers.to(torch.int32)}
-
-
-def let_halting_vary(model: ACTModel) -> None:
-    """Random Q-head and puzzle table; at first every Q-value is -5."""
-    generator = torch.Generator().manual_seed(0)
-    head = model.get_submodule("network.q_head")
-    nn.init.normal_(head.get_parameter("weight"), generator=generator)
-    nn.init.zeros_(head.get_parameter("bias"))
-    assert model.puzzle_emb is not None
-    nn.init.normal_(model.puzzle_emb.weights, generator=generator)
-
-
-def segment_loss(model: ACTModel, batch: Batch) -> Tensor:
-    carry, outputs = model(model.initial_carry(batch), batch)
-    return act_loss(carry, outputs, model.arch.loss_type)[0]
-
+from tests.unit.models import METADATA, arch_of, let_halting_vary, random_batch, segment_loss
 
 # Gradient
 
@@ -122,70 +71,6 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     segment_loss(model, random_batch(4, seed=0)).backward()
     without = {key for key, parameter in model.named_parameters() if parameter.grad is None}
     assert not without
-
-
-# Cost
-
-
-def saved_bytes(arch: ArchConfig, batch_size: int) -> int:
-    """Bytes of all storages, parameters apart, that the graph of one segment and its loss holds."""
-    model = build_model(arch, METADATA)
-    own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
-    storages: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = storage
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = segment_loss(model, random_batch(batch_size, seed=0))
-    total = sum(storage.nbytes() for storage in storages.values())
-    del loss
-    return total
-
-
-@pytest.mark.parametrize(
-    ("name", "few", "many"),
-    [
-        ("hrm", {"H_cycles": 1, "L_cycles": 1}, {"H_cycles": 4, "L_cycles": 1}),
-        ("hrm", {"H_cycles": 1, "L_cycles": 1}, {"H_cycles": 2, "L_cycles": 5}),
-        ("trm", {"H_cycles": 1, "L_cycles": 2}, {"H_cycles": 5, "L_cycles": 2}),
-    ],
-)
-def test_memory_for_the_backward_pass_does_not_grow_with_cycles(
-    name: str, few: dict[str, int], many: dict[str, int]
-) -> None:
-    assert saved_bytes(arch_of(name, **few), 2) == saved_bytes(arch_of(name, **many), 2)
-
-
-COSTED = {
-    "hrm": arch_of("hrm", hidden_size=96, num_heads=3),
-    "bfloat16": arch_of("hrm", hidden_size=96, num_heads=3, forward_dtype="bfloat16", L_layers=3, H_cycles=3),
-    "softmax": arch_of("hrm", hidden_size=96, pos_encodings="learned", loss_type="softmax_cross_entropy"),
-    "no prefix": arch_of("hrm", hidden_size=96, puzzle_emb_ndim=0, halt_max_steps=1),
-    "trm": arch_of("trm", hidden_size=96, L_layers=2, forward_dtype="bfloat16"),
-    "mlp_t": arch_of("trm", hidden_size=96, mlp_t=True, pos_encodings="none", L_cycles=3),
-    "trm with Q-target": arch_of("trm", hidden_size=96, act_continue=True, expansion=9, puzzle_emb_len=0),
-}
-
-
-@pytest.mark.parametrize("arch", COSTED.values(), ids=COSTED.keys())
-def test_activation_bytes_are_what_torch_saves_for_a_sequence_to_one_percent(arch: ArchConfig) -> None:
-    # The difference leaves out what does not grow with the batch: rotary tables, weights cast to bfloat16.
-    measured = (saved_bytes(arch, 4) - saved_bytes(arch, 2)) / 2
-    assert activation_bytes(arch, METADATA) == pytest.approx(measured, rel=0.01)
-
-
-@pytest.mark.parametrize("arch", COSTED.values(), ids=COSTED.keys())
-def test_flops_per_sequence_are_what_torch_counts_to_a_ten_thousandth(arch: ArchConfig) -> None:
-    model, batch = build_model(arch, METADATA), random_batch(2, seed=0)
-    # The fused kernels' backward computes the scores anew, which is not counted here.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        segment_loss(model, batch).backward()
-    # Left out: the Q-head.
-    assert flops_per_sequence(arch, METADATA) == pytest.approx(counter.get_total_flops() / 2, rel=1e-4)
 
 
 # Halting

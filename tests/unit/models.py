@@ -1,0 +1,78 @@
+"""Small models and random batches for them."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from data_pipeline.schema import IGNORE_LABEL_ID, DatasetMetadata
+from hrm_dist.config import ArchConfig
+from hrm_dist.model import build_model
+from hrm_dist.model.act import ACTModel, Batch
+from hrm_dist.model.layers import recompute_blocks
+from hrm_dist.model.losses import act_loss
+
+METADATA = DatasetMetadata(
+    seq_len=20,
+    vocab_size=12,
+    pad_id=0,
+    ignore_label_id=0,
+    blank_identifier_id=0,
+    num_puzzle_identifiers=5,
+    total_groups=4,
+    mean_puzzle_examples=1.0,
+    sets=("all",),
+)
+
+
+def arch_of(name: str, **fields: object) -> ArchConfig:
+    small = {"hidden_size": 32, "num_heads": 2, "L_layers": 1, "forward_dtype": "float32"}
+    layers = {"H_layers": 1} if name == "hrm" else {"puzzle_emb_len": 2}
+    return ArchConfig.model_validate({"name": name, **small, **layers, **fields})
+
+
+def random_batch(size: int, seed: int) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens() -> Tensor:
+        shape = (size, METADATA.seq_len)
+        return torch.randint(0, METADATA.vocab_size, shape, generator=generator, dtype=torch.int32)
+
+    identifiers = torch.randint(0, METADATA.num_puzzle_identifiers, (size,), generator=generator)
+    labels = torch.where(tokens() < 2, IGNORE_LABEL_ID, tokens())
+    return {"inputs": tokens(), "labels": labels, "puzzle_identifiers": identifiers.to(torch.int32)}
+
+
+def let_halting_vary(model: ACTModel) -> None:
+    """Random Q-head and puzzle table; at first every Q-value is -5."""
+    generator = torch.Generator().manual_seed(0)
+    head = model.get_submodule("network.q_head")
+    nn.init.normal_(head.get_parameter("weight"), generator=generator)
+    nn.init.zeros_(head.get_parameter("bias"))
+    assert model.puzzle_emb is not None
+    nn.init.normal_(model.puzzle_emb.weights, generator=generator)
+
+
+def segment_loss(model: ACTModel, batch: Batch) -> Tensor:
+    carry, outputs = model(model.initial_carry(batch), batch)
+    return act_loss(carry, outputs, model.arch.loss_type)[0]
+
+
+def saved_bytes(arch: ArchConfig, batch_size: int, recomputes: bool = False) -> int:
+    """Bytes of all storages, parameters apart, that the graph of one segment and its loss holds."""
+    model = build_model(arch, METADATA)
+    if recomputes:
+        recompute_blocks(model)
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = segment_loss(model, random_batch(batch_size, seed=0))
+    total = sum(storage.nbytes() for storage in storages.values())
+    del loss
+    return total

@@ -1,0 +1,92 @@
+"""What a segment costs is what torch counts: bytes that the graph keeps, matmul operations."""
+
+import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from hrm_dist.config import ArchConfig
+from hrm_dist.model import build_model
+from hrm_dist.model.cost import activation_bytes, flops_per_sequence, memory_per_rank
+from hrm_dist.model.layers import recompute_blocks
+from tests.unit.models import METADATA, arch_of, random_batch, saved_bytes, segment_loss
+
+COSTED = {
+    "hrm": arch_of("hrm", hidden_size=96, num_heads=3),
+    "bfloat16": arch_of("hrm", hidden_size=96, num_heads=3, forward_dtype="bfloat16", L_layers=3, H_cycles=3),
+    "softmax": arch_of("hrm", hidden_size=96, pos_encodings="learned", loss_type="softmax_cross_entropy"),
+    "no prefix": arch_of("hrm", hidden_size=96, puzzle_emb_ndim=0, halt_max_steps=1),
+    "last cycle": arch_of("hrm", hidden_size=96, gradient="last_cycle", L_cycles=3, L_layers=2),
+    "bptt": arch_of("hrm", hidden_size=96, gradient="bptt", H_cycles=3, H_layers=2),
+    "trm": arch_of("trm", hidden_size=96, L_layers=2, forward_dtype="bfloat16"),
+    "mlp_t": arch_of("trm", hidden_size=96, mlp_t=True, pos_encodings="none", L_cycles=3),
+    "trm with Q-target": arch_of("trm", hidden_size=96, act_continue=True, expansion=9, puzzle_emb_len=0),
+    "trm, one step": arch_of("trm", hidden_size=96, gradient="one_step", L_cycles=2),
+    "trm, bptt": arch_of("trm", hidden_size=96, gradient="bptt", H_cycles=2, L_cycles=2),
+}
+every_arch = pytest.mark.parametrize("arch", COSTED.values(), ids=COSTED.keys())
+recomputed_or_not = pytest.mark.parametrize("recomputes", [False, True], ids=["kept", "recomputed"])
+
+
+@recomputed_or_not
+@every_arch
+def test_activation_bytes_are_what_torch_saves_for_a_sequence_to_one_percent(
+    arch: ArchConfig, recomputes: bool
+) -> None:
+    # The difference leaves out what does not grow with the batch: rotary tables, weights cast to bfloat16.
+    measured = (saved_bytes(arch, 4, recomputes) - saved_bytes(arch, 2, recomputes)) / 2
+    assert activation_bytes(arch, METADATA, recomputes) == pytest.approx(measured, rel=0.01)
+
+
+@every_arch
+def test_the_activations_of_a_rank_include_the_weights_cast_for_each_update(arch: ArchConfig) -> None:
+    estimate = memory_per_rank(arch, METADATA, local_batch_size=2, ema=False)["activations"]
+    assert estimate == pytest.approx(saved_bytes(arch, 2), rel=0.02)
+
+
+@recomputed_or_not
+@every_arch
+def test_flops_per_sequence_are_what_torch_counts_to_a_ten_thousandth(
+    arch: ArchConfig, recomputes: bool
+) -> None:
+    model, batch = build_model(arch, METADATA), random_batch(2, seed=0)
+    if recomputes:
+        recompute_blocks(model)
+    # The fused kernels' backward computes the scores anew, which is not counted here.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        segment_loss(model, batch).backward()
+    # Left out: the Q-head.
+    counted = counter.get_total_flops() / 2
+    assert flops_per_sequence(arch, METADATA, recomputes) == pytest.approx(counted, rel=1e-4)
+
+
+# How memory for the backward pass grows with the cycles (H_cycles, L_cycles)
+
+
+def bytes_at(arch: ArchConfig, cycles: tuple[int, int]) -> int:
+    H_cycles, L_cycles = cycles
+    return saved_bytes(arch.model_copy(update={"H_cycles": H_cycles, "L_cycles": L_cycles}), 2)
+
+
+@pytest.mark.parametrize("name", ["hrm", "trm"])
+@pytest.mark.parametrize("cycles", [(1, 1), (4, 4), (8, 8), (1, 9), (9, 1)])
+def test_one_step_keeps_the_same_bytes_at_any_number_of_cycles(name: str, cycles: tuple[int, int]) -> None:
+    arch = arch_of(name, gradient="one_step")
+    assert bytes_at(arch, cycles) == bytes_at(arch, (2, 2))
+
+
+@pytest.mark.parametrize("name", ["hrm", "trm"])
+def test_last_cycle_keeps_bytes_for_the_l_cycles_alone(name: str) -> None:
+    arch = arch_of(name, gradient="last_cycle")
+    few, more, many = (bytes_at(arch, (2, L_cycles)) for L_cycles in (2, 4, 8))
+    assert (many - more) == pytest.approx(2 * (more - few), rel=0.001)
+    assert more > 1.3 * few
+    assert bytes_at(arch, (8, 4)) == more
+
+
+@pytest.mark.parametrize("name", ["hrm", "trm"])
+def test_bptt_keeps_bytes_in_proportion_to_the_updates(name: str) -> None:
+    arch = arch_of(name, gradient="bptt")
+    few, more, many = (bytes_at(arch, cycles) for cycles in ((2, 2), (4, 4), (8, 8)))
+    # 6, 20 and 72 updates of H and L
+    assert (many - more) / (more - few) == pytest.approx((72 - 20) / (20 - 6), rel=0.001)
+    assert many > 8 * few
