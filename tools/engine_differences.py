@@ -149,13 +149,10 @@ def _of_means(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """What a checkpoint holds whole, in float64, by KIND.NAME. A first moment is a multiple of the gradient."""
-    checkpoint.read_state(path)
-    tensors = {f"model.{name}": tensor for name, tensor in checkpoint.read_tensors(path, "model").items()}
-    for key, tensor in checkpoint.read_tensors(path, "optimizer").items():
-        kind, name = key.split(".", 1)
-        tensors[f"{kind}.network.{name}"] = tensor
-    return {key: tensor.to(torch.float64) for key, tensor in tensors.items()}
+    """Weights and first moments of a checkpoint in float64, by KIND.NAME; in step 1, moments are scaled gradients."""
+    opened = checkpoint.open_checkpoint(path)
+    keys = [key for key in opened.shapes if key.startswith(_GRADIENT) or _is_weight(key)]
+    return {key: opened.tensor(key).to(torch.float64) for key in keys}
 
 
 def _is_weight(key: str) -> bool:
