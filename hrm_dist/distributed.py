@@ -4,6 +4,7 @@
 Alone, a process forms no group, and every function here is the identity.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -101,6 +102,9 @@ def _group_of_several(launch: Launched, backend: str, timeout_s: float) -> Itera
         raise
     finally:
         _watch = None
+        # DDP's wrapper must not be the last to hold the group: it ends the group's threads without letting them have
+        # Python's lock, for which one may still wait, to let go of the tensors of a gather.
+        gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
         watch.close()

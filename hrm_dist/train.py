@@ -62,7 +62,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def dry_run(config: TrainConfig) -> str:
     """What would be trained: every setting, the size of the model, the memory of a rank, the steps."""
     from hrm_dist.model import cost
-    from hrm_dist.model.puzzle_embedding import place_table
 
     lines = [to_yaml(config).rstrip(), ""]
     try:
@@ -76,10 +75,7 @@ def dry_run(config: TrainConfig) -> str:
         )
     world_size = launched().world_size
     local_batch_size = -(-config.global_batch_size // world_size)
-    table = place_table(config, metadata, 0, world_size)
-    memory = cost.memory_per_rank(
-        config.arch, metadata, local_batch_size, config.ema, table, config.activation_checkpointing
-    )
+    memory = cost.memory_per_rank(config, metadata, world_size)
     lines.append(f"parameters: {cost.num_parameters(config.arch, metadata):,}")
     lines.append(f"memory per rank, {local_batch_size} of {config.global_batch_size} sequences (estimate):")
     lines += [f"  {purpose:<15} {size / 2**30:8.2f} GiB" for purpose, size in memory.items()]

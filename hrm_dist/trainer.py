@@ -62,7 +62,7 @@ class Trainer:
                 if name.endswith("_level"):
                     module.compile()
         self.engine = build_engine(network, config, device, self._initialize)
-        table = place_table(config, metadata, world.rank, world.world_size)
+        table = place_table(config, metadata, world)
         with device:
             self.model = ACTModel(config.arch, metadata, table, self.engine.network)
         for name, module in (("", self.model), ("puzzle_emb", self.model.puzzle_emb)):

@@ -9,12 +9,13 @@ from typing import NamedTuple
 import torch
 
 from data_pipeline.schema import DatasetMetadata
-from hrm_dist.config import ArchConfig
+from hrm_dist.config import ArchConfig, TrainConfig
+from hrm_dist.distributed import World
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.hrm import num_updates_with_gradient
 from hrm_dist.model.layers import Block, swiglu_size
 from hrm_dist.model.network import DTYPES
-from hrm_dist.model.puzzle_embedding import WHOLE_TABLE, TablePlacement
+from hrm_dist.model.puzzle_embedding import place_table
 
 
 def _block_flops(arch: ArchConfig, seq_len: int) -> int:
@@ -86,31 +87,43 @@ def num_parameters(arch: ArchConfig, metadata: DatasetMetadata) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def memory_per_rank(
-    arch: ArchConfig,
-    metadata: DatasetMetadata,
-    local_batch_size: int,
-    ema: bool,
-    table: TablePlacement = WHOLE_TABLE,
-    recomputes: bool = False,
-) -> dict[str, int]:
-    """Estimated bytes that training holds on each rank, by purpose (replicated weights)."""
+# What of weights, gradients, and optimizer with its average an engine splits over the ranks. DeepSpeed keeps the
+# weights twice: to compute with and, split, to update.
+_IS_SPLIT = {
+    "ddp": (False, False, False),
+    "zero1": (False, False, True),
+    "zero2": (False, True, True),
+    "zero3": (True, True, True),
+    "fsdp2": (True, True, True),
+}
+
+
+def memory_per_rank(config: TrainConfig, metadata: DatasetMetadata, world_size: int) -> dict[str, int]:
+    """Estimated bytes that training holds on each rank, by purpose; without buffers of collectives."""
+    arch, recomputes = config.arch, config.activation_checkpointing
     weights = 4 * num_parameters(arch, metadata)
+    share = -(-weights // world_size)
+    of_weights, of_gradients, of_optimizer = (
+        share if split else weights for split in _IS_SPLIT[config.engine]
+    )
     item = DTYPES[arch.forward_dtype].itemsize
     seq_len = arch.prefix_len + metadata.seq_len
-    state = local_batch_size * seq_len * arch.hidden_size * item
-    activations = local_batch_size * activation_bytes(arch, metadata, recomputes)
+    batch_size = -(-config.global_batch_size // world_size)
+    state = batch_size * seq_len * arch.hidden_size * item
+    at_a_time = -(-batch_size // config.gradient_accumulation_steps)
+    activations = at_a_time * activation_bytes(arch, metadata, recomputes)
     if recomputes:  # one block at a time has all that it keeps
-        activations += local_batch_size * _block_bytes(arch, seq_len) + _cast_weights_bytes(arch, seq_len)
+        activations += at_a_time * _block_bytes(arch, seq_len) + _cast_weights_bytes(arch, seq_len)
     else:
         activations += _block_runs(arch).with_gradient * _cast_weights_bytes(arch, seq_len)
+    num_parts = place_table(config, metadata, World(0, world_size, torch.device("cpu"))).num_parts
     return {
-        "weights": weights,
-        "gradients": weights,
-        "optimizer": 2 * weights,
-        "moving average": weights if ema else 0,
-        "puzzle table": 4 * -(-metadata.num_puzzle_identifiers // table.num_parts) * arch.puzzle_emb_width,
-        "carry": 2 * state + local_batch_size * metadata.seq_len * 8,
+        "weights": of_weights + (share if config.engine.startswith("zero") else 0),
+        "gradients": of_gradients,
+        "optimizer": 2 * of_optimizer,
+        "moving average": of_optimizer if config.ema else 0,
+        "puzzle table": 4 * -(-metadata.num_puzzle_identifiers // num_parts) * arch.puzzle_emb_width,
+        "carry": 2 * state + batch_size * metadata.seq_len * 8,
         "activations": activations,
     }
 

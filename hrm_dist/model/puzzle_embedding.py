@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist import distributed
 from hrm_dist.config import TrainConfig
+from hrm_dist.distributed import World
 from hrm_dist.model.layers import Draw
 
 _SHARD_ABOVE_BYTES = 2**30
@@ -31,19 +32,20 @@ class TablePlacement(NamedTuple):
 
     part: int = 0
     num_parts: int = 1  # as many as there are ranks, or 1: every rank holds the whole table
-    on_host: bool = False  # in host memory, wherever the model is
+    device: torch.device | None = None  # made there to stay there; None: goes with the model
 
 
 WHOLE_TABLE = TablePlacement()
 
 
-def place_table(config: TrainConfig, metadata: DatasetMetadata, rank: int, world_size: int) -> TablePlacement:
+def place_table(config: TrainConfig, metadata: DatasetMetadata, world: World) -> TablePlacement:
     """Where the configuration puts the table of a rank."""
     shard = config.puzzle_emb_shard
     if shard is None:
         shard = 4 * metadata.num_puzzle_identifiers * config.arch.puzzle_emb_width > _SHARD_ABOVE_BYTES
-    on_host = config.puzzle_emb_device == "cpu"
-    return TablePlacement(rank, world_size, on_host) if shard else TablePlacement(on_host=on_host)
+    part, num_parts = (world.rank, world.world_size) if shard else (0, 1)
+    device = torch.device("cpu") if config.puzzle_emb_device == "cpu" else world.device
+    return TablePlacement(part, num_parts, device)
 
 
 def rows_of_part(num_rows: int, part: int, num_parts: int) -> range:
@@ -75,8 +77,8 @@ class PuzzleEmbedding(nn.Module):
         self.num_identifiers, self.placement = num_identifiers, placement
         self.rows = rows_of_part(num_identifiers, placement.part, placement.num_parts)
         local_rows = len(self.rows) + (1 if self.is_sharded else 0)
-        device = "cpu" if placement.on_host else None
-        self.register_buffer("weights", torch.empty(local_rows, puzzle_emb_ndim, device=device))
+        weights = torch.empty(local_rows, puzzle_emb_ndim, device=placement.device)
+        self.register_buffer("weights", weights)
         self.gradients: list[RowGradients] = []
         """Since the last step, one for each forward whose backward came."""
 
@@ -85,8 +87,8 @@ class PuzzleEmbedding(nn.Module):
         return self.placement.num_parts > 1
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `.to(device)` and the like do; a table in host memory stays as it is."""
-        return self if self.placement.on_host else super()._apply(fn, recurse)
+        """What `.to(device)` and the like do; a table with a device of its own stays as it is."""
+        return self if self.placement.device is not None else super()._apply(fn, recurse)
 
     def reset_parameters(self, _draw: Draw) -> None:
         nn.init.zeros_(self.weights)

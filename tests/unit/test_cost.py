@@ -4,9 +4,9 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hrm_dist.config import ArchConfig
+from hrm_dist.config import ArchConfig, TrainConfig
 from hrm_dist.model import build_model
-from hrm_dist.model.cost import activation_bytes, flops_per_sequence, memory_per_rank
+from hrm_dist.model.cost import activation_bytes, flops_per_sequence, memory_per_rank, num_parameters
 from hrm_dist.model.layers import recompute_blocks
 from tests.unit.models import METADATA, arch_of, random_batch, saved_bytes, segment_loss
 
@@ -39,7 +39,8 @@ def test_activation_bytes_are_what_torch_saves_for_a_sequence_to_one_percent(
 
 @every_arch
 def test_the_activations_of_a_rank_include_the_weights_cast_for_each_update(arch: ArchConfig) -> None:
-    estimate = memory_per_rank(arch, METADATA, local_batch_size=2, ema=False)["activations"]
+    config = TrainConfig(data_path="unused", arch=arch, global_batch_size=2)
+    estimate = memory_per_rank(config, METADATA, world_size=1)["activations"]
     assert estimate == pytest.approx(saved_bytes(arch, 2), rel=0.02)
 
 
@@ -90,3 +91,19 @@ def test_bptt_keeps_bytes_in_proportion_to_the_updates(name: str) -> None:
     # 6, 20 and 72 updates of H and L
     assert (many - more) / (more - few) == pytest.approx((72 - 20) / (20 - 6), rel=0.001)
     assert many > 8 * few
+
+
+@pytest.mark.parametrize(
+    ("engine", "weights", "gradients", "optimizer"),
+    [("ddp", 4, 4, 8), ("zero1", 5, 4, 2), ("zero2", 5, 1, 2), ("zero3", 2, 1, 2), ("fsdp2", 1, 1, 2)],
+)
+def test_a_rank_of_four_holds_the_share_that_its_engine_leaves_it(
+    engine: str, weights: int, gradients: int, optimizer: int
+) -> None:
+    config = TrainConfig.model_validate({"data_path": "unused", "engine": engine, "ema": True})
+    memory = memory_per_rank(config, METADATA, world_size=4)
+    quarter = num_parameters(config.arch, METADATA)
+    assert memory["weights"] == pytest.approx(weights * quarter)
+    assert memory["gradients"] == pytest.approx(gradients * quarter)
+    assert memory["optimizer"] == pytest.approx(optimizer * quarter)
+    assert memory["moving average"] == pytest.approx(optimizer / 2 * quarter)

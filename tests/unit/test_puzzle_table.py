@@ -1,7 +1,6 @@
 """The puzzle table split into parts, which a single process can hold one after the other."""
 
 from itertools import chain
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrm_dist.config import ArchConfig, TrainConfig
+from hrm_dist.distributed import World
 from hrm_dist.model import puzzle_embedding
 from hrm_dist.model.puzzle_embedding import (
     WHOLE_TABLE,
@@ -23,6 +23,7 @@ from hrm_dist.model.puzzle_embedding import (
 from tests.unit.test_model import METADATA
 
 NUM_ROWS, WIDTH = 11, 3
+CPU, META = torch.device("cpu"), torch.device("meta")
 VALUES = torch.randn(NUM_ROWS, WIDTH, generator=torch.Generator().manual_seed(0))
 grad_rows = st.lists(st.integers(-3, 3).map(float), min_size=WIDTH, max_size=WIDTH)
 batches = st.lists(st.tuples(st.integers(0, NUM_ROWS - 1), grad_rows), min_size=1, max_size=12)
@@ -115,14 +116,14 @@ def test_training_with_a_part_of_the_table_never_waits_for_the_device() -> None:
     SignSGD(table, weight_decay=0.1).step(lr=0.01, ok=torch.empty((), dtype=torch.bool, device="meta"))
 
 
-def test_a_table_in_host_memory_stays_there_when_the_model_moves() -> None:
-    on_host, follows = filled(TablePlacement(on_host=True)), filled()
-    model = torch.nn.ModuleList([on_host, follows]).to("meta")
-    assert on_host.weights.device.type == "cpu"
+def test_a_table_with_a_device_of_its_own_stays_there_when_the_model_moves() -> None:
+    stays, follows = filled(TablePlacement(device=CPU)), filled()
+    model = torch.nn.ModuleList([stays, follows]).to("meta")
+    assert stays.weights.device == CPU
     assert follows.weights.device.type == "meta"
     assert [name for name, _ in model.named_buffers()] == ["0.weights", "1.weights"]
     with torch.device("meta"):
-        assert PuzzleEmbedding(NUM_ROWS, WIDTH, TablePlacement(on_host=True)).weights.device.type == "cpu"
+        assert PuzzleEmbedding(NUM_ROWS, WIDTH, TablePlacement(device=CPU)).weights.device == CPU
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 14])
@@ -146,22 +147,18 @@ def test_rows_are_loaded_in_small_blocks(num_parts: int, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("num_rows", "world_size", "settings", "expected"),
     [
-        (2**20, 4, {}, WHOLE_TABLE),
-        (2**20 + 1, 4, {}, TablePlacement(2, 4)),
-        (2**20 + 1, 4, {"puzzle_emb_shard": False}, WHOLE_TABLE),
-        (3, 4, {"puzzle_emb_shard": True, "puzzle_emb_device": "cpu"}, TablePlacement(2, 4, on_host=True)),
-        (3, 4, {"puzzle_emb_device": "cpu"}, TablePlacement(on_host=True)),
+        (2**20, 4, {}, TablePlacement(0, 1, META)),
+        (2**20 + 1, 4, {}, TablePlacement(2, 4, META)),
+        (2**20 + 1, 1, {}, TablePlacement(0, 1, META)),
+        (2**20 + 1, 4, {"puzzle_emb_shard": False}, TablePlacement(0, 1, META)),
+        (3, 4, {"puzzle_emb_shard": True, "puzzle_emb_device": "cpu"}, TablePlacement(2, 4, CPU)),
+        (3, 4, {"puzzle_emb_device": "cpu"}, TablePlacement(0, 1, CPU)),
     ],
 )
 def test_a_table_is_split_if_asked_for_or_larger_than_a_gibibyte(
     num_rows: int, world_size: int, settings: dict[str, object], expected: TablePlacement
 ) -> None:
     arch = ArchConfig(hidden_size=256, num_heads=4)
-    config = TrainConfig.model_validate({"data_path": str(Path("data")), "arch": arch, **settings})
+    config = TrainConfig.model_validate({"data_path": "data", "arch": arch, **settings})
     metadata = METADATA.model_copy(update={"num_puzzle_identifiers": num_rows})
-    assert place_table(config, metadata, 2, world_size) == expected
-
-
-def test_a_process_alone_holds_the_whole_table() -> None:
-    config = TrainConfig.model_validate({"data_path": "data", "puzzle_emb_shard": True})
-    assert place_table(config, METADATA, rank=0, world_size=1) == WHOLE_TABLE
+    assert place_table(config, metadata, World(min(2, world_size - 1), world_size, META)) == expected

@@ -1,0 +1,75 @@
+"""A command for tests: a sharded puzzle table against a replicated one, bit for bit, in lookups and updates.
+
+RANK=... WORLD_SIZE=... python -m tests.distributed.check_table
+"""
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hrm_dist import distributed
+from hrm_dist.distributed import World
+from hrm_dist.model.puzzle_embedding import PuzzleEmbedding, SignSGD, TablePlacement
+
+WIDTH, BATCH_SIZE = 5, 6
+
+
+def main() -> int:
+    assert len(sys.argv) == 1, "takes no arguments"
+    with distributed.process_group("cpu") as world:
+        for num_rows in (64, 11, 5):  # 11 is not divisible; of 5 rows the last of four ranks has none
+            _check(num_rows, world)
+    return 0
+
+
+def _batches(num_rows: int, world: World) -> Iterator[Tensor]:
+    """Identifiers of this rank, [BATCH_SIZE]."""
+    generator = torch.Generator().manual_seed(world.rank)
+    for _ in range(3):
+        yield torch.randint(num_rows, (BATCH_SIZE,), generator=generator, dtype=torch.int32)
+    for identifier in (0, num_rows - 1):  # all of one rank, and duplicates throughout
+        yield torch.full((BATCH_SIZE,), identifier, dtype=torch.int32)
+    yield torch.arange(BATCH_SIZE, dtype=torch.int32) % -(-num_rows // world.world_size)
+
+
+def _check(num_rows: int, world: World) -> None:
+    whole = PuzzleEmbedding(num_rows, WIDTH)
+    part = PuzzleEmbedding(num_rows, WIDTH, TablePlacement(world.rank, world.world_size))
+    values = torch.randn(num_rows, WIDTH, generator=torch.Generator().manual_seed(7))
+    tables = (whole, part)
+    optimizers = [SignSGD(table, weight_decay=0.1) for table in tables]
+    for table in tables:
+        table.load_rows(lambda first, end: values[first:end])
+    generator = torch.Generator().manual_seed(100 + world.rank)
+    for identifiers in _batches(num_rows, world):
+        _check_evaluation(whole, part, num_rows, world)
+        for factor in (torch.nan, 1.0):  # of the first, nothing may remain
+            before = whole.weights.clone()
+            grads = factor * torch.randn(BATCH_SIZE, WIDTH, generator=generator)
+            for table, optimizer in zip(tables, optimizers, strict=True):
+                for half in (slice(0, BATCH_SIZE // 2), slice(BATCH_SIZE // 2, BATCH_SIZE)):
+                    rows = table(identifiers[half])
+                    assert torch.equal(rows, before[identifiers[half]])
+                    (rows * grads[half]).sum().backward()
+                optimizer.step(0.01, ok=torch.tensor(factor == 1.0))
+            _check_shares(whole, part)
+        assert not torch.equal(whole.weights, values)
+
+
+def _check_evaluation(whole: PuzzleEmbedding, part: PuzzleEmbedding, num_rows: int, world: World) -> None:
+    """Ranks look up unequally many rows."""
+    identifiers = torch.arange(3 * (world.world_size - world.rank) - 2, dtype=torch.int32) % num_rows
+    part.eval()
+    assert torch.equal(part(identifiers), whole.weights[identifiers])
+    part.train()
+
+
+def _check_shares(whole: PuzzleEmbedding, part: PuzzleEmbedding) -> None:
+    """A replicated and a sharded table give the same shares, which are the table once."""
+    (first, expected), (own_first, rows) = whole.own_rows(), part.own_rows()
+    assert own_first == first
+    assert torch.equal(rows, expected)
+    shares = distributed.gather_objects(rows)
+    assert torch.equal(torch.cat(shares), whole.weights)
