@@ -162,3 +162,44 @@ def test_a_folder_that_exists_is_not_written_to(
     monkeypatch.setattr(sys, "argv", ["check_engines", "--device", "cpu", "--keep", str(tmp_path)])
     assert exit_code(check_engines.main) == 2
     assert f"--keep {tmp_path}: cannot be made (File exists)" in capsys.readouterr().err
+
+
+def test_a_number_of_processes_without_devices_is_skipped_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    trained: list[engine_runs.Cell] = []
+    monkeypatch.setattr(check_engines, "train", lambda _config, _folder, cell, *_: trained.append(cell))
+    monkeypatch.setattr(check_engines, "compare", lambda *_: EQUAL)
+    monkeypatch.setattr(check_engines, "vanishing", lambda *_: (3, 100))
+    monkeypatch.setattr(sys, "argv", ["check_engines", "--device", "cuda", "--engines", "zero3"])
+    assert check_engines.main() == 0
+    assert trained == [("ddp", 1), ("zero3", 1), ("zero3", 2)]
+    printed = capsys.readouterr().out
+    assert "zero3 x 4: skipped: needs 4 GPUs, this machine has 2" in printed
+    report = json.loads(printed.splitlines()[-1])
+    assert [run["status"] for run in report["runs"]] == ["equal", "equal", "skipped"]
+
+
+def test_without_a_device_for_any_run_nothing_is_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(sys, "argv", ["check_engines", "--device", "cuda"])
+    assert exit_code(check_engines.main) == 2
+    assert "this machine has 0 GPUs" in capsys.readouterr().err
+
+
+def test_a_reference_that_fails_ends_the_check(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RunFailed("rank 0: exit code 1")
+
+    monkeypatch.setattr(check_engines, "train", fail)
+    monkeypatch.setattr(sys, "argv", ["check_engines", "--device", "cpu"])
+    assert check_engines.main() == 1
+    printed = capsys.readouterr().out
+    assert "ddp x 1: failed: the reference: rank 0: exit code 1" in printed
+    assert json.loads(printed.splitlines()[-1])["equal"] is False

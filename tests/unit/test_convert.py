@@ -23,7 +23,7 @@ from tools import convert
 from tools.weights_fit import problems
 from tools.weights_import import UNMATCHED, match_rows, take_rows
 
-TABLE = "model.puzzle_emb.weights"
+TABLE = "model.inner.puzzle_emb.weights"
 
 Run = Callable[..., int]
 
@@ -86,7 +86,7 @@ def test_an_export_has_published_names_and_says_what_it_is(
     assert run("export", trained, "--out", file) == 0
     names = set(load_file(file))
     assert names == {published_name(name) for name in model_tensors(trained)}
-    assert {"model.inner.puzzle_emb.weights", "model.inner.H_level.layers.0.mlp.down_proj.weight"} <= names
+    assert {TABLE, "model.inner.H_level.layers.0.mlp.down_proj.weight"} <= names
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
     assert json.loads(metadata["arch"])["hidden_size"] == 32
@@ -145,6 +145,13 @@ def test_imported_published_weights_give_the_published_logits(
             carry, outputs = model(carry, batch)
         assert_close(outputs["logits"], segment["logits"])
         assert_close(outputs["q_halt_logits"], segment["q_halt_logits"])
+
+    file = tmp_path / "back.safetensors"
+    assert run("export", path, "--out", file) == 0
+    back, published = load_file(file), golden["state_dict"]
+    assert back.keys() == published.keys()
+    back[TABLE] = back[TABLE][ours]
+    assert all(torch.equal(back[key], tensor) for key, tensor in published.items())
 
 
 def test_rows_are_matched_by_name_in_either_spelling() -> None:
