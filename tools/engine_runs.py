@@ -120,7 +120,12 @@ def run_ranks(command: list[str], folder: Path, world_size: int, timeout_s: floa
 
 
 def _environments(world_size: int) -> list[dict[str, str]]:
-    inherited = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES}
+    # What torchrun sets for its own processes would send these to its store.
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _LAUNCHER_VARIABLES and not name.startswith("TORCHELASTIC_")
+    }
     if world_size == 1:
         return [inherited]
     with socket.socket() as free:

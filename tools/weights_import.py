@@ -47,7 +47,7 @@ class Import(NamedTuple):
 
 def import_weights(given: Import) -> str:
     """Write the run folder; gives a summary. Nothing is written where anything does not fit."""
-    if (given.out / "checkpoints").exists():
+    if (given.out / "checkpoints" / "latest").is_symlink():
         raise InputError(
             f"--out {given.out}: already holds a run; choose another folder, or delete this one."
         )

@@ -315,8 +315,8 @@ def test_bad_input_of_an_import_is_refused_and_writes_nothing(
     torch.save({"x": Evil()}, tmp_path / "code")
     save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     (tmp_path / "short.json").write_text('["<blank>"]')
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "checkpoints").mkdir()
+    (tmp_path / "full" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "full" / "checkpoints" / "latest").symlink_to("step_1")
     out = tmp_path / "out"
     cases: list[tuple[list[object], str]] = [
         ([tmp_path / "nowhere", "--out", out], "nowhere: cannot be read (No such file"),
