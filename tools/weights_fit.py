@@ -9,6 +9,7 @@ from hrm_dist.model.released import published_name
 
 Shape = tuple[int, ...]
 TABLE = "puzzle_emb.weights"
+_LM_HEAD = "network.lm_head.weight"
 _LAYER = re.compile(r"network\.recurrence\.([HL])_level\.layers\.(\d+)\.(\w+)\.(\w+)\.weight")
 # End of a name -> which of its axes is hidden_size.
 _HIDDEN_AXES = {
@@ -39,7 +40,7 @@ def problems(found: Mapping[str, Shape], wanted: Mapping[str, Shape], seq_len: i
 
     found, wanted: by our names; the number of rows of the puzzle table is free. seq_len: tokens of a puzzle.
     """
-    if "network.lm_head.weight" not in found:
+    if len(found.get(_LM_HEAD, ())) != 2:
         return [
             "holds no published model (there is no model.inner.lm_head.weight); give published HRM or TRM weights, or "
             "the file of an export"
@@ -69,7 +70,7 @@ def _remedy(misfit: _Misfit, found: Mapping[str, Shape], wanted: Mapping[str, Sh
     if len(misfit.found) != len(misfit.wanted):
         return _OTHER_MODEL
     axis = next((axis for end, axis in _HIDDEN_AXES.items() if name.endswith(end)), None)
-    hidden_sizes = found["network.lm_head.weight"][1], wanted["network.lm_head.weight"][1]
+    hidden_sizes = found[_LM_HEAD][1], wanted[_LM_HEAD][1]
     follows_hidden_size = (misfit.found[-1], misfit.wanted[-1]) == hidden_sizes
     if (axis is not None and misfit.found[axis] != misfit.wanted[axis]) or (
         name == TABLE and follows_hidden_size
