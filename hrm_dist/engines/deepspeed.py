@@ -28,6 +28,7 @@ from hrm_dist.pieces import Piece, Place, Read, fill
 
 _STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_BUCKET_ELEMENTS = 2**25
 # DeepSpeed calls them by the names that torch deprecated in 2.13.
 _OLD_COLLECTIVES = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)`"
 
@@ -73,8 +74,8 @@ def _settings(stage: int, num_params: int) -> dict[str, Any]:
     """DeepSpeed's configuration. Numeric precision is the model's own affair: here everything is float32."""
     zero: dict[str, Any] = {
         "stage": stage,
-        # Allocated whole, so not larger than what it can hold.
-        "reduce_bucket_size": min(num_params, 500_000_000),
+        # Allocated whole, so not larger than what it can hold, and small beside a large model.
+        "reduce_bucket_size": min(num_params, _BUCKET_ELEMENTS),
     }
     if stage < 3:
         zero["compute_grad_norm"] = False  # nothing is clipped

@@ -209,6 +209,20 @@ def test_smaller_units_are_gathered_once_for_every_update(engine: str, config: P
     assert expected <= num_gathers(config, tmp_path, engine, "layer", 2) <= expected + 1
 
 
+@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
+def test_an_engine_that_splits_weights_never_has_them_whole(
+    engine: str, config: Path, tmp_path: Path
+) -> None:
+    settings = [f"engine={engine}", "arch.H_layers=4", "arch.L_layers=4"]
+    ranks = start_module_ranks(4, tmp_path / "run", "tests.distributed.construct", [config, *settings])
+    results = [json.loads(rank.finish().output.splitlines()[-1]) for rank in ranks]
+    assert sum(result["own"] for result in results) == results[0]["whole"]
+    for result in results:
+        # A quarter, what rounding up adds to it, and the tensors of one module.
+        assert result["peak"] <= 0.3 * result["whole"] + 2 * result["largest"]
+        assert result["largest"] < 0.1 * result["whole"]
+
+
 @pytest.mark.parametrize(
     ("override", "reason"),
     [("gradient_accumulation_steps=3", "gradient_accumulation_steps=3: the 8 sequences of a process")],

@@ -163,6 +163,8 @@ def test_a_damaged_checkpoint_is_refused_with_the_file_at_fault(
     message = refusal(config, own, "max_steps=3")
     assert f"{file}: its sha256 is not the one in state.json; the file is damaged" in message
     assert "choose another checkpoint" in message
+    assert f"The last complete one beside it: resume={run / 'checkpoints' / 'step_1'}" in message
+    assert main([str(config), own, f"resume={run / 'checkpoints' / 'step_1'}", "max_steps=3"]) == 0
 
 
 def test_a_link_to_a_checkpoint_that_is_gone_is_refused_not_taken_for_a_new_run(
