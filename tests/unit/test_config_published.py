@@ -107,7 +107,7 @@ def test_a_published_command_line_means_the_shipped_config(name: str, tmp_path: 
 
 
 def test_every_published_result_has_its_command_here() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*PUBLISHED_COMMANDS, "debug", "demo"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*PUBLISHED_COMMANDS, "debug", "demo", "hrm_1b"}
 
 
 def test_the_single_gpu_sudoku_command_parses() -> None:
