@@ -124,13 +124,11 @@ def _turned(ours: Tensor, theirs: Tensor, lr: float) -> _Turned:
 
 
 def vanishing(reference: Path, limit: float) -> tuple[int, int]:
-    """How many elements of the first gradient a difference within the limit could turn round; of how many."""
-    gradients = [
-        tensor
-        for key, tensor in _tensors(reference / "checkpoints" / "step_1").items()
-        if key.startswith(_GRADIENT)
-    ]
-    small = sum(int(((g != 0) & (g.abs() <= limit * g.norm())).sum()) for g in gradients)
+    """How many elements of the first gradient are within the limit of zero, next to the root mean square of their
+    tensor; of how many. Rounding of that size would turn them."""
+    tensors = _tensors(reference / "checkpoints" / "step_1")
+    gradients = [tensor for key, tensor in tensors.items() if key.startswith(_GRADIENT)]
+    small = sum(int(((g != 0) & (g.abs() <= limit * g.square().mean().sqrt())).sum()) for g in gradients)
     return small, sum(g.numel() for g in gradients)
 
 
