@@ -38,7 +38,7 @@ STEP_DIR = re.compile(r"step_(\d+)")
 
 _STEM_OF_KIND = {
     "model": "model", "ema": "ema", "exp_avg": "optimizer", "exp_avg_sq": "optimizer",
-    "carry": "rank", "rng": "rank",
+    "carry": "rank", "rank": "rank",
 }  # fmt: skip
 _REMEDY = "choose another checkpoint, e.g. a step_N folder beside it, or start over with resume=never."
 
@@ -76,6 +76,7 @@ class CheckpointState(BaseModel):
     environment: dict[str, str | int | bool]
     """What bit-for-bit equality depends on: versions, threads, device."""
     metric_sums: list[float]
+    """Over all ranks, since the last logged row; each rank's own are in its file."""
     best_score: float | None
     tensors: dict[str, TensorEntry] = {}
     """By `KIND.NAME`; see hrm_dist/pieces.py."""
@@ -163,7 +164,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Raises InputError naming the file when anything is missing, damaged, or of another format.
     """
-    state = read_state(path)
+    states: list[CheckpointState] = []
+    distributed.on_all(lambda: states.append(read_state(path)))
+    [state] = states
+    if len(set(distributed.gather_objects(state.own_sha256))) > 1:
+        raise InputError(
+            f"{path}: is another checkpoint on some processes than on others; the folder has to be the same one on all "
+            "nodes, on storage that they share."
+        )
     own = list(state.sha256)[distributed.rank() :: distributed.world_size()]
     distributed.on_all(lambda: [_verify(path / name, state.sha256[name]) for name in own])
     return Checkpoint(path, state)
@@ -207,6 +215,14 @@ def _verify(file: Path, digest: str) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_up_to(link: Path, path: Path) -> bool:
+    """Whether a link such as `best` leads to a checkpoint beside another one, and not beyond it."""
+    target = link.resolve()
+    match = [STEP_DIR.fullmatch(folder.name) for folder in (target, path.resolve())]
+    is_beside = target.is_dir() and target.parent == path.resolve().parent
+    return is_beside and all(match) and int(target.name[5:]) <= int(path.resolve().name[5:])
 
 
 def previous_complete(path: Path) -> Path | None:

@@ -1,11 +1,13 @@
 """Write checkpoints: every rank its share, in the background if asked to, whole or not at all."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from data_pipeline.errors import WriteError
 from data_pipeline.writer import sync
 from hrm_dist import distributed
 from hrm_dist.checkpoint import (
@@ -15,44 +17,57 @@ from hrm_dist.checkpoint import (
     Part,
     TensorEntry,
     file_of,
+    is_up_to,
     name_in_file,
 )
 from hrm_dist.pieces import Piece
 from hrm_dist.tensor_file import Entry, write_tensors
 
-Written = dict[str, tuple[str, list[tuple[str, TensorEntry]]]]
-"""File -> its sha256, and key and place of every tensor or part in it."""
+Written = dict[str, tuple[str, list[tuple[str, tuple[int, ...], Part]]]]
+"""File -> its sha256, and of everything in it the key, the shape of the whole, and the part."""
 
 
 class CheckpointWriter:
     """Writes the checkpoints of a run, one at a time; call every method on all ranks."""
 
-    def __init__(self, folder: Path, keep: int, *, in_background: bool) -> None:
-        """`folder`: the run's checkpoints; `keep`: how many of the latest are kept."""
+    def __init__(self, folder: Path, keep: int, *, in_background: bool, timeout_s: float = 1800.0) -> None:
+        """`folder`: the run's checkpoints; `keep`: how many of the latest; `timeout_s`: to wait for other ranks."""
         self._folder, self._keep = folder, keep
         self._thread = ThreadPoolExecutor(max_workers=1) if in_background else None
         # The thread's collectives must not come between the main thread's.
-        self._group = distributed.background_group() if in_background else None
+        self._group = distributed.background_group(timeout_s) if in_background else None
         self._pending: Future[None] | None = None
 
     def write(
-        self, state: CheckpointState, pieces: Iterable[Piece], names: Sequence[str] = ("latest",)
+        self,
+        state: CheckpointState,
+        pieces: Iterable[Piece],
+        names: Sequence[str] = ("latest",),
+        *,
+        prunes: bool = True,
     ) -> None:
-        """Write a checkpoint and point the links `names` to it.
+        """Write a checkpoint, point the links `names` to it, and delete old ones if it `prunes`.
 
         state: but for `tensors` and `sha256`; pieces: this rank's share of the tensors. In the background, they
         are copied before this returns, and an error is raised by the next call.
         """
         self.wait()
         if self._thread is None:
-            self._write(state, list(pieces), names)
+            self._write(state, list(pieces), names, prunes)
             return
         copies = [piece._replace(data=piece.data.detach().to("cpu", copy=True)) for piece in pieces]
-        self._pending = self._thread.submit(self._write, state, copies, names)
+        self._pending = self._thread.submit(self._write, state, copies, names, prunes)
 
     def is_idle(self) -> bool:
         """Whether nothing is being written."""
         return self._pending is None or self._pending.done()
+
+    def raise_failure(self) -> None:
+        """Raise the error of a write that has failed; the ranks find out together."""
+        if distributed.any_rank(
+            self._pending is not None and self._pending.done() and bool(self._pending.exception())
+        ):
+            self.wait()
 
     def wait(self) -> None:
         """Wait until what was asked for is on disk."""
@@ -65,16 +80,20 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.shutdown()
 
-    def _write(self, state: CheckpointState, pieces: list[Piece], names: Sequence[str]) -> None:
-        temporary = self._folder / f".step_{state.step}.tmp"
+    def _write(self, state: CheckpointState, pieces: list[Piece], names: Sequence[str], prunes: bool) -> None:
+        def prepare() -> Path:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                for leftover in self._folder.glob(".step_*"):
+                    shutil.rmtree(leftover)
+                # A name of its own: ranks of a run that was killed may still be writing.
+                temporary = self._folder / f".step_{state.step}.{secrets.token_hex(4)}.tmp"
+                temporary.mkdir()
+                return temporary
+            except OSError as error:
+                raise _not_written(self._folder, error) from error
 
-        def prepare() -> None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self._folder.glob(".step_*"):
-                shutil.rmtree(leftover)
-            temporary.mkdir()
-
-        distributed.on_main(prepare, self._group)
+        temporary = distributed.on_main(prepare, self._group)
         written = distributed.on_all(lambda: write_files(temporary, pieces, distributed.rank()), self._group)
 
         def complete() -> None:
@@ -82,7 +101,8 @@ class CheckpointWriter:
             # `latest` moves last: a run killed before that goes on before this step, and comes to `best` again.
             for name in names:
                 link(self._folder / name, self._folder / f"step_{state.step}")
-            prune(self._folder, self._keep)
+            if prunes:
+                prune(self._folder, self._keep)
 
         distributed.on_main(complete, self._group)
 
@@ -100,25 +120,37 @@ def write_files(folder: Path, pieces: Sequence[Piece], rank: int) -> Written:
     for name, rows in by_file.items():
         rows.sort(key=lambda row: -row[0].dtype.itemsize)
         path = folder / name
-        digest = write_tensors(path, [entry for entry, _, _ in rows], (piece.data for _, _, piece in rows))
-        places = [(piece.key, TensorEntry(shape=piece.place.shape, parts=(part,))) for _, part, piece in rows]
+        try:
+            digest = write_tensors(
+                path, [entry for entry, _, _ in rows], (piece.data for _, _, piece in rows)
+            )
+        except OSError as error:
+            raise _not_written(path, error) from error
+        places = [(piece.key, piece.place.shape, part) for _, part, piece in rows]
         written[name] = digest, places
     return written
 
 
+def _not_written(path: Path, error: OSError) -> WriteError:
+    return WriteError(
+        f"{path}: cannot be written on rank {distributed.rank()} ({error.strerror or error}); make room, or look at "
+        "the rights. The checkpoints before are whole, and the same command goes on from the latest."
+    )
+
+
 def finish(temporary: Path, final: Path, state: CheckpointState, written: Sequence[Written]) -> None:
     """Write state.json and give the folder its name."""
-    tensors: dict[str, TensorEntry] = {}
-    digests: dict[str, str] = {}
+    digests = {name: digest for of_rank in written for name, (digest, _) in of_rank.items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    parts: dict[str, list[Part]] = {}
     for of_rank in written:
-        for name, (digest, places) in of_rank.items():
-            digests[name] = digest
-            for key, entry in places:
-                before = tensors[key].parts if key in tensors else ()
-                tensors[key] = TensorEntry(shape=entry.shape, parts=(*before, *entry.parts))
+        for _, places in of_rank.values():
+            for key, shape, part in places:
+                shapes[key] = shape
+                parts.setdefault(key, []).append(part)
     tensors = {
-        key: TensorEntry(shape=entry.shape, parts=tuple(sorted(entry.parts, key=lambda part: part.start)))
-        for key, entry in tensors.items()
+        key: TensorEntry(shape=shape, parts=tuple(sorted(parts[key], key=lambda part: part.start)))
+        for key, shape in shapes.items()
     }
     path = temporary / STATE_FILE
     state = state.model_copy(update={"tensors": tensors, "sha256": digests})
@@ -139,6 +171,23 @@ def link(name: Path, target: Path) -> None:
     temporary.symlink_to(target.name)
     os.replace(temporary, name)
     sync(name.parent)
+
+
+def set_back(path: Path) -> None:
+    """Make a checkpoint its run's latest again; those beyond it get names that nothing looks for."""
+    folder, step = path.parent, int(path.name.removeprefix("step_"))
+    link(folder / "latest", path)
+    best = folder / "best"
+    if best.is_symlink() and not is_up_to(best, path):
+        best.unlink()
+    for other in list(folder.glob("step_*")):
+        match = STEP_DIR.fullmatch(other.name)
+        if match and int(match[1]) > step:
+            abandoned = other.with_name(f"abandoned_{other.name}")
+            if abandoned.exists():
+                shutil.rmtree(abandoned)
+            other.rename(abandoned)
+    sync(folder)
 
 
 def _remove(path: Path) -> None:

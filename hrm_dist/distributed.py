@@ -257,11 +257,16 @@ def all_agree(condition: bool) -> bool:
     return all(gather_objects(condition))
 
 
-def background_group() -> dist.ProcessGroup | None:
+def any_rank(condition: bool) -> bool:
+    """Whether a condition holds on some rank."""
+    return max_over_ranks(int(condition)) > 0
+
+
+def background_group(timeout_s: float) -> dist.ProcessGroup | None:
     """A second group of all ranks, on the CPU, for a thread beside the main one; call on every rank."""
     if world_size() == 1:
         return None
-    group = dist.new_group(backend="gloo")
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
     assert isinstance(group, dist.ProcessGroup)  # this rank is a member
     return group
 
@@ -272,6 +277,15 @@ def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
         return [value]
     values: list[T] = [value] * world_size()
     dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def gather_on_main(value: T) -> list[T]:
+    """The (picklable) values of all ranks, in rank order, on the main one; an empty list on the others."""
+    if world_size() == 1:
+        return [value]
+    values: list[T] = [value] * world_size() if is_main() else []
+    dist.gather_object(value, values or None)
     return values
 
 

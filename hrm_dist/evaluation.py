@@ -84,7 +84,7 @@ def evaluate(
     if -(-(stop - start) // local_batch_size) < -(-largest_share // local_batch_size):
         # An engine that splits the weights gathers them in every forward: all ranks must make equally many.
         list(answer(model, reader.batches(local_batch_size, 0, 1), device))
-    gathered = distributed.gather_objects(answers)
+    gathered = distributed.gather_on_main(answers)
 
     def score() -> dict[str, float]:
         blocks = [block for part in gathered for block in part]

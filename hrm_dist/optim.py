@@ -11,6 +11,8 @@ from hrm_dist import distributed
 
 # Added to sqrt(v), where it changes nothing but 0/0 (a gradient that never was anything but zero) into 0.
 _TINY = torch.finfo(torch.float32).tiny
+# The square of a number from here on is infinite.
+_LARGEST = math.sqrt(torch.finfo(torch.float32).max)
 # Updated at a time: an update needs two more numbers for each.
 _MAX_ELEMENTS = 2**25
 
@@ -22,8 +24,8 @@ class AdamATan2(torch.optim.Optimizer):
     no factor of 1.27, and the bias of m is corrected outside of atan2, that of v inside. Tensors are updated
     together, by torch's foreach kernels, as many at a time as need little memory beside them.
 
-    An update is made only if all is finite, on every rank: otherwise tensors, moments and count stay as they
-    are. The decision stays on the device, so nobody waits for it.
+    An update is made only if all is finite on every rank, squares of gradients too: otherwise tensors, moments
+    and count stay as they are. The decision stays on the device, so nobody waits for it.
     """
 
     def __init__(
@@ -40,9 +42,9 @@ class AdamATan2(torch.optim.Optimizer):
         """Make one update with the learning rate of each group."""
         assert closure is None, "a closure would need a second forward"
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        # The largest elements, not sums of squares, which overflow sooner.
+        # The largest elements, whose squares go into the second moment.
         norms = torch._foreach_norm([p.grad for p in params if p.numel()], math.inf)
-        finite = torch.stack([self.finite, *(torch.isfinite(norm) for norm in norms)]).all()
+        finite = torch.stack([self.finite, *(norm < _LARGEST for norm in norms)]).all()
         self.finite = distributed.all_ranks(finite)
         self.num_updates += self.finite
         for group in self.param_groups:
@@ -129,6 +131,7 @@ class EMA:
     def swap(self) -> None:
         """Exchange weights and averages; a second call puts them back."""
         for param, average in zip(self.params, self.averages, strict=True):
-            kept = param.clone()
-            param.copy_(average)
-            average.copy_(kept)
+            for [own], [other] in _in_parts([param], [average]):
+                kept = own.clone()
+                own.copy_(other)
+                other.copy_(kept)

@@ -22,7 +22,8 @@ class Piece(NamedTuple):
     """A run of elements of a tensor of the state."""
 
     key: str
-    """`KIND.NAME`; kinds are model (weights, initial states, puzzle table), ema, exp_avg, exp_avg_sq, carry, rng."""
+    """`KIND.NAME`; kinds are model (weights, initial states, puzzle table), ema, exp_avg, exp_avg_sq, carry, and rank
+    for what is one rank's own."""
     place: Place
     data: Tensor
     """Flattened, [n]."""

@@ -29,25 +29,11 @@ class Start(NamedTuple):
 def find_start(config: TrainConfig, run_dir: Path) -> Start | None:
     """The checkpoint that `resume` names: `auto` (the run's latest, if any), `never`, or a path.
 
-    A checkpoint of another run is where this one starts; having checkpoints of its own, it goes on from
-    those, so that the same command continues it. One of its own sets the run back.
+    A checkpoint of another run is where this one starts, and one of its own sets the run back. Having got further
+    from there, it goes on from its latest, so that the same command continues it. Call on all ranks.
     """
-    latest = run_dir / "checkpoints" / "latest"
-    has_latest = latest.is_symlink()  # even if what it points to is gone, which is an error
-    if config.resume == "never":
-        if has_latest:
-            raise ConfigError(
-                f"resume=never: {run_dir} already holds a run ({latest.resolve().name}); continue it with "
-                "resume=auto, choose another checkpoint_path, or delete the folder."
-            )
-        return None
-    path, sets_back = latest, False
-    if config.resume != "auto":
-        given = Path(config.resume)
-        sets_back = given.resolve().parent == latest.parent.resolve()
-        if sets_back or not has_latest:
-            path = given
-    elif not has_latest:
+    path, sets_back = distributed.on_main(lambda: _choose(config, run_dir))
+    if path is None:
         return None
     try:
         return Start(checkpoint.open_checkpoint(path), sets_back)
@@ -56,6 +42,37 @@ def find_start(config: TrainConfig, run_dir: Path) -> Start | None:
         if complete is None:
             raise
         raise InputError(f"{error} The last complete one beside it: resume={complete}") from error
+
+
+def _choose(config: TrainConfig, run_dir: Path) -> tuple[Path | None, bool]:
+    """The checkpoint to start from, if any, and whether it sets the run back."""
+    latest = run_dir / "checkpoints" / "latest"
+    has_latest = latest.is_symlink()  # even if what it points to is gone, which is an error
+    if config.resume == "never":
+        if has_latest:
+            raise ConfigError(
+                f"resume=never: {run_dir} already holds a run ({latest.resolve().name}); continue it with "
+                "resume=auto, choose another checkpoint_path, or delete the folder."
+            )
+        return None, False
+    if config.resume == "auto":
+        return (latest if has_latest else None), False
+    given = Path(config.resume)
+    is_own = given.resolve().parent == latest.parent.resolve()
+    if is_own and not _has_gone_on(latest, given, config.resume):
+        return given, True
+    return (latest if has_latest else given), False
+
+
+def _has_gone_on(latest: Path, given: Path, command: str) -> bool:
+    """Whether the run was set back to `given` before, by the same words, and has saved its progress since."""
+    if not latest.is_dir() or latest.resolve() == given.resolve():
+        return False
+    try:
+        state = checkpoint.read_state(latest)
+        return state.config["resume"] == command and state.step > checkpoint.read_state(given).step
+    except InputError:
+        return False
 
 
 def check_same_run(

@@ -15,7 +15,7 @@ from data_pipeline.sampler import rank_slice
 from hrm_dist import checkpoint, distributed, evaluation, resume
 from hrm_dist.carry_state import carry_pieces, read_carries
 from hrm_dist.checkpoint import Checkpoint, CheckpointState
-from hrm_dist.checkpoint_writer import CheckpointWriter, link
+from hrm_dist.checkpoint_writer import CheckpointWriter, set_back
 from hrm_dist.config import ConfigError, TrainConfig, to_yaml, total_steps
 from hrm_dist.distributed import StopRequest, World
 from hrm_dist.engines.base import PREFIX, Copy
@@ -27,7 +27,7 @@ from hrm_dist.model.layers import recompute_blocks
 from hrm_dist.model.losses import act_loss, finite_sequences
 from hrm_dist.model.network import Network, initialize_module
 from hrm_dist.model.puzzle_embedding import SignSGD, place_table
-from hrm_dist.nonfinite import SkippedUpdates
+from hrm_dist.nonfinite import Skipped, SkippedUpdates
 from hrm_dist.optim import learning_rate
 from hrm_dist.pieces import Piece, Place, fill, whole
 from hrm_dist.predictions import replace_file
@@ -79,8 +79,12 @@ class Trainer:
         self.sums = MetricSums(device)
         self.skipped = SkippedUpdates(device)
         self.best_score: float | None = None
+        self._set_back_to: Path | None = None
         self.writer = CheckpointWriter(
-            self.run_dir / "checkpoints", config.keep_checkpoints, in_background=config.async_checkpoint
+            self.run_dir / "checkpoints",
+            config.keep_checkpoints,
+            in_background=config.async_checkpoint,
+            timeout_s=config.timeout_s,
         )
 
     def fit(self, stop: StopRequest) -> bool:
@@ -98,11 +102,14 @@ class Trainer:
                 log.advance()
                 evaluates, is_best = self._due(self._eval_every), False
                 if evaluates or self._due(self.config.log_interval):
-                    row = self._row() | log.speed()
+                    skipped = self.skipped.report()
+                    row = self._row(skipped) | log.speed()
                     if evaluates:
                         scores, is_best = self._evaluate()
                         row |= scores
                     log.write(row)
+                    self._check_skipped(skipped)
+                    self.writer.raise_failure()
                 stopping = stop.agreed()
                 if stopping or evaluates or self._due(self.config.checkpoint_interval) or self._is_last():
                     self.save(is_best)
@@ -111,7 +118,7 @@ class Trainer:
             self.writer.wait()
         stop.finish_vote()
         distributed.barrier()  # a launcher ends all processes when one leaves, and the main one may still log
-        return not stopping
+        return not stopping or self._is_last()
 
     def train_step(self, batch: Batch) -> None:
         """One segment over the global batch, and one update, which is skipped if anything is not finite."""
@@ -119,33 +126,34 @@ class Trainer:
         parts = self._parts(batch)
         if not self.carries:
             self.carries = [self.model.initial_carry(part) for part in parts]
-        min_halt_steps = explore_halting(arch, config.seed, self.step, config.global_batch_size)
-        own = torch.from_numpy(rank_slice(min_halt_steps, self.world.rank, self.world.world_size))
+        drawn = explore_halting(arch, config.seed, self.step, config.global_batch_size)
+        own_draws = torch.from_numpy(rank_slice(drawn, self.world.rank, self.world.world_size))
+        min_halt_steps = self._to_device(own_draws).chunk(len(parts))
         sums: dict[str, Tensor] = {}
-        finite: list[Tensor] = []
-        all_finite = torch.ones((), dtype=torch.bool, device=self.world.device)
-        for index, (part, may_halt) in enumerate(zip(parts, own.chunk(len(parts)), strict=True)):
+        finite: list[Tensor] = []  # by sequence
+        loss_is_finite = torch.ones((), dtype=torch.bool, device=self.world.device)
+        for index, part in enumerate(parts):
             self.engine.begin_micro_batch(is_last=index + 1 == len(parts))
-            carry, outputs = self.model(self.carries[index], part, may_halt.to(self.world.device))
+            carry, outputs = self.model(self.carries[index], part, min_halt_steps[index])
             loss, metrics = act_loss(carry, outputs, arch.loss_type)
             self.engine.backward(loss / config.global_batch_size)
             finite.append(finite_sequences(outputs))
-            all_finite &= torch.isfinite(loss.detach())
+            loss_is_finite &= torch.isfinite(loss.detach())
             sums = {name: sums[name] + value if sums else value for name, value in metrics.items()}
             # A sequence whose state is not finite would stay so: its slot takes a new one.
             self.carries[index] = carry._replace(halted=carry.halted | ~finite[-1])
-        of_sequences = torch.cat(finite)
+        sequences_are_finite = torch.cat(finite)
         if self.model.puzzle_emb is not None:
-            of_sequences &= self.model.puzzle_emb.finite_gradients()
-        made = self.engine.step(self._lr(config.lr), all_finite & of_sequences.all())
+            sequences_are_finite &= self.model.puzzle_emb.finite_gradients()
+        made = self.engine.step(self._lr(config.lr), loss_is_finite & sequences_are_finite.all())
         if self.table_optimizer is not None:
             self.table_optimizer.step(self._lr(config.puzzle_emb_lr), made)
         self.sums.add(sums, made)
         identifiers = torch.cat([carry.current_data["puzzle_identifiers"] for carry in self.carries])
-        self.skipped.add(self.step + 1, made, of_sequences, identifiers)
+        self.skipped.add(self.step + 1, made, sequences_are_finite, identifiers)
 
-    def save(self, is_best: bool = False) -> None:
-        """Write a checkpoint of the present step."""
+    def save(self, is_best: bool = False, *, prunes: bool = True) -> None:
+        """Write a checkpoint of the present step, and delete old ones if it `prunes`."""
         state = CheckpointState(
             format=checkpoint.FORMAT,
             step=self.step,
@@ -157,7 +165,8 @@ class Trainer:
             metric_sums=self.sums.total(),
             best_score=self.best_score,
         )
-        self.writer.write(state, self.pieces(), ("best", "latest") if is_best else ("latest",))
+        names = ("best", "latest") if is_best else ("latest",)
+        self.writer.write(state, self.pieces(), names, prunes=prunes)
 
     def _initialize(self, name: str, module: nn.Module, copy: Copy) -> None:
         initialize_module(f"{PREFIX}.{name}", module, copy, self.config.seed)
@@ -195,11 +204,14 @@ class Trainer:
     def _parts(self, batch: Batch) -> list[Batch]:
         """This rank's slice on the device, in the parts that are computed one after the other."""
         num_parts = self.config.gradient_accumulation_steps
-        tensors = {
-            name: tensor.to(self.world.device, non_blocking=True).chunk(num_parts)
-            for name, tensor in batch.items()
-        }
+        tensors = {name: self._to_device(tensor).chunk(num_parts) for name, tensor in batch.items()}
         return [{name: parts[index] for name, parts in tensors.items()} for index in range(num_parts)]
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        """Copy to the device; from pinned memory, or the copy would wait for what the device does now."""
+        if self.world.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.world.device, non_blocking=True)
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's slices of the global batches that remain; the next is read while one is in use."""
@@ -232,29 +244,34 @@ class Trainer:
             self.step + 1, base_lr, config.lr_warmup_steps, self.total_steps, config.lr_min_ratio
         )
 
-    def _row(self) -> Row:
-        """Metrics since the last row; raises TrainingError after too many skipped updates in a row."""
+    def _row(self, skipped: Skipped | None) -> Row:
+        """Metrics since the last row."""
         config = self.config
         # The rate of the step just completed.
         lr = learning_rate(
             self.step, config.lr, config.lr_warmup_steps, self.total_steps, config.lr_min_ratio
         )
         row: Row = {"step": self.step, **self.sums.row(config.global_batch_size), "train/lr": lr}
-        skipped = self.skipped.report()
         row["train/skipped_updates"] = 0 if skipped is None else skipped.num_updates
-        if skipped is not None:
-            message = skipped.describe(Path(config.data_path))
-            distributed.on_main(lambda: logger.warning("step %d: %s", self.step, message))
-            limit = config.max_skipped_updates
-            if limit is not None and skipped.in_a_row >= limit:
-                self.save()
-                self.writer.wait()
-                raise TrainingError(
-                    f"stopped at step {self.step}: {message}. That makes {skipped.in_a_row} in a row, "
-                    f"max_skipped_updates={limit}. Weights and optimizer are saved as they were before; lower lr, "
-                    "or look at the data."
-                )
         return row
+
+    def _check_skipped(self, skipped: Skipped | None) -> None:
+        """Report updates that were skipped; raises TrainingError, with the state saved, after too many in a row."""
+        if skipped is None:
+            return
+        message = skipped.describe(Path(self.config.data_path))
+        distributed.on_main(lambda: logger.warning("step %d: %s", self.step, message))
+        limit = self.config.max_skipped_updates
+        if limit is None or skipped.in_a_row < limit:
+            return
+        self.save(prunes=False)  # an older checkpoint may be what helps
+        self.writer.wait()
+        raise TrainingError(
+            f"stopped at step {self.step}: {message}. That makes {skipped.in_a_row} in a row, max_skipped_updates="
+            f"{limit}. Weights and optimizer are saved as they were before the first of them. If the last updates had "
+            "spoiled them already, go back further: resume=CHECKPOINT with one of "
+            f"{self.run_dir / 'checkpoints'}, and a lower lr; or look at the data."
+        )
 
     def _evaluate(self) -> tuple[Row, bool]:
         """Scores of the (averaged) model on the configured part of the test split; whether they are the best."""
@@ -285,14 +302,20 @@ class Trainer:
             first, rows = table.own_rows()
             width = rows.shape[1]
             place = Place((table.num_identifiers, width), first * width)
-            yield Piece("model.puzzle_emb.weights", place, rows.reshape(-1))
+            if len(rows):
+                yield Piece("model.puzzle_emb.weights", place, rows.reshape(-1))
         for key, tensor in distributed.of_main(self._initial_states()).items():
             yield whole(key, tensor)
-        yield whole(f"rng.cpu.{self.world.rank}", torch.get_rng_state())
-        if self.world.device.type == "cuda":
-            yield whole(f"rng.cuda.{self.world.rank}", torch.cuda.get_rng_state(self.world.device))
+        yield from (whole(key, tensor) for key, tensor in self._states_of_rank().items())
         if self.config.save_carry:
             yield from carry_pieces(self.carries, self.world)
+
+    def _states_of_rank(self) -> dict[str, Tensor]:
+        rank, device = self.world.rank, self.world.device
+        states = {f"rank.metric_sums.{rank}": self.sums.values, f"rank.rng_cpu.{rank}": torch.get_rng_state()}
+        if device.type == "cuda":
+            states[f"rank.rng_cuda.{rank}"] = torch.cuda.get_rng_state(device)
+        return states
 
     def _initial_states(self) -> dict[str, Tensor]:
         return {"model.H_init": self.model.H_init, "model.L_init": self.model.L_init}
@@ -305,12 +328,11 @@ class Trainer:
                 f"checkpoint_path={self.run_dir}: cannot be made ({error.strerror}); choose another folder."
             ) from error
         replace_file(self.run_dir / "config.yaml", to_yaml(self.config).encode())
-        if self._set_back_to is not None:  # `latest` goes back with the run, like metrics.jsonl
-            link(self._set_back_to.parent / "latest", self._set_back_to)
+        if self._set_back_to is not None:  # checkpoints go back with the run, like metrics.jsonl
+            set_back(self._set_back_to)
 
     def _resume(self) -> None:
         start = resume.find_start(self.config, self.run_dir)
-        self._set_back_to: Path | None = None
         if start is None:
             return
         opened = start.checkpoint
@@ -320,6 +342,9 @@ class Trainer:
         if start.sets_back:
             self._set_back_to = path
         self._load(opened)
+        # A score is one to beat as long as `best` is there to show for it.
+        best = self.run_dir / "checkpoints" / "best"
+        self.best_score = state.best_score if checkpoint.is_up_to(best, path) else None
         logger.info("resumed from %s at step %d", path, self.step)
 
     def _load(self, opened: Checkpoint) -> None:
@@ -331,7 +356,7 @@ class Trainer:
                 return opened.read(f"model.{name}", start, stop)
             if kind.startswith("exp_avg") and not opened.has(
                 kind
-            ):  # weights alone: nothing has been averaged yet
+            ):  # weights alone, which were not trained here
                 return torch.zeros(stop - start)
             return opened.read(key, start, stop)
 
@@ -347,16 +372,17 @@ class Trainer:
                 )
             )
         self.carries = read_carries(opened, self.world, self.config.gradient_accumulation_steps)
-        if state.world_size == self.world.world_size:
-            self._load_random_state(opened)
-        self.step, self.best_score = state.step, state.best_score
-        self.sums.load(state.metric_sums)
+        if state.world_size == self.world.world_size and opened.has("rank"):
+            self._load_states_of_rank(opened)
+        elif state.metric_sums:
+            self.sums.load(state.metric_sums)
+        self.step = state.step
         distributed.report_step(self.step)
 
-    def _load_random_state(self, opened: Checkpoint) -> None:
-        states = {key: opened.tensor(key).clone() for key in opened.shapes if key.startswith("rng.")}
+    def _load_states_of_rank(self, opened: Checkpoint) -> None:
         rank, device = self.world.rank, self.world.device
-        if f"rng.cpu.{rank}" in states:
-            torch.set_rng_state(states[f"rng.cpu.{rank}"])
-        if f"rng.cuda.{rank}" in states and device.type == "cuda":
-            torch.cuda.set_rng_state(states[f"rng.cuda.{rank}"], device)
+        self.sums.values.copy_(opened.tensor(f"rank.metric_sums.{rank}"))
+        torch.set_rng_state(opened.tensor(f"rank.rng_cpu.{rank}").clone())
+        cuda = f"rank.rng_cuda.{rank}"
+        if device.type == "cuda" and cuda in opened.shapes:
+            torch.cuda.set_rng_state(opened.tensor(cuda).clone(), device)

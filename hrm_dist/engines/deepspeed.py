@@ -89,6 +89,7 @@ def _settings(stage: int, num_params: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,  # unused: losses come divided by the global batch size
         "managed_gradient_accumulation": False,  # an update is made by `step`, after any number of `backward`
         "gradient_clipping": 0.0,  # the default is 1
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the device three times in a step
         "zero_allow_untested_optimizer": True,
         "zero_optimization": zero,
     }

@@ -2,7 +2,8 @@
 
 RANK=... WORLD_SIZE=... python -m tests.distributed.skip_updates CONFIG.yaml WHERE [key=value ...]
 
-WHERE: `row` (the embedding of a puzzle of the last rank's batch), `gradient` (what enters its recurrence's backward).
+WHERE, on the last rank: `row` (the embedding of a puzzle of its batch), `gradient` (what enters its recurrence's
+backward), `partition` (a single number of what its optimizer is given).
 """
 
 import hashlib
@@ -27,7 +28,8 @@ def main() -> int:
         for _ in range(3):
             step(trainer)
         before = digests(trainer)
-        spoiled = spoil_row(trainer, world) if where == "row" else spoil_gradient(trainer, world)
+        spoil = {"row": spoil_row, "gradient": spoil_gradient, "partition": spoil_partition}[where]
+        spoiled = spoil(trainer, world)
         step(trainer)
         spoiled()
         after, report = digests(trainer), trainer.skipped.report()
@@ -48,6 +50,9 @@ def main() -> int:
                         if k == "train/loss"
                     },
                     "next_is_clean": trainer.skipped.report() is None,
+                    "carry_is_finite": all(
+                        carry.inner_carry.z_H.isfinite().all().item() for carry in trainer.carries
+                    ),
                 }
             )
         )
@@ -101,6 +106,27 @@ def spoil_gradient(trainer: Trainer, world: World) -> Any:
             states.z_H.register_hook(lambda grad: grad * torch.inf)
 
     return recurrence.register_forward_hook(spoil).remove
+
+
+def spoil_partition(trainer: Trainer, world: World) -> Any:
+    """Make one number infinite in the gradient that the last rank's optimizer is given: no other rank sees it."""
+    if world.rank != world.world_size - 1:
+        return lambda: None
+    engine: Any = trainer.engine
+    optimizer = engine._optimizer if hasattr(engine, "_optimizer") else engine._state._optimizer
+    whole_step = optimizer.step
+
+    def step_with_infinity() -> None:
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.numel()]
+        grads[-1].view(-1)[0] = torch.inf
+        whole_step()
+
+    optimizer.step = step_with_infinity
+
+    def put_back() -> None:
+        optimizer.step = whole_step
+
+    return put_back
 
 
 if __name__ == "__main__":

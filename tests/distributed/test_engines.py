@@ -188,7 +188,9 @@ def num_gathers(config: Path, folder: Path, engine: str, unit: str, cycles: int)
     finished = [rank.finish() for rank in ranks]
     assert [rank.exit_code for rank in finished] == [0, 0], finished
     # Nothing else was printed, so neither engine warns of anything.
-    return json.loads(finished[0].output)["calls"]["_allgather_base_"]
+    counted = json.loads(finished[0].output)
+    assert counted["waits"] == 0, "the engine waited for the device"
+    return counted["calls"]["_allgather_base_"]
 
 
 @pytest.mark.parametrize("engine", GATHERS)

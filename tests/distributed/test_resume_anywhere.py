@@ -21,6 +21,8 @@ __all__ = ["run_of"]
 pytestmark = pytest.mark.distributed
 
 HALF = STEPS // 2
+# The checkpoint is off the grid of logged steps, so that sums of metrics go on too.
+CUT = ("gradient_accumulation_steps=2", "puzzle_emb_shard=true", "log_interval=3")
 Place = tuple[str, int]
 PLACES = [("ddp", 1), *itertools.product(ENGINES, (2, 4))]
 
@@ -50,10 +52,8 @@ def test_a_checkpoint_goes_on_with_any_engine_on_any_number_of_processes(
     ("engine", "world_size", "settings"),
     in_full(
         ("ddp", 2, ()), ("zero1", 2, ()), ("zero2", 2, ()), ("zero3", 2, ()), ("fsdp2", 2, ()),
-        ("zero2", 2, ("gradient_accumulation_steps=2", "puzzle_emb_shard=true")),
-        of=[
-            *itertools.product(ENGINES, (2, 4), [()]),
-            ("zero2", 2, ("gradient_accumulation_steps=2", "puzzle_emb_shard=true")),
+        ("zero2", 2, CUT),
+        of=[*itertools.product(ENGINES, (2, 4), [()]), ("zero2", 2, CUT),
         ],
     ),
 )  # fmt: skip
@@ -65,7 +65,8 @@ def test_with_the_same_engine_and_number_of_processes_a_run_goes_on_bit_for_bit(
     shutil.copytree(whole / "checkpoints" / f"step_{HALF}", run / "checkpoints" / f"step_{HALF}")
     (run / "checkpoints" / "latest").symlink_to(f"step_{HALF}")
     train_on_ranks(world_size, config, run, f"engine={engine}", *SETTINGS, *settings)
-    assert rows(run) == rows(whole)[HALF:]
+    assert rows(run) == [row for row in rows(whole) if row["step"] > HALF]
+    assert len(rows(run)) >= HALF // 3
     assert digests(run) == digests(whole)
 
 

@@ -43,6 +43,7 @@ def test_a_puzzle_that_is_not_finite_on_one_rank_makes_a_step_a_no_op_on_all(
         assert names[report["identifiers"][0]] in result["names"]
         assert math.isfinite(result["row"]["train/loss"])
         assert result["next_is_clean"]
+        assert result["carry_is_finite"]
     assert results[0]["report"] == results[1]["report"]
 
 
@@ -56,6 +57,15 @@ def test_a_gradient_that_is_not_finite_on_one_rank_makes_a_step_a_no_op_on_all(
         assert result["changed_by_the_next"]
         assert result["num_updates"] == 4
         assert (result["report"]["num_updates"], result["report"]["first_step"]) == (1, 4)
+
+
+@pytest.mark.parametrize("engine", ["zero1", "zero3", "fsdp2"])
+def test_one_infinite_number_in_the_share_of_one_rank_makes_a_step_a_no_op_on_all(
+    engine: str, config: Path, tmp_path: Path
+) -> None:
+    for result in outcome(config, tmp_path, 2, "partition", f"engine={engine}"):
+        assert result["changed"] == []
+        assert result["num_updates"] == 4
 
 
 def test_a_run_whose_updates_are_all_skipped_stops_with_the_state_from_before(
@@ -80,7 +90,8 @@ def test_a_run_whose_updates_are_all_skipped_stops_with_the_state_from_before(
     assert "error: stopped at step" not in finished[1].output
     saved = checkpoint.open_checkpoint(run / "checkpoints" / "latest")
     assert saved.state.step == step
-    assert saved.state.num_updates == step - sum(row["train/skipped_updates"] for row in rows(run)) - 1
+    assert saved.state.num_updates == step - sum(row["train/skipped_updates"] for row in rows(run))
+    assert [row["step"] for row in rows(run)][-1] == step
     assert all(saved.tensor(key).isfinite().all() for key in saved.shapes if not key.startswith("carry."))
     logged = rows(run)
     assert [row["train/loss"] for row in logged if row["train/skipped_updates"]] == [None] * len(

@@ -116,6 +116,13 @@ def test_a_run_set_back_to_an_earlier_checkpoint_repeats_what_followed(config: P
     assert train(config, run, "max_steps=8", *settings, "keep_checkpoints=4").exit_code == 0
     whole, tensors = rows(run), digests(run)
     back = f"resume={run / 'checkpoints' / 'step_4'}"
+    assert train(config, run, "max_steps=4", *settings, back).exit_code == 0
+    assert saved_step(run) == 4
+    assert saved_steps(run) == [2, 4]
+    assert {path.name for path in (run / "checkpoints").glob("abandoned*")} == {
+        "abandoned_step_6",
+        "abandoned_step_8",
+    }
     assert train(config, run, "max_steps=6", *settings, back).exit_code == 0
     assert rows(run) == whole[:6]
     assert saved_step(run) == 6
@@ -123,6 +130,18 @@ def test_a_run_set_back_to_an_earlier_checkpoint_repeats_what_followed(config: P
     assert rows(run) == whole
     assert digests(run) == tensors
     assert saved_steps(run) == [6, 8]
+
+
+def test_a_command_that_sets_a_run_back_goes_on_when_it_is_given_again(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ["checkpoint_interval=2", "keep_checkpoints=4"]
+    assert train(config, run, "max_steps=8", *settings).exit_code == 0
+    command = [*settings, f"resume={run / 'checkpoints' / 'step_4'}"]
+    assert train(config, run, "max_steps=6", *command).exit_code == 0
+    finished = train(config, run, "max_steps=10", *command)  # as after an interruption
+    assert finished.exit_code == 0, finished.output
+    assert "at step 6" in finished.output
+    assert [row["step"] for row in rows(run)] == list(range(1, 11))
 
 
 def test_a_run_started_from_another_goes_on_from_its_own_checkpoints(config: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import functools
 import json
 import math
 import os
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from data_pipeline.errors import InputError
+from data_pipeline.errors import InputError, WriteError
 from hrm_dist import checkpoint
 from hrm_dist.carry_state import carry_pieces, read_carries
 from hrm_dist.checkpoint import CheckpointState
@@ -214,10 +215,17 @@ def test_in_the_background_the_state_of_the_moment_is_written_and_errors_come_wi
     assert torch.equal(
         checkpoint.open_checkpoint(tmp_path / "checkpoints/latest").tensor("model.weight"), torch.ones(3)
     )
-    with mock.patch("hrm_dist.checkpoint_writer.write_tensors", side_effect=OSError("disk full")):
+    with mock.patch("hrm_dist.checkpoint_writer.write_tensors", side_effect=OSError(28, "No space left")):
         writer.write(state(2), [whole("model.weight", weight)])
-        with pytest.raises(OSError, match="disk full"):
-            writer.wait()
+        with pytest.raises(
+            WriteError, match=r"model-00000\.safetensors: cannot be written on rank 0 \(No space left"
+        ):
+            writer.write(state(3), [whole("model.weight", weight)])
+        writer.write(state(4), [whole("model.weight", weight)])
+        while not writer.is_idle():
+            time.sleep(0.001)
+        with pytest.raises(WriteError):
+            writer.raise_failure()
     writer.close()
     assert checkpoint.open_checkpoint(tmp_path / "checkpoints/latest").state.step == 1
 

@@ -127,3 +127,55 @@ def test_the_moving_average_follows_the_weights_and_changes_places_with_them() -
     torch.testing.assert_close(weight.detach(), expected)
     ema.swap()
     assert torch.equal(weight.detach(), kept)
+
+
+def made_updates(start: list[Tensor], grads: list[list[Tensor]]) -> tuple[list[Tensor], AdamATan2]:
+    params = [nn.Parameter(tensor.clone()) for tensor in start]
+    optimizer = AdamATan2(params, lr=0.01, betas=(0.9, 0.95), weight_decay=0.1)
+    for step in grads:
+        for param, grad in zip(params, step, strict=True):
+            param.grad = grad.clone()
+        optimizer.finite = torch.tensor(True)
+        optimizer.step()
+    return [param.detach() for param in params], optimizer
+
+
+def test_large_tensors_are_updated_in_parts_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=draw) for shape in ((5, 3), (7,), (1,))]
+    grads = [[torch.randn(tensor.shape, generator=draw) for tensor in start] for _ in range(4)]
+    whole, _ = made_updates(start, grads)
+    monkeypatch.setattr("hrm_dist.optim._MAX_ELEMENTS", 4)
+    in_parts, _ = made_updates(start, grads)
+    assert all(torch.equal(a, b) for a, b in zip(whole, in_parts, strict=True))
+    average = EMA(in_parts, rate=0.9)
+    kept = [tensor.clone() for tensor in in_parts]
+    for tensor in in_parts:
+        tensor.mul_(2)
+    average.swap()
+    assert all(torch.equal(a, b) for a, b in zip(in_parts, kept, strict=True))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e20])
+def test_a_gradient_that_is_not_finite_or_has_no_finite_square_changes_nothing(bad: float) -> None:
+    start, good = [torch.ones(3), torch.ones(2)], [torch.ones(3), torch.ones(2)]
+    spoiled = [torch.tensor([1.0, bad, 1.0]), torch.ones(2)]
+    once, _ = made_updates(start, [good])
+    after, optimizer = made_updates(start, [good, spoiled])
+    assert all(torch.equal(a, b) for a, b in zip(once, after, strict=True))
+    assert not optimizer.finite
+    assert optimizer.num_updates == 1
+    # And the next update is what it would have been.
+    twice, _ = made_updates(start, [good, good])
+    later, optimizer = made_updates(start, [good, spoiled, good])
+    assert all(torch.equal(a, b) for a, b in zip(twice, later, strict=True))
+
+
+def test_the_average_does_not_follow_an_update_that_was_not_made() -> None:
+    weight = nn.Parameter(torch.zeros(2))
+    ema = EMA([weight], rate=0.5)
+    weight.data.fill_(1.0)
+    ema.update(torch.tensor(False))
+    assert torch.equal(ema.averages[0], torch.zeros(2))
+    ema.update(torch.tensor(True))
+    assert torch.equal(ema.averages[0], torch.full((2,), 0.5))

@@ -3,6 +3,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -165,6 +166,17 @@ def test_a_damaged_checkpoint_is_refused_with_the_file_at_fault(
     assert "choose another checkpoint" in message
     assert f"The last complete one beside it: resume={run / 'checkpoints' / 'step_1'}" in message
     assert main([str(config), own, f"resume={run / 'checkpoints' / 'step_1'}", "max_steps=3"]) == 0
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_run_whose_last_checkpoint_cannot_be_written_does_not_end_in_peace(
+    in_background: bool, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"checkpoint_path={tmp_path / 'run'}", "max_steps=2", f"async_checkpoint={in_background}"]
+    with mock.patch("hrm_dist.checkpoint_writer.write_tensors", side_effect=OSError(28, "No space left")):
+        assert exit_code(lambda: main([str(config), *settings])) == 2
+    assert "cannot be written on rank 0 (No space left); make room" in capsys.readouterr().err
+    assert main([str(config), *settings]) == 0
 
 
 def test_a_link_to_a_checkpoint_that_is_gone_is_refused_not_taken_for_a_new_run(
