@@ -40,7 +40,7 @@ _STEM_OF_KIND = {
     "model": "model", "ema": "ema", "exp_avg": "optimizer", "exp_avg_sq": "optimizer",
     "carry": "rank", "rank": "rank",
 }  # fmt: skip
-_REMEDY = "choose another checkpoint, e.g. a step_N folder beside it, or start over with resume=never."
+_REMEDY = "choose another checkpoint, such as a step_N folder beside it, or start over in another folder."
 
 
 class Part(NamedTuple):
@@ -164,6 +164,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Raises InputError naming the file when anything is missing, damaged, or of another format.
     """
+    path = path.resolve() if path.is_symlink() else path  # messages name the step, not `latest`
     states: list[CheckpointState] = []
     distributed.on_all(lambda: states.append(read_state(path)))
     [state] = states
@@ -179,7 +180,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def read_state(path: Path) -> CheckpointState:
     """What state.json says; raises InputError when it is missing, damaged, or of another format."""
-    if not path.is_dir():
+    is_checkpoint = (path / STATE_FILE).exists() or STEP_DIR.fullmatch(path.resolve().name)
+    if not path.is_dir() or not is_checkpoint:
         raise InputError(
             f"{path}: no checkpoint here (a checkpoint is a folder such as runs/x/checkpoints/latest)."
         )

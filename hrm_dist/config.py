@@ -276,6 +276,15 @@ class TrainConfig(_Section):
         return values
 
     @model_validator(mode="after")
+    def _check_gather_unit(self) -> Self:
+        if self.gather_unit != "loop" and self.engine not in ("zero3", "fsdp2"):
+            raise ValueError(
+                f"gather_unit={self.gather_unit} means nothing to engine={self.engine}, whose weights are whole all "
+                "the time; leave it out, or set engine to zero3 or fsdp2"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_precision(self) -> Self:
         dtype = _DTYPE_OF_PRECISION[self.precision]
         if self.arch.forward_dtype != dtype:

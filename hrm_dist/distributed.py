@@ -152,7 +152,7 @@ def refuse_differences(facts: Callable[[], Mapping[str, object]]) -> None:
     problems = _errors([facts if isinstance(facts, str) else "" for facts in by_rank])
     problems = problems or _differences([facts for facts in by_rank if not isinstance(facts, str)])
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise _agreed(ConfigError("\n".join(problems)))
 
 
 def _errors(by_rank: Sequence[str]) -> list[str]:
@@ -294,7 +294,7 @@ def on_all(function: Callable[[], T], group: dist.ProcessGroup | None = None) ->
     outcomes = gather_objects(_outcome(function), group)
     for _, error in outcomes:
         if error is not None:
-            raise error
+            raise _agreed(error)
     return [result for result, _ in outcomes]  # type: ignore[misc]
 
 
@@ -312,7 +312,7 @@ def on_main(function: Callable[[], T], group: dist.ProcessGroup | None = None) -
         dist.broadcast_object_list(outcome, src=0, group=group)
     result, error = outcome[0]
     if error is not None:
-        raise error
+        raise _agreed(error)
     return result  # type: ignore[return-value]
 
 
@@ -321,6 +321,23 @@ def _outcome(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
         return function(), None
     except Exception as error:  # every kind: other processes wait for it
         return None, error
+
+
+def _agreed(error: Exception) -> Exception:
+    """Mark an error that is raised on all ranks alike."""
+    error.on_all_ranks = True  # type: ignore[attr-defined]
+    return error
+
+
+def is_told_by_main(error: Exception) -> bool:
+    """Whether all ranks have this error and another one, the main one, says it."""
+    return getattr(error, "on_all_ranks", False) and not is_main()
+
+
+def log_once(log: Callable[[str], None], text: str) -> None:
+    """Log a line, once for all processes."""
+    if is_main():
+        log(text)
 
 
 def announce(text: str) -> None:

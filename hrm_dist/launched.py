@@ -138,9 +138,9 @@ def _meeting_place(environment: Mapping[str, str], from_srun: bool) -> tuple[str
     missing = [name for name in _MEETING_PLACE if name not in given]
     if missing and not from_srun:
         raise ConfigError(
-            f"WORLD_SIZE={environment.get('WORLD_SIZE')}, but {' and '.join(missing)} is not set: the processes do "
-            "not know where to meet; set MASTER_ADDR to the host of rank 0 and MASTER_PORT to a free port there, for "
-            "all alike, or start through torchrun."
+            f"WORLD_SIZE={environment.get('WORLD_SIZE')} without {' and '.join(missing)}: the processes do not know "
+            "where to meet; set MASTER_ADDR to the host of rank 0 and MASTER_PORT to a free port there, for all alike, "
+            "or start through torchrun."
         )
     port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in given else _port_of_step(environment)
     if port > 65_535:

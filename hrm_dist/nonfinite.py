@@ -27,7 +27,7 @@ class Skipped(NamedTuple):
         names = json.loads((data_path / "identifiers.json").read_bytes())
         puzzles = ", ".join(str(names[identifier]) for identifier in self.identifiers[:10])
         if len(self.identifiers) > 10:
-            puzzles += f" and {len(self.identifiers) - 10} more"
+            puzzles += f" and {len(self.identifiers) - 10} more, so it is hardly theirs"
         return (
             f"{self.num_updates} update(s) skipped, the first in step {self.first_step}, as loss or gradient was not "
             f"finite; puzzles: {puzzles or 'none, the losses are finite and their gradient is not'}"

@@ -10,6 +10,7 @@ import torch
 from data_pipeline.errors import InputError
 from hrm_dist import checkpoint, distributed
 from hrm_dist.checkpoint import Checkpoint, CheckpointState
+from hrm_dist.checkpoint_writer import link
 from hrm_dist.config import ConfigError, TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -41,13 +42,28 @@ def find_start(config: TrainConfig, run_dir: Path) -> Start | None:
         complete = distributed.on_main(lambda: checkpoint.previous_complete(path))
         if complete is None:
             raise
-        raise InputError(f"{error} The last complete one beside it: resume={complete}") from error
+        raise InputError(
+            f"{error} The last complete one beside it: resume={complete}; the run then goes on from there."
+        ) from error
 
 
 def _choose(config: TrainConfig, run_dir: Path) -> tuple[Path | None, bool]:
     """The checkpoint to start from, if any, and whether it sets the run back."""
     latest = run_dir / "checkpoints" / "latest"
     has_latest = latest.is_symlink()  # even if what it points to is gone, which is an error
+    if latest.exists() and not has_latest:
+        raise ConfigError(
+            f"{latest}: is a folder where a link should be, as in a copy of a run; delete it, and the run goes on "
+            "from the newest of its step_N folders."
+        )
+    if not has_latest and config.resume in ("auto", "never"):
+        newest = checkpoint.previous_complete(latest)  # the link got lost, or was never made
+        if newest is not None:
+            logger.warning(
+                "%s: there is no such link; the newest complete checkpoint is %s", latest, newest.name
+            )
+            link(latest, newest)
+            has_latest = True
     if config.resume == "never":
         if has_latest:
             raise ConfigError(
@@ -120,6 +136,9 @@ def environment(config: TrainConfig, device: torch.device) -> dict[str, str | in
 
 def warn_if_inexact(state: CheckpointState, now: dict[str, str | int | bool]) -> None:
     """Say so if going on will not be bit for bit."""
-    changed = {key: value for key, value in now.items() if state.environment.get(key) != value}
+    then = state.environment
+    changed = [
+        f"{key} {then[key]}, now {value}" for key, value in now.items() if then.get(key, value) != value
+    ]
     if changed:
-        logger.warning("not bit for bit: %s differ from the checkpoint's %s", changed, state.environment)
+        distributed.log_once(logger.info, f"equal up to rounding, not bit for bit: {'; '.join(changed)}")

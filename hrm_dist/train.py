@@ -23,7 +23,7 @@ from pathlib import Path
 
 from data_pipeline.build import build
 from data_pipeline.dataset_plan import Request
-from data_pipeline.errors import InputError, exit_code
+from data_pipeline.errors import EXIT_BAD_INPUT, InputError, exit_code
 from data_pipeline.identity import ArcOptions
 from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import DatasetMetadata, load_dataset_info
@@ -66,7 +66,8 @@ def dry_run(config: TrainConfig) -> str:
     lines = [to_yaml(config).rstrip(), ""]
     try:
         metadata = load_dataset_info(Path(config.data_path)).metadata("train")
-        lines.append(f"steps: {total_steps(config, metadata):,}")
+        steps = total_steps(config, metadata)
+        lines.append(f"steps: {min(steps, config.max_steps or steps):,} on a schedule of {steps:,}")
     except InputError as error:
         metadata = _ASSUMED
         lines.append(
@@ -110,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = load_config(options.config, options.overrides)
     launched()  # raises where the environment is no good
     if options.dry_run:
-        print(dry_run(config))
+        if launched().rank == 0:
+            print(dry_run(config))
         return 0
     return train(config)
 
@@ -127,10 +129,10 @@ def train(config: TrainConfig) -> int:
     group = distributed.process_group(config.device, config.engine != "ddp", config.timeout_s)
     run_dir = Path(config.checkpoint_path)
     with closing(distributed.StopRequest()) as stop, group as world, ExitStack() as on_leaving:
-        check_divisible(config.global_batch_size, world.world_size)
-        distributed.refuse_differences(lambda: _settings(config, world.device.type))
-        distributed.on_main(lambda: on_leaving.enter_context(locked(run_dir)))
         try:
+            distributed.on_all(lambda: check_divisible(config.global_batch_size, world.world_size))
+            distributed.refuse_differences(lambda: _settings(config, world.device.type))
+            distributed.on_main(lambda: on_leaving.enter_context(locked(run_dir)))
             if not distributed.on_main(lambda: stop.completes(lambda: build_if_missing(config))):
                 outcome = " before the first step; the same command starts again"
             else:
@@ -138,6 +140,10 @@ def train(config: TrainConfig) -> int:
                 if Trainer(config, world).fit(stop):
                     return 0
                 outcome = "; the state is saved, and the same command goes on from there"
+        except InputError as error:
+            if not distributed.is_told_by_main(error):
+                raise
+            return EXIT_BAD_INPUT
         except TrainingError as error:
             distributed.announce(f"error: {error}")
             return EXIT_FAILED

@@ -49,7 +49,7 @@ class Trainer:
             config.data_path, config.seed, config.global_batch_size, world.rank, world.world_size
         )
         self.total_steps = total_steps(config, self.reader.metadata)
-        self._check_sizes()
+        distributed.on_all(self._check_sizes)
         self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
 
         metadata, device = self.reader.metadata, world.device
@@ -260,7 +260,7 @@ class Trainer:
         if skipped is None:
             return
         message = skipped.describe(Path(self.config.data_path))
-        distributed.on_main(lambda: logger.warning("step %d: %s", self.step, message))
+        distributed.log_once(logger.warning, f"step {self.step}: {message}")
         limit = self.config.max_skipped_updates
         if limit is None or skipped.in_a_row < limit:
             return
@@ -270,7 +270,7 @@ class Trainer:
             f"stopped at step {self.step}: {message}. That makes {skipped.in_a_row} in a row, max_skipped_updates="
             f"{limit}. Weights and optimizer are saved as they were before the first of them. If the last updates had "
             "spoiled them already, go back further: resume=CHECKPOINT with one of "
-            f"{self.run_dir / 'checkpoints'}, and a lower lr; or look at the data."
+            f"{self.run_dir / 'checkpoints'}, and lower lr or puzzle_emb_lr; or look at the data."
         )
 
     def _evaluate(self) -> tuple[Row, bool]:
@@ -345,7 +345,7 @@ class Trainer:
         # A score is one to beat as long as `best` is there to show for it.
         best = self.run_dir / "checkpoints" / "best"
         self.best_score = state.best_score if checkpoint.is_up_to(best, path) else None
-        logger.info("resumed from %s at step %d", path, self.step)
+        distributed.log_once(logger.info, f"resumed from {path} at step {self.step} of {self.last_step}")
 
     def _load(self, opened: Checkpoint) -> None:
         state = opened.state

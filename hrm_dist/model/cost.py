@@ -14,7 +14,7 @@ from hrm_dist.distributed import World
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.hrm import num_updates_with_gradient
 from hrm_dist.model.layers import Block, swiglu_size
-from hrm_dist.model.network import DTYPES
+from hrm_dist.model.network import DTYPES, Network
 from hrm_dist.model.puzzle_embedding import place_table
 
 
@@ -91,6 +91,16 @@ def num_parameters(arch: ArchConfig, metadata: DatasetMetadata) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def _unit_parameters(arch: ArchConfig, metadata: DatasetMetadata, gather_unit: str) -> int:
+    """Trained weights of the largest unit that is gathered at a time."""
+    with torch.device("meta"):
+        recurrence = Network(arch, metadata).recurrence
+    levels = list(recurrence.children())
+    blocks = [block for level in levels for block in level.get_submodule("layers").children()]
+    units = {"loop": [recurrence], "level": levels, "layer": blocks}[gather_unit]
+    return max(sum(parameter.numel() for parameter in unit.parameters()) for unit in units)
+
+
 # What of weights, gradients, and optimizer with its average an engine splits over the ranks. DeepSpeed keeps the
 # weights twice: to compute with and, split, to update.
 _IS_SPLIT = {
@@ -103,7 +113,7 @@ _IS_SPLIT = {
 
 
 def memory_per_rank(config: TrainConfig, metadata: DatasetMetadata, world_size: int) -> dict[str, int]:
-    """Estimated bytes that training holds on each rank, by purpose; without buffers of collectives."""
+    """Estimated bytes that training holds on each rank, by purpose."""
     arch, recomputes = config.arch, config.activation_checkpointing
     weights = 4 * num_parameters(arch, metadata)
     share = -(-weights // world_size)
@@ -116,8 +126,11 @@ def memory_per_rank(config: TrainConfig, metadata: DatasetMetadata, world_size: 
     state = batch_size * seq_len * arch.hidden_size * item
     at_a_time = -(-batch_size // config.gradient_accumulation_steps)
     num_parts = place_table(config, metadata, World(0, world_size, torch.device("cpu"))).num_parts
+    # Of what is split, one unit at a time is whole, with its gradients in the backward pass.
+    gathered = 8 * _unit_parameters(arch, metadata, config.gather_unit) if _IS_SPLIT[config.engine][0] else 0
     return {
         "weights": of_weights + (share if config.engine.startswith("zero") else 0),
+        "gathered": gathered,
         "gradients": of_gradients,
         "optimizer": 2 * of_optimizer,
         "moving average": of_optimizer if config.ema else 0,

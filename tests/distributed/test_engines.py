@@ -84,7 +84,10 @@ def test_an_engine_trains_as_one_process_with_ddp(
     assert_equal_to_1e_5(run, run_of("ddp", 1, arch, *batch))
 
 
-CUTS = list(itertools.product(ENGINES, ["loop", "level", "layer"], [1, 2, 4], [False, True]))
+UNITS = [(engine, "loop") for engine in ENGINES] + [
+    *itertools.product(["zero3", "fsdp2"], ["level", "layer"])
+]
+CUTS = [(*unit, num_parts, again) for unit in UNITS for num_parts in (1, 2, 4) for again in (False, True)]
 CHOSEN_CUTS = [
     ("fsdp2", "layer", 1, False), ("zero3", "level", 1, False), ("ddp", "loop", 4, False), ("zero2", "loop", 2, False),
     ("zero3", "layer", 2, True), ("fsdp2", "level", 2, True),

@@ -277,3 +277,9 @@ def test_total_steps_is_the_published_arithmetic() -> None:
 def test_a_bad_config_costs_no_torch_import() -> None:
     code = "import sys, hrm_dist.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_gather_unit_is_refused_where_nothing_is_gathered() -> None:
+    with pytest.raises(ValidationError, match="gather_unit=layer means nothing to engine=zero2"):
+        TrainConfig.model_validate({"data_path": "x", "engine": "zero2", "gather_unit": "layer"})
+    assert TrainConfig.model_validate({"data_path": "x", "engine": "fsdp2", "gather_unit": "layer"})

@@ -161,8 +161,8 @@ def test_one_task_of_mpirun_is_alone() -> None:
         ({"LOCAL_RANK": "0"}, "['RANK', 'WORLD_SIZE']"),
         (ranks(0, 2, 0) | {"RANK": "first"}, "numbers"),
         (ranks(2, 2, 0) | MEETING_PLACE, "RANK=2 is not below WORLD_SIZE=2"),
-        (ranks(0, 2, 0), "MASTER_ADDR and MASTER_PORT is not set"),
-        (ranks(0, 2, 0) | {"MASTER_ADDR": "head"}, "MASTER_PORT is not set"),
+        (ranks(0, 2, 0), "WORLD_SIZE=2 without MASTER_ADDR and MASTER_PORT"),
+        (ranks(0, 2, 0) | {"MASTER_ADDR": "head"}, "WORLD_SIZE=2 without MASTER_PORT"),
         (
             ranks(0, 2, 0) | {"MASTER_ADDR": "head", "MASTER_PORT": "http"},
             "MASTER_PORT='http' is not a number",

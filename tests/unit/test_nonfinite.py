@@ -52,7 +52,7 @@ def test_puzzles_are_named_and_many_are_counted(tmp_path: Path) -> None:
     assert report is not None
     assert report.describe(tmp_path).startswith("1 update(s) skipped, the first in step 7, ")
     assert "puzzle 0, puzzle 1" in report.describe(tmp_path)
-    assert report.describe(tmp_path).endswith("puzzle 9 and 2 more")
+    assert report.describe(tmp_path).endswith("puzzle 9 and 2 more, so it is hardly theirs")
     counter.add(8, torch.tensor(False), everything >= 0, everything)
     report = counter.report()
     assert report is not None

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import sys
@@ -139,7 +140,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(
 ) -> None:
     run, own = resume_in_a_copy(trained, tmp_path)
     message = refusal(config, own, override)
-    assert f"{run / 'checkpoints' / 'latest'}: cannot go on with another run's checkpoint" in message
+    assert f"{run / 'checkpoints' / 'step_2'}: cannot go on with another run's checkpoint" in message
     assert f": {difference}. Set them back" in message
     assert "another checkpoint_path" in message
 
@@ -159,7 +160,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_file_at_fault(
     name: str, refusal: Refusal, trained: Path, config: Path, tmp_path: Path
 ) -> None:
     run, own = resume_in_a_copy(trained, tmp_path)
-    file = run / "checkpoints" / "latest" / f"{name}.safetensors"
+    file = run / "checkpoints" / "step_2" / f"{name}.safetensors"
     flip_a_byte(file)
     message = refusal(config, own, "max_steps=3")
     assert f"{file}: its sha256 is not the one in state.json; the file is damaged" in message
@@ -185,6 +186,29 @@ def test_a_link_to_a_checkpoint_that_is_gone_is_refused_not_taken_for_a_new_run(
     run, own = resume_in_a_copy(trained, tmp_path)
     shutil.rmtree(run / "checkpoints" / "step_2")
     assert "no checkpoint here" in refusal(config, own, "max_steps=3")
+
+
+def test_a_run_whose_link_got_lost_goes_on_from_its_newest_checkpoint(
+    trained: Path, config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, own = resume_in_a_copy(trained, tmp_path)
+    (run / "checkpoints" / "latest").unlink()
+    assert main([str(config), own, "max_steps=3"]) == 0
+    assert "the newest complete checkpoint is step_2" in caplog.text
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+    ]
+
+
+def test_a_folder_in_place_of_the_link_is_refused_before_anything_is_written(
+    refusal: Refusal, trained: Path, config: Path, tmp_path: Path
+) -> None:
+    run, own = resume_in_a_copy(trained, tmp_path)
+    (run / "checkpoints" / "latest").unlink()
+    shutil.copytree(run / "checkpoints" / "step_2", run / "checkpoints" / "latest")
+    assert "latest: is a folder where a link should be" in refusal(config, own, "max_steps=3")
 
 
 def test_resume_never_is_refused_where_a_run_is(
