@@ -6,7 +6,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -186,16 +186,22 @@ def train_each(config: Path, run: Path, *overrides: list[str]) -> list[Finished]
     return [rank.finish() for rank in ranks]
 
 
+def refusal(ranks: Sequence[Finished]) -> str:
+    """What the main process says for all, each of which must end with exit code 2."""
+    assert [rank.exit_code for rank in ranks] == [2] * len(ranks), ranks
+    assert not any(rank.output for rank in ranks[1:])
+    return ranks[0].output
+
+
 def test_ranks_with_different_settings_are_refused_before_anything_is_written(
     config: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     settings = [["lr=1e-3"], ["lr=2e-3"], ["lr=1e-3", "arch.H_cycles=3", "global_batch_size=9"]]
-    for finished in train_each(config, run, *[["global_batch_size=12", *own] for own in settings]):
-        assert finished.exit_code == 2, finished.output
-        assert "lr is 0.001 on ranks 0, 2 and 0.002 on rank 1; start every process" in finished.output
-        assert "arch.H_cycles is 2 on ranks 0-1 and 3 on rank 2;" in finished.output
-        assert "global_batch_size is 12 on ranks 0-1 and 9 on rank 2;" in finished.output
+    message = refusal(train_each(config, run, *[["global_batch_size=12", *own] for own in settings]))
+    assert "lr is 0.001 on ranks 0, 2 and 0.002 on rank 1; start every process" in message
+    assert "arch.H_cycles is 2 on ranks 0-1 and 3 on rank 2;" in message
+    assert "global_batch_size is 12 on ranks 0-1 and 9 on rank 2;" in message
     assert not run.exists()
 
 
@@ -208,14 +214,12 @@ def test_a_rank_that_sees_another_dataset_is_refused(
         (tmp_path / folder).mkdir()
     shutil.copytree(dataset, tmp_path / "here" / "data")
     monkeypatch.chdir(tmp_path / "here")
-    for finished in with_a_fault("elsewhere", 2, tmp_path / "there", config, run, "data_path=data"):
-        assert finished.exit_code == 2, finished.output
-        assert re.search("^error: rank 2: data/dataset.json: not found", finished.output), finished.output
+    message = refusal(with_a_fault("elsewhere", 2, tmp_path / "there", config, run, "data_path=data"))
+    assert re.search("^error: rank 2: data/dataset.json: not found", message), message
     options = ArcOptions(num_aug=8, holdout="all", canvas=6, limit_groups=8)
     build(Request("arc-agi-1", [], tmp_path / "there" / "data", options, seed=1, workers=1, quiet=True))
-    for finished in with_a_fault("elsewhere", 2, tmp_path / "there", config, run, "data_path=data"):
-        assert finished.exit_code == 2, finished.output
-        assert re.search(r"data_path=data: its sha256 is \w+ on ranks 0-1 and \w+ on rank 2", finished.output)
+    message = refusal(with_a_fault("elsewhere", 2, tmp_path / "there", config, run, "data_path=data"))
+    assert re.search(r"data_path=data: its sha256 is \w+ on ranks 0-1 and \w+ on rank 2", message)
     assert not run.exists()
 
 
@@ -227,12 +231,11 @@ def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(
     first = start(world_size)[0]
     holder = f"host {socket.gethostname()}, pid {first.process.pid}"
     before = num_rows(run)
-    for second in start_module_ranks(
+    second = start_module_ranks(
         world_size, tmp_path / "second", "hrm_dist.train", [config, f"checkpoint_path={run}", *SETTINGS]
-    ):
-        finished = second.finish()
-        assert finished.exit_code == 2
-        assert f"checkpoint_path={run}: another run trains here ({holder}); wait" in finished.output
+    )
+    message = refusal([rank.finish() for rank in second])
+    assert f"checkpoint_path={run}: another run trains here ({holder}); wait" in message
     assert first.wait_until(lambda: num_rows(run) > before + 3)
     steps = [row["step"] for row in rows(run)]
     assert steps == list(range(1, len(steps) + 1))
