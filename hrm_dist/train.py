@@ -122,13 +122,14 @@ def train(config: TrainConfig) -> int:
     import torch
 
     from hrm_dist import distributed
+    from hrm_dist.stop_request import StopRequest
     from hrm_dist.trainer import Trainer, TrainingError
 
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     group = distributed.process_group(config.device, config.engine != "ddp", config.timeout_s)
     run_dir = Path(config.checkpoint_path)
-    with closing(distributed.StopRequest()) as stop, group as world, ExitStack() as on_leaving:
+    with closing(StopRequest()) as stop, group as world, ExitStack() as on_leaving:
         try:
             distributed.on_all(lambda: check_divisible(config.global_batch_size, world.world_size))
             distributed.refuse_differences(lambda: _settings(config, world.device.type))

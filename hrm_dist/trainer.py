@@ -17,7 +17,7 @@ from hrm_dist.carry_state import carry_pieces, read_carries
 from hrm_dist.checkpoint import Checkpoint, CheckpointState
 from hrm_dist.checkpoint_writer import CheckpointWriter, set_back
 from hrm_dist.config import ConfigError, TrainConfig, to_yaml, total_steps
-from hrm_dist.distributed import StopRequest, World
+from hrm_dist.distributed import World
 from hrm_dist.engines.base import PREFIX, Copy
 from hrm_dist.engines.build import build_engine
 from hrm_dist.metrics import MetricSums, Row, RunLog
@@ -31,6 +31,7 @@ from hrm_dist.nonfinite import Skipped, SkippedUpdates
 from hrm_dist.optim import learning_rate
 from hrm_dist.pieces import Piece, Place, fill, whole
 from hrm_dist.predictions import replace_file
+from hrm_dist.stop_request import StopRequest
 
 logger = logging.getLogger(__name__)
 
