@@ -57,7 +57,7 @@ def start(config: Path, tmp_path: Path) -> Iterator[Start]:
         rank.process.kill()
 
 
-def finish_alike(ranks: list[Started], message: str, exit_code: int = 1) -> None:
+def assert_all_end(ranks: list[Started], message: str, exit_code: int = 1) -> None:
     """All end with the exit code and, for all to see, a message; no traceback hides it."""
     for finished in [rank.finish() for rank in ranks]:
         assert finished.exit_code == exit_code, finished.output
@@ -69,23 +69,23 @@ def finish_alike(ranks: list[Started], message: str, exit_code: int = 1) -> None
 def test_when_a_rank_is_killed_the_others_end_and_name_it(world_size: int, killed: int, start: Start) -> None:
     ranks = start(world_size)
     ranks.pop(killed).signal(signal.SIGKILL)
-    finish_alike(ranks, silent(killed))
+    assert_all_end(ranks, silent(killed))
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_when_rank_0_is_killed_the_others_end_and_name_it(world_size: int, start: Start) -> None:
     rank_0, *others = start(world_size)
     rank_0.signal(signal.SIGKILL)
-    finish_alike(others, rf"rank 0, which holds .*, is gone, last heard of at step \d+; {GOES_ON}")
+    assert_all_end(others, rf"rank 0, which holds .*, is gone, last heard of at step \d+; {GOES_ON}")
 
 
 def test_when_a_rank_is_stopped_for_long_the_others_end_and_then_it_does(start: Start) -> None:
     ranks = start(3)
     stopped = ranks.pop(1)
     stopped.signal(signal.SIGSTOP)
-    finish_alike(ranks, silent(1))
+    assert_all_end(ranks, silent(1))
     stopped.signal(signal.SIGCONT)
-    finish_alike([stopped], "error: rank")
+    assert_all_end([stopped], "error: rank")
 
 
 def test_when_a_rank_is_stopped_for_a_moment_training_goes_on(start: Start, tmp_path: Path) -> None:
