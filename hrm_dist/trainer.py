@@ -91,8 +91,8 @@ class Trainer:
     def fit(self, stop: StopRequest) -> bool:
         """Train to the last step; gives False if a signal ended the run early, with its state saved."""
         self._resume()
-        if self.step < self.last_step:
-            self.reader.batch(self.step)  # a damaged dataset is found before anything is written
+        if self.step < self.last_step:  # a damaged dataset is found before anything is written
+            self._rehearse(self.reader.batch(self.step))
         distributed.on_main(self._start_run_folder)
         stopping = False
         with closing(self._open_log()) as log, closing(self.writer):
@@ -201,6 +201,18 @@ class Trainer:
             self.config.arch, self.reader.metadata, self.config.activation_checkpointing
         )
         return RunLog(self.config, self.run_dir, self.step, self.last_step, flops / peak)
+
+    def _rehearse(self, batch: Batch) -> None:
+        def backward() -> None:
+            part = self._parts(batch)[0]
+            self.engine.begin_micro_batch(is_last=True)
+            free_to_halt = torch.zeros_like(part["puzzle_identifiers"])
+            carry, outputs = self.model(self.model.initial_carry(part), part, free_to_halt)
+            self.engine.backward(act_loss(carry, outputs, self.config.arch.loss_type)[0])
+            if self.model.puzzle_emb is not None:
+                self.model.puzzle_emb.gradients = []
+
+        self.engine.rehearse(backward)
 
     def _parts(self, batch: Batch) -> list[Batch]:
         """This rank's slice on the device, in the parts that are computed one after the other."""
@@ -355,9 +367,7 @@ class Trainer:
             kind, name = key.split(".", 1)
             if kind == "ema" and not opened.has("ema"):  # the average begins with the weights
                 return opened.read(f"model.{name}", start, stop)
-            if kind.startswith("exp_avg") and not opened.has(
-                kind
-            ):  # weights alone, which were not trained here
+            if kind.startswith("exp_avg") and not opened.has(kind):  # weights that were not trained here
                 return torch.zeros(stop - start)
             return opened.read(key, start, stop)
 

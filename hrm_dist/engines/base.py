@@ -28,6 +28,10 @@ class Engine(Protocol):
     network: nn.Module
     """The module to call in place of the network given to the engine."""
 
+    def rehearse(self, backward: Callable[[], None]) -> None:
+        """Call before the first step of a process; it may call `backward`: a forward and backward of no effect."""
+        ...
+
     def begin_micro_batch(self, *, is_last: bool) -> None:
         """Call before the forward of each part of a step's batch."""
         ...

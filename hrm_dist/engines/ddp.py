@@ -1,6 +1,6 @@
 """The engine of one process, and of many with a whole copy each (DistributedDataParallel)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
@@ -41,6 +41,13 @@ class DDPEngine:
             self._ddp = DistributedDataParallel(network, init_sync=False, gradient_as_bucket_view=True)
             self._ddp.register_comm_hook(None, _sum_gradients)
             self.network = self._ddp
+
+    def rehearse(self, backward: Callable[[], None]) -> None:
+        # After a process's first backward DDP lays out its buckets anew, by when gradients came. In a sum over more
+        # than two ranks the place in a bucket decides on rounding: no step may be made with the first layout.
+        if self._ddp is not None:
+            backward()
+            self._state.clear_gradients(keep=True)
 
     def begin_micro_batch(self, *, is_last: bool) -> None:
         if self._ddp is not None:

@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -195,6 +195,9 @@ class DeepSpeedEngine:
                 self._optimizer.state[partition]["ema"] = self._ema.averages[index]
         if self._stage < 3:
             self._zero._lazy_init_hp_params_optimizer_state()
+
+    def rehearse(self, backward: Callable[[], None]) -> None:
+        """Nothing to do: every step is computed in the same way."""
 
     def begin_micro_batch(self, *, is_last: bool) -> None:
         """Nothing to do: DeepSpeed adds up gradients until `step`."""

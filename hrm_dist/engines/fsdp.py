@@ -1,6 +1,6 @@
 """The engine that splits weights, gradients, optimizer and moving average over the ranks (FSDP2, `fully_shard`)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import cast
 
@@ -43,6 +43,9 @@ class FSDPEngine:
             for name, param in self._params.items()
         }
         self._state = LocalState(rows, places, config)
+
+    def rehearse(self, backward: Callable[[], None]) -> None:
+        """Nothing to do: every step is computed in the same way."""
 
     def begin_micro_batch(self, *, is_last: bool) -> None:
         """Nothing to do: the gradients of every part are summed over the ranks, so that none is kept whole."""
