@@ -1,0 +1,97 @@
+"""What happened to the jobs of a folder: `jobs/jobs.jsonl`, one object per line, appended by submissions and jobs.
+
+    submitted   when queued: the command, what was asked of the cluster, git revision, packages
+    started     by rank 0 of a job: its hosts, and the how-manieth start it is
+    ended       by rank 0 of a job: its exit code, and whether it goes back to the queue
+
+A job that was killed has no `ended`. The folder is that of what the job makes: of a run, of a dataset, of predictions.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Kind = Literal["train", "evaluate", "build"]
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(extra="ignore")  # of a later version
+    time: datetime
+    job_id: str
+    """Slurm's, `ID_INDEX` for an element of an array; of a local job the process."""
+
+
+class Submitted(_Event):
+    """A job was handed to the cluster."""
+
+    event: Literal["submitted"] = "submitted"
+    cluster: Literal["slurm", "local"]
+    host: str
+    kind: Kind
+    command: list[str]
+    """Module and arguments that the job runs, as after `python -m`."""
+    resources: dict[str, Any]
+    git_revision: str | None = None
+    """Of the working tree that was submitted; ends in `-dirty` where it has uncommitted changes."""
+    packages: dict[str, str] = Field(default_factory=dict)
+
+
+class Started(_Event):
+    """Rank 0 of a job began."""
+
+    event: Literal["started"] = "started"
+    hosts: list[str]
+    restarts: int
+    """How often the job was started before."""
+
+
+class Ended(_Event):
+    """Rank 0 of a job is about to leave."""
+
+    event: Literal["ended"] = "ended"
+    exit_code: int
+    requeued: bool = False
+
+
+Event = Submitted | Started | Ended
+
+
+def jobs_folder(folder: Path) -> Path:
+    """Where scripts, logs and the record of a folder's jobs are."""
+    return folder / "jobs"
+
+
+def now() -> datetime:
+    """The time in UTC, in whole seconds."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def append(folder: Path, event: Event) -> None:
+    """Add an event; lines of several writers do not mix."""
+    path = jobs_folder(folder) / "jobs.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        os.write(descriptor, event.model_dump_json().encode() + b"\n")
+    finally:
+        os.close(descriptor)
+
+
+def read(folder: Path) -> list[Event]:
+    """The events in the order in which they were written; lines that a crash cut short are left out."""
+    path = jobs_folder(folder) / "jobs.jsonl"
+    lines: Sequence[str] = path.read_text(encoding="utf-8").splitlines() if path.exists() else ()
+    events: list[Event] = []
+    for line in lines:
+        try:
+            values = json.loads(line)
+            model = {"submitted": Submitted, "started": Started, "ended": Ended}[values["event"]]
+            events.append(model.model_validate(values))
+        except (ValueError, KeyError, TypeError, ValidationError):
+            continue
+    return events
