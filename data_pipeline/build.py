@@ -23,7 +23,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from data_pipeline import arc_dataset, build_folder, puzzle_dataset
 from data_pipeline.dataset_plan import Content, Request
-from data_pipeline.errors import EXIT_INTERRUPTED, exit_code
+from data_pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, exit_code
 from data_pipeline.identity import ArcOptions, Generator, PuzzleOptions
 from data_pipeline.schema import BUILDING, MAX_GROUPS, DatasetInfo
 from data_pipeline.shard_workers import shard_places, write_shards
@@ -40,14 +40,12 @@ from data_pipeline.sources.sudoku import BOX_SHAPES
 from data_pipeline.tokens import MAX_GRID_SIDE
 from data_pipeline.workers import SHOWN_AFTER_SECONDS, Part
 
-EXIT_FAILED = 1
-
 _SOURCE_FORM = "PATH[:train|:evaluation]"
 
 
 def main() -> int:
     """Parse the command line and build."""
-    request = _parse_arguments()
+    request = parse_arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         build(request)
@@ -137,7 +135,8 @@ def summary(out: Path, info: DatasetInfo) -> str:
     return "\n".join(lines)
 
 
-def _parse_arguments() -> Request:
+def parse_arguments(arguments: Sequence[str] | None = None) -> Request:
+    """What the command line asks for; ends the process where it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.build",
         description=__doc__,
@@ -154,7 +153,7 @@ def _parse_arguments() -> Request:
     _add_sudoku_arguments(presets.add_parser("sudoku", help=what, description=what))
     what = "mazes of a CSV file (source,question,answer,rating), or new ones where there is no --source"
     _add_maze_arguments(presets.add_parser("maze", help=what, description=what))
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     options = _puzzle_options(parser, given) if given.preset in ("sudoku", "maze") else _arc_options(given)
     return Request(
         given.preset, given.source, given.out, options, given.seed, given.workers, given.quiet, given.part

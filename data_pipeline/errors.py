@@ -3,8 +3,12 @@
 import sys
 from collections.abc import Callable
 
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
+EXIT_LOST = 69
+"""Another process of a training is gone without a word, perhaps with its machine (EX_UNAVAILABLE of sysexits)."""
 EXIT_INTERRUPTED = 75
+"""Stopped by a signal, and the same command goes on (EX_TEMPFAIL)."""
 
 
 class InputError(Exception):

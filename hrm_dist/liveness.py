@@ -16,9 +16,8 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
-from data_pipeline.errors import EXIT_BAD_INPUT, InputError
+from data_pipeline.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_LOST, InputError
 
-EXIT_LOST = 1
 SILENCE_S = 60.0
 # Beside a collective that failed, less silence is proof.
 _SILENCE_AFTER_AN_ERROR_S = 10.0
@@ -165,7 +164,7 @@ class Watch:
         """Take leave with an error; does not return if another rank is found to be its reason."""
         with self._leaving:
             if not is_failed_collective(error):
-                code = EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_LOST
+                code = EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED
                 self._leave("failed", f"{type(error).__name__}: {error}", code)
                 return
             silence_s = min(self._silence_s, _SILENCE_AFTER_AN_ERROR_S)
@@ -174,7 +173,7 @@ class Watch:
                 if reason is not None:
                     self._follow(reason)
                     return
-            reason = Verdict(self._standing())
+            reason = Verdict(self._standing(), EXIT_FAILED)
             print(f"error: {reason.message}", file=sys.stderr, flush=True)
             self._leave("followed", *reason)
 
@@ -262,7 +261,9 @@ class Watch:
                     self._leaving.release()
             leaving_s += elapsed if self._farewell.left else 0.0
             if leaving_s > 2 * _FAREWELL_S:  # what is cleaned up after an error may hang too
-                self._end(Verdict("this process hung while it ended", self._farewell.exit_code or EXIT_LOST))
+                self._end(
+                    Verdict("this process hung while it ended", self._farewell.exit_code or EXIT_FAILED)
+                )
 
     def _verdict(self, silence_s: float, grace_s: float = 0.0) -> Verdict | None:
         if not self._store_error and self._store_age_s < silence_s:
@@ -274,7 +275,8 @@ class Watch:
             return Verdict(f"the launcher, which holds the store of the processes, is gone. {_GO_ON}")
         host = self._signs[0]
         if host.left:
-            return Verdict(f"rank 0 has left after step {host.step}, though this process had not finished.")
+            text = f"rank 0 has left after step {host.step}, though this process had not finished."
+            return Verdict(text, EXIT_FAILED)
         how = "is gone" if self._store_error else f"has shown no sign of life for {self._store_age_s:.0f} s"
         return Verdict(
             f"rank 0, which holds the store of the processes, {how}, last heard of at step {host.step}; rank "

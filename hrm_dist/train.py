@@ -9,7 +9,7 @@
 
 The run folder (checkpoint_path) gets config.yaml, metrics.jsonl and checkpoints/. The same command goes on
 after an interruption. Exit codes: 0 done, 2 bad configuration or input, 75 stopped by a signal with the state
-saved (the same command goes on), 1 anything else.
+saved (the same command goes on), 69 another process is gone without a word, 1 anything else.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from data_pipeline.build import build
 from data_pipeline.dataset_plan import Request
-from data_pipeline.errors import EXIT_BAD_INPUT, InputError, exit_code
+from data_pipeline.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError, exit_code
 from data_pipeline.identity import ArcOptions
 from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import DatasetMetadata, load_dataset_info
@@ -33,8 +33,6 @@ from hrm_dist.run_lock import locked
 
 logger = logging.getLogger(__name__)
 
-EXIT_INTERRUPTED = 75
-EXIT_FAILED = 1
 
 # Sizes that a dry run assumes where the dataset is not built yet: ARC-AGI-1 and ConceptARC, 1000 augmentations.
 _ASSUMED = DatasetMetadata(

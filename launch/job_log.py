@@ -2,6 +2,7 @@
 
     submitted   when queued: the command, what was asked of the cluster, git revision, packages
     started     by rank 0 of a job: its hosts, and the how-manieth start it is
+    failed      by another rank of a job: its exit code
     ended       by rank 0 of a job: its exit code, and whether it goes back to the queue
 
 A job that was killed has no `ended`. The folder is that of what the job makes: of a run, of a dataset, of predictions.
@@ -9,6 +10,7 @@ A job that was killed has no `ended`. The folder is that of what the job makes: 
 
 import json
 import os
+import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,8 +48,18 @@ class Started(_Event):
 
     event: Literal["started"] = "started"
     hosts: list[str]
+    git_revision: str | None = None
     restarts: int
     """How often the job was started before."""
+
+
+class Failed(_Event):
+    """A rank other than 0 is about to leave with an error."""
+
+    event: Literal["failed"] = "failed"
+    rank: int
+    host: str
+    exit_code: int
 
 
 class Ended(_Event):
@@ -58,7 +70,19 @@ class Ended(_Event):
     requeued: bool = False
 
 
-Event = Submitted | Started | Ended
+Event = Submitted | Started | Failed | Ended
+
+
+def git_revision() -> str | None:
+    """Commit of the working tree that this code is in, with `-dirty` after changes; None outside of git."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True, text=True, timeout=30, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def jobs_folder(folder: Path) -> Path:
@@ -90,7 +114,9 @@ def read(folder: Path) -> list[Event]:
     for line in lines:
         try:
             values = json.loads(line)
-            model = {"submitted": Submitted, "started": Started, "ended": Ended}[values["event"]]
+            model = {"submitted": Submitted, "started": Started, "failed": Failed, "ended": Ended}[
+                values["event"]
+            ]
             events.append(model.model_validate(values))
         except (ValueError, KeyError, TypeError, ValidationError):
             continue

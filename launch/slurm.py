@@ -1,7 +1,9 @@
 """What Slurm says of jobs, partitions and scripts, through its commands."""
 
+import ipaddress
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -43,10 +45,12 @@ def is_there() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def slurm(command: Sequence[str]) -> str:
-    """Output of one of Slurm's commands. Raises SlurmError with what it printed."""
+def slurm(command: Sequence[str], text: str = "") -> str:
+    """Output of one of Slurm's commands, given a text to read. Raises SlurmError with what it printed."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
     except FileNotFoundError as error:
         raise SlurmError(
             f"{command[0]}: not found; run this on a node of the cluster that has Slurm's commands (a login node), or "
@@ -70,3 +74,68 @@ def queued_jobs(job_ids: Collection[str]) -> dict[str, QueuedJob]:
     output = slurm(["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N"])
     jobs = [QueuedJob(*line.split("|", 3)) for line in output.splitlines() if line.count("|") >= 3]
     return {job.job_id: job for job in jobs if re.split(r"[_+]", job.job_id)[0] in wanted}
+
+
+# What Slurm says, and what to look at then. The first that fits counts.
+_EXPLANATIONS = (
+    (r"invalid partition", "there is no such partition, or it is not open to you; {partitions}"),
+    (r"node configuration is not available", "no node has all that the job asks of one; {nodes}"),
+    (r"(generic resource|gres|trackable resource|tres)", "the cluster does not know such GPUs; {nodes}"),
+    (r"memory specification", "no node has so much memory; {nodes}"),
+    (r"(account|association)", "`sacctmgr show assoc user=$USER format=account,partition,qos` lists what is yours"),
+    (r"qos", "`sacctmgr show assoc user=$USER format=account,partition,qos` lists what is yours"),
+    (r"time limit", "the partition allows less time: a training needs no more, it goes on after a limit; {partitions}"),
+    (r"(feature|constraint)", "no node has such features: `sinfo -o '%N %f'` lists them"),
+    (r"node name|node list", "--exclude names a node that is not there; `sinfo -N` lists them"),
+    (r"node count", "the partition has fewer nodes, or allows fewer for one job; {partitions}"),
+    (r"(unable to contact|connection refused|timed out)", "Slurm's controller does not answer; `scontrol ping`"),
+    (r"chdir|no such file", "the folder is not there for Slurm; submit from one that all nodes share"),
+)  # fmt: skip
+
+
+def explained(message: str) -> str:
+    """Slurm's message with what to do about it, where that is known."""
+    for pattern, explanation in _EXPLANATIONS:
+        if re.search(pattern, message, re.IGNORECASE):
+            if "{partitions}" in explanation:
+                explanation = explanation.format(
+                    partitions=f"partitions: {_listing('%R (limit %l, %D nodes)')}"
+                )
+            elif "{nodes}" in explanation:
+                explanation = explanation.format(
+                    nodes=f"nodes: {_listing('%R: %D with %c CPUs, %m MB, GPUs %G')}"
+                )
+            return f"{message}\n{explanation}"
+    return message
+
+
+def _listing(form: str) -> str:
+    try:
+        lines = slurm(["sinfo", "--noheader", f"--format={form}"]).splitlines()
+    except SlurmError as error:
+        return f"sinfo says {error}"
+    return ", ".join(dict.fromkeys(line.strip() for line in lines))
+
+
+def check_script(script: str) -> None:
+    """Raise SlurmError, with Slurm's words, if it would not take a script."""
+    try:
+        slurm(["sbatch", "--test-only"], script)
+    except SlurmError as error:
+        raise SlurmError(f"Slurm refuses the job: {explained(str(error))}") from error
+
+
+def is_this_machine_alone(partition: str | None) -> bool:
+    """Whether all nodes of a partition (None: all there are) are this machine, as in a Slurm for tests."""
+    chosen = [] if partition is None else [f"--partition={partition}"]
+    addresses = slurm(["sinfo", "--noheader", "--Node", "--format=%o", *chosen]).split()
+    return all(_is_local(address) for address in addresses)
+
+
+def _is_local(address: str) -> bool:
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(address, None)}
+        own = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)}
+    except OSError:
+        return False
+    return all(ip in own or ipaddress.ip_address(ip).is_loopback for ip in found)

@@ -1,0 +1,113 @@
+"""Run a training, an evaluation or a build on a Slurm cluster, or as jobs on this machine.
+
+    python -m launch.submit train configs/arc1.yaml lr=1e-4 --nodes 2 --gpus-per-node 8 --partition gpu --time-min 1440
+    python -m launch.submit train configs/arc1.yaml --profile configs/cluster/gpu.yaml --dry-run
+    python -m launch.submit train configs/debug.yaml --cluster local --tasks-per-node 2 --wait
+    python -m launch.submit build arc-agi-2 --out data/arc2 --parts 16 --profile configs/cluster/cpu.yaml
+    python -m launch.submit evaluate runs/arc1/checkpoints/best --data data/arc1 --out predictions --parts 8 \\
+        --gpus-per-node 1 --partition gpu
+    python -m launch.submit build arc-agi-2 --out data/arc2 --parts 16 --retry-failed
+
+A training that reaches its time limit, is preempted or loses a node saves a checkpoint, goes back to the queue, and on
+from there: its length does not depend on time limits. Builds and evaluations are arrays of parts; when all have
+succeeded, a last job merges them, and --retry-failed submits those again that did not. What is wrong is said before
+anything is queued. Scripts, logs and the record of what was submitted are in `jobs` in the run's or output's folder.
+
+Exit codes: 0 submitted; 2 bad configuration or input, or refused by Slurm, and nothing is queued. With --wait, and for
+parts on this machine, that of the work: 75 is stopped with the state saved, and the same command goes on.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipeline.errors import exit_code
+from launch import submission, work
+from launch.cluster import Cluster, load_cluster
+from launch.work import Work
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.submit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    for kind, text, usage in (
+        ("train", "train a model, on all nodes at once", "CONFIG.yaml [key=value ...]"),
+        ("evaluate", "predict the test split, in parts", "CHECKPOINT --data DIR --out DIR [options of tools.evaluate]"),
+        ("build", "build a dataset, in parts", "PRESET --out DIR [options of data_pipeline.build]"),
+    ):  # fmt: skip
+        usage = f"python -m launch.submit {kind} {usage} [options below]"
+        kind_parser = kinds.add_parser(kind, help=text, description=text, usage=usage, allow_abbrev=False)
+        _add_arguments(kind_parser, in_parts=kind != "train")
+    return parser.parse_known_args(arguments)
+
+
+def _add_arguments(parser: argparse.ArgumentParser, *, in_parts: bool) -> None:
+    add = parser.add_argument
+    if in_parts:
+        add("--parts", type=int, default=8, metavar="N", help="jobs to share the work (8)")
+        add(
+            "--retry-failed",
+            action="store_true",
+            help="submit the parts again that did not succeed, and no others",
+        )
+    add("--dry-run", action="store_true", help="check everything, print what would run, submit nothing")
+    add("--wait", action="store_true", help="follow to the end, and exit with the result")
+    group = parser.add_argument_group("cluster", "values of the profile, or over them")
+    add = group.add_argument
+    add("--profile", type=Path, metavar="FILE", help="such as configs/cluster/gpu.yaml")
+    for key, metavar, text in (
+        ("cluster", "NAME", "slurm (default), or local: processes on this machine"),
+        ("nodes", "N", "nodes of a training (1)"),
+        ("gpus-per-node", "N", "one process for each; 0: on the CPU (0)"),
+        ("tasks-per-node", "N", "processes per node where there are no GPUs (1)"),
+        ("cpus-per-task", "N", "cores for each process"),
+        ("mem-gb", "N", "memory per node"),
+        ("time-min", "N", "time limit of one start, in minutes (60)"),
+        ("grace-s", "N", "how long before it to save and go back to the queue, in seconds (120)"),
+        ("partition", "NAME", "as sbatch"),
+        ("account", "NAME", "as sbatch"),
+        ("qos", "NAME", "as sbatch"),
+        ("constraint", "LIST", "as sbatch"),
+        ("exclude", "NODES", "as sbatch"),
+        ("array-parallelism", "N", "parts that run at a time (16)"),
+        ("container", "IMAGE", "run inside, with the container_runtime of the profile (apptainer)"),
+    ):
+        add(f"--{key}", metavar=metavar, default=argparse.SUPPRESS, help=text)
+    for key, text in (
+        ("setup", "shell line before the start, such as 'module load cuda'; repeatable"),
+        ("sbatch", "further option of sbatch, such as --sbatch=--reservation=arc; repeatable"),
+    ):
+        add(f"--{key}", metavar="TEXT", action="append", default=argparse.SUPPRESS, help=text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check, submit, and wait if asked to."""
+    options, rest = _parse(arguments)
+    given = vars(options)
+    cluster = load_cluster(options.profile, {key: given[key] for key in Cluster.model_fields if key in given})
+    asked = _work(options, rest, cluster)
+    submitted = submission.submit(
+        asked, cluster, dry_run=options.dry_run, retry=given.get("retry_failed", False)
+    )
+    runs_here = asked.is_array and cluster.cluster == "local"
+    if submitted and (options.wait or runs_here):
+        return submission.wait(asked, submitted, cluster)
+    return 0
+
+
+def _work(options: argparse.Namespace, rest: Sequence[str], cluster: Cluster) -> Work:
+    if options.kind == "train":
+        return work.training(rest, cluster)
+    if options.kind == "build":
+        return work.build(rest, options.parts, cluster)
+    return work.evaluation(rest, options.parts, cluster)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
