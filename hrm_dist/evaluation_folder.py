@@ -76,8 +76,6 @@ def claim(out: Path, asked: Evaluation, part: Part) -> Evaluation:
     """Make the folder one of this evaluation, unless another command just has; otherwise as `agree`."""
     evaluation = agree(out, asked, part)
     path = out / _RECORD
-    if path.exists():
-        return evaluation
     draft = path.with_name(f".{_RECORD}.{socket.gethostname()}-{os.getpid()}.draft")
     replace_file(draft, evaluation.model_dump_json(indent=1).encode())
     try:
