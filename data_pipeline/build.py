@@ -38,7 +38,7 @@ from data_pipeline.shard_workers import shard_places, write_shards
 from data_pipeline.sources.maze import MAX_SIDE, NUM_DIHEDRAL
 from data_pipeline.sources.sudoku import BOX_SHAPES
 from data_pipeline.tokens import MAX_GRID_SIDE
-from data_pipeline.workers import SHOWN_AFTER_SECONDS, Part
+from data_pipeline.workers import SHOWN_AFTER_SECONDS, Part, parse_part
 
 _SOURCE_FORM = "PATH[:train|:evaluation]"
 
@@ -238,7 +238,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser, limit_help: str) -> N
     workers_help = "processes (default: one per CPU)"
     add("--workers", type=_at_least(1), default=os.cpu_count() or 1, metavar="N", help=workers_help)
     part_help = "build one of N parts, I from 0; see data_pipeline.merge"
-    add("--part", type=_part, default=Part(), metavar="I/N", help=part_help)
+    add("--part", type=parse_part, default=Part(), metavar="I/N", help=part_help)
     add("--quiet", action="store_true", help="no progress bar, no summary")
 
 
@@ -291,16 +291,6 @@ def _puzzle_options(parser: argparse.ArgumentParser, given: argparse.Namespace) 
         leaks=given.leaks,
         generator=generator,
     )
-
-
-def _part(text: str) -> Part:
-    """An argparse type: I/N."""
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not I/N with I from 0 to N-1, as in 0/4, 1/4, 2/4, 3/4"
-        )
-    return Part(int(number), int(count))
 
 
 def _at_least(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -237,6 +237,27 @@ def _has_size(path: Path, size: int) -> bool:
         return False
 
 
+def missing_parts(dataset: Path, num_parts: int) -> list[int]:
+    """Which parts of a build by `--part I/num_parts` have shards to write; all of a folder that has none.
+
+    Those of a merged dataset are there, whatever their number. Raises InputError for a damaged folder.
+    """
+    if (dataset / "dataset.json").exists():
+        return []
+    if not (dataset / BUILDING / "head.json").exists():  # comes after the layouts
+        return list(range(num_parts))
+    places = _places(_layouts(dataset))
+    return _parts_with(set(places) - written_shards(dataset).keys(), places, num_parts)
+
+
+def _layouts(out: Path) -> list[SplitLayout]:
+    return [load_document(out / BUILDING / f"{split}.json", SplitLayout) for split in SPLITS]
+
+
+def _places(layouts: Iterable[SplitLayout]) -> list[ShardPlace]:
+    return [place for layout in layouts for place in shard_places(layout)]
+
+
 def finish(out: Path, *, show_progress: bool) -> DatasetInfo:
     """Verify every shard, write the indices, and make the folder a dataset.
 
@@ -247,8 +268,8 @@ def finish(out: Path, *, show_progress: bool) -> DatasetInfo:
     infos: dict[SplitName, SplitInfo] = {}
     with _no_part_at_work(out):
         written = written_shards(out)
-        layouts = [load_document(building / f"{split}.json", SplitLayout) for split in SPLITS]
-        places = [place for layout in layouts for place in shard_places(layout)]
+        layouts = _layouts(out)
+        places = _places(layouts)
         _refuse_missing(out, [place for place in places if place not in written], places)
         _verify(out, {place: written[place] for place in places}, show_progress=show_progress)
         for layout in layouts:
@@ -289,11 +310,16 @@ def _refuse_missing(out: Path, missing: list[ShardPlace], places: list[ShardPlac
     remedy = "run the command that began it again"
     if len(counts) == 1 and counts != {1}:
         [count] = counts
-        numbers = [str(n) for n in range(count) if not set(missing).isdisjoint(Part(n, count).share(places))]
-        shown = ", ".join(numbers[:10]) + (", ..." if len(numbers) > 10 else "")
+        numbers = _parts_with(missing, places, count)
+        shown = ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
         remedy = f"build with --part I/{count} for I = {shown} (again), then merge"
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     raise InputError(f"{out / missing[0].file}{more}: missing; {remedy}.")
+
+
+def _parts_with(missing: Iterable[ShardPlace], places: list[ShardPlace], num_parts: int) -> list[int]:
+    sought = set(missing)
+    return [n for n in range(num_parts) if not sought.isdisjoint(Part(n, num_parts).share(places))]
 
 
 def _verify(out: Path, shards: Mapping[ShardPlace, ShardIndex], *, show_progress: bool) -> None:

@@ -1,5 +1,6 @@
 """Do independent jobs in this process or in many."""
 
+import argparse
 import os
 import signal
 import threading
@@ -21,7 +22,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Part:
-    """One of the commands that share a build, perhaps on many machines, counted from 0."""
+    """One of the commands that share some work, perhaps on many machines, counted from 0."""
 
     number: int = 0
     count: int = 1
@@ -29,6 +30,16 @@ class Part:
     def share(self, jobs: Sequence[_Job]) -> Sequence[_Job]:
         """What of these is this part's to do."""
         return jobs[self.number :: self.count]
+
+
+def parse_part(text: str) -> Part:
+    """An argparse type: I/N."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not I/N with I from 0 to N-1, as in 0/4, 1/4, 2/4, 3/4"
+        )
+    return Part(int(number), int(count))
 
 
 def run_jobs(

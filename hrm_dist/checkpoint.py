@@ -251,17 +251,24 @@ def dataset_identity(data_path: Path, metadata: DatasetMetadata) -> dict[str, An
     return {"metadata": metadata.model_dump(mode="json"), "sha256": digest.hexdigest()}
 
 
-def load_model(path: Path, data_path: Path, metadata: DatasetMetadata, *, average: bool) -> ACTModel:
-    """The model of a checkpoint for prediction, with its averaged weights if asked for and kept.
-
-    Raises InputError if the dataset is not the one of training: identifiers would mean other puzzles.
-    """
-    checkpoint = open_checkpoint(path)
-    if checkpoint.state.dataset != dataset_identity(data_path, metadata):
+def refuse_other_dataset(
+    path: Path, state: CheckpointState, data_path: Path, metadata: DatasetMetadata
+) -> None:
+    """Raise InputError if a dataset is not the one of training: identifiers would mean other puzzles."""
+    if state.dataset != dataset_identity(data_path, metadata):
         raise InputError(
             f"{path}: was trained on another dataset than {data_path}, so puzzle identifiers and embeddings do not "
             "belong together; give --data the dataset of the training."
         )
+
+
+def load_model(path: Path, data_path: Path, metadata: DatasetMetadata, *, average: bool) -> ACTModel:
+    """The model of a checkpoint for prediction, with its averaged weights if asked for and kept.
+
+    Raises InputError if the dataset is not the one of training.
+    """
+    checkpoint = open_checkpoint(path)
+    refuse_other_dataset(path, checkpoint.state, data_path, metadata)
     model = ACTModel(ArchConfig.model_validate(checkpoint.state.config["arch"]), metadata)
     tensors = checkpoint.tensors("model")
     if average:

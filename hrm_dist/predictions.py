@@ -11,6 +11,7 @@ Shape legend: N rows, S cells of the square canvas.
 import io
 import math
 import os
+import socket
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -132,7 +133,8 @@ def read_prediction_file(path: Path) -> Predictions:
 def replace_file(path: str | Path, content: bytes) -> None:
     """Write a file so that it is either as before or complete. InputError if it cannot be written."""
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Machines that share the folder may write the same file.
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -6,30 +6,38 @@
 Every example runs for halt_max_steps segments. Predictions go to files of at most 8,192 examples; the same
 command after an interruption goes on with the files that are missing. Vote on ARC predictions with tools.vote; of
 Sudokus and mazes the accuracy is printed here.
+
+To share an evaluation among jobs, give each its --part, with the same N, and the same --out on a disk that all see:
+
+    python -m tools.evaluate runs/arc1/checkpoints/best --data data/arc1 --out predictions --part 0/2
+    python -m tools.evaluate runs/arc1/checkpoints/best --data data/arc1 --out predictions --part 1/2
+    python -m tools.evaluate runs/arc1/checkpoints/best --data data/arc1 --out predictions
+
+The last one, after them, predicts what is missing; where nothing is, it needs no GPU. Exit codes: 0 done, 2 bad
+input, 75 stopped by a signal (the same command goes on), 1 anything else.
 """
 
 import argparse
-import json
+import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from data_pipeline.errors import InputError, exit_code
+from data_pipeline.errors import EXIT_INTERRUPTED, InputError, exit_code
 from data_pipeline.reader import TestReader
+from data_pipeline.workers import Part, parse_part
 from hrm_dist import checkpoint, distributed
 from hrm_dist.evaluation import Answers, answer, hits
-from hrm_dist.predictions import (
-    MAX_ROWS_PER_FILE,
-    Predictions,
-    read_prediction_file,
-    replace_file,
-    write_predictions,
-)
-
-_RECORD = "evaluation.json"
+from hrm_dist.evaluation_folder import Evaluation, agree, claim, rows_per_file
+from hrm_dist.model.act import ACTModel
+from hrm_dist.predictions import Predictions, read_prediction_file, write_predictions
+from hrm_dist.stop_request import STOP_SIGNALS, StopRequest
 
 
 def _parse() -> argparse.Namespace:
@@ -50,6 +58,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="examples at a time (64)")
     parser.add_argument("--weights", choices=("average", "raw"), default="average",
                         help="the moving average where the run kept one (default), or the raw weights")  # fmt: skip
+    parser.add_argument("--part", type=parse_part, default=Part(), metavar="I/N",
+                        help="predict one of N parts, I from 0")  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args()
     for name, least in (("num_aug", 0), ("max_groups", 1), ("batch_size", 1)):
@@ -59,84 +69,126 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _claim_folder(out: Path, record: dict[str, object]) -> None:
-    """Note what the folder's predictions are of; a folder of another evaluation is refused."""
-    path = out / _RECORD
-    if path.exists():
-        try:
-            known = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path}: unreadable ({error}); choose another --out.") from error
-        if known != record:
-            differing = ", ".join(
-                f"{k} {known.get(k)!r}, now {record[k]!r}" for k in record if known.get(k) != record[k]
-            )
-            raise InputError(
-                f"{out}: holds predictions of another evaluation ({differing}); choose another --out."
-            )
-    elif any(out.glob("*.npz")):
-        raise InputError(
-            f"{out}: holds prediction files of unknown origin (no {_RECORD}); choose another --out."
-        )
-    else:
-        replace_file(path, json.dumps(record, indent=1).encode())
+class _Work(NamedTuple):
+    """What there is to predict, and with what."""
+
+    reader: TestReader
+    model: ACTModel
+    device: torch.device
+    batch_size: int
+    checkpoint_id: str
+
+    def num_batches(self, files: Iterable[range]) -> int:
+        return sum(-(-len(rows) // self.batch_size) for rows in files)
+
+    def predict(self, files: Mapping[Path, range]) -> Generator[int]:
+        """Write the files, and give the number of examples after every batch."""
+        for path, rows in files.items():
+            batches = self.reader.batches(self.batch_size, rows.start, rows.stop)
+            blocks: list[Predictions] = []
+            for answers in answer(self.model, batches, self.device, self.checkpoint_id):
+                blocks.append(answers.predictions)
+                if sum(len(block.preds) for block in blocks) == len(rows):
+                    write_predictions(path, _join(blocks))
+                yield len(answers.labels)
 
 
-def _join(blocks: Iterable[Predictions]) -> Predictions:
-    parts = list(blocks)
+def _join(blocks: list[Predictions]) -> Predictions:
     arrays = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in Predictions._fields[:5]
+        name: np.concatenate([getattr(block, name) for block in blocks]) for name in Predictions._fields[:5]
     }
-    return parts[0]._replace(**arrays)
+    return blocks[0]._replace(**arrays)
 
 
 def main() -> int:
     """Write the prediction files that are not there yet."""
     options = _parse()
-    with distributed.process_group(options.device) as world:
+    out: Path = options.out
+    part: Part = options.part
+    with closing(StopRequest()) as stop, distributed.process_group(options.device) as world:
         reader = TestReader(options.data, options.max_groups, options.num_aug)
-        average = options.weights == "average"
-        model = checkpoint.load_model(
-            options.checkpoint, options.data, reader.info.metadata("train"), average=average
+        metadata = reader.info.metadata("train")
+        state = checkpoint.read_state(options.checkpoint)
+        checkpoint.refuse_other_dataset(options.checkpoint, state, options.data, metadata)
+        asked = Evaluation(
+            checkpoint_id=f"{checkpoint.identity(options.checkpoint)}-{options.weights}",
+            num_aug=options.num_aug,
+            max_groups=options.max_groups,
+            num_rows=len(reader),
+            rows_per_file=rows_per_file(len(reader), part.count),
         )
-        model = model.to(world.device)
-        checkpoint_id = f"{checkpoint.identity(options.checkpoint)}-{options.weights}"
-        record: dict[str, object] = {
-            "checkpoint_id": checkpoint_id, "num_aug": options.num_aug, "max_groups": options.max_groups,
-        }  # fmt: skip
-        distributed.on_main(lambda: _claim_folder(options.out, record))
-
-        starts = range(0, len(reader), MAX_ROWS_PER_FILE)
-        # Listed once for all ranks: one that looked later would already see files of the others.
-        all_files = {options.out / _file_name(number): start for number, start in enumerate(starts)}
-        todo = distributed.on_main(lambda: [item for item in all_files.items() if not item[0].exists()])
-        own = todo[world.rank :: world.world_size]
-        rows = sum(min(MAX_ROWS_PER_FILE, len(reader) - start) for _, start in own)
-        with tqdm(total=rows, unit="example", disable=not world.is_main) as progress:
-            for path, start in own:
-                batches = reader.batches(options.batch_size, start, start + MAX_ROWS_PER_FILE)
-                blocks: list[Predictions] = []
-                for answers in answer(model, batches, world.device, checkpoint_id):
-                    blocks.append(answers.predictions)
-                    progress.update(len(answers.labels))
-                write_predictions(path, _join(blocks))
-        distributed.barrier()
-        if world.is_main:
-            print(
-                f"{options.out}: {len(reader):,} predictions in {len(starts)} files, {len(todo)} of them new"
+        evaluation = distributed.on_main(lambda: agree(out, asked, part))
+        todo = distributed.on_main(lambda: _missing(evaluation.files(out), part))
+        is_stopped = False
+        if todo:
+            average = options.weights == "average"
+            model = checkpoint.load_model(options.checkpoint, options.data, metadata, average=average)
+            evaluation = distributed.on_main(lambda: claim(out, asked, part))
+            # Listed once for all ranks: one that looked later would already see files of the others.
+            todo = distributed.on_main(lambda: _missing(evaluation.files(out), part))
+            work = _Work(
+                reader, model.to(world.device), world.device, options.batch_size, asked.checkpoint_id
             )
-            if reader.info.kind != "arc" and len(reader):
-                print(_accuracy(all_files, reader))
+            is_stopped = not _predict_together(work, todo, world, stop)
+            stop.finish_vote()
+            distributed.barrier()
+        files = evaluation.files(out)
+        if is_stopped:
+            num_there = sum(path.exists() for path in files)
+            distributed.announce(
+                f"stopped by {stop.signal_name or 'a signal to another process'}; {num_there} of {len(files)} files of "
+                f"{out} are there, and the same command goes on"
+            )
+            return EXIT_INTERRUPTED
+        if world.is_main:
+            print(_summary(out, files, part, num_new=len(todo)))
+            if part.count == 1 and reader.info.kind != "arc" and len(reader):
+                print(_accuracy(files, reader))
     return 0
 
 
-def _accuracy(files: Mapping[Path, int], reader: TestReader) -> str:
-    """How many of the predictions are right, in words; the files' rows begin at these examples."""
+def _missing(files: Mapping[Path, range], part: Part) -> dict[Path, range]:
+    """Those of the part's files that are not there."""
+    return {path: rows for path, rows in part.share(list(files.items())) if not path.exists()}
+
+
+def _predict_together(
+    work: _Work, todo: Mapping[Path, range], world: distributed.World, stop: StopRequest
+) -> bool:
+    """Share files among the ranks; gives False if a signal to any came first, after files that are complete."""
+    shares = [Part(r, world.world_size).share(list(todo.items())) for r in range(world.world_size)]
+    own = dict(shares[world.rank])
+    total = sum(map(len, own.values()))
+    # All ranks vote equally often, whether they have a batch or not.
+    num_votes = max(work.num_batches(rows for _, rows in share) for share in shares)
+    with (
+        closing(work.predict(own)) as batches,
+        tqdm(total=total, unit="example", disable=not world.is_main) as progress,
+    ):
+        for _ in range(num_votes):
+            if stop.agreed():
+                return False
+            progress.update(next(batches, 0))
+    return True
+
+
+def _summary(out: Path, files: Mapping[Path, range], part: Part, num_new: int) -> str:
+    if part.count == 1:
+        num_rows = sum(map(len, files.values()))
+        return f"{out}: {num_rows:,} predictions in {len(files)} files, {num_new} of them new"
+    num_there = sum(path.exists() for path in files)
+    return (
+        f"{out}: part {part.number} of {part.count} is complete, {num_new} of its files new; {num_there} of the "
+        f"folder's {len(files)} files are there"
+    )
+
+
+def _accuracy(files: Mapping[Path, range], reader: TestReader) -> str:
+    """How many of the predictions are right, in words."""
     total = np.zeros(3)
-    for path, start in files.items():
-        predictions = read_prediction_file(path)
-        [batch] = reader.batches(MAX_ROWS_PER_FILE, start, start + MAX_ROWS_PER_FILE)
-        total += hits(Answers(predictions, batch["labels"].numpy()))
+    for path, rows in files.items():
+        [batch] = reader.batches(len(rows), rows.start, rows.stop)
+        total += hits(Answers(read_prediction_file(path), batch["labels"].numpy()))
     examples, exact, cells = total.tolist()
     return (
         f"exact accuracy {exact / examples:.2%} ({exact:.0f} of {examples:.0f} puzzles right in every cell), "
@@ -144,9 +196,14 @@ def _accuracy(files: Mapping[Path, int], reader: TestReader) -> str:
     )
 
 
-def _file_name(number: int) -> str:
-    return f"predictions_{number:05d}.npz"
+def _command() -> int:
+    code = exit_code(main)
+    if code == EXIT_INTERRUPTED:
+        # As soon as one process has left, torchrun sends SIGTERM to the others, which are leaving too.
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+    return code
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(_command())

@@ -201,3 +201,49 @@ def test_two_processes_predict_as_one(dataset: Path, references: dict[str, Path]
     [one], [two] = ([*(tmp_path / str(n)).glob("*.npz")] for n in (1, 2))
     assert re.sub("/2/", "/1/", str(two)) == str(one)
     assert two.read_bytes() == one.read_bytes()
+
+
+def evaluate(world_size: int, reference: Path, dataset: Path, out: Path, *options: object) -> list[Started]:
+    arguments = [reference / "checkpoints" / "latest", "--data", dataset, "--out", out, *options]
+    return start_module_ranks(world_size, out, "tools.evaluate", arguments)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in out.glob("*.npz")}
+
+
+def test_parts_predicted_by_two_processes_are_those_of_one(
+    dataset: Path, references: dict[str, Path], tmp_path: Path
+) -> None:
+    for world_size in (1, 2):
+        for part in ("1/2", "0/2"):
+            ranks = evaluate(
+                world_size, references["hrm"], dataset, tmp_path / str(world_size), "--part", part
+            )
+            assert [rank.finish().exit_code for rank in ranks] == [0] * world_size
+    assert contents(tmp_path / "2") == contents(tmp_path / "1")
+    assert len(contents(tmp_path / "2")) == 2
+
+
+def test_a_signal_to_one_process_ends_the_evaluation_of_both_and_the_same_command_goes_on(
+    dataset: Path, references: dict[str, Path], tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+
+    def start(world_size: int, out: Path, *options: object) -> list[Started]:
+        return evaluate(world_size, references["hrm"], dataset, out, "--batch-size", 1, *options)
+
+    for out in (one, two):  # begun with 18 files
+        assert start(1, out, "--part", "17/18")[0].finish().exit_code == 0
+    assert start(1, one)[0].finish().exit_code == 0
+
+    ranks = start(2, two)
+    assert ranks[1].wait_until(lambda: len(contents(two)) > 1)
+    ranks[1].signal(signal.SIGUSR2)
+    finished = [rank.finish() for rank in ranks]
+    assert [rank.exit_code for rank in finished] == [75, 75], finished
+    num_there = len(contents(two))
+    assert 1 < num_there < 18
+    assert f"stopped by a signal to another process; {num_there} of 18 files" in finished[0].output
+    assert [rank.finish().exit_code for rank in start(2, two)] == [0, 0]
+    assert contents(two) == contents(one)

@@ -131,6 +131,26 @@ def test_merging_names_the_parts_that_are_missing_and_is_content_the_second_time
     assert build(parts[0]) == load_dataset_info(whole)
 
 
+def test_parts_that_are_not_built_are_known_at_every_moment(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "arc"
+    parts = [request(source, out)._replace(part=Part(number, 3)) for number in range(3)]
+    assert build_folder.missing_parts(out, 3) == [0, 1, 2]
+    with build_folder.begin(out, arc_dataset.read(parts[0]).identity, Part(1, 3)):
+        assert build_folder.missing_parts(out, 3) == [0, 1, 2]
+    build(parts[1])
+    assert build_folder.missing_parts(out, 3) == [0, 2]
+    assert build_folder.missing_parts(out, 1) == [0]
+    build(parts[0])
+    assert build_folder.missing_parts(out, 3) == [2]
+    sorted(out.glob("*/*.zst"))[0].unlink()
+    assert len(build_folder.missing_parts(out, 3)) == 2
+    for part in parts:
+        build(part)
+    assert build_folder.missing_parts(out, 3) == []
+    merge(out, show_progress=False)
+    assert build_folder.missing_parts(out, 7) == []
+
+
 def test_two_processes_do_not_build_one_part(source: Path, tmp_path: Path) -> None:
     asked = request(source, tmp_path / "out")
     begun = build_folder.begin(asked.out, arc_dataset.read(asked).identity, Part())

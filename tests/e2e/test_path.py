@@ -103,5 +103,5 @@ def test_a_folder_with_predictions_of_another_evaluation_is_refused(
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     refused = evaluate(trained, out, "--num-aug", 1)
     assert refused.exit_code == 2
-    assert f"{out}: holds predictions of another evaluation (num_aug 0, now 1)" in refused.output
+    assert f"{out}: holds predictions of another evaluation (num_aug 0, now 1, num_rows " in refused.output
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before

@@ -1,21 +1,30 @@
+import random
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from data_pipeline.errors import exit_code
+from data_pipeline.errors import InputError, exit_code
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import load_dataset_info
+from data_pipeline.workers import Part
+from hrm_dist import checkpoint as checkpoints
 from hrm_dist import evaluation
 from hrm_dist.config import load_config
+from hrm_dist.evaluation_folder import Evaluation, claim, missing_parts, rows_per_file
 from hrm_dist.model.act import ACTModel, build_model
-from hrm_dist.predictions import read_prediction_file
+from hrm_dist.predictions import MAX_ROWS_PER_FILE, Predictions, read_prediction_file, read_predictions
 from hrm_dist.train import main as train
 from tests.documents import edit_document
+from tests.training import Started, command_line
 from tools import evaluate
 
 
@@ -140,3 +149,179 @@ def test_predictions_of_unknown_origin_are_not_added_to(
     (out / "predictions_00000.npz").write_bytes(b"")
     assert run(checkpoint, out) == 2
     assert "holds prediction files of unknown origin" in capsys.readouterr().err
+
+
+# Parts
+
+
+def rows_of(out: Path) -> list[np.ndarray]:
+    """All fields of a folder's predictions."""
+    files = list(read_predictions([out]))
+    return [np.concatenate([getattr(file, name) for file in files]) for name in Predictions._fields[:5]]
+
+
+@pytest.fixture(scope="module")
+def few(dataset: Path) -> tuple[str, ...]:
+    """Options for an evaluation of 14 rows."""
+    assert len(TestReader(dataset, 6, 1)) == 14
+    return ("--max-groups", "6", "--num-aug", "1", "--batch-size", "3")
+
+
+@pytest.mark.parametrize("count", range(1, 6))
+def test_parts_in_any_order_predict_as_one_command(
+    count: int,
+    few: tuple[str, ...],
+    run: Run,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(checkpoint, tmp_path / "one", *few) == 0
+    out = tmp_path / "parts"
+    order = random.Random(count).sample(range(count), count)
+    for number in order:
+        assert number in missing_parts(out, count)
+        assert run(checkpoint, out, *few, "--part", f"{number}/{count}") == 0
+        assert number not in missing_parts(out, count)
+    assert missing_parts(out, count) == []
+    sizes = [len(file.preds) for file in read_predictions([out])]
+    assert len(sizes) == count
+    assert max(sizes) == -(-14 // count)
+    capsys.readouterr()
+    assert run(checkpoint, out, *few) == 0
+    assert f"14 predictions in {count} files, 0 of them new" in capsys.readouterr().out
+    for whole, in_parts in zip(rows_of(tmp_path / "one"), rows_of(out), strict=True):
+        if whole.dtype == np.float32:  # the last batch of a file is smaller
+            np.testing.assert_allclose(in_parts, whole, rtol=1e-5)
+        else:
+            np.testing.assert_array_equal(in_parts, whole)
+
+
+def test_one_command_finishes_what_parts_have_left_out(
+    few: tuple[str, ...], run: Run, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for number in (2, 0):
+        assert run(checkpoint, out, *few, "--part", f"{number}/4") == 0
+    assert (
+        "part 0 of 4 is complete, 1 of its files new; 2 of the folder's 4 files are there"
+        in capsys.readouterr().out
+    )
+    assert missing_parts(out, 4) == [1, 3]
+    assert run(checkpoint, out, *few) == 0
+    assert "14 predictions in 4 files, 2 of them new" in capsys.readouterr().out
+    assert missing_parts(out, 4) == []
+
+
+def test_a_complete_folder_is_summed_up_without_the_model(
+    few: tuple[str, ...], run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert run(checkpoint, out, *few) == 0
+    monkeypatch.delattr(checkpoints, "load_model")
+    assert run(checkpoint, out, *few) == 0
+    assert run(checkpoint, out, "--max-groups", 5) == 2
+    with pytest.raises(AttributeError, match="load_model"):
+        run(checkpoint, tmp_path / "other", *few)
+
+
+def test_a_complete_folder_is_not_summed_up_with_another_dataset(
+    run: Run, checkpoint: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(checkpoint, tmp_path / "out") == 0
+    other = shutil.copytree(dataset, tmp_path / "other")
+    edit_document(other, "test_puzzles.json", lambda tasks: tasks.popitem())
+    assert run(checkpoint, tmp_path / "out", data=other) == 2
+    assert "was trained on another dataset" in capsys.readouterr().err
+
+
+def test_another_number_of_parts_is_refused_where_it_would_cut_the_files_otherwise(
+    few: tuple[str, ...], run: Run, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(checkpoint, out, *few, "--part", "0/9") == 0  # 2 rows a file, as with 10
+    assert run(checkpoint, out, *few, "--part", "5/6") == 2
+    message = (
+        "begun with 2 predictions per file, but 6 parts would have 3; go on with as many parts as before"
+    )
+    assert message in capsys.readouterr().err
+    with pytest.raises(InputError, match=message):
+        missing_parts(out, 6)
+    assert run(checkpoint, out, *few, "--part", "5/10") == 0
+    assert missing_parts(out, 9) == [1, 2, 3, 4, 6]
+    assert run(checkpoint, out, *few) == 0
+    assert missing_parts(out, 6) == []
+
+
+@pytest.mark.parametrize("part", ["4/4", "-1/4", "1", "a/b", "0/0"])
+def test_a_part_that_is_none_is_refused(part: str, run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(checkpoint, tmp_path / "out", f"--part={part}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_are_no_larger_than_allowed_and_parts_beyond_the_rows_have_none() -> None:
+    assert [rows_per_file(20_000, n) for n in (1, 2, 3, 4)] == [
+        MAX_ROWS_PER_FILE,
+        MAX_ROWS_PER_FILE,
+        6667,
+        5000,
+    ]
+    assert [rows_per_file(3, n) for n in (1, 2, 3, 7)] == [3, 2, 1, 1]
+    assert rows_per_file(0, 4) == 1
+
+
+def claim_at(moment: float, out: Path, count: int) -> int | str:
+    size = rows_per_file(600, count)
+    asked = Evaluation(checkpoint_id="c", num_aug=None, max_groups=None, num_rows=600, rows_per_file=size)
+    while time.monotonic() < moment:
+        pass
+    try:
+        return claim(out, asked, Part(0, count)).rows_per_file
+    except InputError as error:
+        return str(error)
+
+
+def test_parts_that_start_at_once_agree_on_one_record(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(4, get_context("forkserver")) as pool:
+        for attempt in range(10):
+            out = tmp_path / str(attempt)
+            moment = time.monotonic() + 0.02
+            outcomes = list(pool.map(claim_at, [moment] * 4, [out] * 4, (2, 3, 2, 3)))
+            sizes = {outcome for outcome in outcomes if isinstance(outcome, int)}
+            assert sizes in ({300}, {200})
+            refusals = [outcome for outcome in outcomes if isinstance(outcome, str)]
+            assert len(refusals) == 2
+            assert all("go on with as many parts as before" in refusal for refusal in refusals)
+            assert [path.name for path in out.iterdir()] == ["evaluation.json"]
+
+
+def test_what_is_missing_is_found_without_torch() -> None:
+    program = (
+        "import sys; from pathlib import Path; from hrm_dist.evaluation_folder import missing_parts; "
+        "print(missing_parts(Path('nowhere'), 3), 'torch' in sys.modules)"
+    )
+    assert command_line("-c", program).output == "[0, 1, 2] False\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_a_signal_ends_an_evaluation_with_75_after_files_that_are_complete(
+    number: int, run: Run, checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    out, parts = tmp_path / "out", 27
+    assert run(checkpoint, out, "--part", f"3/{parts}") == 0
+    arguments = [checkpoint, "--data", dataset, "--out", out, "--batch-size", 1]
+    started = Started(tmp_path / "log", "tools.evaluate", arguments, {})
+    assert started.wait_until(lambda: (out / "predictions_00000.npz").exists())
+    started.signal(number)
+    finished = started.finish()
+    files = list(out.glob("*.npz"))
+    assert finished.exit_code == 75, finished.output
+    assert len(files) < parts
+    name = signal.Signals(number).name
+    message = (
+        f"stopped by {name}; {len(files)} of {parts} files of {out} are there, and the same command goes on"
+    )
+    assert message in finished.output
+    assert "Traceback" not in finished.output
+    assert {len(read_prediction_file(file).preds) for file in files} == {4}
