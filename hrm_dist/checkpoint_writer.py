@@ -97,10 +97,16 @@ class CheckpointWriter:
         written = distributed.on_all(lambda: write_files(temporary, pieces, distributed.rank()), self._group)
 
         def complete() -> None:
-            finish(temporary, self._folder / f"step_{state.step}", state, written)
             # `latest` moves last: a run killed before that goes on before this step, and comes to `best` again.
-            for name in names:
-                link(self._folder / name, self._folder / f"step_{state.step}")
+            # Where this step is the latest already, and was stopped in its evaluation, `finish` makes the move.
+            final = self._folder / f"step_{state.step}"
+            replaces_latest = (self._folder / "latest").resolve() == final.resolve()
+            before, after = (names, ()) if replaces_latest else ((), names)
+            for name in before:
+                link(self._folder / name, final)
+            finish(temporary, final, state, written)
+            for name in after:
+                link(self._folder / name, final)
             if prunes:
                 prune(self._folder, self._keep)
 
@@ -139,7 +145,7 @@ def _not_written(path: Path, error: OSError) -> WriteError:
 
 
 def finish(temporary: Path, final: Path, state: CheckpointState, written: Sequence[Written]) -> None:
-    """Write state.json and give the folder its name."""
+    """Write state.json and give the folder its name, in the place of one that has it; see `put_back`."""
     digests = {name: digest for of_rank in written for name, (digest, _) in of_rank.items()}
     shapes: dict[str, tuple[int, ...]] = {}
     parts: dict[str, list[Part]] = {}
@@ -158,10 +164,26 @@ def finish(temporary: Path, final: Path, state: CheckpointState, written: Sequen
     path.write_text(state.model_dump_json(indent=1))
     sync(path)
     sync(temporary)
-    if final.exists():  # the run was set back to an earlier step and came here again
-        _remove(final)
+    replaced = _replaced(final)
+    if final.exists():
+        final.rename(replaced)
     temporary.rename(final)
     sync(final.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def put_back(latest: Path) -> None:
+    """Give the checkpoint that a link names its place again, if a run was killed just when another was to take it."""
+    final = latest.resolve()
+    replaced = _replaced(final)
+    if not final.exists() and replaced.exists():
+        replaced.rename(final)
+        sync(final.parent)
+
+
+def _replaced(final: Path) -> Path:
+    return final.with_name(f".{final.name}.replaced")
 
 
 def link(name: Path, target: Path) -> None:

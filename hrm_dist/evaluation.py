@@ -1,7 +1,8 @@
 """Roll sequences to the end of their thinking, collect predictions, score them."""
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,8 @@ class Answers(NamedTuple):
     labels: NDArray[np.int32]  # [N, T], -100 where ignored: everywhere, if the truth is hidden
 
 
-@torch.inference_mode()
+# Not inference_mode: FSDP2 trains with the buffers of a process's first forward, which may be one of these.
+@torch.no_grad()
 def predict(model: ACTModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """Run halt_max_steps segments; gives predicted tokens [B, T] uint8 and q_halt_logits [B] float32."""
     carry = model.initial_carry(batch)
@@ -69,22 +71,32 @@ def hits(answers: Answers) -> NDArray[np.float64]:
 
 
 def evaluate(
-    model: ACTModel, reader: TestReader, data_path: Path, batch_size: int, device: torch.device
-) -> dict[str, float]:
+    model: ACTModel,
+    reader: TestReader,
+    data_path: Path,
+    batch_size: int,
+    device: torch.device,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """Scores on what the reader covers, the same on every rank; the ranks share the work.
 
     `exact_accuracy` and `cell_accuracy` are per augmented example; an ARC dataset also has the vote's scores
-    (see `voting.scores`). Empty if no truth is known.
+    (see `voting.scores`). Empty if no truth is known. None if `should_stop`, which is asked before every batch, and
+    equally often on every rank, says so; its answer must be the same on all.
     """
     size, rank = distributed.world_size(), distributed.rank()
     start, stop = (len(reader) * r // size for r in (rank, rank + 1))
     local_batch_size = max(1, batch_size // size)
-    answers = list(answer(model, reader.batches(local_batch_size, start, stop), device))
     largest_share = -(-len(reader) // size)
-    if -(-(stop - start) // local_batch_size) < -(-largest_share // local_batch_size):
-        # An engine that splits the weights gathers them in every forward: all ranks must make equally many.
-        list(answer(model, reader.batches(local_batch_size, 0, 1), device))
-    gathered = distributed.gather_on_main(answers)
+    num_batches, most = (-(-examples // local_batch_size) for examples in (stop - start, largest_share))
+    # All ranks must make equally many: they vote on stopping before each, and an engine that splits the weights
+    # gathers them in every forward.
+    padding = reader.batches(local_batch_size, 0, 1) if num_batches < most else ()
+    batches = itertools.chain(reader.batches(local_batch_size, start, stop), padding)
+    answers = list(answer(model, itertools.takewhile(lambda _: not should_stop(), batches), device))
+    if len(answers) < most:
+        return None
+    gathered = distributed.gather_on_main(answers[:num_batches])
 
     def score() -> dict[str, float]:
         blocks = [block for part in gathered for block in part]

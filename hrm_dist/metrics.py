@@ -19,7 +19,7 @@ Row = dict[str, float | int | str]
 
 _SUMS = (
     "num_steps", "count", "accuracy", "exact_accuracy", "q_halt_accuracy", "steps",
-    "lm_loss", "q_halt_loss", "q_continue_loss",
+    "lm_loss", "q_halt_loss", "q_continue_loss", "skipped_updates",
 )  # fmt: skip
 
 
@@ -30,19 +30,27 @@ class MetricSums:
         self.values = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
 
     def add(self, metrics: dict[str, Tensor], made: Tensor) -> None:
-        """Add a step's sums if its update was made (bool, on the device): others are not finite."""
+        """Add a step's sums if its update was made (bool, on the device): others are not finite, and counted."""
         zero = self.values.new_zeros(())
-        one_step = {"num_steps": zero + 1 / distributed.world_size(), **metrics}
-        values = torch.stack([one_step.get(name, zero).to(torch.float64) for name in _SUMS])
-        self.values += torch.where(made, values, 0)
+        share = zero + 1 / distributed.world_size()
+        values, of_skipped = (
+            torch.stack([step.get(name, zero).to(torch.float64) for name in _SUMS])
+            for step in ({"num_steps": share, **metrics}, {"skipped_updates": share})
+        )
+        self.values += torch.where(made, values, of_skipped)
 
     def total(self) -> list[float]:
         """The sums over all ranks."""
         return distributed.sum_over_ranks(self.values).tolist()
 
-    def load(self, total: list[float]) -> None:
-        """Go on from the sums over all ranks: one takes them all."""
-        self.values.copy_(distributed.part_of_sum(torch.tensor(total, dtype=torch.float64)))
+    def are_empty(self) -> bool:
+        """Whether no step came since the last row; the same on every rank, so ask all."""
+        sums = dict(zip(_SUMS, self.total(), strict=True))
+        return round(sums["num_steps"] + sums["skipped_updates"]) == 0
+
+    def load(self, values: Tensor) -> None:
+        """Go on from this rank's part of sums."""
+        self.values[: len(values)] = values  # earlier checkpoints have no `skipped_updates`
 
     def row(self, global_batch_size: int) -> Row:
         """Averages over the steps summed up, over all ranks; then start anew.
@@ -64,6 +72,7 @@ class MetricSums:
             "train/q_halt_accuracy": sums["q_halt_accuracy"] / halted,
             "train/segments": sums["steps"] / halted,
             "train/halted": sums["count"] / sequences,
+            "train/skipped_updates": round(sums["skipped_updates"]),
         }
 
 
@@ -78,9 +87,9 @@ class Sink(Protocol):
 class JsonLines:
     """`metrics.jsonl`: one object per row, whole lines only, no step twice."""
 
-    def __init__(self, path: Path, resume_step: int) -> None:
-        """Open for appending after dropping rows beyond `resume_step`, and a line that a crash cut short."""
-        kept = [line for line in _lines(path) if line.endswith("\n") and _step_of(line) <= resume_step]
+    def __init__(self, path: Path, last_row: int) -> None:
+        """Open for appending after dropping rows beyond step `last_row`, and a line that a crash cut short."""
+        kept = [line for line in _lines(path) if line.endswith("\n") and _step_of(line) <= last_row]
         replace_file(path, "".join(kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
@@ -136,14 +145,21 @@ class RunLog:
     """Progress bar, speed, and the sinks of this process (only the main one has any)."""
 
     def __init__(
-        self, config: TrainConfig, run_dir: Path, step: int, last_step: int, peak_seconds_per_step: float
+        self,
+        config: TrainConfig,
+        run_dir: Path,
+        step: int,
+        last_step: int,
+        last_row: int,
+        peak_seconds_per_step: float,
     ) -> None:
-        """`peak_seconds_per_step`: what a step's matrix products take at the devices' full matmul rate."""
+        """`step`: the one reached; `last_row`: the last one whose row is kept, if an earlier process wrote it;
+        `peak_seconds_per_step`: what a step's matrix products take at the devices' full matmul rate."""
         self._batch_size = config.global_batch_size
         self._peak_seconds_per_step = peak_seconds_per_step
         self._sinks: list[Sink] = []
         if distributed.is_main():
-            self._sinks.append(JsonLines(run_dir / "metrics.jsonl", step))
+            self._sinks.append(JsonLines(run_dir / "metrics.jsonl", last_row))
             if config.wandb_mode != "disabled":
                 self._sinks.append(WandB(config, run_dir))
         self._bar = tqdm(
@@ -157,8 +173,10 @@ class RunLog:
         self._bar.update()
 
     def speed(self) -> Row:
-        """Speed since the last row."""
-        seconds_per_step = (time.perf_counter() - self._since) / max(1, self._steps_timed)
+        """Speed since the last row; not a number if this process made no step since."""
+        seconds_per_step = math.nan
+        if self._steps_timed:
+            seconds_per_step = (time.perf_counter() - self._since) / self._steps_timed
         return {
             "examples_per_s": self._batch_size / seconds_per_step,
             "matmul_utilization": self._peak_seconds_per_step / seconds_per_step,

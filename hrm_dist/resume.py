@@ -10,7 +10,7 @@ import torch
 from data_pipeline.errors import InputError
 from hrm_dist import checkpoint, distributed
 from hrm_dist.checkpoint import Checkpoint, CheckpointState
-from hrm_dist.checkpoint_writer import link
+from hrm_dist.checkpoint_writer import link, put_back
 from hrm_dist.config import ConfigError, TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def find_start(config: TrainConfig, run_dir: Path) -> Start | None:
 def _choose(config: TrainConfig, run_dir: Path) -> tuple[Path | None, bool]:
     """The checkpoint to start from, if any, and whether it sets the run back."""
     latest = run_dir / "checkpoints" / "latest"
+    put_back(latest)
     has_latest = latest.is_symlink()  # even if what it points to is gone, which is an error
     if latest.exists() and not has_latest:
         raise ConfigError(

@@ -15,8 +15,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 class StopRequest:
     """Signals that ask to stop, from its creation to `close`, and the ranks' agreement on when.
 
-    After a signal to any rank all stop after the same step. The vote of a step is an all-reduce on the CPU
-    whose result is read one step later, so that nobody waits.
+    After a signal to any rank all stop after the same step, or before the same batch of an evaluation. A vote is an
+    all-reduce on the CPU whose result is read by the next one, a step or batch later, so that nobody waits.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class StopRequest:
             self._interrupts = False
 
     def agreed(self) -> bool:
-        """Whether to stop now; call once per step, on every rank."""
+        """Whether to stop now; call once per step and batch of an evaluation, on every rank equally often."""
         if distributed.world_size() == 1:
             return self.signal_name is not None
         stop = False

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +16,7 @@ from hrm_dist import checkpoint, distributed, evaluation, resume
 from hrm_dist.carry_state import carry_pieces, read_carries
 from hrm_dist.checkpoint import Checkpoint, CheckpointState
 from hrm_dist.checkpoint_writer import CheckpointWriter, set_back
-from hrm_dist.config import ConfigError, TrainConfig, to_yaml, total_steps
+from hrm_dist.config import ConfigError, TrainConfig, to_yaml
 from hrm_dist.distributed import World
 from hrm_dist.engines.base import PREFIX, Copy
 from hrm_dist.engines.build import build_engine
@@ -27,10 +27,10 @@ from hrm_dist.model.layers import recompute_blocks
 from hrm_dist.model.losses import act_loss, finite_sequences
 from hrm_dist.model.network import Network, initialize_module
 from hrm_dist.model.puzzle_embedding import SignSGD, place_table
-from hrm_dist.nonfinite import Skipped, SkippedUpdates
-from hrm_dist.optim import learning_rate
+from hrm_dist.nonfinite import SkippedUpdates
 from hrm_dist.pieces import Piece, Place, fill, whole
 from hrm_dist.predictions import replace_file
+from hrm_dist.schedule import Schedule
 from hrm_dist.stop_request import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -49,9 +49,8 @@ class Trainer:
         self.reader = reader or TrainReader(
             config.data_path, config.seed, config.global_batch_size, world.rank, world.world_size
         )
-        self.total_steps = total_steps(config, self.reader.metadata)
+        self.schedule = Schedule(config, self.reader.metadata)
         distributed.on_all(self._check_sizes)
-        self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
 
         metadata, device = self.reader.metadata, world.device
         with torch.device("meta"):
@@ -91,35 +90,23 @@ class Trainer:
     def fit(self, stop: StopRequest) -> bool:
         """Train to the last step; gives False if a signal ended the run early, with its state saved."""
         self._resume()
-        if self.step < self.last_step:  # a damaged dataset is found before anything is written
+        if not self.schedule.is_last(self.step):  # a damaged dataset is found before anything is written
             self._rehearse(self.reader.batch(self.step))
         distributed.on_main(self._start_run_folder)
-        stopping = False
         with closing(self._open_log()) as log, closing(self.writer):
-            for batch in self._batches():
+            stopping = self._row_is_missing() and self._complete_step(log, stop)
+            for batch in () if stopping else self._batches():
                 self.train_step(batch)
                 self.step += 1
                 distributed.report_step(self.step)
                 log.advance()
-                evaluates, is_best = self._due(self._eval_every), False
-                if evaluates or self._due(self.config.log_interval):
-                    skipped = self.skipped.report()
-                    row = self._row(skipped) | log.speed()
-                    if evaluates:
-                        scores, is_best = self._evaluate()
-                        row |= scores
-                    log.write(row)
-                    self._check_skipped(skipped)
-                    self.writer.raise_failure()
-                stopping = stop.agreed()
-                if stopping or evaluates or self._due(self.config.checkpoint_interval) or self._is_last():
-                    self.save(is_best)
-                if stopping:
+                if self._complete_step(log, stop):
                     break
             self.writer.wait()
         stop.finish_vote()
+        is_done = self.schedule.is_last(self.step) and not self._row_is_missing()
         distributed.barrier()  # a launcher ends all processes when one leaves, and the main one may still log
-        return not stopping or self._is_last()
+        return is_done
 
     def train_step(self, batch: Batch) -> None:
         """One segment over the global batch, and one update, which is skipped if anything is not finite."""
@@ -176,7 +163,7 @@ class Trainer:
 
     def _check_sizes(self) -> None:
         config = self.config
-        if self.total_steps < 1:
+        if self.schedule.total_steps < 1:
             raise ConfigError(
                 f"epochs={config.epochs}: so few passes over {self.reader.metadata.total_groups} groups fill no "
                 f"batch of global_batch_size={config.global_batch_size}; raise epochs or lower the batch size."
@@ -200,7 +187,9 @@ class Trainer:
         flops = self.config.global_batch_size * flops_per_sequence(
             self.config.arch, self.reader.metadata, self.config.activation_checkpointing
         )
-        return RunLog(self.config, self.run_dir, self.step, self.last_step, flops / peak)
+        # A process that ended between the row of a stopped evaluation and its checkpoint has left that row.
+        last_row = self.step - 1 if self._row_is_missing() else self.step
+        return RunLog(self.config, self.run_dir, self.step, self.schedule.last_step, last_row, flops / peak)
 
     def _rehearse(self, batch: Batch) -> None:
         def backward() -> None:
@@ -228,48 +217,50 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's slices of the global batches that remain; the next is read while one is in use."""
+        last_step = self.schedule.last_step
         with ThreadPoolExecutor(max_workers=1) as reading:
             upcoming = reading.submit(self.reader.batch, self.step)
-            for step in range(self.step, self.last_step):
+            for step in range(self.step, last_step):
                 batch = upcoming.result()
-                if step + 1 < self.last_step:
+                if step + 1 < last_step:
                     upcoming = reading.submit(self.reader.batch, step + 1)
                 yield batch
 
-    def _due(self, interval: int | None) -> bool:
-        return interval is not None and (self.step % interval == 0 or self._is_last())
+    def _complete_step(self, log: RunLog, stop: StopRequest) -> bool:
+        """Row, evaluation and checkpoint of the step reached, as they are due; gives whether to stop here.
 
-    def _is_last(self) -> bool:
-        return self.step == self.last_step
+        If the evaluation is stopped, the row is left to the process that goes on: the checkpoint has its sums.
+        """
+        scores: Row | None = {}
+        is_best = False
+        if self.schedule.logs(self.step):
+            speed = log.speed()
+            if self.schedule.evaluates(self.step):
+                scores, is_best = self._evaluate(stop.agreed)
+            if scores is not None:
+                log.write(self._row() | speed | scores)
+            self._check_skipped()
+            self.writer.raise_failure()
+        stopping = scores is None or stop.agreed()
+        if stopping or self.schedule.saves(self.step):
+            self.save(is_best)
+        return stopping
 
-    @functools.cached_property
-    def _eval_every(self) -> int | None:
-        if self.config.eval_interval is None:
-            return None
-        every = max(1, round(self.total_steps * self.config.eval_interval / self.config.epochs))
-        # On a logged step where that is near, so that no row of metrics covers only a few steps.
-        interval = self.config.log_interval
-        return every if every < interval else round(every / interval) * interval
+    def _row_is_missing(self) -> bool:
+        """Whether the row of the step reached is due and not made, as after a stopped evaluation; ask all ranks."""
+        return self.schedule.logs(self.step) and not self.sums.are_empty()
 
     def _lr(self, base_lr: float) -> float:
-        config = self.config
-        return learning_rate(
-            self.step + 1, base_lr, config.lr_warmup_steps, self.total_steps, config.lr_min_ratio
-        )
+        return self.schedule.lr(self.step + 1, base_lr)
 
-    def _row(self, skipped: Skipped | None) -> Row:
-        """Metrics since the last row."""
-        config = self.config
-        # The rate of the step just completed.
-        lr = learning_rate(
-            self.step, config.lr, config.lr_warmup_steps, self.total_steps, config.lr_min_ratio
-        )
-        row: Row = {"step": self.step, **self.sums.row(config.global_batch_size), "train/lr": lr}
-        row["train/skipped_updates"] = 0 if skipped is None else skipped.num_updates
-        return row
+    def _row(self) -> Row:
+        """Metrics since the last row, and the rate of the step just completed."""
+        sums = self.sums.row(self.config.global_batch_size)
+        return {"step": self.step, **sums, "train/lr": self.schedule.lr(self.step, self.config.lr)}
 
-    def _check_skipped(self, skipped: Skipped | None) -> None:
+    def _check_skipped(self) -> None:
         """Report updates that were skipped; raises TrainingError, with the state saved, after too many in a row."""
+        skipped = self.skipped.report()
         if skipped is None:
             return
         message = skipped.describe(Path(self.config.data_path))
@@ -286,15 +277,20 @@ class Trainer:
             f"{self.run_dir / 'checkpoints'}, and lower lr or puzzle_emb_lr; or look at the data."
         )
 
-    def _evaluate(self) -> tuple[Row, bool]:
-        """Scores of the (averaged) model on the configured part of the test split; whether they are the best."""
+    def _evaluate(self, should_stop: Callable[[], bool]) -> tuple[Row | None, bool]:
+        """Scores of the (averaged) model on the configured part of the test split, and whether they are the best.
+
+        No scores if the evaluation was stopped.
+        """
         config = self.config
         reader = TestReader(config.data_path, config.eval_max_groups, config.eval_num_aug)
         batch_size = config.eval_batch_size or config.global_batch_size
         with self.engine.averaged():
             scores = evaluation.evaluate(
-                self.model, reader, Path(config.data_path), batch_size, self.world.device
+                self.model, reader, Path(config.data_path), batch_size, self.world.device, should_stop
             )
+        if scores is None:
+            return None, False
         score = evaluation.headline(scores)
         is_best = score is not None and (self.best_score is None or score > self.best_score)
         if is_best:
@@ -350,7 +346,8 @@ class Trainer:
             return
         opened = start.checkpoint
         state, path = opened.state, opened.path.resolve()
-        resume.check_same_run(state, opened.path, self.config, self._dataset, self.last_step)
+        last_step = self.schedule.last_step
+        resume.check_same_run(state, opened.path, self.config, self._dataset, last_step)
         resume.warn_if_inexact(state, resume.environment(self.config, self.world.device))
         if start.sets_back:
             self._set_back_to = path
@@ -358,7 +355,7 @@ class Trainer:
         # A score is one to beat as long as `best` is there to show for it.
         best = self.run_dir / "checkpoints" / "best"
         self.best_score = state.best_score if checkpoint.is_up_to(best, path) else None
-        distributed.log_once(logger.info, f"resumed from {path} at step {self.step} of {self.last_step}")
+        distributed.log_once(logger.info, f"resumed from {path} at step {self.step} of {last_step}")
 
     def _load(self, opened: Checkpoint) -> None:
         state = opened.state
@@ -386,13 +383,14 @@ class Trainer:
         if state.world_size == self.world.world_size and opened.has("rank"):
             self._load_states_of_rank(opened)
         elif state.metric_sums:
-            self.sums.load(state.metric_sums)
+            total = torch.tensor(state.metric_sums, dtype=torch.float64)
+            self.sums.load(distributed.part_of_sum(total))
         self.step = state.step
         distributed.report_step(self.step)
 
     def _load_states_of_rank(self, opened: Checkpoint) -> None:
         rank, device = self.world.rank, self.world.device
-        self.sums.values.copy_(opened.tensor(f"rank.metric_sums.{rank}"))
+        self.sums.load(opened.tensor(f"rank.metric_sums.{rank}"))
         torch.set_rng_state(opened.tensor(f"rank.rng_cpu.{rank}").clone())
         cuda = f"rank.rng_cuda.{rank}"
         if device.type == "cuda" and cuda in opened.shapes:

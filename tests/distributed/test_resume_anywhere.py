@@ -1,6 +1,7 @@
 """A checkpoint of any engine on any number of processes goes on with any other; with its own, bit for bit."""
 
 import itertools
+import re
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,15 @@ from tests.distributed.test_engines import (
     in_full,
     run_of,
 )
-from tests.training import digests, losses, rows, train_on_ranks
+from tests.training import (
+    assert_same_run,
+    digests,
+    losses,
+    rows,
+    saved_step,
+    start_module_ranks,
+    train_on_ranks,
+)
 
 __all__ = ["run_of"]
 pytestmark = pytest.mark.distributed
@@ -66,6 +75,32 @@ def test_with_the_same_engine_and_number_of_processes_a_run_goes_on_bit_for_bit(
     assert rows(run) == [row for row in rows(whole) if row["step"] > HALF]
     assert len(rows(run)) >= HALF // 3
     assert digests(run) == digests(whole)
+
+
+@pytest.mark.parametrize(
+    ("engine", "step", "batch", "is_stopped"),
+    in_full(
+        ("ddp", 8, 1, True), ("ddp", STEPS, 1, True), ("ddp", 8, 2, False), ("zero3", 8, 1, True),
+        ("fsdp2", 8, 1, True),
+        of=[*itertools.product(ENGINES, (8, STEPS), (1,), (True,)), ("ddp", 8, 2, False)],
+    ),
+)  # fmt: skip
+def test_after_a_signal_to_one_rank_in_an_evaluation_all_stop_in_it_and_go_on_bit_for_bit(
+    engine: str, step: int, batch: int, is_stopped: bool, run_of: RunOf, config: Path, tmp_path: Path
+) -> None:
+    """One rank has two batches and makes a third; the vote cast before the third is read when all are done."""
+    whole, run = run_of(engine, 2, "hrm", "log_interval=4"), tmp_path / "run"
+    settings = [f"engine={engine}", *SETTINGS, "log_interval=4"]
+    command = [1, step, batch, config, f"checkpoint_path={run}", *settings]
+    ranks = start_module_ranks(2, run, "tests.distributed.stop_in_evaluation", command)
+    for finished in [rank.finish() for rank in ranks]:
+        assert finished.exit_code == 75, finished.output
+        made = re.findall(r"batch (\d) of the evaluation", finished.output)
+        assert made == ["1", "2", "3"][: 2 if is_stopped else 3]
+    assert saved_step(run) == step
+    assert [row["step"] for row in rows(run)] == list(range(4, step + (not is_stopped), 4))
+    train_on_ranks(2, config, run, *settings)
+    assert_same_run(run, whole)
 
 
 def test_other_parts_of_a_batch_and_of_the_table_go_on_too(

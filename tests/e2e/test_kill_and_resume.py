@@ -1,4 +1,5 @@
 import random
+import re
 import shutil
 import signal
 import time
@@ -8,12 +9,14 @@ import pytest
 
 from data_pipeline.build_folder import written_shards
 from tests.training import (
+    Finished,
     Started,
     assert_same_run,
     digests,
     num_rows,
     rows,
     saved_step,
+    start_module_ranks,
     start_train,
     train,
 )
@@ -22,7 +25,7 @@ pytestmark = pytest.mark.e2e
 
 STEPS = 24
 SETTINGS = {
-    "hrm": ["ema=true", "eval_interval=2", "eval_num_aug=0"],
+    "hrm": ["ema=true", "eval_interval=2", "eval_num_aug=0", "eval_batch_size=4"],
     "trm_bf16": [
         "arch.name=trm", "arch.H_layers=0", "arch.H_cycles=2", "arch.L_cycles=2", "arch.puzzle_emb_len=2",
         "arch.act_continue=false", "precision=bf16", "log_interval=3",  # so that checkpoints hold sums of metrics
@@ -162,14 +165,49 @@ def test_a_signal_while_a_checkpoint_is_written_stops_after_it(config: Path, tmp
     assert_stops_with_state_saved(started, run)
 
 
-def test_a_signal_during_an_evaluation_stops_after_it(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["first", "last"])
+def test_a_run_stopped_in_an_evaluation_equals_one_never_stopped(
+    which: str, references: dict[str, Path], config: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    # Evaluating 108 inputs after every step takes most of the time.
-    settings = ["epochs=100", "eval_interval=1", "global_batch_size=64", "eval_batch_size=4"]
-    started = start_train(config, run, *settings)
-    assert started.wait_until(lambda: num_rows(run) >= 1)
-    assert_stops_with_state_saved(started, run)
-    assert "eval/exact_accuracy" in rows(run)[-1]
+    evaluated = [row["step"] for row in rows(references["hrm"]) if "eval/exact_accuracy" in row]
+    step = {"first": evaluated[0], "last": STEPS}[which]
+    assert 1 < evaluated[0] < evaluated[-1] == STEPS
+    for times in (1, 2):  # also in the evaluation that makes up for the one before
+        finished = stop_in_evaluation(step, 1, config, run)
+        assert finished.exit_code == 75, finished.output
+        assert re.findall(r"batch (\d) of the evaluation", finished.output) == ["1"] * times
+        assert (saved_step(run), num_rows(run)) == (step, step - 1)
+    finished = train(config, run, *overrides("hrm"))
+    assert finished.exit_code == 0, finished.output
+    assert_same_run(run, references["hrm"])
+
+
+def test_a_signal_in_the_last_batch_of_the_last_evaluation_finds_the_run_done(
+    references: dict[str, Path], config: Path, tmp_path: Path
+) -> None:
+    finished = stop_in_evaluation(STEPS, 3, config, tmp_path / "run")
+    assert finished.exit_code == 0, finished.output
+    assert f"batch 3 of the evaluation after step {STEPS}" in finished.output
+    assert_same_run(tmp_path / "run", references["hrm"])
+
+
+def test_a_run_killed_between_the_row_and_the_checkpoint_of_a_stopped_evaluation_has_the_row_once(
+    references: dict[str, Path], config: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert stop_in_evaluation(STEPS, 1, config, run).exit_code == 75
+    written = (references["hrm"] / "metrics.jsonl").read_text().splitlines(keepends=True)
+    with (run / "metrics.jsonl").open("a") as metrics:
+        metrics.write(written[STEPS - 1])
+    assert train(config, run, *overrides("hrm")).exit_code == 0
+    assert_same_run(run, references["hrm"])
+
+
+def stop_in_evaluation(step: int, batch: int, config: Path, run: Path) -> Finished:
+    """Train until a signal in a batch of the evaluation after a step."""
+    arguments = [0, step, batch, config, f"checkpoint_path={run}", *overrides("hrm")]
+    return start_module_ranks(1, run, "tests.distributed.stop_in_evaluation", arguments)[0].finish()
 
 
 def assert_stops_with_state_saved(started: Started, run: Path) -> None:

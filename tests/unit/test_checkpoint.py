@@ -3,6 +3,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -16,7 +17,7 @@ from data_pipeline.errors import InputError, WriteError
 from hrm_dist import checkpoint
 from hrm_dist.carry_state import carry_pieces, read_carries
 from hrm_dist.checkpoint import CheckpointState
-from hrm_dist.checkpoint_writer import CheckpointWriter, finish, link, prune, write_files
+from hrm_dist.checkpoint_writer import CheckpointWriter, finish, link, prune, put_back, write_files
 from hrm_dist.distributed import World
 from hrm_dist.model.act import Carry
 from hrm_dist.model.hrm import InnerCarry
@@ -181,6 +182,40 @@ def test_what_ranks_wrote_in_pieces_is_read_as_a_whole_and_in_any_part(
         assert opened.tensor(key).dtype == tensor.dtype
         start, stop = sorted(data.draw(st.tuples(*[st.integers(0, tensor.numel())] * 2)))
         assert torch.equal(opened.read(key, start, stop).to(tensor.dtype), tensor.reshape(-1)[start:stop])
+
+
+@pytest.mark.parametrize("num_renamed", range(4))
+def test_a_run_killed_while_it_replaces_its_latest_checkpoint_still_has_one(
+    num_renamed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four renames: of the two links, then of the old folder and the new one."""
+    save(tmp_path, 3, "latest", best_score=0.25)
+    left = num_renamed
+
+    def killed_after(rename: Callable[..., None]) -> Callable[..., None]:
+        def rename_or_die(*arguments: object) -> None:
+            nonlocal left
+            if not left:
+                raise Killed
+            left -= 1
+            rename(*arguments)
+
+        return rename_or_die
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, killed_after(getattr(os, name)))
+    with pytest.raises(Killed):
+        save(tmp_path, 3, "best", "latest", best_score=0.5)
+    monkeypatch.undo()
+    put_back(tmp_path / "latest")
+    assert checkpoint.open_checkpoint(tmp_path / "latest").state.best_score == 0.25
+    save(tmp_path, 3, "best", "latest", best_score=0.5)
+    assert checkpoint.open_checkpoint(tmp_path / "latest").state.best_score == 0.5
+    assert entries(tmp_path) == ["best", "latest", "step_3"]
+
+
+class Killed(BaseException):
+    pass
 
 
 def test_a_tensor_of_which_a_part_is_missing_is_refused(tmp_path: Path) -> None:

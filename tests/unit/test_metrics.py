@@ -21,8 +21,8 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def append(path: Path, resume_step: int, *steps: int) -> list[float]:
-    sink = JsonLines(path, resume_step)
+def append(path: Path, last_row: int, *steps: int) -> list[float]:
+    sink = JsonLines(path, last_row)
     for step in steps:
         sink.write({"step": step, "train/loss": 0.25})
     sink.close()
@@ -82,3 +82,21 @@ def test_without_a_halted_sequence_the_accuracies_are_zero() -> None:
     sums = MetricSums(torch.device("cpu"))
     sums.add({"lm_loss": torch.tensor(8.0), "count": torch.tensor(0)}, MADE)
     assert sums.row(global_batch_size=8)["train/exact_accuracy"] == 0.0
+
+
+def test_sums_are_empty_until_a_step_even_one_whose_update_was_skipped_and_after_a_row() -> None:
+    sums = MetricSums(torch.device("cpu"))
+    assert sums.are_empty()
+    sums.add({"lm_loss": torch.tensor(torch.nan)}, ~MADE)
+    assert not sums.are_empty()
+    assert sums.row(global_batch_size=8)["train/skipped_updates"] == 1
+    assert sums.are_empty()
+    sums.add({"lm_loss": torch.tensor(8.0)}, MADE)
+    assert not sums.are_empty()
+
+
+def test_sums_of_a_checkpoint_that_did_not_count_skipped_updates_go_on() -> None:
+    sums = MetricSums(torch.device("cpu"))
+    sums.load(torch.tensor([2.0, *[0.0] * 5, 16.0, 0.0, 0.0], dtype=torch.float64))
+    row = sums.row(global_batch_size=8)
+    assert (row["train/lm_loss"], row["train/skipped_updates"]) == (1.0, 0)

@@ -1,5 +1,6 @@
 import errno
 import fcntl
+import logging
 import os
 import signal
 import socket
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from hrm_dist import run_lock
 from hrm_dist.config import ConfigError
-from hrm_dist.run_lock import locked
+from hrm_dist.run_lock import holder, locked
 
 HOLD = """
 import sys, time
@@ -40,7 +42,7 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def holder(run: Path) -> Iterator[subprocess.Popen[str]]:
+def other(run: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock."""
     with subprocess.Popen([sys.executable, "-c", HOLD, run], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -49,22 +51,78 @@ def holder(run: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_a_run_folder_in_use_is_refused_with_host_and_pid(run: Path, holder: subprocess.Popen[str]) -> None:
+def test_a_run_folder_in_use_is_refused_with_host_and_pid(run: Path, other: subprocess.Popen[str]) -> None:
     with pytest.raises(ConfigError) as refused, locked(run):
         pass
     message = str(refused.value)
     assert f"checkpoint_path={run}: another run trains here" in message
-    assert f"host {socket.gethostname()}, pid {holder.pid}" in message
+    assert f"host {socket.gethostname()}, pid {other.pid}" in message
     assert "choose another checkpoint_path" in message
+
+
+def test_a_job_that_slurm_started_again_waits_for_the_end_of_its_old_processes(
+    run: Path, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    said: list[str] = []
+
+    def end_it(record: logging.LogRecord) -> bool:
+        said.append(record.getMessage())
+        other.kill()
+        return True
+
+    monkeypatch.setattr(run_lock.logger, "filters", [end_it])
+    monkeypatch.setattr(run_lock.logger, "level", logging.INFO)
+    with locked(run):
+        assert f"pid {os.getpid()}\n" in (run / ".lock").read_text()
+    [line] = said
+    assert f"host {socket.gethostname()}, pid {other.pid}); waiting for their end, up to 300 s" in line
+
+
+def test_it_does_not_wait_forever(
+    run: Path, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    monkeypatch.setattr(run_lock, "_RESTARTED_WAITS_S", 0.1)
+    monkeypatch.setattr(run_lock, "_POLL_S", 0.01)
+    with pytest.raises(ConfigError, match=f"another run trains here .*pid {other.pid}"), locked(run):
+        pass
+
+
+def test_the_holder_is_named_without_taking_or_making_anything(run: Path, tmp_path: Path) -> None:
+    assert holder(run) is None
+    assert not run.parent.exists()
+    with subprocess.Popen([sys.executable, "-c", HOLD, run], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        written = (run / ".lock").read_text()
+        assert holder(run) == f"host {socket.gethostname()}, pid {process.pid}" == written.strip()
+        assert holder(run) is not None  # the lock has survived the first question
+        process.kill()
+    assert holder(run) is None  # though the file is there
+    assert (run / ".lock").read_text() == written
+    with locked(run):
+        pass
+
+
+def test_asking_for_the_holder_does_not_end_the_own_lock(run: Path) -> None:
+    with locked(run):
+        assert holder(run) is None  # no other process
+        assert holder(run.parent / ".." / run.parent.name / run.name) is None
+        command = "import sys, pathlib; from hrm_dist.run_lock import holder; print(holder(pathlib.Path(sys.argv[1])))"
+        asked = subprocess.run(
+            [sys.executable, "-c", command, run], capture_output=True, text=True, check=True
+        )
+        assert asked.stdout.strip() == f"host {socket.gethostname()}, pid {os.getpid()}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_lock_ends_with_its_process_however_that_ends(
-    number: signal.Signals, run: Path, holder: subprocess.Popen[str]
+    number: signal.Signals, run: Path, other: subprocess.Popen[str]
 ) -> None:
-    holder.send_signal(number)
-    holder.wait()
-    assert str(holder.pid) in (run / ".lock").read_text()
+    other.send_signal(number)
+    other.wait()
+    assert str(other.pid) in (run / ".lock").read_text()
     with locked(run):
         assert (run / ".lock").read_text() == f"host {socket.gethostname()}, pid {os.getpid()}\n"
 

@@ -1,0 +1,43 @@
+"""What is due at which step of a run. A step is named by its number when it is completed, the first is 1."""
+
+from data_pipeline.schema import DatasetMetadata
+from hrm_dist.config import TrainConfig, total_steps
+from hrm_dist.optim import learning_rate
+
+
+class Schedule:
+    """The last step, those with a row of metrics, an evaluation or a checkpoint, and the learning rate of each."""
+
+    def __init__(self, config: TrainConfig, metadata: DatasetMetadata) -> None:
+        self._config = config
+        self.total_steps = total_steps(config, metadata)
+        """Over which the learning rate decays; `last_step` may come before."""
+        self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
+        self._eval_every: int | None = None
+        if config.eval_interval is not None:
+            every = max(1, round(self.total_steps * config.eval_interval / config.epochs))
+            interval = config.log_interval
+            # On a logged step where that is near, so that no row of metrics covers only a few steps.
+            self._eval_every = every if every < interval else round(every / interval) * interval
+
+    def is_last(self, step: int) -> bool:
+        return step == self.last_step
+
+    def evaluates(self, step: int) -> bool:
+        return self._due(step, self._eval_every)
+
+    def logs(self, step: int) -> bool:
+        """Whether the step has a row, as every evaluation does."""
+        return self._due(step, self._config.log_interval) or self.evaluates(step)
+
+    def saves(self, step: int) -> bool:
+        """Whether the step has a checkpoint, as every evaluation and the last step do."""
+        return self._due(step, self._config.checkpoint_interval) or self.evaluates(step) or self.is_last(step)
+
+    def lr(self, step: int, base_lr: float) -> float:
+        """Learning rate of the step's update."""
+        config = self._config
+        return learning_rate(step, base_lr, config.lr_warmup_steps, self.total_steps, config.lr_min_ratio)
+
+    def _due(self, step: int, interval: int | None) -> bool:
+        return interval is not None and (step % interval == 0 or self.is_last(step))
