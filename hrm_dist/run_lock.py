@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,6 +40,24 @@ def locked(run_dir: Path) -> Iterator[None]:
         with suppress(OSError):  # something was written
             for folder in made:
                 folder.rmdir()
+        os.close(descriptor)
+
+
+def holder(run_dir: Path) -> str | None:
+    """Host and process that hold the run folder, as far as its file system tells; None if nobody does."""
+    try:
+        descriptor = os.open(run_dir / ".lock", os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind = struct.unpack("hhqqi4x", fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[0]
+        if kind == fcntl.F_UNLCK:
+            return None
+        return os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "it has just started"
+    except OSError:
+        return None
+    finally:
         os.close(descriptor)
 
 
