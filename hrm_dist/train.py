@@ -4,7 +4,7 @@
     python -m hrm_dist.train configs/arc1.yaml global_batch_size=96 lr=7e-5 arch.L_cycles=8
     python -m hrm_dist.train configs/arc1.yaml --dry-run
     torchrun --nproc-per-node 8 -m hrm_dist.train configs/arc1.yaml
-    accelerate launch --multi_gpu --num_processes 8 -m hrm_dist.train configs/arc1.yaml
+    accelerate launch --config_file configs/accelerate/gpu_n.yaml -m hrm_dist.train configs/arc1.yaml
     srun --ntasks-per-node 8 python -m hrm_dist.train configs/arc1.yaml
 
 The run folder (checkpoint_path) gets config.yaml, metrics.jsonl and checkpoints/. The same command goes on

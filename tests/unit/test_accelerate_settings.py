@@ -1,6 +1,8 @@
 """What `accelerate launch` would put into the environment of its processes, by its own code."""
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 from accelerate.commands import launch as accelerate_launch
@@ -10,6 +12,7 @@ from hrm_dist.config import ConfigError
 
 TWO = ("--multi_gpu", "--num_processes", "2")
 DEEPSPEED = ("--use_deepspeed", "--num_processes", "2")
+CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
 FSDP = ("--use_fsdp", "--num_processes", "2")
 
 
@@ -81,3 +84,34 @@ def test_all_settings_are_named_at_once() -> None:
         )
     assert "precision=bf16" in str(refused.value)
     assert "compile=true" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_processes", "visible"), [("cpu", 2, "-1,-1"), ("gpu_1", 1, "0"), ("gpu_n", 8, None)]
+)
+def test_a_configuration_of_ours_starts_its_processes_and_asks_for_nothing_else(
+    name: str, num_processes: int, visible: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    path = CONFIGS / f"{name}.yaml"
+    arguments = ["--config_file", str(path), "-m", "hrm_dist.train", "config.yaml"]
+    args, _, _ = accelerate_launch._validate_launch_command(
+        accelerate_launch.launch_command_parser().parse_args(arguments)
+    )
+    assert args.num_processes == num_processes
+    assert args.multi_gpu == (num_processes > 1)  # the launcher is torchrun's
+    environment = environment_of("--config_file", str(path))
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
+    assert environment.get("CUDA_VISIBLE_DEVICES") == visible
+    refuse_accelerate_settings(environment)
+    [command] = re.findall(r"^#   accelerate launch (.*)$", path.read_text(), re.MULTILINE)
+    named = re.findall(r"configs/\S+", command)
+    assert named[0] == f"configs/accelerate/{name}.yaml"
+    assert all((CONFIGS.parents[1] / other).exists() for other in named)
+
+
+def test_the_readme_starts_with_a_configuration_of_ours() -> None:
+    readme = (CONFIGS.parents[1] / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"accelerate launch --config_file (\S+) -m hrm_dist\.train", readme)
+    assert named
+    assert all((CONFIGS.parents[1] / path).exists() for path in named)
