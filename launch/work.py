@@ -10,6 +10,7 @@ from data_pipeline.build_folder import missing_parts as missing_parts_of_build
 from data_pipeline.errors import InputError
 from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import load_dataset_info
+from data_pipeline.workers import Part
 from hrm_dist import run_lock
 from hrm_dist.config import TrainConfig, load_config, to_yaml, total_steps
 from launch.cluster import Cluster
@@ -122,24 +123,22 @@ def evaluation(rest: Sequence[str], num_parts: int, cluster: Cluster) -> Work:
     """Predictions of one checkpoint; `rest` is as for tools.evaluate. Raises InputError."""
     _check_parts(rest, num_parts, cluster)
     from data_pipeline.reader import TestReader  # torch is slow to load
-    from hrm_dist import checkpoint
-    from hrm_dist.predictions import missing_parts
+    from hrm_dist.evaluation_folder import agree, missing_parts
     from tools import evaluate
 
     options = evaluate.parse_arguments(rest)
-    num_rows = len(TestReader(options.data, options.max_groups, options.num_aug))
-    path = checkpoint.open_checkpoint(
-        options.checkpoint
-    ).path.resolve()  # `latest` may move on before the job runs
+    reader = TestReader(options.data, options.max_groups, options.num_aug)
+    agree(options.out, evaluate.evaluation_asked_for(options, reader, num_parts), Part(0, num_parts))
+    path = options.checkpoint.resolve()  # `latest` may move on before the jobs run
     fixed = [str(path) if argument == str(options.checkpoint) else argument for argument in rest]
-    folder = options.out.absolute()
     parts = [Command("tools.evaluate", [*fixed, "--part", f"{i}/{num_parts}"]) for i in range(num_parts)]
-    missing = missing_parts(folder, num_parts, num_rows)
+    last = Command("tools.evaluate", fixed) if num_parts > 1 else None
+    missing = missing_parts(options.out, num_parts)
     about = [
-        f"parts      {len(missing)} of {num_parts} to predict, {num_rows:,} examples in all, with {path}"
+        f"parts      {len(missing)} of {num_parts} to predict, {len(reader):,} examples in all, with {path}"
     ]
     inputs = [path, options.data]
-    return Work("evaluate", folder, parts, missing, Command("tools.evaluate", fixed), inputs, {}, about)
+    return Work("evaluate", options.out.absolute(), parts, missing, last, inputs, {}, about)
 
 
 def _check_parts(rest: Sequence[str], num_parts: int, cluster: Cluster) -> None:

@@ -20,7 +20,7 @@ input, 75 stopped by a signal (the same command goes on), 1 anything else.
 import argparse
 import signal
 import sys
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +40,8 @@ from hrm_dist.predictions import Predictions, read_prediction_file, write_predic
 from hrm_dist.stop_request import STOP_SIGNALS, StopRequest
 
 
-def _parse() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line asks for. Raises InputError, or ends the process where it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.evaluate",
         description=__doc__,
@@ -61,12 +62,26 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--part", type=parse_part, default=Part(), metavar="I/N",
                         help="predict one of N parts, I from 0")  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for name, least in (("num_aug", 0), ("max_groups", 1), ("batch_size", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}.")
     return options
+
+
+def evaluation_asked_for(options: argparse.Namespace, reader: TestReader, num_parts: int) -> Evaluation:
+    """What the options mean for a dataset. Raises InputError if the checkpoint was trained on another one."""
+    state = checkpoint.read_state(options.checkpoint)
+    metadata = reader.info.metadata("train")
+    checkpoint.refuse_other_dataset(options.checkpoint, state, options.data, metadata)
+    return Evaluation(
+        checkpoint_id=f"{checkpoint.identity(options.checkpoint)}-{options.weights}",
+        num_aug=options.num_aug,
+        max_groups=options.max_groups,
+        num_rows=len(reader),
+        rows_per_file=rows_per_file(len(reader), num_parts),
+    )
 
 
 class _Work(NamedTuple):
@@ -102,21 +117,13 @@ def _join(blocks: list[Predictions]) -> Predictions:
 
 def main() -> int:
     """Write the prediction files that are not there yet."""
-    options = _parse()
+    options = parse_arguments()
     out: Path = options.out
     part: Part = options.part
     with closing(StopRequest()) as stop, distributed.process_group(options.device) as world:
         reader = TestReader(options.data, options.max_groups, options.num_aug)
         metadata = reader.info.metadata("train")
-        state = checkpoint.read_state(options.checkpoint)
-        checkpoint.refuse_other_dataset(options.checkpoint, state, options.data, metadata)
-        asked = Evaluation(
-            checkpoint_id=f"{checkpoint.identity(options.checkpoint)}-{options.weights}",
-            num_aug=options.num_aug,
-            max_groups=options.max_groups,
-            num_rows=len(reader),
-            rows_per_file=rows_per_file(len(reader), part.count),
-        )
+        asked = evaluation_asked_for(options, reader, part.count)
         evaluation = distributed.on_main(lambda: agree(out, asked, part))
         todo = distributed.on_main(lambda: _missing(evaluation.files(out), part))
         is_stopped = False
