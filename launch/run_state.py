@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Literal, NamedTuple
 
 from data_pipeline.errors import EXIT_INTERRUPTED
-from launch.job_log import Ended, Event, Started, Submitted
+from launch.job_log import Ended, Event, Failed, Started, Submitted
 from launch.slurm import QueuedJob
 
 Name = Literal[
@@ -157,6 +157,8 @@ def _state_of_gone(last: Event, job: QueuedJob | None, is_gone: bool) -> State:
         if last.exit_code == EXIT_INTERRUPTED:
             return State("interrupted", job_id=last.job_id)
         return State("failed", f"exit code {last.exit_code}", last.job_id, last.exit_code)
+    if is_gone and isinstance(last, Failed):
+        return State("failed", f"rank {last.rank} on {last.host}, exit code {last.exit_code}", last.job_id)
     if is_gone:
         of_slurm = "" if job is None else f"{job.state}, "
         word = "killed" if isinstance(last, Started) else "never started"
