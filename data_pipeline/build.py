@@ -46,7 +46,8 @@ _SOURCE_FORM = "PATH[:train|:evaluation]"
 def main() -> int:
     """Parse the command line and build."""
     request = parse_arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGUSR2):  # Slurm sends both
+        signal.signal(number, signal.default_int_handler)
     try:
         build(request)
     except KeyboardInterrupt:
