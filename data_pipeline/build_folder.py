@@ -30,6 +30,7 @@ from data_pipeline.identity import Identity
 from data_pipeline.schema import (
     BUILDING,
     DOCUMENTS,
+    JOBS,
     SPLITS,
     DatasetHead,
     DatasetInfo,
@@ -87,7 +88,7 @@ def find(out: Path, identity: Identity) -> DatasetInfo | None:
         return info
     if (building / "build.json").exists():
         _refuse_other(out, "begun", load_document(building / "build.json", Identity), identity)
-    elif names - {BUILDING}:
+    elif names - {BUILDING, JOBS}:
         raise InputError(f"{out}: exists and is no dataset; choose another --out or delete it.")
     return None
 

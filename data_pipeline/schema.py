@@ -39,6 +39,8 @@ DOCUMENTS = ("identifiers.json", "test_puzzles.json", "train/index.json", "test/
 """The JSON files of a dataset beside dataset.json, which has their checksums."""
 SPLITS: tuple[SplitName, SplitName] = ("train", "test")
 BUILDING = "building"
+JOBS = "jobs"
+"""Where launch.submit keeps scripts and logs, in the folder of what is made."""
 """Folder in that of a dataset with what is needed only until the dataset is complete."""
 REBUILD = "delete the dataset's folder and build it again with `python -m data_pipeline.build`"
 

@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from data_pipeline.schema import JOBS
+
 Kind = Literal["train", "evaluate", "build"]
 
 
@@ -87,7 +89,7 @@ def git_revision() -> str | None:
 
 def jobs_folder(folder: Path) -> Path:
     """Where scripts, logs and the record of a folder's jobs are."""
-    return folder / "jobs"
+    return folder / JOBS
 
 
 def now() -> datetime:

@@ -126,10 +126,13 @@ def check_script(script: str) -> None:
 
 
 def is_this_machine_alone(partition: str | None) -> bool:
-    """Whether all nodes of a partition (None: all there are) are this machine, as in a Slurm for tests."""
+    """Whether all nodes of a partition (None: the default) are this machine, as in a Slurm for tests."""
     chosen = [] if partition is None else [f"--partition={partition}"]
-    addresses = slurm(["sinfo", "--noheader", "--Node", "--format=%o", *chosen]).split()
-    return all(_is_local(address) for address in addresses)
+    nodes = [
+        line.split()
+        for line in slurm(["sinfo", "--noheader", "--Node", "--format=%P %o", *chosen]).splitlines()
+    ]
+    return all(_is_local(address) for name, address in nodes if partition is not None or name.endswith("*"))
 
 
 def _is_local(address: str) -> bool:

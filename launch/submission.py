@@ -109,10 +109,10 @@ def _parts_to_run(work: Work, live: dict[str, Submitted], *, retry: bool) -> lis
 
 def _check_with_slurm(work: Work, cluster: Cluster, to_run: Sequence[int]) -> str:
     """The script that sbatch gets. Raises InputError where Slurm or the nodes could not run it."""
-    script = _script(work, cluster, to_run)
-    slurm.check_script(script)
     if not slurm.is_this_machine_alone(cluster.partition):
         storage.check_shared([work.folder, *work.inputs, Path.cwd(), Path(sys.prefix)])
+    script = _script(work, cluster, to_run)
+    slurm.check_script(script)
     return script
 
 

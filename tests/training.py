@@ -128,6 +128,14 @@ def train_on_ranks(world_size: int, config: Path, run: Path, *overrides: str) ->
     assert [rank.exit_code for rank in finished] == [0] * world_size, finished
 
 
+def until(condition: Callable[[], bool], explanation: Callable[[], str], timeout: float = TIMEOUT) -> None:
+    """Wait for a condition that must come true."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, explanation()
+        time.sleep(0.05)
+
+
 def command_line(*command: object, environment: Mapping[str, str] | None = None) -> Finished:
     """Run `python COMMAND` and wait."""
     done = subprocess.run(

@@ -1,0 +1,273 @@
+"""`launch.submit` on a real Slurm: what is interrupted goes on, what failed runs again, what cannot run is refused."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch import job_log
+from launch.job_log import Ended, Event, Started, Submitted
+from tests.slurm.cluster import Cluster
+from tests.training import (
+    Finished,
+    assert_same_run,
+    command_line,
+    num_rows,
+    rows,
+    saved_step,
+    train,
+    train_on_ranks,
+    until,
+)
+
+pytestmark = pytest.mark.slurm
+
+# Steps that take long enough for an interruption to find some left.
+STEADY = [
+    "arch.hidden_size=64",
+    "global_batch_size=32",
+    "log_interval=1",
+    "checkpoint_interval=25",
+    "timeout_s=30",
+]
+NUM_STEPS = 400
+
+
+def submit(*arguments: object) -> Finished:
+    return command_line("-m", "launch.submit", *arguments)
+
+
+def submitted(*arguments: object) -> str:
+    """Submit what must be accepted; gives the job's id."""
+    done = submit(*arguments)
+    found = re.search(r"^submitted  job (\d+)", done.output, re.MULTILINE)
+    assert done.exit_code == 0, done.output
+    assert found is not None, done.output
+    return found[1]
+
+
+def events(folder: Path, kind: type[Event]) -> list[Event]:
+    return [event for event in job_log.read(folder) if isinstance(event, kind)]
+
+
+def output_of(folder: Path) -> str:
+    return "\n".join(
+        f"== {log.name}\n{log.read_text()[-3000:]}" for log in sorted(folder.glob("jobs/*_log.err"))
+    )
+
+
+class Run:
+    """A training in the cluster, and what may happen to it."""
+
+    def __init__(self, slurm: Cluster, folder: Path, job_id: str) -> None:
+        self.slurm, self.folder, self.job_id = slurm, folder, job_id
+
+    def trains(self, starts: int) -> None:
+        """Wait until it trains for the how-manieth time, and has made some steps by itself."""
+        self.wait(lambda: len(events(self.folder, Started)) >= starts)
+        begun = num_rows(self.folder)
+        self.wait(lambda: num_rows(self.folder) != begun)
+        begun = num_rows(self.folder)
+        self.wait(lambda: num_rows(self.folder) > begun + 3)
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        until(condition, lambda: f"{output_of(self.folder)}\n{self.slurm.log_tail()}")
+
+    def is_preempted(self) -> None:
+        """A more important job takes both nodes."""
+        options = ["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+        self.slurm.command("sbatch", *options)
+
+    def has_ended(self) -> None:
+        self.slurm.wait_for_job(self.job_id, {"COMPLETED"})
+        last = events(self.folder, Ended)[-1]
+        assert isinstance(last, Ended)
+        assert last.exit_code == 0
+
+
+def test_a_training_that_is_interrupted_in_every_way_equals_one_that_is_not(
+    slurm: Cluster, config: Path, tmp_path: Path
+) -> None:
+    settings = [*STEADY, f"max_steps={NUM_STEPS}"]
+    train_on_ranks(2, config, tmp_path / "reference", *settings)
+    folder = tmp_path / "run"
+    # One minute is Slurm's shortest limit: the first start is told to stop after some 15 seconds.
+    cluster = ["--nodes", 2, "--partition", "grace", "--time-min", 1, "--grace-s", 45]
+    job_id = submitted("train", config, f"checkpoint_path={folder}", *settings, *cluster)
+    run = Run(slurm, folder, job_id)
+
+    run.wait(lambda: len(events(folder, Ended)) == 1)  # time limit
+    run.trains(starts=2)
+    run.is_preempted()  # with grace: TERM, and USR2
+    run.wait(lambda: len(events(folder, Ended)) == 2)
+    slurm.command("scontrol", "update", f"JobId={job_id}", "Partition=main")
+    run.trains(starts=3)
+    run.is_preempted()  # without: Slurm kills it, and puts it back by itself
+    run.trains(starts=4)
+    slurm.kill_node("n2")
+    run.wait(lambda: slurm.job(job_id)["JobState"] == "PENDING")
+    slurm.start_node("n2")
+    run.has_ended()
+
+    assert_same_run(folder, tmp_path / "reference")
+    assert [row["step"] for row in rows(folder)] == list(range(1, NUM_STEPS + 1))
+    ends = events(folder, Ended)
+    assert [end.requeued for end in ends[:2] if isinstance(end, Ended)] == [True, True]
+    assert int(slurm.job(job_id)["Restarts"]) >= 4
+
+
+def test_scancel_ends_a_training_with_its_state_saved_and_the_same_command_goes_on(
+    slurm: Cluster, config: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    command = ["train", config, f"checkpoint_path={folder}", *STEADY, "checkpoint_interval=null"]
+    job_id = submitted(*command, "max_steps=100000")
+    run = Run(slurm, folder, job_id)
+    run.trains(starts=1)
+    refused = submit(*command, "max_steps=100000")
+    assert refused.exit_code == 2
+    assert re.search(f"error: .*{folder}.*(another run|a run trains here|job {job_id})", refused.output), (
+        refused.output
+    )
+    slurm.command("scancel", job_id)
+    slurm.wait_for_job(job_id, {"CANCELLED"})
+    [end] = events(folder, Ended)
+    assert isinstance(end, Ended)
+    assert (end.exit_code, end.requeued) == (75, False)
+    saved = saved_step(folder)
+    assert saved >= num_rows(folder)
+    again = submit(*command, f"max_steps={saved + 2}", "--wait")
+    assert again.exit_code == 0, again.output
+    assert saved_step(folder) == saved + 2
+
+
+def test_waiting_gives_the_exit_code_of_the_training(slurm: Cluster, config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert train(config, folder, "max_steps=2").exit_code == 0
+    other_model = submit(
+        "train", config, f"checkpoint_path={folder}", "max_steps=4", "arch.hidden_size=64", "--wait"
+    )
+    assert other_model.exit_code == 2, other_model.output
+    assert "ended with exit code 2" in other_model.output
+    assert "hidden_size" in output_of(folder)
+
+
+def test_what_was_submitted_is_on_record(slurm: Cluster, config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = submit(
+        "train", config, f"checkpoint_path={folder}", "max_steps=1", "--wait", "--setup", "export X=1"
+    )
+    assert done.exit_code == 0, done.output
+    [event] = events(folder, Submitted)
+    assert isinstance(event, Submitted)
+    assert event.resources == {"setup": ["export X=1"]}
+    assert event.packages["torch"]
+    assert "max_steps: 1\n" in Path(event.command[1]).read_text()
+    status = command_line("-m", "launch.status", folder)
+    assert status.exit_code == 0
+    assert re.search(r"finished(.|\n)*1 of 1", status.output), status.output
+
+
+# Arrays
+
+
+def content(folder: Path, pattern: str) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob(pattern))
+    }
+
+
+def test_the_failed_part_of_a_build_is_built_alone_and_the_parts_are_merged(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    build = [
+        "arc-agi-1",
+        "--num-aug",
+        2,
+        "--canvas",
+        6,
+        "--limit-groups",
+        12,
+        "--holdout",
+        "all",
+        "--workers",
+        1,
+    ]
+    assert command_line("-m", "data_pipeline.build", *build, "--out", tmp_path / "whole").exit_code == 0
+    folder = tmp_path / "parts"
+    command = ["build", *build, "--out", folder, "--parts", 3, "--array-parallelism", 1]
+    job_id = submitted(*command)
+    slurm.command("scancel", f"{job_id}_1")
+    slurm.wait_for_job(f"{job_id}_2", {"COMPLETED"})
+    assert not (folder / "dataset.json").exists()
+    assert "--retry-failed" in submit(*command).output
+    retried = submit(*command, "--retry-failed", "--wait")
+    assert retried.exit_code == 0, retried.output
+    assert "1 of 3 to build" in retried.output
+    assert content(folder, "*.tar") == content(tmp_path / "whole", "*.tar") != {}
+    assert content(folder, "dataset.json") == content(tmp_path / "whole", "dataset.json") != {}
+    assert "nothing to submit" in submit(*command, "--retry-failed").output
+
+
+def test_an_evaluation_in_parts_equals_one_that_is_whole(
+    slurm: Cluster, config: Path, dataset: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert train(config, run, "max_steps=2").exit_code == 0
+    command = [run / "checkpoints" / "latest", "--data", dataset, "--device", "cpu"]
+    parts = submit("evaluate", *command, "--out", tmp_path / "parts", "--parts", 2, "--wait")
+    assert parts.exit_code == 0, parts.output
+    whole = command_line("-m", "tools.evaluate", *command, "--out", tmp_path / "whole")
+    assert whole.exit_code == 0, whole.output
+    votes = []
+    for name in ("parts", "whole"):
+        vote = ["--data", dataset, "--out", tmp_path / f"{name}.json"]
+        assert command_line("-m", "tools.vote", tmp_path / name, *vote).exit_code == 0
+        votes.append((tmp_path / f"{name}.json").read_bytes())
+    assert votes[0] == votes[1]
+    assert len(list((tmp_path / "parts").glob("*.npz"))) == 2
+
+
+# What cannot run
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--partition", "nope"], ["Invalid partition name", "partitions: main"]),
+        (["--gpus-per-node", "4", "device=auto"], ["node configuration is not available", "gpu:2"]),
+        (["--mem-gb", "900"], ["node configuration is not available", "6000 MB"]),
+        (["--nodes", "4"], ["node configuration is not available", "main: 2 with"]),
+        (["--constraint", "fast"], ["feature", "sinfo"]),
+        (
+            ["--partition", "far", "checkpoint_path=/dev/shm/hrm-dist-test"],
+            ["memory", "storage that all nodes share"],
+        ),
+        (["--nodes", "3"], ["global_batch_size=8", "world_size=3"]),
+        (["data_path=nowhere"], ["nowhere"]),
+        (["lr=-1"], ["lr=-1"]),
+        (["device=cuda"], ["device=cuda", "--gpus-per-node"]),
+        (["--profile", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["--frobnicate"], ["--frobnicate"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value[0][0] in "-dl" else "",
+)
+def test_what_cannot_run_is_refused_and_nothing_is_queued(
+    options: list[str], words: list[str], slurm: Cluster, config: Path, tmp_path: Path
+) -> None:
+    refused = submit("train", config, f"checkpoint_path={tmp_path / 'run'}", *options)
+    assert refused.exit_code == 2, refused.output
+    assert all(word in refused.output for word in words), refused.output
+    assert "Traceback" not in refused.output
+    assert slurm.command("squeue", "--noheader") == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_prints_the_script_and_writes_nothing(slurm: Cluster, config: Path, tmp_path: Path) -> None:
+    shown = submit("train", config, f"checkpoint_path={tmp_path / 'run'}", "--nodes", 2, "--dry-run")
+    assert shown.exit_code == 0, shown.output
+    assert "#SBATCH --nodes=2" in shown.output
+    assert slurm.command("squeue", "--noheader") == ""
+    assert not (tmp_path / "run").exists()
