@@ -8,7 +8,7 @@ Each node has 4 processors, 6000 MB, 2 pretend GPUs, and a host name, processes 
 
 | partition | preempted by jobs of `high` |
 |---|---|
-| main (the default) | killed and requeued |
+| main (the default) | sent the signal of --signal, seconds later killed and requeued |
 | grace | sent the signal of --signal, 60 s later killed and requeued |
 | high | never |
 | far | its one node, far1, does not exist: jobs wait forever |
@@ -31,7 +31,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from string import Template
 
-from tests.slurm.packages import Programs, Unavailable, programs
+from tests.slurm.packages import Programs, SlurmMissingError, programs
 
 HERE = Path(__file__).parent
 CONTROLLER = "slurmctld"
@@ -59,7 +59,7 @@ class Cluster:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
-        """Start the daemons and wait until both nodes are idle. Raises Unavailable, TimeoutError."""
+        """Start the daemons and wait until both nodes are idle. Raises SlurmMissingError, TimeoutError."""
         _check_namespaces()
         _write_files(self.folder, self._slurm)
         run = self.folder / "run"
@@ -84,7 +84,7 @@ class Cluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def kill_node(self, node: str) -> None:
-        """Kill all of a node's processes at once; some 10 to 30 s later Slurm calls it down and requeues its jobs."""
+        """Kill all of a node's processes at once; some 15 s later Slurm calls it down and requeues its jobs."""
         self._kill(node)
 
     def start_node(self, node: str) -> None:
@@ -126,9 +126,9 @@ class Cluster:
         """The daemons' last words, for the message of a test that fails."""
         tails: list[str] = []
         for host in reversed(HOSTS):
-            logs = [self.folder / "log" / f"{host}.{kind}" for kind in ("log", "out")]  # no log: it did not start
-            log = next((log for log in logs if log.exists()), None)
-            if log is not None:
+            # Without a log it did not get far, and said why.
+            logs = (self.folder / "log" / f"{host}.{kind}" for kind in ("log", "out"))
+            if log := next((log for log in logs if log.exists()), None):
                 tails += [f"== {log.name}", *log.read_text().splitlines()[-lines:]]
         return "\n".join(tails)
 
@@ -166,10 +166,8 @@ class Cluster:
         return self.folder / "run" / f"{host}.host"
 
     def _wait_for_node(self, node: str) -> None:
-        self._wait(
-            f"node {node}",
-            lambda: self.command("sinfo", "-h", "-p", "main", "-n", node, "-o", "%t").strip() in ("idle", "mix"),
-        )
+        sinfo = ("sinfo", "--noheader", "--partition=main", f"--nodes={node}", "--format=%t")
+        self._wait(f"node {node}", lambda: self.command(*sinfo).strip() in ("idle", "mix"))
 
     def _succeeds(self, *command: str) -> bool:
         try:
@@ -192,13 +190,14 @@ def _unshared(hosts: Path, host: str, *command: str) -> list[str]:
 
 
 def _check_namespaces() -> None:
-    missing = [name for name in ("unshare", "setpriv", "mount", "hostname", "bash") if shutil.which(name) is None]
+    needed = ("unshare", "setpriv", "mount", "hostname", "bash")
+    missing = [name for name in needed if shutil.which(name) is None]
     if missing:
-        raise Unavailable(f"Slurm's nodes need {', '.join(missing)}.")
+        raise SlurmMissingError(f"Slurm's nodes need {', '.join(missing)}.")
     probe = _unshared(Path("/dev/null"), "probe", "true")
     done = subprocess.run(probe, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise Unavailable(f"namespaces for Slurm's nodes are not permitted here: {done.stderr.strip()}")
+        raise SlurmMissingError(f"namespaces for Slurm's nodes are not permitted here: {done.stderr.strip()}")
 
 
 def _write_files(folder: Path, slurm: Programs) -> None:
@@ -221,7 +220,8 @@ def _write_files(folder: Path, slurm: Programs) -> None:
     # Only with a device, be it /dev/null, are the GPUs numbered in CUDA_VISIBLE_DEVICES.
     for gpu in range(GPUS_PER_NODE):
         (folder / "run" / f"gpu{gpu}").symlink_to("/dev/null")
-    (folder / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={folder}/run/gpu[0-{GPUS_PER_NODE - 1}]\n")
+    devices = f"{folder}/run/gpu[0-{GPUS_PER_NODE - 1}]"
+    (folder / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={devices}\n")
     names = "".join(f"127.0.0.1 {host}\n" for host in HOSTS)
     (folder / "hosts").write_text(f"{Path('/etc/hosts').read_text()}\n{names}")
     key = folder / "run" / "munge.key"
@@ -249,7 +249,9 @@ def _is_alive(pid: int) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("action", choices=["start", "stop", "kill", "revive"])
     parser.add_argument("folder", metavar="DIR", type=Path)
     parser.add_argument("node", metavar="NODE", nargs="?", choices=NODES, default=NODES[-1])
@@ -270,5 +272,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (Unavailable, FileExistsError, TimeoutError) as error:
+    except (SlurmMissingError, FileExistsError, TimeoutError) as error:
         sys.exit(str(error))

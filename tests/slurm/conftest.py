@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster
-from tests.slurm.packages import Unavailable, programs
+from tests.slurm.packages import SlurmMissingError, programs
 
 
 @pytest.fixture(scope="package")
@@ -19,7 +19,7 @@ def slurm() -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as environment:
         try:
             cluster = Cluster(parent / "cluster", programs(), dies_with_us=True)
-        except Unavailable as missing:
+        except SlurmMissingError as missing:
             parent.rmdir()
             pytest.skip(str(missing))
         try:
@@ -27,7 +27,7 @@ def slurm() -> Iterator[Cluster]:
             for name, value in cluster.env.items():
                 environment.setenv(name, value)
             yield cluster
-        except Unavailable as missing:
+        except SlurmMissingError as missing:
             pytest.skip(str(missing))
         finally:
             cluster.stop()

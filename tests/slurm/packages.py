@@ -14,7 +14,7 @@ _ALTERNATIVES = ("slurmctld", "slurmd", "slurmstepd")  # which installing would 
 _DOWNLOAD_TIMEOUT_S = 300.0
 
 
-class Unavailable(Exception):
+class SlurmMissingError(Exception):
     """A Slurm cannot be started on this machine; the message says what is missing."""
 
 
@@ -34,7 +34,7 @@ class Programs(NamedTuple):
         path = os.environ["PATH"]
         if self.root is None or self.library is None:
             return {"PATH": f"{path}:/usr/sbin"}
-        libraries = [str(self.library), str(self.library / "slurm-wlm"), os.environ.get("LD_LIBRARY_PATH", "")]
+        libraries = [f"{self.library}", f"{self.library}/slurm-wlm", os.environ.get("LD_LIBRARY_PATH")]
         return {
             "PATH": f"{self.root}/usr/bin:{self.root}/usr/sbin:{path}",
             "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
@@ -42,13 +42,15 @@ class Programs(NamedTuple):
 
 
 def programs() -> Programs:
-    """Find Slurm or fetch it, without a change of the system. Raises Unavailable."""
+    """Find Slurm or fetch it, without a change of the system. Raises SlurmMissingError."""
     search = f"{os.environ['PATH']}:/usr/sbin"
     if all(shutil.which(name, path=search) for name in ("slurmctld", "slurmd", "srun", "munged")):
         return Programs(None)
     missing = [name for name in ("apt-get", "apt-cache", "dpkg") if shutil.which(name) is None]
     if missing:
-        raise Unavailable(f"Slurm is not installed, and without {', '.join(missing)} it cannot be fetched.")
+        raise SlurmMissingError(
+            f"Slurm is not installed, and cannot be fetched without {', '.join(missing)}."
+        )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hrm-dist"
     unpacked = cache / f"slurm-{_version()}"
     if not unpacked.exists():
@@ -63,7 +65,7 @@ def _version() -> str:
         name, _, version = line.strip().partition(": ")
         if name == "Candidate" and version != "(none)":
             return version.replace(":", "%")
-    raise Unavailable("Slurm is not installed, and apt knows no package slurmctld; try `apt-get update`.")
+    raise SlurmMissingError("Slurm is not installed, nor known to apt; try `apt-get update`.")
 
 
 def _unpack_to(unpacked: Path) -> None:
@@ -79,7 +81,9 @@ def _unpack_to(unpacked: Path) -> None:
             check=False,
         )
         if download.returncode:
-            raise Unavailable(f"Slurm is not installed, and its packages cannot be fetched: {download.stderr.strip()}")
+            raise SlurmMissingError(
+                f"Slurm is not installed, and cannot be fetched: {download.stderr.strip()}"
+            )
         root = Path(scratch) / "root"
         for package in Path(scratch).glob("*.deb"):
             subprocess.run(["dpkg", "-x", package, root], check=True)
