@@ -4,9 +4,11 @@
 Alone, a process forms no group, and every function here is the identity.
 """
 
+import errno
 import gc
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.errors import InputError
-from hrm_dist import liveness
+from hrm_dist import liveness, meeting
 from hrm_dist.config import ConfigError
 from hrm_dist.launched import Launched, launched
 
@@ -111,11 +113,8 @@ def _group_of_several(launch: Launched, backend: str, timeout_s: float) -> Itera
 
 def _meet(launch: Launched, timeout_s: float) -> tuple[dist.Store, liveness.Watch]:
     """The store that all processes share, and what watches over them; waits until all are there."""
-    # torchrun and accelerate launch set them themselves. rendezvous looks nowhere else.
-    os.environ.update(MASTER_ADDR=launch.master_addr, MASTER_PORT=str(launch.master_port))
-    url = f"env://?rank={launch.rank}&world_size={launch.world_size}"
     try:
-        store, _, _ = next(dist.rendezvous(url, timeout=timedelta(seconds=timeout_s)))
+        store = _store(launch, timeout_s)
         return store, liveness.Watch(
             store.clone(),  # pyright: ignore[reportAttributeAccessIssue]
             launch.rank,
@@ -124,13 +123,50 @@ def _meet(launch: Launched, timeout_s: float) -> tuple[dist.Store, liveness.Watc
             rank_0_hosts=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True),
             silence_s=min(timeout_s, liveness.SILENCE_S),
         )
-    except dist.DistError as error:
-        sys.exit(
-            f"error: rank {launch.rank} of {launch.world_size} has not met the others at MASTER_ADDR="
-            f"{launch.master_addr} MASTER_PORT={launch.master_port} within timeout_s={timeout_s:g}: "
-            f"{str(error).splitlines()[0]}. Look for the first error of the others; start all of them together, with "
-            "the same address and a port that is free."
+    except (dist.DistError, OSError) as error:
+        sys.exit(f"error: {_not_met(launch, timeout_s, error)}")
+
+
+def _store(launch: Launched, timeout_s: float) -> dist.Store:
+    """Raises DistError or, where rank 0 tells the port, OSError."""
+    timeout = timedelta(seconds=timeout_s)
+    # torchrun and accelerate launch set them themselves. rendezvous looks nowhere else.
+    os.environ.update(MASTER_ADDR=launch.master_addr, MASTER_PORT=str(launch.master_port))
+    if launch.master_port:
+        url = f"env://?rank={launch.rank}&world_size={launch.world_size}"
+        return next(dist.rendezvous(url, timeout=timeout))[0]
+    if launch.rank:
+        port = meeting.ask(launch.meeting_name, timeout_s)
+        store = dist.TCPStore(launch.master_addr, port, timeout=timeout)
+    else:
+        with meeting.listen(launch.meeting_name) as listener:
+            store = dist.TCPStore(
+                launch.master_addr, 0, is_master=True, wait_for_workers=False, timeout=timeout
+            )
+            meeting.tell(listener, store.port, launch.world_size - 1, timeout_s)
+    os.environ["MASTER_PORT"] = str(store.port)
+    return store
+
+
+def _not_met(launch: Launched, timeout_s: float, error: Exception) -> str:
+    """Why a process has not met the others, and what to do."""
+    reason = str(error).splitlines()[0]
+    if launch.rank == 0 and "EADDRINUSE" in reason:
+        return (
+            f"rank 0 cannot listen at MASTER_PORT={launch.master_port}: something else on {socket.gethostname()} has "
+            "this port; set MASTER_PORT to a free one, the same for all processes."
         )
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return (
+            f"another process that runs as rank 0 of {launch.meeting_name} waits for its others on this machine; wait "
+            "for it or stop it, or set MASTER_PORT to a free port, the same for all processes of this run."
+        )
+    port = f"MASTER_PORT={launch.master_port}" if launch.master_port else "a port that rank 0 tells"
+    return (
+        f"rank {launch.rank} of {launch.world_size} has not met the others at MASTER_ADDR={launch.master_addr} {port} "
+        f"within timeout_s={timeout_s:g}: {reason}. Look for the first error of the others; start all of them "
+        "together, with the same address and a port that is free."
+    )
 
 
 def report_step(step: int) -> None:

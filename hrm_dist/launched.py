@@ -4,11 +4,16 @@
 |---|---|---|
 | torchrun, accelerate launch | TORCHELASTIC_RUN_ID | RANK, WORLD_SIZE, LOCAL_RANK, also inside srun |
 | srun | SLURM_STEP_ID | SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID |
+| submitit on this machine | SUBMITIT_EXECUTOR=local | SUBMITIT_LOCAL_GLOBALID, _NTASKS, _LOCALID |
 | anything else | RANK | RANK, WORLD_SIZE, LOCAL_RANK; and MASTER_ADDR, MASTER_PORT |
 | nobody | none of these | alone |
 
 A batch script and a shell of salloc have variables of Slurm too, even SLURM_PROCID, but no SLURM_STEP_ID.
 SLURM_NTASKS does not tell: it is the job's, and an interactive step of one task inherits it.
+The tasks that submitit starts on Slurm are srun's.
+
+Tasks of srun and submitit on one machine need no port: rank 0 takes a free one and tells the others, see `meeting`.
+On several, the port follows from the job. MASTER_PORT counts before either.
 """
 
 import os
@@ -21,12 +26,16 @@ from hrm_dist.config import ConfigError
 
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _MEETING_PLACE = ("MASTER_ADDR", "MASTER_PORT")
-# Launcher, number of its tasks, number of this one.
+# Launcher; number of this task, number of all, and the former on its machine, in the order of _RANKS.
+_SRUN = ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+_SUBMITIT = ("submitit", "SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID")
+# Of mpirun only to refuse its tasks where nothing else gives ranks.
 _TASKS = (
-    ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
-    ("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("mpirun", "PMI_SIZE", "PMI_RANK"),
-    ("mpirun", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    _SRUN,
+    _SUBMITIT,
+    ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", ""),
+    ("mpirun", "PMI_RANK", "PMI_SIZE", ""),
+    ("mpirun", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", ""),
 )
 
 
@@ -38,6 +47,9 @@ class Launched(NamedTuple):
     local_rank: int
     master_addr: str = ""
     master_port: int = 0
+    """0: rank 0 takes a free one, and tells the others under meeting_name."""
+    meeting_name: str = ""
+    """Of these processes alone among those of their user on the machine where all of them are."""
     by_srun: bool = False
     """Whether the ranks are srun's, which may show each of its tasks a single GPU."""
     warning: str = ""
@@ -61,9 +73,10 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launched:
     """Rank, number of processes and local rank. Raises ConfigError where they are half there or contradict."""
     refuse_accelerate_settings(environment)
     tasks = list(_tasks(environment))
-    from_srun = any(task.launcher == "srun" for task in tasks)
+    launchers = {task.launcher for task in tasks}
+    ranks_of = next((names for names in (_SRUN, _SUBMITIT) if names[0] in launchers), None)
     given = {name: environment[name] for name in _RANKS if name in environment}
-    values = {**_ranks_of_srun(environment), **given} if from_srun else given
+    values = {**_ranks_of_tasks(ranks_of, environment), **given} if ranks_of else given
     if not values:
         if tasks:
             raise ConfigError(
@@ -83,8 +96,8 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launched:
         raise ConfigError(f"RANK={rank} is not below WORLD_SIZE={world_size}; both come from the launcher.")
     for task in tasks:
         _check_agreement(rank, world_size, task, environment)
-    addr, port = _meeting_place(environment, from_srun) if world_size > 1 else ("", 0)
-    return Launched(rank, world_size, local_rank, addr, port, by_srun=from_srun and not given)
+    place = _meeting_place(environment, ranks_of) if world_size > 1 else _Place()
+    return Launched(rank, world_size, local_rank, *place, by_srun=ranks_of is _SRUN and not given)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
@@ -99,17 +112,26 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 def _tasks(environment: Mapping[str, str]) -> Iterator[_Tasks]:
     """Launchers of several tasks that this process runs under."""
-    for launcher, size_name, rank_name in _TASKS:
-        if ("SLURM_STEP_ID" if launcher == "srun" else size_name) not in environment:
+    for launcher, rank_name, size_name, _ in _TASKS:
+        is_launcher = {"srun": _in_step(environment), "submitit": _in_submitit(environment)}
+        if not is_launcher.get(launcher, size_name in environment):
             continue
         size = _number(environment, size_name)
         if size > 1:
             yield _Tasks(launcher, size_name, size, rank_name, _number(environment, rank_name))
 
 
-def _ranks_of_srun(environment: Mapping[str, str]) -> dict[str, str]:
-    names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-    return {ours: str(_number(environment, name)) for ours, name in zip(_RANKS, names, strict=True)}
+def _in_step(environment: Mapping[str, str]) -> bool:
+    return "SLURM_STEP_ID" in environment
+
+
+def _in_submitit(environment: Mapping[str, str]) -> bool:
+    """Whether this is a task of its local executor; a Slurm job submitted by one inherits the other variables."""
+    return environment.get("SUBMITIT_EXECUTOR") == "local"
+
+
+def _ranks_of_tasks(names: tuple[str, ...], environment: Mapping[str, str]) -> dict[str, str]:
+    return {ours: str(_number(environment, name)) for ours, name in zip(_RANKS, names[1:], strict=True)}
 
 
 def _check_agreement(rank: int, world_size: int, task: _Tasks, environment: Mapping[str, str]) -> None:
@@ -128,29 +150,48 @@ def _check_agreement(rank: int, world_size: int, task: _Tasks, environment: Mapp
     if rest or rank // ranks_per_task != task.rank:
         raise ConfigError(
             f"RANK={rank} of WORLD_SIZE={world_size} contradicts {task}; unset RANK, WORLD_SIZE and LOCAL_RANK "
-            "where srun is to set them, or set them for each task."
+            "where srun or submitit is to set them, or set them for each task."
         )
 
 
-def _meeting_place(environment: Mapping[str, str], from_srun: bool) -> tuple[str, int]:
-    """Host and port of rank 0's store: MASTER_ADDR and MASTER_PORT or, under srun, of the step's first node."""
+class _Place(NamedTuple):
+    """Where the processes meet; see Launched."""
+
+    addr: str = ""
+    port: int = 0
+    meeting_name: str = ""
+
+
+def _meeting_place(environment: Mapping[str, str], ranks_of: tuple[str, ...] | None) -> _Place:
+    """Where rank 0's store is: as MASTER_ADDR and MASTER_PORT say or, for tasks, on their first machine."""
     given = {name: environment[name] for name in _MEETING_PLACE if environment.get(name)}
     missing = [name for name in _MEETING_PLACE if name not in given]
-    if missing and not from_srun:
+    if missing and ranks_of is None:
         raise ConfigError(
             f"WORLD_SIZE={environment.get('WORLD_SIZE')} without {' and '.join(missing)}: the processes do not know "
             "where to meet; set MASTER_ADDR to the host of rank 0 and MASTER_PORT to a free port there, for all alike, "
             "or start through torchrun."
         )
-    port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in given else _port_of_step(environment)
-    if port > 65_535:
+    on_one_machine = ranks_of is _SUBMITIT or environment.get("SLURM_STEP_NUM_NODES") == "1"
+    addr = given.get("MASTER_ADDR") or ("127.0.0.1" if on_one_machine else _first_host_of_step(environment))
+    if "MASTER_PORT" not in given:
+        if on_one_machine:
+            return _Place(addr, meeting_name=_meeting_name(environment, ranks_of is _SUBMITIT))
+        return _Place(addr, _port_of_step(environment))
+    port = _number(environment, "MASTER_PORT")
+    if not 1 <= port <= 65_535:
         raise ConfigError(f"MASTER_PORT={port} is not a port; set it to one that is free, at most 65535.")
-    return given.get("MASTER_ADDR") or _first_host_of_step(environment), port
+    return _Place(addr, port)
+
+
+def _meeting_name(environment: Mapping[str, str], of_submitit: bool) -> str:
+    if of_submitit:
+        return f"submitit-{_number(environment, 'SUBMITIT_LOCAL_JOB_ID')}"
+    job, step = (_number(environment, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    return f"slurm-{job}.{step}-{environment.get('SLURM_RESTART_COUNT', '0')}"
 
 
 def _first_host_of_step(environment: Mapping[str, str]) -> str:
-    if environment.get("SLURM_STEP_NUM_NODES") == "1":
-        return "127.0.0.1"
     hosts = environment.get("SLURM_STEP_NODELIST", "")
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", hosts)  # up to a comma outside brackets
     if first is None:
@@ -169,15 +210,15 @@ def _port_of_step(environment: Mapping[str, str]) -> int:
 
 
 def _alone(environment: Mapping[str, str]) -> Launched:
-    in_step = "SLURM_STEP_ID" in environment
+    is_one_task = _in_step(environment) or _in_submitit(environment)
     left_over = {name: environment[name] for name in _MEETING_PLACE if name in environment}
-    if left_over and not in_step:
+    if left_over and not is_one_task:
         raise ConfigError(
             f"the environment has {left_over} but not RANK, WORLD_SIZE and LOCAL_RANK, so this process would train "
             "alone; start through torchrun, accelerate launch or srun, or unset them to train alone."
         )
     num_tasks = environment.get("SLURM_NTASKS", "1")
-    if in_step or num_tasks == "1":
+    if is_one_task or num_tasks == "1":
         return Launched(0, 1, 0)
     return Launched(
         0, 1, 0, warning=f"this is a script or shell of a Slurm job of {num_tasks} tasks, and not one of them: it "

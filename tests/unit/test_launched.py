@@ -29,6 +29,12 @@ PTY = SALLOC | {
     "SLURM_STEP_NODELIST": "n1", "SLURM_STEP_NUM_NODES": "1",
 }  # fmt: skip
 MPIRUN = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+# The second of the tasks that submitit's local executor starts, from submitit 1.5.4.
+LOCAL = {
+    "SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_GLOBALID": "1",
+    "SUBMITIT_LOCAL_LOCALID": "1", "SUBMITIT_LOCAL_NODEID": "0", "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+    "SUBMITIT_LOCAL_JOB_ID": "4711", "SUBMITIT_LOCAL_COMMAND": "python -u -m submitit.core._submit jobs",
+}  # fmt: skip
 MEETING_PLACE = {"MASTER_ADDR": "head", "MASTER_PORT": "1234"}
 
 
@@ -74,8 +80,46 @@ def test_the_first_node_of_a_list_of_slurm(nodes: str, first: str) -> None:
     assert launched(STEP | {"SLURM_STEP_NODELIST": nodes}).master_addr == first
 
 
-def test_tasks_of_srun_on_one_node_meet_there() -> None:
-    assert launched(STEP | {"SLURM_STEP_NUM_NODES": "1"}).master_addr == "127.0.0.1"
+def test_tasks_of_srun_on_one_node_meet_there_on_a_port_that_rank_0_tells() -> None:
+    on_one_node = STEP | {"SLURM_STEP_NUM_NODES": "1"}
+    task = launched(on_one_node)
+    assert (task.master_addr, task.master_port) == ("127.0.0.1", 0)
+    assert task.meeting_name
+    assert launched(on_one_node | {"SLURM_PROCID": "0"}).meeting_name == task.meeting_name
+    for other in ({"SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": "4"}, {"SLURM_RESTART_COUNT": "1"}):
+        assert launched(on_one_node | other).meeting_name != task.meeting_name
+    assert launched(on_one_node | {"MASTER_PORT": "1234"})[3:6] == ("127.0.0.1", 1234, "")
+
+
+def test_a_task_of_submitit_on_this_machine_is_a_rank() -> None:
+    task = launched(LOCAL)
+    assert task[:5] == (1, 2, 1, "127.0.0.1", 0)
+    assert not task.by_srun
+    assert launched(LOCAL | {"SUBMITIT_LOCAL_GLOBALID": "0"}).meeting_name == task.meeting_name
+    assert launched(LOCAL | {"SUBMITIT_LOCAL_JOB_ID": "4712"}).meeting_name != task.meeting_name
+    assert launched(LOCAL | MEETING_PLACE)[:6] == (1, 2, 1, "head", 1234, "")
+
+
+@pytest.mark.parametrize("within", [{}, BATCH_SCRIPT, SALLOC, PTY])
+def test_the_only_task_of_submitit_is_alone_wherever_it_was_started(within: dict[str, str]) -> None:
+    one_task = LOCAL | {"SUBMITIT_LOCAL_NTASKS": "1", "SUBMITIT_LOCAL_GLOBALID": "0"}
+    assert launched(within | one_task) == Launched(0, 1, 0)
+    assert launched(within | one_task | MEETING_PLACE) == Launched(0, 1, 0)
+    assert launched(within | LOCAL)[:3] == (1, 2, 1)
+
+
+def test_on_slurm_the_tasks_of_submitit_are_those_of_srun() -> None:
+    assert launched(LOCAL | STEP | {"SUBMITIT_EXECUTOR": "slurm"}) == launched(STEP)
+
+
+def test_ranks_that_contradict_submitit_are_refused() -> None:
+    assert "contradicts submitit's SUBMITIT_LOCAL_GLOBALID=1 of" in refusal(
+        LOCAL | MEETING_PLACE | ranks(0, 2, 0)
+    )
+    assert launched(LOCAL | MEETING_PLACE | ranks(1, 2, 0))[:3] == (1, 2, 0)
+    assert "contradicts submitit's" in refusal(LOCAL | STEP | {"SLURM_PROCID": "0"})
+    message = refusal(LOCAL | TORCHRUN | {"GROUP_WORLD_SIZE": "1"})
+    assert "each of submitit's SUBMITIT_LOCAL_NTASKS=2 tasks runs a torchrun of its own" in message
 
 
 def test_under_srun_a_meeting_place_that_is_set_counts() -> None:
@@ -171,6 +215,8 @@ def test_one_task_of_mpirun_is_alone() -> None:
         (MEETING_PLACE, "this process would train alone"),
         ({**STEP, "SLURM_PROCID": ""}, "SLURM_PROCID='' is not a number"),
         ({name: value for name, value in STEP.items() if name != "SLURM_LOCALID"}, "SLURM_LOCALID=''"),
+        ({**LOCAL, "SUBMITIT_LOCAL_GLOBALID": ""}, "SUBMITIT_LOCAL_GLOBALID='' is not a number"),
+        ({**LOCAL, "SUBMITIT_LOCAL_JOB_ID": ""}, "SUBMITIT_LOCAL_JOB_ID='' is not a number"),
     ],
 )
 def test_half_an_environment_is_refused(environment: dict[str, str], words: str) -> None:

@@ -1,0 +1,78 @@
+"""How processes on one machine learn the port that rank 0 took, when nobody has given them one.
+
+Rank 0 listens on a socket of Linux's abstract namespace and tells everyone who asks. Its name is free again with the
+end of the process, however that comes, and it is seen where 127.0.0.1 is the same: nothing is left over or needed on
+a disk.
+"""
+
+import os
+import socket
+import struct
+import time
+
+_ASK_AGAIN_S = 0.02
+
+
+def _address(name: str) -> str:
+    return f"\0hrm-dist-{os.geteuid()}-{name}"
+
+
+def listen(name: str) -> socket.socket:
+    """Where the others will ask; the caller closes it. Raises OSError if the name is taken."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(_address(name))
+        listener.listen(4096)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def tell(listener: socket.socket, port: int, num_others: int, timeout_s: float) -> None:
+    """Tell the port to so many others. Raises TimeoutError, which says how many have asked."""
+    deadline = time.monotonic() + timeout_s
+    told = 0
+    while told < num_others:
+        try:
+            listener.settimeout(_until(deadline))
+            connection, _ = listener.accept()
+        except TimeoutError:
+            raise TimeoutError(f"{told} of the other {num_others} have come") from None
+        with connection:
+            if _is_own_user(connection):
+                connection.sendall(f"{port}\n".encode())
+                told += 1
+
+
+def ask(name: str, timeout_s: float) -> int:
+    """The port that rank 0 tells, once it is there. Raises TimeoutError."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(_until(deadline))
+                connection.connect(_address(name))
+                if _is_own_user(connection):
+                    answer = connection.recv(64)
+                    if answer.endswith(b"\n"):
+                        return int(answer)
+        except TimeoutError:
+            raise TimeoutError("rank 0 has not come") from None
+        except OSError:  # it does not listen yet
+            pass
+        time.sleep(_ASK_AGAIN_S)
+
+
+def _until(deadline: float) -> float:
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError
+    return left_s
+
+
+def _is_own_user(connection: socket.socket) -> bool:
+    """Whether the other side belongs to this user; anyone may take a name or ask."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, user, _ = struct.unpack("3i", credentials)
+    return user == os.geteuid()
