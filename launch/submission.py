@@ -262,15 +262,20 @@ def _run_here(work: Work, cluster: Cluster, to_run: Sequence[int]) -> list[Queue
     cores = cluster.num_tasks_per_node * (cluster.cpus_per_task or 1)
     at_a_time = min(cluster.array_parallelism, max(1, len(os.sched_getaffinity(0)) // cores))
     queued: list[Queued] = []
+
+    def num_at_work() -> int:
+        done = sum(one.job.done() for one in queued)
+        if done > progress.n:
+            progress.update(done - progress.n)
+        return len(queued) - done
+
     with tqdm(total=len(to_run), unit="part") as progress:
         for part in to_run:
-            while sum(not one.job.done() for one in queued) >= at_a_time:
+            while num_at_work() >= at_a_time:
                 time.sleep(0.2)
             queued += _queue(work, cluster, [work.parts[part]])
-            progress.update(sum(one.job.done() for one in queued) - progress.n)
-        while not all(one.job.done() for one in queued):
+        while num_at_work():
             time.sleep(0.2)
-            progress.update(sum(one.job.done() for one in queued) - progress.n)
     failed = [one for one in queued if _ends(work).get(one.job_id) != 0]
     if work.last is not None and not failed:
         queued += _queue(work, cluster, [work.last])

@@ -1,15 +1,18 @@
 """`launch.submit` on a real Slurm: what is interrupted goes on, what failed runs again, what cannot run is refused."""
 
 import hashlib
+import os
 import re
+import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
 from launch import job_log
-from launch.job_log import Ended, Event, Started, Submitted
+from launch.job_log import Ended, Event, Failed, Started, Submitted
 from tests.slurm.cluster import Cluster
 from tests.training import (
     Finished,
@@ -69,6 +72,16 @@ class Run:
     def wait(self, condition: Callable[[], bool]) -> None:
         until(condition, lambda: f"{output_of(self.folder)}\n{self.slurm.log_tail()}")
 
+    def processes_of_rank(self, rank: int) -> list[int]:
+        """The task that submitit started on its node and the training in it, the oldest first."""
+        wanted = {f"SLURM_JOB_ID={self.job_id}", f"SLURM_PROCID={rank}", "SUBMITIT_EXECUTOR=slurm"}
+        found: list[int] = []
+        for process in sorted(int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()):
+            with suppress(OSError):
+                if wanted <= set(Path(f"/proc/{process}/environ").read_text().split("\0")):
+                    found.append(process)
+        return found
+
     def is_preempted(self) -> None:
         """A more important job takes both nodes."""
         options = ["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
@@ -105,6 +118,28 @@ def test_a_training_that_is_interrupted_in_every_way_equals_one_that_is_not(
     train_on_ranks(2, config, tmp_path / "reference", *STEADY, f"max_steps={num_steps}")
     assert_same_run(folder, tmp_path / "reference")
     assert [row["step"] for row in rows(folder)] == list(range(1, num_steps + 1))
+
+
+def test_a_rank_that_is_gone_without_a_word_puts_the_job_back_and_one_that_failed_does_not(
+    slurm: Cluster, config: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    command = ["train", config, f"checkpoint_path={folder}", *STEADY, "timeout_s=6", "max_steps=100000"]
+    run = Run(slurm, folder, submitted(*command, "--nodes", 2))
+    run.trains(starts=1)
+    for process in run.processes_of_rank(1):
+        os.kill(process, signal.SIGKILL)
+    run.trains(starts=2)
+    assert [(end.exit_code, end.requeued) for end in events(folder, Ended)] == [(69, True)]
+    [*_, last] = run.processes_of_rank(1)  # of the task the last one is the training's
+    os.kill(last, signal.SIGKILL)
+    slurm.wait_for_job(run.job_id, {"FAILED"})
+    assert [(failed.rank, failed.host, failed.exit_code) for failed in events(folder, Failed)] == [
+        (1, "n2", 137)
+    ]
+    assert [(end.exit_code, end.requeued) for end in events(folder, Ended)[1:]] == [(69, False)]
+    status = command_line("-m", "launch.status", folder)
+    assert "failed" in status.output
 
 
 def test_scancel_ends_a_training_with_its_state_saved_and_the_same_command_goes_on(
