@@ -4,7 +4,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,13 +139,30 @@ def _queue(
     made = executor(cluster, jobs_folder(work.folder), _name(work), after)
     jobs = [Job(work.folder, command.module, command.arguments, cluster.grace_s) for command in commands]
     try:
-        with made.batch():
+        with _without_our_output() if cluster.cluster == "local" else nullcontext(), made.batch():
             handles = [made.submit(job) for job in jobs]
     except FailedJobError as error:
         raise slurm.SlurmError(f"Slurm refuses the job: {slurm.explained(str(error))}") from error
     queued = [Queued(handle, command) for handle, command in zip(handles, commands, strict=True)]
     _record(work, cluster, queued)
     return queued
+
+
+@contextmanager
+def _without_our_output() -> Iterator[None]:
+    """A local job outlives this process; who reads our output would wait for its end too."""
+    sys.stdout.flush()
+    kept = [os.dup(descriptor) for descriptor in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for descriptor in (1, 2):
+            os.dup2(nowhere, descriptor)
+        yield
+    finally:
+        for descriptor, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, descriptor)
+            os.close(copy)
+        os.close(nowhere)
 
 
 def _record(work: Work, cluster: Cluster, queued: Sequence[Queued]) -> None:
