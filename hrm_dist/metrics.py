@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -162,8 +163,14 @@ class RunLog:
             self._sinks.append(JsonLines(run_dir / "metrics.jsonl", last_row))
             if config.wandb_mode != "disabled":
                 self._sinks.append(WandB(config, run_dir))
+        # In a job's log, where every update is a line, one in half a minute is enough.
+        interval = 0.5 if sys.stderr.isatty() else 30.0
         self._bar = tqdm(
-            total=last_step, initial=step, unit="step", disable=not distributed.is_main(), mininterval=0.5
+            total=last_step,
+            initial=step,
+            unit="step",
+            disable=not distributed.is_main(),
+            mininterval=interval,
         )
         self._steps_timed, self._since = 0, time.perf_counter()
 

@@ -192,7 +192,7 @@ def _description(work: Work, cluster: Cluster, to_run: Sequence[int]) -> str:
         f"{len(to_run)} jobs of {per_node}{gpus}" if work.is_array else f"{cluster.nodes} x {per_node}{gpus}"
     )
     lines = [
-        f"{work.kind:<10} {work.folder}",
+        f"{work.kind:<10} {_short(work.folder)}",
         f"on         {where}: {size}, at most {cluster.time_min} min a start",
     ]
     return "\n".join([*lines, *work.about])
