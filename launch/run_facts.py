@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from data_pipeline.errors import InputError
+from data_pipeline.errors import EXIT_INTERRUPTED, InputError
 from data_pipeline.schema import DatasetMetadata, load_dataset_info
 from hrm_dist.config import TrainConfig, load_config, total_steps
 from hrm_dist.run_lock import holder
 from launch import job_log, job_output, slurm
-from launch.job_log import Event, Started, Submitted
+from launch.job_log import Ended, Event, Started, Submitted
 from launch.run_state import (
     Part,
     Progress,
@@ -182,7 +182,12 @@ def _log_and_error(folder: Path, state: State, events: Sequence[Event]) -> tuple
         return None, None
     files = job_output.logs(folder, state.job_id)
     starts = [event.time for event in events if isinstance(event, Started) and event.job_id == state.job_id]
-    error = None if state.name == "finished" else job_output.last_error(files, max(starts, default=None))
+    error = job_output.last_error(files, max(starts, default=None))
+    ends = [event for event in events if isinstance(event, Ended) and event.job_id == state.job_id]
+    if state.name == "finished" or (
+        ends and ends[-1].exit_code == EXIT_INTERRUPTED and events[-1] is ends[-1]
+    ):
+        error = None  # what Slurm says of a job that was stopped is no error
     return (files[0] if files else None), error
 
 

@@ -104,9 +104,9 @@ def _block(facts: Facts) -> str:
         lines.append(("loss", _loss(facts) + exact + skipped))
     if facts.scores:
         scores = [
-            f"{key.removeprefix('eval/')} {value:.4g}"
-            for key, value in facts.scores.items()
-            if key.startswith("eval/") and isinstance(value, int | float)
+            f"{key} {facts.scores[f'eval/{key}']:.2%}"
+            for key in ("exact_accuracy", "task/pass@1", "task/pass@2")
+            if isinstance(facts.scores.get(f"eval/{key}"), int | float)
         ]
         lines.append(("evaluation", f"at step {facts.scores['step']:,}: {', '.join(scores)}"))
     if facts.row_age_s is not None:
