@@ -13,6 +13,7 @@ import pytest
 
 from data_pipeline.build import build
 from data_pipeline.dataset_plan import Request
+from data_pipeline.errors import EXIT_LOST
 from data_pipeline.identity import ArcOptions
 from tests.training import (
     Finished,
@@ -50,14 +51,14 @@ def start(config: Path, tmp_path: Path) -> Iterator[Start]:
         run = tmp_path / "run"
         started.extend(start_ranks(world_size, config, run, *SETTINGS, *overrides))
         assert started[0].wait_until(lambda: num_rows(run) >= 6), started[0].log.read_text()
-        return started
+        return list(started)  # a test takes out those that it kills
 
     yield start
     for rank in started:
         rank.process.kill()
 
 
-def assert_all_end(ranks: list[Started], message: str, exit_code: int = 1) -> None:
+def assert_all_end(ranks: list[Started], message: str, exit_code: int = EXIT_LOST) -> None:
     """All end with the exit code and, for all to see, a message; no traceback hides it."""
     for finished in [rank.finish() for rank in ranks]:
         assert finished.exit_code == exit_code, finished.output

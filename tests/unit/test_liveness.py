@@ -34,7 +34,7 @@ def test_silent_ranks_are_named_with_their_steps() -> None:
     assert verdict(ranks, 0, silence_s=10) == Verdict(
         "rank 1 has shown no sign of life for 12 s, last heard of at step 37; rank 0 is at step 40. The same "
         "command goes on from the last checkpoint.",
-        1,
+        69,
     )
     ranks += heard((Sign(9, 38), 13), (Sign(9, 38), 13))
     reason = verdict(ranks, 0, silence_s=10)
