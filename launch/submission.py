@@ -4,8 +4,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,17 +54,14 @@ def submit(work: Work, cluster: Cluster, *, dry_run: bool, retry: bool) -> list[
             f"nothing to submit: {len(live)} jobs wait or run" if live else "nothing to submit: all is done"
         )
         return []
-    for path, text in work.files.items():
-        replace_file(path, text.encode())
-    if cluster.cluster == "local" and work.is_array:
-        return _run_here(work, cluster, to_run)
-    queued = _queue(work, cluster, [work.parts[part] for part in to_run])
-    if work.last is not None:
-        one = cluster.model_copy(update={"gpus_per_node": 0, "tasks_per_node": 1})
-        ids = {one.job_id.split("_")[0] for one in queued}
-        # Of parts submitted before, some have failed: those are among the new ones.
-        conditions = [f"afterok:{i}" for i in ids] + [f"afterany:{i.split('_')[0]}" for i in live]
-        queued += _queue(work, one, [work.last], ",".join(dict.fromkeys(conditions)) or None)
+    with _undone_if_refused(work):
+        for path, text in work.files.items():
+            replace_file(path, text.encode())
+        if cluster.cluster == "local" and work.is_array:
+            return _run_here(work, cluster, to_run)
+        queued = _queue(work, cluster, [work.parts[part] for part in to_run])
+        if work.last is not None:
+            queued += _queue_last(work, work.last, cluster, queued, live)
     print(_what_now(work, queued, cluster))
     return queued
 
@@ -163,6 +160,42 @@ def _without_our_output() -> Iterator[None]:
             os.dup2(copy, descriptor)
             os.close(copy)
         os.close(nowhere)
+
+
+def _queue_last(
+    work: Work, last: Command, cluster: Cluster, queued: Sequence[Queued], live: Collection[str]
+) -> list[Queued]:
+    """Queue what makes a whole of the parts, to run after them; if that is refused, no part stays queued either."""
+    one_process = cluster.model_copy(update={"gpus_per_node": 0, "tasks_per_node": 1})
+    # Of parts submitted before, some have failed: those are among the new ones.
+    conditions = [f"afterok:{one.job_id.split('_')[0]}" for one in queued]
+    conditions += [f"afterany:{job_id.split('_')[0]}" for job_id in live]
+    try:
+        return _queue(work, one_process, [last], ",".join(dict.fromkeys(conditions)) or None)
+    except slurm.SlurmError:
+        for one in queued:
+            one.job.cancel(check=False)
+        raise
+
+
+@contextmanager
+def _undone_if_refused(work: Work) -> Iterator[None]:
+    """Leave the folder as it was if Slurm refuses the job after all."""
+    folder = jobs_folder(work.folder)
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    there = set() if missing else set(folder.iterdir())
+    before = {path: path.read_bytes() for path in work.files if path in there}
+    try:
+        yield
+    except slurm.SlurmError:
+        for path in set(folder.iterdir()) - there:
+            path.unlink()
+        for path, content in before.items():
+            replace_file(path, content)
+        for place in missing:
+            with suppress(OSError):  # something else has come into it
+                place.rmdir()
+        raise
 
 
 def _record(work: Work, cluster: Cluster, queued: Sequence[Queued]) -> None:

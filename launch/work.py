@@ -132,7 +132,7 @@ def evaluation(rest: Sequence[str], num_parts: int, cluster: Cluster) -> Work:
     path = options.checkpoint.resolve()  # `latest` may move on before the jobs run
     fixed = [str(path) if argument == str(options.checkpoint) else argument for argument in rest]
     parts = [Command("tools.evaluate", [*fixed, "--part", f"{i}/{num_parts}"]) for i in range(num_parts)]
-    last = Command("tools.evaluate", fixed) if num_parts > 1 else None
+    last = Command("tools.evaluate", [*fixed, "--device", "cpu"]) if num_parts > 1 else None
     missing = missing_parts(options.out, num_parts)
     about = [
         f"parts      {len(missing)} of {num_parts} to predict, {len(reader):,} examples in all, with {path}"

@@ -13,6 +13,8 @@ import pytest
 
 from launch import job_log
 from launch.job_log import Ended, Event, Failed, Started, Submitted
+from launch.slurm import SlurmError
+from launch.submit import main
 from tests.slurm.cluster import Cluster
 from tests.training import (
     Finished,
@@ -272,6 +274,16 @@ def test_what_cannot_run_is_refused_and_nothing_is_queued(
     assert "Traceback" not in refused.output
     assert slurm.command("squeue", "--noheader") == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_a_job_that_slurm_refuses_at_the_last_moment_leaves_nothing(
+    slurm: Cluster, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.slurm.check_script", lambda _script: None)  # as if all was well a moment ago
+    with pytest.raises(SlurmError, match=r"Invalid partition name(.|\n)*partitions: main"):
+        main(["train", str(config), f"checkpoint_path={tmp_path / 'run'}", "--partition", "nope"])
+    assert not (tmp_path / "run").exists()
+    assert slurm.command("squeue", "--noheader") == ""
 
 
 def test_a_dry_run_prints_the_script_and_writes_nothing(slurm: Cluster, config: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hrm_dist.config import ConfigError
 from launch import storage
 from launch.cluster import Cluster, executor, load_cluster
 from launch.slurm import explained
+from tests.training import command_line
 
 PROFILES = sorted((Path(__file__).parents[2] / "configs" / "cluster").glob("*.yaml"))
 
@@ -121,3 +122,15 @@ def test_a_folder_that_only_this_machine_sees_is_refused() -> None:
 def test_the_words_of_slurm_are_kept_where_nothing_is_known_about_them() -> None:
     assert explained("sbatch: error: something new") == "sbatch: error: something new"
     assert "sacctmgr show assoc" in explained("Invalid account or account/partition combination specified")
+
+
+def test_without_slurm_nothing_is_written_and_the_message_says_where_to_go(
+    config: Path, tmp_path: Path
+) -> None:
+    command = ["-m", "launch.submit", "train", config, f"checkpoint_path={tmp_path / 'run'}"]
+    refused = command_line(*command, environment={"PATH": str(tmp_path)})
+    assert refused.exit_code == 2
+    assert re.fullmatch(r"error: \w+: not found; .*login node.*--cluster local\.\n", refused.output), (
+        refused.output
+    )
+    assert not (tmp_path / "run").exists()
