@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipeline.errors import InputError
+from data_pipeline.errors import EXIT_FAILED, InputError
 from hrm_dist import liveness, meeting
 from hrm_dist.config import ConfigError
 from hrm_dist.launched import Launched, launched
@@ -114,7 +115,8 @@ def _group_of_several(launch: Launched, backend: str, timeout_s: float) -> Itera
 def _meet(launch: Launched, timeout_s: float) -> tuple[dist.Store, liveness.Watch]:
     """The store that all processes share, and what watches over them; waits until all are there."""
     try:
-        store = _store(launch, timeout_s)
+        with _in_time(launch, timeout_s):
+            store = _store(launch, timeout_s)
         return store, liveness.Watch(
             store.clone(),  # pyright: ignore[reportAttributeAccessIssue]
             launch.rank,
@@ -125,6 +127,20 @@ def _meet(launch: Launched, timeout_s: float) -> tuple[dist.Store, liveness.Watc
         )
     except (dist.DistError, OSError) as error:
         sys.exit(f"error: {_not_met(launch, timeout_s, error)}")
+
+
+@contextmanager
+def _in_time(launch: Launched, timeout_s: float) -> Iterator[None]:
+    """End the process if this takes too long: torch has no limit for a listener that is no store and never answers."""
+    reason = _not_met(launch, timeout_s, TimeoutError("what listens there does not answer"))
+    # torch's own limit comes first, where it has one.
+    alarm = threading.Timer(timeout_s + 5.0, liveness.end_process, [liveness.Verdict(reason, EXIT_FAILED)])
+    alarm.daemon = True
+    alarm.start()
+    try:
+        yield
+    finally:
+        alarm.cancel()
 
 
 def _store(launch: Launched, timeout_s: float) -> dist.Store:

@@ -46,8 +46,8 @@ def port() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-def start(config: Path, run: Path, environment: dict[str, str], rank: int) -> Started:
-    arguments = [config, f"checkpoint_path={run}", "max_steps=3", "timeout_s=30"]
+def start(config: Path, run: Path, environment: dict[str, str], rank: int, *overrides: str) -> Started:
+    arguments = [config, f"checkpoint_path={run}", "max_steps=3", "timeout_s=30", *overrides]
     return Started(run.with_name(f"{run.name}.rank{rank}.log"), "hrm_dist.train", arguments, environment)
 
 
@@ -93,6 +93,11 @@ def test_across_nodes_a_taken_port_is_named(config: Path, tmp_path: Path) -> Non
         taken.bind(("", port))
         taken.listen()
         assert_says_that_it_is_taken(start(config, tmp_path / "run", on_two_nodes(0), 0), port)
+        other = start(config, tmp_path / "run", on_two_nodes(1), 1, "timeout_s=2").finish()
+    assert other.exit_code == 1
+    assert re.search("error: rank 1 of 2 has not met the others .* does not answer", other.output), (
+        other.output
+    )
 
 
 def assert_says_that_it_is_taken(rank_0: Started, port: int) -> None:
