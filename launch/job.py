@@ -35,6 +35,8 @@ from launch.job_log import Ended, Event, Failed, Started
 _RESERVE_S = 15.0
 # So long a rank that failed may take to leave its word.
 _WORD_S = 5.0
+# How often Slurm is asked how it counts the job.
+_NUM_QUESTIONS = 3
 # So many losses in a row, after starts that were so short, are no accident.
 _MAX_LOSSES, _SHORT_S = 3, 600.0
 
@@ -181,6 +183,11 @@ class _Command:
     def goes_back(self, environment: submitit.JobEnvironment) -> bool:
         """Whether the job is to run again, after its command was interrupted."""
         if environment.cluster == "slurm":
-            job = slurm.queued_jobs([environment.job_id]).get(environment.job_id)
-            return job is not None and job.state == "RUNNING"
+            for _ in range(_NUM_QUESTIONS):
+                try:
+                    job = slurm.queued_jobs([environment.job_id]).get(environment.job_id)
+                    return job is not None and job.state == "RUNNING"
+                except slurm.SlurmError as error:  # a busy controller
+                    print(f"squeue says {error}; asking again", file=sys.stderr, flush=True)
+                    time.sleep(2.0)
         return signal.SIGUSR2 in self._received
