@@ -65,7 +65,7 @@ def holder(run_dir: Path) -> str | None:
     while path.resolve() not in _held:
         try:
             descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         try:
             if not _is_locked(descriptor):

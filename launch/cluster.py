@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,6 +27,14 @@ Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\n]*$")]
 _MAX_TIMEOUTS = 1_000_000
 
 
+_OWN_OPTIONS = {
+    "array", "chdir", "dependency", "error", "gpus-per-node", "job-name", "no-requeue", "nodes", "ntasks",
+    "ntasks-per-node", "open-mode", "output", "parsable", "requeue", "signal", "test-only", "time", "wait", "wrap",
+}  # fmt: skip
+# A signal that comes before Python can handle it must not kill the job: Slurm would not start it again.
+_UNTIL_HANDLED = """sh -c 'trap "" TERM USR2; exec "$0" "$@"' """
+
+
 class Cluster(BaseModel):
     """Where a job runs and what it gets. The names are sbatch's where it has one."""
 
@@ -39,10 +48,11 @@ class Cluster(BaseModel):
     tasks_per_node: PositiveInt | None = None
     """Processes per node; left out: one per GPU, or one."""
     cpus_per_task: PositiveInt | None = None
-    mem_gb: Annotated[float, Field(gt=0)] | None = None
+    mem_gb: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Memory per node in GiB; left out: what the cluster gives."""
-    time_min: PositiveInt = 60
-    """Time limit of one start, in minutes. Training goes back to the queue and on for as long as it takes."""
+    time_min: Annotated[int, Field(gt=0, le=1_000_000)] | None = None
+    """Time limit of one start, in minutes; left out: an hour on Slurm, none here. Training goes back to the queue and
+    on for as long as it takes."""
     grace_s: PositiveInt = 120
     """How long before the time limit Slurm says so: enough to save a checkpoint."""
     partition: Text | None = None
@@ -76,14 +86,26 @@ class Cluster(BaseModel):
                 f"tasks_per_node={self.tasks_per_node}: one process per GPU, and gpus_per_node={self.gpus_per_node}; "
                 "leave tasks_per_node out."
             )
-        if self.grace_s >= 60 * self.time_min:
+        refused = {option.removeprefix("--").partition("=")[0] for option in self.sbatch} & _OWN_OPTIONS
+        if refused:
+            problems.append(
+                f"sbatch: {', '.join(f'--{name}' for name in sorted(refused))} cannot be given here, the launcher "
+                "needs them for itself; where there is a key of the same name, use that."
+            )
+        if self.grace_s >= 60 * self.limit_min:
             problems.append(
                 f"grace_s={self.grace_s}: the job would be told to stop as soon as it starts, with time_min="
-                f"{self.time_min}; grace_s counts seconds."
+                f"{self.limit_min}; grace_s counts seconds."
             )
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def limit_min(self) -> int:
+        """The time limit of one start, in minutes."""
+        # submitit starts a local job six times at most, so one should do.
+        return self.time_min or (60 if self.cluster == "slurm" else 1_000_000)
 
     @property
     def num_tasks_per_node(self) -> int:
@@ -118,11 +140,11 @@ def load_cluster(profile: Path | None, given: Mapping[str, object]) -> Cluster:
 
 def executor(cluster: Cluster, folder: Path, name: str, after: str | None = None) -> submitit.Executor:
     """submitit's executor with a cluster's parameters; `after`: what has to happen first, as sbatch's --dependency."""
-    python = _python_in_container(cluster)
+    python = _UNTIL_HANDLED + _python(cluster)
     if cluster.cluster == "local":
         local = submitit.LocalExecutor(folder, max_num_timeout=_MAX_TIMEOUTS, python=python)
         local.update_parameters(
-            timeout_min=cluster.time_min,
+            timeout_min=cluster.limit_min,
             signal_delay_s=cluster.grace_s,
             gpus_per_node=cluster.gpus_per_node,
             tasks_per_node=cluster.num_tasks_per_node,
@@ -139,7 +161,7 @@ def executor(cluster: Cluster, folder: Path, name: str, after: str | None = None
     slurm = submitit.SlurmExecutor(folder, max_num_timeout=_MAX_TIMEOUTS, python=python)
     slurm.update_parameters(
         job_name=name,
-        time=cluster.time_min,
+        time=cluster.limit_min,
         nodes=cluster.nodes,
         ntasks_per_node=cluster.num_tasks_per_node,
         gpus_per_node=cluster.gpus_per_node or None,
@@ -163,6 +185,9 @@ def executor(cluster: Cluster, folder: Path, name: str, after: str | None = None
 def _srun_arguments(cluster: Cluster) -> list[str]:
     # Since 22.05 srun no longer takes cpus-per-task over from sbatch.
     arguments = [] if cluster.cpus_per_task is None else [f"--cpus-per-task={cluster.cpus_per_task}"]
+    # Rank 0 decides what becomes of the job after another has left; and the ranks are told where they run, whatever
+    # the site exports by default.
+    arguments += ["--kill-on-bad-exit=0", "--export=ALL"]
     if cluster.container is not None and cluster.container_runtime == "pyxis":
         mounts = [mount if ":" in mount else f"{mount}:{mount}" for mount in _mounts(cluster)]
         arguments += [f"--container-image={cluster.container}", f"--container-mounts={','.join(mounts)}"]
@@ -170,10 +195,10 @@ def _srun_arguments(cluster: Cluster) -> list[str]:
     return arguments
 
 
-def _python_in_container(cluster: Cluster) -> str | None:
-    """The command that starts Python; None: the Python that runs here."""
+def _python(cluster: Cluster) -> str:
+    """The command that starts Python."""
     if cluster.container is None:
-        return None
+        return shlex.quote(sys.executable)
     if cluster.container_runtime == "pyxis":
         return "python"
     binds = [argument for mount in _mounts(cluster) for argument in ("--bind", mount)]

@@ -15,11 +15,11 @@ them then decides, on rank 0, what becomes of the job:
 A rank that fails, for want of memory say, leaves a word in the record; one that is lost with its node does not.
 """
 
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -35,8 +35,8 @@ from launch.job_log import Ended, Event, Failed, Started
 _RESERVE_S = 15.0
 # So long a rank that failed may take to leave its word.
 _WORD_S = 5.0
-# How often Slurm is asked how it counts the job.
-_NUM_QUESTIONS = 3
+# So many starts without a step are no accident either.
+_MAX_IN_VAIN = 5
 # So many losses in a row, after starts that were so short, are no accident.
 _MAX_LOSSES, _SHORT_S = 3, 600.0
 
@@ -60,19 +60,22 @@ class Job(NamedTuple):
             sys.exit(self._as_another_rank(environment))
         job_id = environment.job_id
         restarts = sum(isinstance(event, Started) for event in self._events(job_id))
-        hosts, revision = list(environment.hostnames), job_log.git_revision()
         self._note(
-            Started(time=job_log.now(), job_id=job_id, hosts=hosts, restarts=restarts, git_revision=revision)
-        )
+            Started(
+                time=job_log.now(), job_id=job_id, hosts=list(environment.hostnames), restarts=restarts,
+                git_revision=job_log.git_revision(), saved=self._saved(),
+            )
+        )  # fmt: skip
         command = _Command(self)
         code = command.wait()
-        goes_back = (
-            code == EXIT_INTERRUPTED or (code == EXIT_LOST and self._has_lost_a_node(job_id))
-        ) and command.goes_back(environment)
+        may_help = code == EXIT_INTERRUPTED or (code == EXIT_LOST and self._has_lost_a_node(job_id))
+        goes_back = may_help and self._gets_on(job_id) and command.goes_back(environment)
         ended = Ended(time=job_log.now(), job_id=job_id, exit_code=code, requeued=goes_back)
         self._note(ended)
-        if goes_back:
-            self._go_back(requeue, ended)
+        if goes_back and environment.cluster == "slurm":
+            self._go_back(ended)
+        elif goes_back:
+            requeue(signal.SIGUSR2, None)  # leaves the process
         if code:
             sys.exit(code)
 
@@ -118,18 +121,43 @@ class Job(NamedTuple):
         return [event for event in job_log.read(self.folder) if event.job_id == job_id]
 
     def _note(self, event: Event) -> None:
-        job_log.append(self.folder, event)
-
-    def _go_back(self, requeue: Callable[[int, FrameType | None], object], ended: Ended) -> None:
         try:
-            requeue(signal.SIGUSR2, None)  # leaves the process
-        except (OSError, subprocess.SubprocessError) as error:
+            job_log.append(self.folder, event)
+        except OSError as error:  # a full disk must not keep the job from going back
+            print(f"warning: {job_log.jobs_folder(self.folder)}: {error}", file=sys.stderr)
+
+    def _go_back(self, ended: Ended) -> None:
+        try:
+            slurm.ask(["scontrol", "requeue", ended.job_id])
+        except slurm.SlurmError as error:
             self._note(ended.model_copy(update={"requeued": False}))
             print(
                 f"error: the job could not be put back into the queue ({error}); the state is saved, submit the same "
                 "again to go on",
                 file=sys.stderr,
             )
+
+    def _saved(self) -> str | None:
+        try:
+            return os.readlink(self.folder / "checkpoints" / "latest")
+        except OSError:
+            return None
+
+    def _gets_on(self, job_id: str) -> bool:
+        """Whether a training has saved anything new in its last starts: otherwise it would go back for ever."""
+        saved = [event.saved for event in self._events(job_id) if isinstance(event, Started)][-_MAX_IN_VAIN:]
+        if (
+            self.module != "hrm_dist.train"
+            or len(saved) < _MAX_IN_VAIN
+            or {*saved, self._saved()} != {saved[0]}
+        ):
+            return True
+        print(
+            f"error: {_MAX_IN_VAIN} starts in a row were interrupted before a single step was saved; raise time_min or "
+            "grace_s",
+            file=sys.stderr,
+        )
+        return False
 
 
 class _Command:
@@ -183,11 +211,9 @@ class _Command:
     def goes_back(self, environment: submitit.JobEnvironment) -> bool:
         """Whether the job is to run again, after its command was interrupted."""
         if environment.cluster == "slurm":
-            for _ in range(_NUM_QUESTIONS):
-                try:
-                    job = slurm.queued_jobs([environment.job_id]).get(environment.job_id)
-                    return job is not None and job.state == "RUNNING"
-                except slurm.SlurmError as error:  # a busy controller
-                    print(f"squeue says {error}; asking again", file=sys.stderr, flush=True)
-                    time.sleep(2.0)
+            try:
+                job = slurm.queued_jobs([environment.job_id]).get(environment.job_id)
+                return job is not None and job.state == "RUNNING"
+            except slurm.SlurmError as error:
+                print(f"warning: squeue says {error}", file=sys.stderr)
         return signal.SIGUSR2 in self._received

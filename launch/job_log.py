@@ -8,16 +8,19 @@
 A job that was killed has no `ended`. The folder is that of what the job makes: of a run, of a dataset, of predictions.
 """
 
+import fcntl
 import json
 import os
+import socket
 import subprocess
-from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from data_pipeline.errors import InputError
 from data_pipeline.schema import JOBS
 
 Kind = Literal["train", "evaluate", "build"]
@@ -51,6 +54,8 @@ class Started(_Event):
     event: Literal["started"] = "started"
     hosts: list[str]
     git_revision: str | None = None
+    saved: str | None = None
+    """The checkpoint from which a training goes on."""
     restarts: int
     """How often the job was started before."""
 
@@ -97,21 +102,41 @@ def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
+def is_live_here(job: Submitted) -> bool:
+    """Whether a local job's process, started on this machine, is still there."""
+    if job.cluster != "local" or job.host != socket.gethostname():
+        return False
+    try:
+        return b"submitit.local" in Path(f"/proc/{job.job_id}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 def append(folder: Path, event: Event) -> None:
     """Add an event; lines of several writers do not mix."""
     path = jobs_folder(folder) / "jobs.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.lockf(descriptor, fcntl.LOCK_EX)  # NFS does not append in one piece
         os.write(descriptor, event.model_dump_json().encode() + b"\n")
     finally:
         os.close(descriptor)
 
 
 def read(folder: Path) -> list[Event]:
-    """The events in the order in which they were written; lines that a crash cut short are left out."""
+    """The events in the order in which they were written; lines that a crash cut short are left out.
+
+    Raises InputError if the record cannot be read.
+    """
     path = jobs_folder(folder) / "jobs.jsonl"
-    lines: Sequence[str] = path.read_text(encoding="utf-8").splitlines() if path.exists() else ()
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); correct its permissions.") from error
     events: list[Event] = []
     for line in lines:
         try:

@@ -69,9 +69,11 @@ class Facts(NamedTuple):
 
 def is_known_folder(folder: Path) -> bool:
     """Whether a folder is a run's, or has jobs."""
-    return any(
-        (folder / name).exists() for name in ("config.yaml", "metrics.jsonl", ".lock", "jobs/jobs.jsonl")
-    )
+    names = ("config.yaml", "metrics.jsonl", ".lock", "jobs/jobs.jsonl")
+    try:
+        return any((folder / name).exists() for name in names)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}).") from error
 
 
 def known_folders(root: Path) -> list[Path]:
@@ -86,16 +88,28 @@ def known_folders(root: Path) -> list[Path]:
 
 def facts_of(folders: Sequence[Path]) -> tuple[list[Facts], list[str]]:
     """The facts of each folder, and problems that concern them all."""
-    events_of = {folder: job_log.read(folder) for folder in folders}
-    queue, problems = _queue([event for events in events_of.values() for event in events])
-    return [_facts(folder, events, queue) for folder, events in events_of.items()], problems
+    problems: list[str] = []
+    events_of: dict[Path, list[Event]] = {}
+    facts: list[Facts] = []
+    for folder in folders:
+        try:
+            events_of[folder] = job_log.read(folder)
+        except InputError as error:
+            problems.append(str(error))
+    queue, of_slurm = _queue([event for events in events_of.values() for event in events])
+    for folder, events in events_of.items():
+        try:
+            facts.append(_facts(folder, events, queue))
+        except OSError as error:
+            problems.append(f"{folder}: {error.filename or folder} cannot be read ({error.strerror})")
+    return facts, problems + of_slurm
 
 
 def _queue(events: Sequence[Event]) -> tuple[Queue, list[str]]:
     """Slurm is asked once, and only if there is something to ask."""
     host = socket.gethostname()
-    local = {e.job_id for e in events if isinstance(e, Submitted) and e.cluster == "local" and e.host == host}
-    jobs = {i: slurm.QueuedJob(i, "RUNNING", "", host) for i in local if _is_local_job(i)}
+    local = {e.job_id for e in events if isinstance(e, Submitted) and job_log.is_live_here(e)}
+    jobs = {i: slurm.QueuedJob(i, "RUNNING", "", host) for i in local}
     of_slurm = {e.job_id for e in events} - {
         e.job_id for e in events if isinstance(e, Submitted) and e.cluster == "local"
     }
@@ -105,14 +119,6 @@ def _queue(events: Sequence[Event]) -> tuple[Queue, list[str]]:
         return Queue(jobs | slurm.queued_jobs(of_slurm), True, host), []
     except slurm.SlurmError as error:
         return Queue(jobs, False, host), [f"Slurm does not answer, so this is from files alone: {error}"]
-
-
-def _is_local_job(pid: str) -> bool:
-    """Whether a process of this machine is the one that submitit started for a local job."""
-    try:
-        return b"submitit.local" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 def _facts(folder: Path, events: Sequence[Event], queue: Queue) -> Facts:

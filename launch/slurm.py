@@ -1,16 +1,20 @@
 """What Slurm says of jobs, partitions and scripts, through its commands."""
 
 import ipaddress
+import math
+import os
 import re
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from data_pipeline.errors import InputError
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 30.0
+_NUM_TRIES = 3
 
 
 class SlurmError(InputError):
@@ -47,9 +51,17 @@ def is_there() -> bool:
 
 def slurm(command: Sequence[str], text: str = "") -> str:
     """Output of one of Slurm's commands, given a text to read. Raises SlurmError with what it printed."""
+    # Variables that change what squeue and sinfo show are for people.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SINFO_"))}
     try:
         done = subprocess.run(
-            command, input=text, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+            env=environment,
         )
     except FileNotFoundError as error:
         raise SlurmError(
@@ -65,13 +77,23 @@ def slurm(command: Sequence[str], text: str = "") -> str:
     return done.stdout
 
 
+def ask(command: Sequence[str]) -> str:
+    """The same, asked again where a busy controller does not answer."""
+    for _ in range(_NUM_TRIES - 1):
+        try:
+            return slurm(command)
+        except SlurmError:
+            time.sleep(1.0)
+    return slurm(command)
+
+
 def queued_jobs(job_ids: Collection[str]) -> dict[str, QueuedJob]:
     """Those of the jobs that Slurm still knows, by id; those of an array by element. Raises SlurmError."""
     if not job_ids:
         return {}
     wanted = {job_id.split("_")[0] for job_id in job_ids}
     # All of the user's: squeue fails if asked for a job that it has forgotten.
-    output = slurm(["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N"])
+    output = ask(["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N"])
     jobs = [QueuedJob(*line.split("|", 3)) for line in output.splitlines() if line.count("|") >= 3]
     return {job.job_id: job for job in jobs if re.split(r"[_+]", job.job_id)[0] in wanted}
 
@@ -81,6 +103,7 @@ _EXPLANATIONS = (
     (r"invalid partition", "there is no such partition, or it is not open to you; {partitions}"),
     (r"node configuration is not available", "no node has all that the job asks of one; {nodes}"),
     (r"(generic resource|gres|trackable resource|tres)", "the cluster does not know such GPUs; {nodes}"),
+    (r"array specification", "fewer --parts: `scontrol show config` says MaxArraySize"),
     (r"memory specification", "no node has so much memory; {nodes}"),
     (r"(account|association)", "`sacctmgr show assoc user=$USER format=account,partition,qos` lists what is yours"),
     (r"qos", "`sacctmgr show assoc user=$USER format=account,partition,qos` lists what is yours"),
@@ -123,6 +146,23 @@ def check_script(script: str) -> None:
         slurm(["sbatch", "--test-only"], script)
     except SlurmError as error:
         raise SlurmError(f"Slurm refuses the job: {explained(str(error))}") from error
+
+
+def time_limit_min(partition: str | None) -> float:
+    """The longest time that a partition (None: the default) gives, in minutes."""
+    chosen = [] if partition is None else [f"--partition={partition}"]
+    lines = [line.split() for line in slurm(["sinfo", "--noheader", "--format=%P %l", *chosen]).splitlines()]
+    limits = [_minutes(limit) for name, limit in lines if partition is not None or name.endswith("*")]
+    return max(limits, default=math.inf)
+
+
+def _minutes(limit: str) -> float:
+    """Of `2-12:00:00`, `12:00:00` or `30:00`; anything else is no limit."""
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
+    if found is None:
+        return math.inf
+    days, hours, minutes, _seconds = (int(part or 0) for part in found.groups())
+    return 1440 * days + 60 * hours + minutes
 
 
 def is_this_machine_alone(partition: str | None) -> bool:

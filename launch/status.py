@@ -22,6 +22,7 @@ The time left is from the last speed, without evaluations. Exit codes: 0, or 2 i
 import argparse
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -235,4 +236,5 @@ def _object(facts: Facts) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` has seen enough
     sys.exit(exit_code(main))

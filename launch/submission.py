@@ -1,6 +1,8 @@
 """Hand work to the cluster: everything is checked first, then queued and recorded; and follow it to its end."""
 
 import os
+import re
+import shlex
 import socket
 import sys
 import time
@@ -14,7 +16,7 @@ import submitit
 from submitit.core.utils import FailedJobError
 from tqdm import tqdm
 
-from data_pipeline.errors import EXIT_FAILED, InputError
+from data_pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError
 from hrm_dist.predictions import replace_file
 from launch import job_log, slurm, storage
 from launch.cluster import Cluster, executor
@@ -24,7 +26,7 @@ from launch.work import Command, Work
 
 # Slurm may count a job as ended for a moment before it puts it back into the queue.
 _SETTLED_S = 15.0
-_POLL_S = 2.0
+_POLL_S = 5.0
 
 
 class Queued(NamedTuple):
@@ -40,7 +42,7 @@ class Queued(NamedTuple):
 
 def submit(work: Work, cluster: Cluster, *, dry_run: bool, retry: bool) -> list[Queued]:
     """Check, queue and record what is missing of the work; the last job comes last. Raises InputError."""
-    live = _live_jobs(work, cluster)
+    live = _live_jobs(work)
     to_run = _parts_to_run(work, live, retry=retry)
     script = None
     if cluster.cluster == "slurm":
@@ -66,22 +68,21 @@ def submit(work: Work, cluster: Cluster, *, dry_run: bool, retry: bool) -> list[
     return queued
 
 
-def _live_jobs(work: Work, cluster: Cluster) -> dict[str, Submitted]:
+def _live_jobs(work: Work) -> dict[str, Submitted]:
     """Jobs of the folder that wait or run. Raises InputError where a training has one."""
-    submitted = {
-        e.job_id: e for e in job_log.read(work.folder) if isinstance(e, Submitted) and e.cluster == "slurm"
-    }
-    if not submitted or not slurm.is_there():
-        return {}
-    known = slurm.queued_jobs(submitted)
-    live = {job_id: event for job_id, event in submitted.items() if job_id in known and known[job_id].is_live}
-    if live and not work.is_array:
-        job_id = next(iter(live))
+    submitted = {e.job_id: e for e in job_log.read(work.folder) if isinstance(e, Submitted)}
+    states = {job_id: "running on this machine" for job_id, e in submitted.items() if job_log.is_live_here(e)}
+    of_slurm = [job_id for job_id, event in submitted.items() if event.cluster == "slurm"]
+    if of_slurm and slurm.is_there():
+        known = slurm.queued_jobs(of_slurm)
+        states |= {i: known[i].state for i in of_slurm if i in known and known[i].is_live}
+    if states and not work.is_array:
+        job_id, state = next(iter(states.items()))
         raise InputError(
-            f"{work.folder}: job {job_id} is {known[job_id].state} for this folder; wait for it, `scancel {job_id}`, "
-            "or choose another folder."
+            f"{work.folder}: job {job_id} is {state} for this folder; wait for it, end it (`scancel`, or `kill` of a "
+            "local one), or choose another folder."
         )
-    return live
+    return {job_id: submitted[job_id] for job_id in states}
 
 
 def _parts_to_run(work: Work, live: dict[str, Submitted], *, retry: bool) -> list[int]:
@@ -99,16 +100,20 @@ def _parts_to_run(work: Work, live: dict[str, Submitted], *, retry: bool) -> lis
             f"--parts {len(work.parts)}: {work.folder} was submitted in {', '.join(sorted(counts))} parts; give the "
             "same number."
         )
-    running = {tuple(event.command) for event in live.values()}
-    return [
-        part for part in work.missing if (work.parts[part].module, *work.parts[part].arguments) not in running
-    ]
+    running = {event.command[-1] for event in live.values() if "--part" in event.command}
+    return [part for part in work.missing if work.parts[part].arguments[-1] not in running]
 
 
 def _check_with_slurm(work: Work, cluster: Cluster, to_run: Sequence[int]) -> str:
     """The script that sbatch gets. Raises InputError where Slurm or the nodes could not run it."""
     if not slurm.is_this_machine_alone(cluster.partition):
         storage.check_shared([work.folder, *work.inputs, Path.cwd(), Path(sys.prefix)])
+    longest = slurm.time_limit_min(cluster.partition)
+    if cluster.limit_min > longest:
+        raise InputError(
+            f"time_min={cluster.limit_min}: the partition allows {longest:.0f} minutes; a training goes on after a "
+            "limit, so ask for less."
+        )
     script = _script(work, cluster, to_run)
     slurm.check_script(script)
     return script
@@ -188,8 +193,10 @@ def _undone_if_refused(work: Work) -> Iterator[None]:
     try:
         yield
     except slurm.SlurmError:
+        ours = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_.*|config\.yaml")
         for path in set(folder.iterdir()) - there:
-            path.unlink()
+            if ours.fullmatch(path.name):
+                path.unlink(missing_ok=True)
         for path, content in before.items():
             replace_file(path, content)
         for place in missing:
@@ -216,6 +223,9 @@ def _record(work: Work, cluster: Cluster, queued: Sequence[Queued]) -> None:
 
 
 def _description(work: Work, cluster: Cluster, to_run: Sequence[int]) -> str:
+    limit = (
+        f", at most {cluster.limit_min} min a start" if cluster.time_min or cluster.cluster == "slurm" else ""
+    )
     where = (
         "this machine" if cluster.cluster == "local" else f"partition {cluster.partition or '(the default)'}"
     )
@@ -226,7 +236,7 @@ def _description(work: Work, cluster: Cluster, to_run: Sequence[int]) -> str:
     )
     lines = [
         f"{work.kind:<10} {_short(work.folder)}",
-        f"on         {where}: {size}, at most {cluster.time_min} min a start",
+        f"on         {where}: {size}{limit}",
     ]
     return "\n".join([*lines, *work.about])
 
@@ -235,7 +245,9 @@ def _what_now(work: Work, queued: Sequence[Queued], cluster: Cluster) -> str:
     ids = list(dict.fromkeys(one.job_id.split("_")[0] for one in queued))
     log = queued[0].job.paths.stderr
     cancel = f"scancel {' '.join(ids)}" if cluster.cluster == "slurm" else f"kill {' '.join(ids)}"
-    again = " ".join(arg for arg in sys.argv[1:] if arg not in ("--wait", "--retry-failed"))
+    if cluster.cluster == "local" and cluster.setup:  # the job is the child of a shell then
+        cancel = f"pkill --parent {' '.join(ids)}"
+    again = shlex.join(arg for arg in sys.argv[1:] if arg not in ("--wait", "--retry-failed"))
     retry = " --retry-failed" if work.is_array else ""
     return "\n".join(
         [
@@ -262,7 +274,12 @@ def wait(work: Work, queued: Sequence[Queued], cluster: Cluster) -> int:
     codes: dict[str, int] = {}
     while len(codes) < len(queued):
         ended = _ends(work)
-        known = slurm.queued_jobs([one.job_id for one in queued]) if cluster.cluster == "slurm" else {}
+        try:
+            known = slurm.queued_jobs([one.job_id for one in queued]) if cluster.cluster == "slurm" else {}
+        except slurm.SlurmError as error:
+            print(f"squeue says {error}", flush=True)
+            time.sleep(_POLL_S)
+            continue
         for one in queued:
             if one.job_id in codes:
                 continue
@@ -284,7 +301,8 @@ def wait(work: Work, queued: Sequence[Queued], cluster: Cluster) -> int:
                     flush=True,
                 )
         time.sleep(_POLL_S)
-    return max(codes.values(), default=0)
+    failed = [code for code in codes.values() if code not in (0, EXIT_INTERRUPTED)]
+    return max(failed or codes.values(), default=0)
 
 
 def _ends(work: Work) -> dict[str, int]:

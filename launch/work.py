@@ -1,6 +1,8 @@
 """What is to run: checked as far as that goes before it is queued, and cut into the commands of its jobs."""
 
 import argparse
+import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +26,7 @@ class Command(NamedTuple):
     arguments: list[str]
 
     def __str__(self) -> str:
-        return " ".join(["python -m", self.module, *self.arguments])
+        return shlex.join(["python", "-m", self.module, *self.arguments])
 
 
 class Work(NamedTuple):
@@ -60,6 +62,11 @@ def training(rest: Sequence[str], cluster: Cluster) -> Work:
     config = load_config(options.config, options.overrides)
     about = _check_training(config, cluster)
     folder = Path(config.checkpoint_path).absolute()
+    _check_folder(folder)
+    if config.resume == "never":
+        if (folder / "checkpoints").exists():
+            raise InputError(f"resume=never: {folder} already holds a run; choose another checkpoint_path.")
+        config = config.model_copy(update={"resume": "auto"})  # the job goes on from its own checkpoints
     owner = run_lock.holder(folder)
     if owner is not None:
         raise InputError(
@@ -111,6 +118,7 @@ def build(rest: Sequence[str], num_parts: int, cluster: Cluster) -> Work:
     _check_parts(rest, num_parts, cluster)
     request = data_build.parse_arguments(rest)
     folder = request.out.absolute()
+    _check_folder(folder)
     parts = [Command("data_pipeline.build", [*rest, "--part", f"{i}/{num_parts}"]) for i in range(num_parts)]
     is_complete = (folder / "dataset.json").exists()
     last = Command("data_pipeline.merge", [str(request.out)]) if num_parts > 1 and not is_complete else None
@@ -127,10 +135,11 @@ def evaluation(rest: Sequence[str], num_parts: int, cluster: Cluster) -> Work:
     from tools import evaluate
 
     options = evaluate.parse_arguments(rest)
+    _check_folder(options.out.absolute())
     reader = TestReader(options.data, options.max_groups, options.num_aug)
     agree(options.out, evaluate.evaluation_asked_for(options, reader, num_parts), Part(0, num_parts))
     path = options.checkpoint.resolve()  # `latest` may move on before the jobs run
-    fixed = [str(path) if argument == str(options.checkpoint) else argument for argument in rest]
+    fixed = [str(path) if Path(argument) == options.checkpoint else argument for argument in rest]
     parts = [Command("tools.evaluate", [*fixed, "--part", f"{i}/{num_parts}"]) for i in range(num_parts)]
     last = Command("tools.evaluate", [*fixed, "--device", "cpu"]) if num_parts > 1 else None
     missing = missing_parts(options.out, num_parts)
@@ -148,5 +157,20 @@ def _check_parts(rest: Sequence[str], num_parts: int, cluster: Cluster) -> None:
         raise InputError(
             f"nodes={cluster.nodes}: a part runs on one node; share the work by --parts instead."
         )
-    if "--part" in rest:
+    if any(argument.partition("=")[0] == "--part" for argument in rest):
         raise InputError("--part: the launcher numbers the parts; say how many with --parts N.")
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise InputError unless jobs can be recorded in the folder."""
+    if "%" in str(folder):
+        raise InputError(f"{folder}: Slurm reads % in the names of logs as its own; choose a folder without.")
+    try:
+        [there, *_] = [place for place in (jobs_folder(folder), folder, *folder.parents) if place.exists()]
+        reason = "" if there.is_dir() else f"{there} is no folder"
+        if not reason and not os.access(there, os.W_OK | os.X_OK):
+            reason = f"no right to write in {there}"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise InputError(f"{folder}: cannot be made or written ({reason}); choose another folder.")

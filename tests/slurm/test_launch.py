@@ -123,8 +123,9 @@ def test_a_training_that_is_interrupted_in_every_way_equals_one_that_is_not(
 
 
 def test_a_rank_that_is_gone_without_a_word_puts_the_job_back_and_one_that_failed_does_not(
-    slurm: Cluster, config: Path, tmp_path: Path
+    slurm: Cluster, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SLURM_KILL_BAD_EXIT", "1")  # as some clusters have it
     folder = tmp_path / "run"
     command = ["train", config, f"checkpoint_path={folder}", *STEADY, "timeout_s=6", "max_steps=100000"]
     run = Run(slurm, folder, submitted(*command, "--nodes", 2))
@@ -177,6 +178,21 @@ def test_waiting_gives_the_exit_code_of_the_training(slurm: Cluster, config: Pat
     assert other_model.exit_code == 2, other_model.output
     assert "ended with exit code 2" in other_model.output
     assert "hidden_size" in output_of(folder)
+
+
+def test_a_run_that_must_be_new_goes_on_after_a_requeue(slurm: Cluster, config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = ["train", config, f"checkpoint_path={folder}", *STEADY, "max_steps=100000", "resume=never"]
+    run = Run(slurm, folder, submitted(*command))
+    run.trains(starts=1)
+    slurm.command("scancel", "--signal=USR2", run.job_id)
+    run.trains(starts=2)
+    slurm.command("scancel", run.job_id)
+    slurm.wait_for_job(run.job_id, {"CANCELLED"})
+    assert events(folder, Started)[1].saved is not None
+    refused = submit(*command)
+    assert refused.exit_code == 2
+    assert "resume=never" in refused.output
 
 
 def test_what_was_submitted_is_on_record(slurm: Cluster, config: Path, tmp_path: Path) -> None:
@@ -262,6 +278,10 @@ def test_an_evaluation_in_parts_equals_one_that_is_whole(
         (["device=cuda"], ["device=cuda", "--gpus-per-node"]),
         (["--profile", "nowhere.yaml"], ["nowhere.yaml"]),
         (["--frobnicate"], ["--frobnicate"]),
+        (["--sbatch=--array=0-1"], ["--array cannot be given"]),
+        (["checkpoint_path=README.md/run"], ["README.md is no folder"]),
+        (["--mem-gb", "inf"], ["mem_gb", "inf"]),
+        (["gradient_accumulation_steps=3"], ["gradient_accumulation_steps=3", "divisor"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value[0][0] in "-dl" else "",
 )

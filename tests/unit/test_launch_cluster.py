@@ -58,6 +58,8 @@ def test_the_command_line_goes_over_the_profile(tmp_path: Path) -> None:
         ({"time_min": "1", "grace_s": "60"}, ["grace_s=60", "time_min=1"]),
         ({"sbatch": ["reservation=x"]}, ["sbatch", "reservation=x"]),
         ({"partition": "a\nb"}, ["partition"]),
+        ({"sbatch": ["--parsable"]}, ["--parsable"]),
+        ({"mem_gb": "inf"}, ["mem_gb", "inf"]),
     ],
 )
 def test_what_cannot_be_is_refused_by_key_and_value(given: dict[str, object], words: list[str]) -> None:
