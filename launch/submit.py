@@ -68,7 +68,7 @@ def _add_arguments(parser: argparse.ArgumentParser, *, in_parts: bool) -> None:
         ("tasks-per-node", "N", "processes per node where there are no GPUs (1)"),
         ("cpus-per-task", "N", "cores for each process"),
         ("mem-gb", "N", "memory per node"),
-        ("time-min", "N", "time limit of one start, in minutes (60)"),
+        ("time-min", "N", "time limit of one start, in minutes (60; local: none)"),
         ("grace-s", "N", "how long before it to save and go back to the queue, in seconds (120)"),
         ("partition", "NAME", "as sbatch"),
         ("account", "NAME", "as sbatch"),
