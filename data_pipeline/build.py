@@ -73,7 +73,7 @@ def build(request: Request) -> DatasetInfo | None:
     that cannot be written.
     """
     started = time.monotonic()
-    content = _read(request)
+    content = read(request)
     info = build_folder.find(request.out, content.identity)
     if info is not None:
         _say(request, f"{request.out}: already built")
@@ -91,7 +91,8 @@ def build(request: Request) -> DatasetInfo | None:
     return info
 
 
-def _read(request: Request) -> Content:
+def read(request: Request) -> Content:
+    """Read the sources of a dataset. Raises InputError."""
     return puzzle_dataset.read(request) if request.preset in ("sudoku", "maze") else arc_dataset.read(request)
 
 

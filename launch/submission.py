@@ -94,6 +94,8 @@ def _parts_to_run(work: Work, live: dict[str, Submitted], *, retry: bool) -> lis
             f"{work.folder}: was submitted before (job {before[-1].job_id}); --retry-failed submits the parts that are "
             "not done, and no others."
         )
+    if retry and not before:
+        raise InputError(f"{work.folder}: nothing was submitted for this folder; leave --retry-failed out.")
     counts = {e.command[-1].partition("/")[2] for e in before if "--part" in e.command}
     if counts - {str(len(work.parts))}:
         raise InputError(

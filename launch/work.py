@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_pipeline import build as data_build
+from data_pipeline.build_folder import find
 from data_pipeline.build_folder import missing_parts as missing_parts_of_build
 from data_pipeline.errors import InputError
 from data_pipeline.sampler import check_divisible
@@ -119,6 +120,7 @@ def build(rest: Sequence[str], num_parts: int, cluster: Cluster) -> Work:
     request = data_build.parse_arguments(rest)
     folder = request.out.absolute()
     _check_folder(folder)
+    find(request.out, data_build.read(request).identity)  # raises where sources or the folder are others
     parts = [Command("data_pipeline.build", [*rest, "--part", f"{i}/{num_parts}"]) for i in range(num_parts)]
     is_complete = (folder / "dataset.json").exists()
     last = Command("data_pipeline.merge", [str(request.out)]) if num_parts > 1 and not is_complete else None
@@ -136,6 +138,8 @@ def evaluation(rest: Sequence[str], num_parts: int, cluster: Cluster) -> Work:
 
     options = evaluate.parse_arguments(rest)
     _check_folder(options.out.absolute())
+    if (options.out / "checkpoints").exists():
+        raise InputError(f"--out {options.out}: is the folder of a training; choose one for the predictions.")
     reader = TestReader(options.data, options.max_groups, options.num_aug)
     agree(options.out, evaluate.evaluation_asked_for(options, reader, num_parts), Part(0, num_parts))
     path = options.checkpoint.resolve()  # `latest` may move on before the jobs run

@@ -88,3 +88,17 @@ def test_parts_of_a_build_run_here_until_they_are_merged(tmp_path: Path) -> None
         "--retry-failed",
     )
     assert "nothing to submit: all is done" in again.output
+
+
+def test_parts_of_something_else_are_refused_before_anything_runs(dataset: Path, tmp_path: Path) -> None:
+    local = ["--parts", 2, "--cluster", "local"]
+    build = ["build", "arc-agi-1", "--canvas", 6, "--limit-groups", 8]
+    for command, words in (
+        ([*build, "--num-aug", 3, "--out", dataset], "with num_aug=8, not 3"),
+        (["build", "arc", "--source", tmp_path / "no.json", "--out", tmp_path / "data"], "no.json"),
+        ([*build, "--out", tmp_path / "data", "--retry-failed"], "leave --retry-failed out"),
+    ):
+        refused = command_line("-m", "launch.submit", *command, *local)
+        assert refused.exit_code == 2, refused.output
+        assert words in refused.output
+    assert not (tmp_path / "data").exists()
