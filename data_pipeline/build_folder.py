@@ -46,7 +46,7 @@ from data_pipeline.schema import (
 from data_pipeline.shard_reader import verify_shard
 from data_pipeline.shard_workers import ShardPlace, WrittenShard, shard_places
 from data_pipeline.workers import SHOWN_AFTER_SECONDS, Part
-from data_pipeline.writer import TEMPORARY_SUFFIX, sync, write_json
+from data_pipeline.writer import TEMPORARY_SUFFIX, put_if_missing, sync, write_json
 
 
 class Journal:
@@ -170,14 +170,7 @@ def _claim(out: Path, identity: Identity) -> None:
     path = out / BUILDING / "build.json"
     draft = path.with_name(f"build-{socket.gethostname()}-{os.getpid()}.json")
     write_json(draft, identity.model_dump())
-    try:
-        os.link(draft, path)  # unlike a rename, it never takes the place of another's
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links
-        if not path.exists():
-            draft.replace(path)
-    draft.unlink(missing_ok=True)
+    put_if_missing(draft, path)
     _refuse_other(out, "begun", load_document(path, Identity), identity)
     if (out / "dataset.json").exists():
         raise InputError(f"{out}: another process has just completed it; run the command again to check it.")

@@ -76,6 +76,18 @@ def write_json(path: Path, content: object) -> None:
     write_bytes(path, text.encode())
 
 
+def put_if_missing(draft: Path, path: Path) -> None:
+    """Give a complete file its name, unless another command has put one there; the draft is gone then."""
+    try:
+        os.link(draft, path)  # unlike a rename, it never takes the place of another's
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not path.exists():
+            draft.replace(path)
+    draft.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file."""
     with complete_file(path) as file:

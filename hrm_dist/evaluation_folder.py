@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.errors import InputError
 from data_pipeline.workers import Part
+from data_pipeline.writer import put_if_missing
 from hrm_dist.predictions import MAX_ROWS_PER_FILE, replace_file
 
 _RECORD = "evaluation.json"
@@ -78,14 +79,7 @@ def claim(out: Path, asked: Evaluation, part: Part) -> Evaluation:
     path = out / _RECORD
     draft = path.with_name(f".{_RECORD}.{socket.gethostname()}-{os.getpid()}.draft")
     replace_file(draft, evaluation.model_dump_json(indent=1).encode())
-    try:
-        os.link(draft, path)  # unlike a rename, it never takes the place of another's
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links
-        if not path.exists():
-            draft.replace(path)
-    draft.unlink(missing_ok=True)
+    put_if_missing(draft, path)
     return agree(out, asked, part)
 
 

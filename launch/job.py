@@ -104,12 +104,12 @@ class Job(NamedTuple):
         """Whether a rank went without a word, for which another start may help; not time after time."""
         time.sleep(_WORD_S)
         events = self._events(job_id)
-        since = max(index for index, event in enumerate(events) if isinstance(event, Started))
+        since = max((index for index, event in enumerate(events) if isinstance(event, Started)), default=0)
         if any(isinstance(event, Failed) for event in events[since:]):
             return False
         starts = [event.time for event in events if isinstance(event, Started)]
         lost = [event.exit_code == EXIT_LOST for event in events if isinstance(event, Ended)]
-        in_vain = len(lost) >= _MAX_LOSSES and all(lost[-_MAX_LOSSES:])
+        in_vain = len(starts) > _MAX_LOSSES <= len(lost) and all(lost[-_MAX_LOSSES:])
         if in_vain and (job_log.now() - starts[-_MAX_LOSSES - 1]).total_seconds() < _MAX_LOSSES * _SHORT_S:
             print(
                 f"error: a process was lost {_MAX_LOSSES + 1} times in a row within minutes", file=sys.stderr

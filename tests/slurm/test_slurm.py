@@ -50,6 +50,7 @@ def test_the_job_of_a_node_that_dies_is_requeued(slurm: Cluster, tmp_path: Path)
     slurm.wait_for_job(job_id, {"PENDING"})
     slurm.start_node("n2")
     wait_for_line(output, "start 1 on n2", slurm)
+    assert slurm.job(job_id)["Restarts"] == "1"
     slurm.command("scancel", job_id)
     slurm.wait_for_job(job_id, {"CANCELLED"})
 
