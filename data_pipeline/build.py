@@ -33,7 +33,7 @@ from data_pipeline import arc_dataset, build_folder, puzzle_dataset
 from data_pipeline.dataset_plan import Content, Request
 from data_pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, exit_code
 from data_pipeline.identity import ArcOptions, Generator, PuzzleOptions
-from data_pipeline.schema import BUILDING, MAX_GROUPS, DatasetInfo
+from data_pipeline.schema import BUILDING, HOW_TO_HOLD_OUT, MAX_GROUPS, NOTHING_HELD_OUT, DatasetInfo
 from data_pipeline.shard_workers import shard_places, write_shards
 from data_pipeline.sources.maze import MAX_SIDE, NUM_DIHEDRAL
 from data_pipeline.sources.sudoku import BOX_SHAPES
@@ -126,7 +126,9 @@ def summary(out: Path, info: DatasetInfo) -> str:
     lines = [
         f"{out}: {train.total_groups} groups, {max(train.num_puzzles, info.num_puzzle_identifiers - 1)} puzzles",
         f"  train: {train.num_examples} examples in {train.num_rows} rows",
-        f"  test: {test.num_examples} examples of {test.total_groups} held-out groups",
+        f"  test: {test.num_examples} examples of {test.total_groups} held-out groups"
+        if test.total_groups
+        else f"  test: {NOTHING_HELD_OUT} (to hold out: {HOW_TO_HOLD_OUT})",
     ]
     if info.num_tasks_left_out:
         lines.append(f"  tasks left out as larger than the canvas: {info.num_tasks_left_out}")

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from data_pipeline.contact_sheet import Token, draw, read_puzzles
 from data_pipeline.errors import InputError, exit_code
 from data_pipeline.identity import PuzzleOptions
-from data_pipeline.schema import REBUILD, DatasetInfo, SplitIndex, SplitName
+from data_pipeline.schema import NOTHING_HELD_OUT, REBUILD, DatasetInfo, SplitIndex, SplitName
 from data_pipeline.shard_reader import read_shard
 from data_pipeline.sources import maze, sudoku
 from data_pipeline.tokens import FIRST_COLOUR_ID
@@ -221,6 +221,8 @@ def _head(info: DatasetInfo) -> list[str]:
         lines.append(f"  source       {source.name}: {source.num_tasks:,} entries, {checksum}")
     if info.num_tasks_left_out:
         lines.append(f"  left out     {info.num_tasks_left_out:,} tasks with a grid larger than the canvas")
+    if not info.splits.test.total_groups:
+        lines.append(f"  held out     {NOTHING_HELD_OUT}")
     if info.leaks.num_pairs:
         fate = "removed from training" if info.leaks.dropped else "which also train"
         lines.append(

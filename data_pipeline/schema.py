@@ -42,6 +42,8 @@ BUILDING = "building"
 JOBS = "jobs"
 """Where launch.submit keeps scripts and logs, in the folder of what is made."""
 """Folder in that of a dataset with what is needed only until the dataset is complete."""
+NOTHING_HELD_OUT = "nothing is held out of training"
+HOW_TO_HOLD_OUT = "--source PATH:evaluation, or for ARC --holdout all"
 REBUILD = "delete the dataset's folder and build it again with `python -m data_pipeline.build`"
 
 

@@ -81,9 +81,11 @@ def evaluate(
     """Scores on what the reader covers, the same on every rank; the ranks share the work.
 
     `exact_accuracy` and `cell_accuracy` are per augmented example; an ARC dataset also has the vote's scores
-    (see `voting.scores`). Empty if no truth is known. None if `should_stop`, which is asked before every batch, and
-    equally often on every rank, says so; its answer must be the same on all.
+    (see `voting.scores`). Empty if there are no examples, or no truth is known. None if `should_stop`, which is
+    asked before every batch, and equally often on every rank, says so; its answer must be the same on all.
     """
+    if not len(reader):
+        return {}
     size, rank = distributed.world_size(), distributed.rank()
     start, stop = (len(reader) * r // size for r in (rank, rank + 1))
     local_batch_size = max(1, batch_size // size)

@@ -26,7 +26,7 @@ from data_pipeline.dataset_plan import Request
 from data_pipeline.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError, exit_code
 from data_pipeline.identity import ArcOptions
 from data_pipeline.sampler import check_divisible
-from data_pipeline.schema import DatasetMetadata, load_dataset_info
+from data_pipeline.schema import NOTHING_HELD_OUT, DatasetMetadata, load_dataset_info
 from hrm_dist.config import TrainConfig, load_config, to_yaml, total_steps
 from hrm_dist.launched import launched
 from hrm_dist.run_lock import locked
@@ -63,9 +63,13 @@ def dry_run(config: TrainConfig) -> str:
 
     lines = [to_yaml(config).rstrip(), ""]
     try:
-        metadata = load_dataset_info(Path(config.data_path)).metadata("train")
+        info = load_dataset_info(Path(config.data_path))
+        metadata = info.metadata("train")
         steps = total_steps(config, metadata)
         lines.append(f"steps: {min(steps, config.max_steps or steps):,} on a schedule of {steps:,}")
+        test = info.splits.test
+        held_out = f"{test.num_examples:,} examples of {test.total_groups:,} groups"
+        lines.append(f"held out: {held_out if test.total_groups else NOTHING_HELD_OUT}")
     except InputError as error:
         metadata = _ASSUMED
         lines.append(
@@ -136,6 +140,7 @@ def train(config: TrainConfig) -> int:
                 outcome = " before the first step; the same command starts again"
             else:
                 distributed.refuse_differences(lambda: _dataset(config))
+                distributed.on_main(lambda: _warn_if_nothing_is_held_out(config))
                 if Trainer(config, world).fit(stop):
                     return 0
                 outcome = "; the state is saved, and the same command goes on from there"
@@ -148,6 +153,16 @@ def train(config: TrainConfig) -> int:
             return EXIT_FAILED
         distributed.announce(f"stopped by {stop.signal_name or 'a signal to another process'}{outcome}")
     return EXIT_INTERRUPTED
+
+
+def _warn_if_nothing_is_held_out(config: TrainConfig) -> None:
+    if config.eval_interval is not None:
+        info = load_dataset_info(Path(config.data_path))
+        if not info.splits.test.total_groups:
+            logger.warning(
+                "eval_interval=%d: %s: %s, so there are no scores and no best checkpoint",
+                config.eval_interval, config.data_path, NOTHING_HELD_OUT,
+            )  # fmt: skip
 
 
 def _settings(config: TrainConfig, device_type: str) -> Mapping[str, object]:

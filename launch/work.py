@@ -12,7 +12,7 @@ from data_pipeline.build_folder import find
 from data_pipeline.build_folder import missing_parts as missing_parts_of_build
 from data_pipeline.errors import InputError
 from data_pipeline.sampler import check_divisible
-from data_pipeline.schema import load_dataset_info
+from data_pipeline.schema import NOTHING_HELD_OUT, load_dataset_info
 from data_pipeline.workers import Part
 from hrm_dist import run_lock
 from hrm_dist.config import TrainConfig, load_config, to_yaml, total_steps
@@ -111,7 +111,8 @@ def _check_training(config: TrainConfig, cluster: Cluster) -> list[str]:
         raise InputError(
             f"epochs={config.epochs}: fills no batch of global_batch_size={config.global_batch_size}; raise epochs."
         )
-    return [*about, f"data       {config.data_path}, {min(steps, config.max_steps or steps):,} steps"]
+    note = "" if info.splits.test.total_groups else f"; {NOTHING_HELD_OUT}"
+    return [*about, f"data       {config.data_path}, {min(steps, config.max_steps or steps):,} steps{note}"]
 
 
 def build(rest: Sequence[str], num_parts: int, cluster: Cluster) -> Work:

@@ -14,7 +14,8 @@ To share an evaluation among jobs, give each its --part, with the same N, and th
     python -m tools.evaluate runs/arc1/checkpoints/best --data data/arc1 --out predictions
 
 The last one, after them, predicts what is missing; where nothing is, it needs no GPU. Exit codes: 0 done, 2 bad
-input, 75 stopped by a signal (the same command goes on), 1 anything else.
+input (also a dataset of which nothing is held out, since there is nothing to predict), 75 stopped by a signal (the
+same command goes on), 1 anything else.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from tqdm import tqdm
 
 from data_pipeline.errors import EXIT_INTERRUPTED, InputError, exit_code
 from data_pipeline.reader import TestReader
+from data_pipeline.schema import HOW_TO_HOLD_OUT, NOTHING_HELD_OUT
 from data_pipeline.workers import Part, parse_part
 from hrm_dist import checkpoint, distributed
 from hrm_dist.evaluation import Answers, answer, hits
@@ -71,10 +73,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def evaluation_asked_for(options: argparse.Namespace, reader: TestReader, num_parts: int) -> Evaluation:
-    """What the options mean for a dataset. Raises InputError if the checkpoint was trained on another one."""
+    """Return what the options mean for a dataset.
+
+    Raises InputError if the checkpoint was trained on another one, or nothing of it is held out.
+    """
     state = checkpoint.read_state(options.checkpoint)
     metadata = reader.info.metadata("train")
     checkpoint.refuse_other_dataset(options.checkpoint, state, options.data, metadata)
+    if not len(reader):
+        raise InputError(
+            f"{options.data}: {NOTHING_HELD_OUT}, so there is nothing to predict; build a dataset with held-out "
+            f"puzzles ({HOW_TO_HOLD_OUT}) and train on it."
+        )
     return Evaluation(
         checkpoint_id=f"{checkpoint.identity(options.checkpoint)}-{options.weights}",
         num_aug=options.num_aug,
@@ -149,7 +159,7 @@ def main() -> int:
             return EXIT_INTERRUPTED
         if world.is_main:
             print(_summary(out, files, part, num_new=len(todo)))
-            if part.count == 1 and reader.info.kind != "arc" and len(reader):
+            if part.count == 1 and reader.info.kind != "arc":
                 print(_accuracy(files, reader))
     return 0
 

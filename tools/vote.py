@@ -67,8 +67,8 @@ def hold_poll(args: argparse.Namespace) -> Poll:
     test_puzzles = read_test_puzzles(_data_file(args, "tasks", "test_puzzles.json"))
     if not test_puzzles:
         raise InputError(
-            f"{_data_file(args, 'tasks', 'test_puzzles.json')}: holds no task to vote on; only ARC tasks are voted "
-            "on, and tools.evaluate prints the accuracy on Sudokus and mazes."
+            f"{_data_file(args, 'tasks', 'test_puzzles.json')}: holds no task to vote on: the dataset holds "
+            "none out, or is of Sudokus or mazes, whose accuracy tools.evaluate prints."
         )
     subsets = read_subsets(Path(args.subsets), test_puzzles) if args.subsets else {}
     checkpoint_ids: dict[str, None] = {}
