@@ -3,9 +3,9 @@
 Nothing here imports torch, so that a bad configuration is refused within a moment.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -30,6 +30,7 @@ _DEFAULTS_OF_ARCH: dict[str, dict[str, object]] = {
         "gradient": "last_cycle",
     },
 }
+_SECTIONS = ("arch", "dataset")
 _DTYPE_OF_PRECISION = {"bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -300,6 +301,15 @@ def total_steps(config: TrainConfig, metadata: "DatasetMetadata") -> int:
     return int(
         config.epochs * metadata.total_groups * metadata.mean_puzzle_examples / config.global_batch_size
     )
+
+
+def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a dumped configuration by dotted key."""
+    flat = {key: value for key, value in config.items() if key not in _SECTIONS}
+    for section in _SECTIONS:
+        entries = cast("Mapping[str, Any]", config.get(section) or {})
+        flat |= {f"{section}.{key}": value for key, value in entries.items()}
+    return flat
 
 
 def to_yaml(config: TrainConfig) -> str:

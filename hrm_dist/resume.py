@@ -11,7 +11,9 @@ from data_pipeline.errors import InputError
 from hrm_dist import checkpoint, distributed
 from hrm_dist.checkpoint import Checkpoint, CheckpointState
 from hrm_dist.checkpoint_writer import link, put_back
-from hrm_dist.config import ConfigError, TrainConfig
+from hrm_dist.config import ConfigError, TrainConfig, flat_settings
+from hrm_dist.config_changes import Changes, changed_settings, described, of_the_result
+from hrm_dist.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +95,13 @@ def _has_gone_on(latest: Path, given: Path, command: str) -> bool:
 
 
 def check_same_run(
-    state: CheckpointState, path: Path, config: TrainConfig, dataset: dict[str, Any], last_step: int
+    state: CheckpointState, path: Path, config: TrainConfig, dataset: dict[str, Any], schedule: Schedule
 ) -> None:
-    """Raise ConfigError unless a run with these settings and this dataset can go on from a checkpoint."""
+    """Raise ConfigError unless a run with these settings and this dataset can go on from a checkpoint.
+
+    At the last step it can if what changed does not matter to what has been trained.
+    """
+    last_step = schedule.last_step
     now, then = _fixed_settings(config.model_dump(mode="json")), _fixed_settings(state.config)
     problems = [
         f"{key} is {now.get(key)!r}, the checkpoint has {then.get(key)!r}"
@@ -113,12 +119,29 @@ def check_same_run(
         raise ConfigError(
             f"{path}: is at step {state.step}, beyond the last step {last_step}; raise epochs or max_steps."
         )
+    changes = of_the_result(changed_settings(state.config, config))
+    if state.step == last_step and changes:
+        limits = {"max_steps": config.max_steps, "epochs": schedule.total_steps}
+        raised = " and ".join(key for key, limit in limits.items() if limit == last_step)
+        raise ConfigError(
+            f"{path}: is at the last step, {last_step}, so nothing can be trained with changed settings "
+            f"({described(changes)}). Put them back, train a new run with another checkpoint_path, or raise {raised} "
+            "to go on from here with the new settings."
+        )
+
+
+def report_changes(changes: Changes, step: int) -> None:
+    """Log the settings that are not those of the checkpoint of a step."""
+    if changes:
+        log = logger.warning if of_the_result(changes) else logger.info
+        distributed.log_once(log, f"changed settings from step {step} on: {described(changes)}")
 
 
 def _fixed_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Settings that a resumed run must share with its checkpoint, with dotted keys."""
-    arch = {f"arch.{key}": value for key, value in config["arch"].items()}
-    return arch | {key: config[key] for key in _FIXED}
+    return {
+        key: value for key, value in flat_settings(config).items() if key in _FIXED or key.startswith("arch.")
+    }
 
 
 def environment(config: TrainConfig, device: torch.device) -> dict[str, str | int | bool]:

@@ -8,7 +8,8 @@
     srun --ntasks-per-node 8 python -m hrm_dist.train configs/arc1.yaml
 
 The run folder (checkpoint_path) gets config.yaml, metrics.jsonl and checkpoints/. The same command goes on
-after an interruption. Exit codes: 0 done, 2 bad configuration or input, 75 stopped by a signal with the state
+after an interruption; one with other settings, too, as long as steps remain, and config_changes.jsonl keeps what
+changed at which step. Exit codes: 0 done, 2 bad configuration or input, 75 stopped by a signal with the state
 saved (the same command goes on), 69 another process is gone without a word, 1 anything else.
 """
 
@@ -27,7 +28,7 @@ from data_pipeline.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, 
 from data_pipeline.identity import ArcOptions
 from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import NOTHING_HELD_OUT, DatasetMetadata, load_dataset_info
-from hrm_dist.config import TrainConfig, load_config, to_yaml, total_steps
+from hrm_dist.config import TrainConfig, flat_settings, load_config, to_yaml, total_steps
 from hrm_dist.launched import launched
 from hrm_dist.run_lock import locked
 
@@ -167,10 +168,7 @@ def _warn_if_nothing_is_held_out(config: TrainConfig) -> None:
 
 def _settings(config: TrainConfig, device_type: str) -> Mapping[str, object]:
     """What every process must have been started with."""
-    values = config.model_dump(mode="json")
-    sections = {key: values.pop(key) or {} for key in ("arch", "dataset")}
-    for section, entries in sections.items():
-        values |= {f"{section}.{key}": value for key, value in entries.items()}
+    values = flat_settings(config.model_dump(mode="json"))
     packages = ["hrm-dist", "torch", "numpy", *(["deepspeed"] if config.engine.startswith("zero") else [])]
     return (
         values | {"the device": device_type} | {f"the version of {name}": _version(name) for name in packages}

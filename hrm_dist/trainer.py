@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data_pipeline.reader import TestReader, TrainReader
 from data_pipeline.sampler import rank_slice
-from hrm_dist import checkpoint, distributed, evaluation, resume
+from hrm_dist import checkpoint, config_changes, distributed, evaluation, resume
 from hrm_dist.carry_state import carry_pieces, read_carries
 from hrm_dist.checkpoint import Checkpoint, CheckpointState
 from hrm_dist.checkpoint_writer import CheckpointWriter, set_back
@@ -89,10 +89,10 @@ class Trainer:
 
     def fit(self, stop: StopRequest) -> bool:
         """Train to the last step; gives False if a signal ended the run early, with its state saved."""
-        self._resume()
+        resumed_from = self._resume()
         if not self.schedule.is_last(self.step):  # a damaged dataset is found before anything is written
             self._rehearse(self.reader.batch(self.step))
-        distributed.on_main(self._start_run_folder)
+        distributed.on_main(lambda: self._start_run_folder(resumed_from))
         with closing(self._open_log()) as log, closing(self.writer):
             stopping = self._row_is_missing() and self._complete_step(log, stop)
             for batch in () if stopping else self._batches():
@@ -329,25 +329,30 @@ class Trainer:
     def _initial_states(self) -> dict[str, Tensor]:
         return {"model.H_init": self.model.H_init, "model.L_init": self.model.L_init}
 
-    def _start_run_folder(self) -> None:
+    def _start_run_folder(self, resumed_from: CheckpointState | None) -> None:
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
                 f"checkpoint_path={self.run_dir}: cannot be made ({error.strerror}); choose another folder."
             ) from error
+        then = self.config.model_dump(mode="json") if resumed_from is None else resumed_from.config
+        config_changes.record(
+            self.run_dir, self.step, then, config_changes.changed_settings(then, self.config)
+        )
         replace_file(self.run_dir / "config.yaml", to_yaml(self.config).encode())
         if self._set_back_to is not None:  # checkpoints go back with the run, like metrics.jsonl
             set_back(self._set_back_to)
 
-    def _resume(self) -> None:
+    def _resume(self) -> CheckpointState | None:
+        """Load the checkpoint that the run goes on from, if any; gives its state."""
         start = resume.find_start(self.config, self.run_dir)
         if start is None:
-            return
+            return None
         opened = start.checkpoint
         state, path = opened.state, opened.path.resolve()
-        last_step = self.schedule.last_step
-        resume.check_same_run(state, opened.path, self.config, self._dataset, last_step)
+        resume.check_same_run(state, opened.path, self.config, self._dataset, self.schedule)
+        resume.report_changes(config_changes.changed_settings(state.config, self.config), state.step)
         resume.warn_if_inexact(state, resume.environment(self.config, self.world.device))
         if start.sets_back:
             self._set_back_to = path
@@ -355,7 +360,10 @@ class Trainer:
         # A score is one to beat as long as `best` is there to show for it.
         best = self.run_dir / "checkpoints" / "best"
         self.best_score = state.best_score if checkpoint.is_up_to(best, path) else None
-        distributed.log_once(logger.info, f"resumed from {path} at step {self.step} of {last_step}")
+        distributed.log_once(
+            logger.info, f"resumed from {path} at step {self.step} of {self.schedule.last_step}"
+        )
+        return state
 
     def _load(self, opened: Checkpoint) -> None:
         state = opened.state

@@ -13,6 +13,7 @@ from data_pipeline.dataset_plan import Request
 from data_pipeline.errors import exit_code
 from data_pipeline.identity import ArcOptions
 from hrm_dist.config import load_config
+from hrm_dist.config_changes import FILE
 from hrm_dist.train import main
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -224,6 +225,73 @@ def test_a_checkpoint_beyond_the_last_step_is_refused(
 ) -> None:
     _, own = resume_in_a_copy(trained, tmp_path)
     assert "is at step 2, beyond the last step 1; raise" in refusal(config, own, "max_steps=1")
+
+
+def test_changed_settings_of_a_resumed_run_are_shown_and_recorded(
+    trained: Path, config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, own = resume_in_a_copy(trained, tmp_path)
+    assert main([str(config), own, "max_steps=4", "lr=1e-2"]) == 0
+    assert "changed settings from step 2 on: " in caplog.text
+    for change in ("max_steps: 2 -> 4", "lr: 0.001 -> 0.01", "checkpoint_interval: 1 -> null"):
+        assert change in caplog.text
+    assert load_config(run / "config.yaml").lr == 1e-2
+    [line] = map(json.loads, (run / FILE).read_text().splitlines())
+    assert line["step"] == 2
+    assert line["changes"]["lr"] == [1e-3, 1e-2]
+    caplog.clear()
+    assert main([str(config), own, "max_steps=4", "lr=1e-2"]) == 0
+    assert "changed settings" not in caplog.text
+    assert len((run / FILE).read_text().splitlines()) == 1
+
+
+def test_a_finished_run_refuses_settings_that_would_have_changed_it(
+    refusal: Refusal, trained: Path, config: Path, tmp_path: Path
+) -> None:
+    run, own = resume_in_a_copy(trained, tmp_path)
+    same = ["max_steps=2", "checkpoint_interval=1"]
+    message = refusal(config, own, *same, "lr=1e-2", "weight_decay=0", "log_interval=5")
+    assert f"{run / 'checkpoints' / 'step_2'}: is at the last step, 2" in message
+    assert "(lr: 0.001 -> 0.01; weight_decay: 0.1 -> 0.0)" in message
+    assert "Put them back, train a new run with another checkpoint_path, or raise max_steps to go" in message
+    for remedy in ([own, *same], [f"{own}2", *same, "lr=1e-2"], [own, "max_steps=3", "lr=1e-2"]):
+        assert main([str(config), *remedy]) == 0
+
+
+def test_a_run_that_its_epochs_end_goes_on_with_more_of_them(
+    refusal: Refusal, config: Path, tmp_path: Path
+) -> None:
+    settings = [str(config), f"checkpoint_path={tmp_path / 'run'}"]
+    assert main([*settings, "epochs=1"]) == 0  # 4 steps
+    assert "or raise epochs to go on" in refusal(*settings, "epochs=1", "ema=true")
+    assert "or raise max_steps and epochs to go on" in refusal(
+        *settings, "epochs=1", "max_steps=4", "ema=true"
+    )
+    assert main([*settings, "epochs=2", "ema=true"]) == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["log_interval=5", "eval_interval=1", "eval_num_aug=0"],
+        ["gradient_accumulation_steps=2", "activation_checkpointing=true", "puzzle_emb_device=cpu"],
+        [
+            "run_name=other",
+            "keep_checkpoints=1",
+            "async_checkpoint=false",
+            "timeout_s=60",
+            "save_carry=false",
+        ],
+    ],
+)
+def test_a_finished_run_takes_settings_that_change_nothing_of_it(
+    settings: list[str], trained: Path, config: Path, tmp_path: Path
+) -> None:
+    run, own = resume_in_a_copy(trained, tmp_path)
+    assert main([str(config), own, "max_steps=2", *settings]) == 0
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    key = settings[0].partition("=")[0]
+    assert json.loads((run / FILE).read_text())["changes"].keys() >= {key}
 
 
 def test_a_run_folder_that_cannot_be_made_is_refused(refusal: Refusal, config: Path, tmp_path: Path) -> None:
