@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from data_pipeline.errors import InputError, WriteError
+from data_pipeline.files import TEMPORARY_SUFFIX, put_if_missing, sync
 from data_pipeline.identity import Identity
 from data_pipeline.schema import (
     BUILDING,
@@ -46,7 +47,7 @@ from data_pipeline.schema import (
 from data_pipeline.shard_reader import verify_shard
 from data_pipeline.shard_workers import ShardPlace, WrittenShard, shard_places
 from data_pipeline.workers import SHOWN_AFTER_SECONDS, Part
-from data_pipeline.writer import TEMPORARY_SUFFIX, put_if_missing, sync, write_json
+from data_pipeline.writer import write_json
 
 
 class Journal:

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from data_pipeline.contact_sheet import Token, draw, read_puzzles
 from data_pipeline.errors import InputError, exit_code
+from data_pipeline.files import replace_file
 from data_pipeline.identity import PuzzleOptions
 from data_pipeline.schema import NOTHING_HELD_OUT, REBUILD, DatasetInfo, SplitIndex, SplitName
 from data_pipeline.shard_reader import read_shard
 from data_pipeline.sources import maze, sudoku
 from data_pipeline.tokens import FIRST_COLOUR_ID
 from data_pipeline.verify import Dataset, verify
-from data_pipeline.writer import write_bytes
 
 MAX_GROUPS_DRAWN = 100
 
@@ -143,7 +143,7 @@ def _write_picture(dataset: Dataset, path: Path, num_groups: int) -> None:
     index = dataset.indexes[split]
     lines = read_puzzles(dataset.folder / split, index, dataset.names, num_groups)
     kind = kind_of(dataset.info)
-    write_bytes(path, draw(lines, kind.tokens, kind.box))
+    replace_file(path, draw(lines, kind.tokens, kind.box))
 
 
 def summary(dataset: Dataset) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.writer import complete_file
+from data_pipeline.files import atomic_write
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _PIECE = 1 << 20
@@ -16,7 +16,7 @@ _PIECE = 1 << 20
 def write(path: Path, blocks: Iterable[NDArray[np.uint8]]) -> None:
     """Write arrays, one after the other."""
     digest = hashlib.sha256()
-    with complete_file(path) as file:
+    with atomic_write(path, make_folder=False) as file:
         for block in blocks:
             content = np.ascontiguousarray(block).data
             digest.update(content)

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from data_pipeline.errors import WriteError
-from data_pipeline.writer import sync
+from data_pipeline.files import sync
 from hrm_dist import distributed
 from hrm_dist.checkpoint import (
     STATE_FILE,

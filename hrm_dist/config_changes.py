@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipeline.errors import InputError
+from data_pipeline.files import replace_file
 from hrm_dist.config import TrainConfig, flat_settings
-from hrm_dist.predictions import replace_file
 
 FILE = "config_changes.jsonl"
 

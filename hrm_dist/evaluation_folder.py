@@ -11,9 +11,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.errors import InputError
+from data_pipeline.files import put_if_missing, replace_file
 from data_pipeline.workers import Part
-from data_pipeline.writer import put_if_missing
-from hrm_dist.predictions import MAX_ROWS_PER_FILE, replace_file
+from hrm_dist.predictions import MAX_ROWS_PER_FILE
 
 _RECORD = "evaluation.json"
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data_pipeline.files import replace_file
 from hrm_dist import distributed
 from hrm_dist.config import TrainConfig
-from hrm_dist.predictions import replace_file
 
 Row = dict[str, float | int | str]
 
@@ -133,7 +133,7 @@ class WandB:
             dir=str(run_dir),
             config=config.model_dump(mode="json"),
         )
-        run_id_file.write_text(self._run.id)
+        replace_file(run_id_file, self._run.id.encode())
 
     def write(self, row: Row) -> None:
         self._run.log(row, step=int(row["step"]))

@@ -10,8 +10,6 @@ Shape legend: N rows, S cells of the square canvas.
 
 import io
 import math
-import os
-import socket
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -22,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.errors import InputError
+from data_pipeline.files import replace_file
 
 MAX_ROWS_PER_FILE = 8192
 UNKNOWN_EXAMPLE = -1
@@ -128,25 +127,6 @@ def read_prediction_file(path: Path) -> Predictions:
     return Predictions(
         **arrays, checkpoint_id=None if checkpoint_id is None else str(checkpoint_id), source=str(path)
     )
-
-
-def replace_file(path: str | Path, content: bytes) -> None:
-    """Write a file so that it is either as before or complete. InputError if it cannot be written."""
-    path = Path(path)
-    # Machines that share the folder may write the same file.
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place.") from error
 
 
 def _check_arrays(arrays: dict[str, npt.NDArray], source: str) -> None:

@@ -8,12 +8,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
-from data_pipeline.writer import sync
+from data_pipeline.files import sync
 
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -34,13 +34,21 @@ class Entry(NamedTuple):
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def write_tensors(
-    path: Path,
+def write_tensors(path: Path, entries: Iterable[Entry], contents: Iterable[Tensor]) -> str:
+    """Write a file and wait until it is on disk; gives its sha256. See `stream_tensors`."""
+    with path.open("wb") as file:
+        digest = stream_tensors(file, entries, contents)
+    sync(path)
+    return digest
+
+
+def stream_tensors(
+    file: BinaryIO,
     entries: Iterable[Entry],
     contents: Iterable[Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> str:
-    """Write a file and wait until it is on disk; gives its sha256.
+    """Write the content of a file; gives its sha256.
 
     contents: one tensor per entry in the same order, on any device, of any shape with as many elements. Wider
     dtypes have to come first, so that every tensor is aligned.
@@ -58,16 +66,14 @@ def write_tensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for block in (len(text).to_bytes(8, "little"), text):
-            file.write(block)
-            digest.update(block)
-        written = 0
-        for tensor in contents:
-            block = tensor.detach().reshape(-1).to("cpu").contiguous().view(torch.uint8).numpy()
-            file.write(block.data)
-            digest.update(block.data)
-            written += len(block)
-    assert written == end, f"{path}: {written} bytes instead of {end}"
-    sync(path)
+    for block in (len(text).to_bytes(8, "little"), text):
+        file.write(block)
+        digest.update(block)
+    written = 0
+    for tensor in contents:
+        block = tensor.detach().reshape(-1).to("cpu").contiguous().view(torch.uint8).numpy()
+        file.write(block.data)
+        digest.update(block.data)
+        written += len(block)
+    assert written == end, f"{written} bytes instead of {end}"
     return digest.hexdigest()

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from data_pipeline.files import replace_file
 from data_pipeline.reader import TestReader, TrainReader
 from data_pipeline.sampler import rank_slice
 from hrm_dist import checkpoint, config_changes, distributed, evaluation, resume
@@ -29,7 +30,6 @@ from hrm_dist.model.network import Network, initialize_module
 from hrm_dist.model.puzzle_embedding import SignSGD, place_table
 from hrm_dist.nonfinite import SkippedUpdates
 from hrm_dist.pieces import Piece, Place, fill, whole
-from hrm_dist.predictions import replace_file
 from hrm_dist.schedule import Schedule
 from hrm_dist.stop_request import StopRequest
 

@@ -17,7 +17,7 @@ from submitit.core.utils import FailedJobError
 from tqdm import tqdm
 
 from data_pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError
-from hrm_dist.predictions import replace_file
+from data_pipeline.files import replace_file
 from launch import job_log, slurm, storage
 from launch.cluster import Cluster, executor
 from launch.job import Job

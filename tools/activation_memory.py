@@ -1,5 +1,6 @@
 """Measure how the memory that a segment's backward pass needs grows with the cycles, and draw it."""
 
+import io
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from data_pipeline.files import replace_file
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import World
@@ -186,4 +188,6 @@ def draw(peaks: Peaks, about: str, path: Path) -> None:
     axes.set_title(f"Memory for the backward pass: {about}", fontsize=11)
     axes.grid(visible=True, which="both", alpha=0.3)
     figure.legend(title="arch.gradient; recomputed:\nactivation_checkpointing", loc="outside right upper")
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix.removeprefix("."), dpi=150)
+    replace_file(path, picture.getvalue())

@@ -30,11 +30,12 @@ import zstandard
 
 from data_pipeline.arc_rows import SplitPlan, plan_groups
 from data_pipeline.errors import InputError, exit_code
+from data_pipeline.files import replace_file
 from data_pipeline.sample_format import encode_tar
 from data_pipeline.schema import load_dataset_info
 from data_pipeline.sources import arc
 from data_pipeline.tokens import MAX_GRID_SIDE
-from data_pipeline.writer import compress, write_bytes
+from data_pipeline.writer import compress
 
 SEEK_STEPS = (0, 1, 999, 1000, 123_456, 400_000)
 POLL_SECONDS = 0.1
@@ -108,7 +109,7 @@ def bench_row(preset: str, num_aug: int, row: int) -> dict[str, object]:
     compressed, zstd_seconds = _fastest(lambda: compress(tar.data, plan.compression))
     path = Path(f".bench-row-{os.getpid()}.tmp")
     try:
-        _, write_seconds = _fastest(lambda: write_bytes(path, compressed))
+        _, write_seconds = _fastest(lambda: replace_file(path, compressed))
     finally:
         path.unlink(missing_ok=True)
     steps = {

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.errors import InputError, exit_code
-from hrm_dist.predictions import replace_file
+from data_pipeline.files import replace_file
 from hrm_dist.voting import Candidate, attempts
 from tools.vote import SCORE_MEANINGS, Poll, add_arguments, hold_poll, warn_of_ignored
 

@@ -1,21 +1,17 @@
 """A checkpoint's weights as a safetensors file under the published names. Memory stays at about one tensor."""
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from data_pipeline.errors import InputError
+from data_pipeline.files import atomic_write, replace_file
 from data_pipeline.schema import load_dataset_info, verify_document
-from data_pipeline.writer import sync
 from hrm_dist import checkpoint
 from hrm_dist.checkpoint import Checkpoint
 from hrm_dist.model.released import published_name
-from hrm_dist.predictions import replace_file
-from hrm_dist.tensor_file import Entry, write_tensors
+from hrm_dist.tensor_file import Entry, stream_tensors
 from tools.weights_fit import TABLE
 
 SUFFIX = ".safetensors"
@@ -49,7 +45,8 @@ def export_weights(path: Path, out: Path, data: Path | None, *, average: bool) -
         "arch": json.dumps(opened.state.config["arch"]),
         "dataset": json.dumps(opened.state.dataset["metadata"]),
     }
-    _write(out, entries, (opened.tensor(key) for key in source.values()), metadata)
+    with atomic_write(out) as file:
+        stream_tensors(file, entries, (opened.tensor(key) for key in source.values()), metadata)
     lines = [f"{out}: {len(entries)} tensors ({weights} weights), {out.stat().st_size / 1e6:,.1f} MB"]
     if TABLE in names:
         lines.append(
@@ -73,20 +70,3 @@ def _identifiers(opened: Checkpoint, data: Path | None) -> bytes:
             "puzzles; give the dataset of the training with --data."
         )
     return verify_document(folder, info, "identifiers.json").read_bytes()
-
-
-def _write(out: Path, entries: list[Entry], tensors: Iterator[Tensor], metadata: dict[str, str]) -> None:
-    """Write the file under a temporary name until it is complete."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write_tensors(temporary, entries, tensors, metadata)
-            temporary.replace(out)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync(out.parent)
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be written ({error.strerror or error}); choose another place."
-        ) from error

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_pipeline.augment import augmentation_name, parse_name
 from data_pipeline.errors import InputError
+from data_pipeline.files import replace_file
 from data_pipeline.schema import load_dataset_info, verify_document
 from hrm_dist import checkpoint
 from hrm_dist.checkpoint_writer import CheckpointWriter
@@ -22,7 +23,6 @@ from hrm_dist.metrics import MetricSums
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.released import convert_released
 from hrm_dist.pieces import whole
-from hrm_dist.predictions import replace_file
 from tools.vote import read_identifiers
 from tools.weights_export import identifiers_beside
 from tools.weights_fit import TABLE, problems

@@ -233,7 +233,7 @@ def test_what_differs_from_the_beginning_is_said(source: Path, tmp_path: Path) -
     for other, message in (
         (request(source, out, num_aug=2), "begun with num_aug=6, not 2"),
         (request(source, out, seed=1, holdout="all"), "seed=42, not 1 and with holdout=evaluation, not all"),
-        (request(source / "training", out), "from tasks0, not from training"),
+        (request(source / "training", out), f"from {source.name}, not from training"),
         (
             Request("sudoku", [], out, _sudoku_options(), 42, 1, quiet=True),
             "was begun of kind arc, not sudoku",
