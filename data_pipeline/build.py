@@ -29,16 +29,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_pipeline import arc_dataset, build_folder, puzzle_dataset
-from data_pipeline.dataset_plan import Content, Request
-from data_pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, exit_code
-from data_pipeline.identity import ArcOptions, Generator, PuzzleOptions
+from data_pipeline.arc import dataset as arc_dataset
+from data_pipeline.arc.tokens import MAX_GRID_SIDE
+from data_pipeline.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, exit_code
+from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS, Part, parse_part
+from data_pipeline.grid_puzzles import dataset as puzzle_dataset
+from data_pipeline.grid_puzzles.maze import MAX_SIDE, NUM_DIHEDRAL
+from data_pipeline.grid_puzzles.sudoku import BOX_SHAPES
+from data_pipeline.options import ArcOptions, Generator, PuzzleOptions
 from data_pipeline.schema import BUILDING, HOW_TO_HOLD_OUT, MAX_GROUPS, NOTHING_HELD_OUT, DatasetInfo
-from data_pipeline.shard_workers import shard_places, write_shards
-from data_pipeline.sources.maze import MAX_SIDE, NUM_DIHEDRAL
-from data_pipeline.sources.sudoku import BOX_SHAPES
-from data_pipeline.tokens import MAX_GRID_SIDE
-from data_pipeline.workers import SHOWN_AFTER_SECONDS, Part, parse_part
+from data_pipeline.shards import build_dir as build_folder
+from data_pipeline.shards.plan import Content, Request
+from data_pipeline.shards.write_parallel import shard_places, write_shards
 
 _SOURCE_FORM = "PATH[:train|:evaluation]"
 

@@ -12,10 +12,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_pipeline import build_folder
+from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.build import summary
-from data_pipeline.errors import InputError, exit_code
 from data_pipeline.schema import BUILDING, load_dataset_info
+from data_pipeline.shards import build_dir as build_folder
 
 
 def main() -> int:

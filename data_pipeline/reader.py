@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_pipeline.errors import InputError
+from data_pipeline.base.errors import InputError
 from data_pipeline.sampler import SamplePlan, check_divisible, rank_slice
 from data_pipeline.schema import (
     DOCUMENTS,
@@ -40,7 +40,7 @@ from data_pipeline.schema import (
     load_split_index,
     verify_document,
 )
-from data_pipeline.shard_reader import Shard, read_shard
+from data_pipeline.shards.reader import Shard, read_shard
 
 CACHE_BYTES = 64 * 2**20
 """Decoded shards kept for the next steps: the whole of a small dataset, some ten rows of ARC."""

@@ -12,8 +12,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import InputError
-from data_pipeline.randomness import permutation, random_bits
+from data_pipeline.base.errors import InputError
+from data_pipeline.base.random import permutation, random_bits
 from data_pipeline.schema import SplitIndex
 
 STEPS_PER_BLOCK_AIMED_AT = 1000

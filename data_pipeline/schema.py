@@ -23,8 +23,8 @@ from pydantic import (
     model_validator,
 )
 
-from data_pipeline.errors import InputError
-from data_pipeline.identity import ArcOptions, Identity, Kind, PuzzleOptions, SourceInfo, Strict
+from data_pipeline.base.errors import InputError
+from data_pipeline.options import ArcOptions, Identity, Kind, PuzzleOptions, SourceInfo, Strict
 
 IGNORE_LABEL_ID = -100
 """Label that the loss leaves out; readers put it where the label is padding."""

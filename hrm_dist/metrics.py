@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data_pipeline.files import replace_file
-from hrm_dist import distributed
+from data_pipeline.base.files import replace_file
 from hrm_dist.config import TrainConfig
+from hrm_dist.distributed import process_group as distributed
 
 Row = dict[str, float | int | str]
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrm_dist import distributed
+from hrm_dist.distributed import process_group as distributed
 
 # Added to sqrt(v), where it changes nothing but 0/0 (a gradient that never was anything but zero) into 0.
 _TINY = torch.finfo(torch.float32).tiny

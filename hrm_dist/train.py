@@ -22,14 +22,14 @@ from contextlib import ExitStack, closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from data_pipeline.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError, exit_code
 from data_pipeline.build import build
-from data_pipeline.dataset_plan import Request
-from data_pipeline.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError, exit_code
-from data_pipeline.identity import ArcOptions
+from data_pipeline.options import ArcOptions
 from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import NOTHING_HELD_OUT, DatasetMetadata, load_dataset_info
+from data_pipeline.shards.plan import Request
 from hrm_dist.config import TrainConfig, flat_settings, load_config, to_yaml, total_steps
-from hrm_dist.launched import launched
+from hrm_dist.distributed.launch_env import launched
 from hrm_dist.run_lock import locked
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def dry_run(config: TrainConfig) -> str:
     """What would be trained: every setting, the size of the model, the memory of a rank, the steps."""
-    from hrm_dist.model import cost
+    from hrm_dist.model import flops as cost
 
     lines = [to_yaml(config).rstrip(), ""]
     try:
@@ -124,8 +124,8 @@ def train(config: TrainConfig) -> int:
     """Join the other processes and train; gives the exit code."""
     import torch
 
-    from hrm_dist import distributed
-    from hrm_dist.stop_request import StopRequest
+    from hrm_dist.distributed import process_group as distributed
+    from hrm_dist.distributed.preemption import StopRequest
     from hrm_dist.trainer import Trainer, TrainingError
 
     if config.num_threads is not None:
@@ -183,7 +183,7 @@ def _version(package: str) -> str:
 
 
 def _dataset(config: TrainConfig) -> Mapping[str, object]:
-    from hrm_dist.checkpoint import dataset_identity
+    from hrm_dist.checkpoint.reader import dataset_identity
 
     path = Path(config.data_path)
     try:

@@ -10,28 +10,31 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.files import replace_file
+from data_pipeline.base.files import replace_file
 from data_pipeline.reader import TestReader, TrainReader
 from data_pipeline.sampler import rank_slice
-from hrm_dist import checkpoint, config_changes, distributed, evaluation, resume
-from hrm_dist.carry_state import carry_pieces, read_carries
-from hrm_dist.checkpoint import Checkpoint, CheckpointState
-from hrm_dist.checkpoint_writer import CheckpointWriter, set_back
+from hrm_dist.checkpoint import config_changes, resume
+from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.checkpoint.carry import carry_pieces, read_carries
+from hrm_dist.checkpoint.reader import Checkpoint, CheckpointState
+from hrm_dist.checkpoint.writer import CheckpointWriter, set_back
 from hrm_dist.config import ConfigError, TrainConfig, to_yaml
-from hrm_dist.distributed import World
+from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed.preemption import StopRequest
+from hrm_dist.distributed.process_group import World
 from hrm_dist.engines.base import PREFIX, Copy
 from hrm_dist.engines.build import build_engine
+from hrm_dist.evaluation import evaluate as evaluation
 from hrm_dist.metrics import MetricSums, Row, RunLog
 from hrm_dist.model.act import ACTModel, Batch, Carry, explore_halting
-from hrm_dist.model.cost import flops_per_sequence, matmul_rate
+from hrm_dist.model.flops import flops_per_sequence, matmul_rate
 from hrm_dist.model.layers import recompute_blocks
 from hrm_dist.model.losses import act_loss, finite_sequences
 from hrm_dist.model.network import Network, initialize_module
 from hrm_dist.model.puzzle_embedding import SignSGD, place_table
-from hrm_dist.nonfinite import SkippedUpdates
-from hrm_dist.pieces import Piece, Place, fill, whole
 from hrm_dist.schedule import Schedule
-from hrm_dist.stop_request import StopRequest
+from hrm_dist.skipped_updates import SkippedUpdates
+from hrm_dist.tensor_shards import Piece, Place, fill, whole
 
 logger = logging.getLogger(__name__)
 

@@ -22,10 +22,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.errors import exit_code
-from launch import submission, work
-from launch.cluster import Cluster, load_cluster
-from launch.work import Work
+from data_pipeline.base.errors import exit_code
+from launch.jobs import queue as submission
+from launch.jobs import spec as work
+from launch.jobs.cluster import Cluster, load_cluster
+from launch.jobs.spec import Work
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:

@@ -9,8 +9,8 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded, here and in every process started
 
 from data_pipeline.build import build
-from data_pipeline.dataset_plan import Request
-from data_pipeline.identity import ArcOptions
+from data_pipeline.options import ArcOptions
+from data_pipeline.shards.plan import Request
 
 TINY_CONFIG = """\
 arch: {H_layers: 1, L_layers: 1, hidden_size: 32, num_heads: 2, halt_max_steps: 4}

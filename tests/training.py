@@ -19,8 +19,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipeline.errors import exit_code
-from hrm_dist import checkpoint
+from data_pipeline.base.errors import exit_code
+from hrm_dist.checkpoint import reader as checkpoint
 
 TIMEOUT = 120.0  # seconds; for a process that hangs
 SPEED_KEYS = ("examples_per_s", "matmul_utilization")
@@ -82,7 +82,10 @@ def _run(module: str, arguments: list[str], environment: dict[str, str], log: Pa
     os.environ.update(environment)
     sys.argv = [module, *arguments]
     warnings.simplefilter("error")
-    sys.exit(exit_code(importlib.import_module(module).main))
+    imported = importlib.import_module(module)
+    if hasattr(imported, "__path__"):  # a package, which `python -m` runs by its __main__
+        imported = importlib.import_module(f"{module}.__main__")
+    sys.exit(exit_code(imported.main))
 
 
 def start_train(config: Path, run: Path, *overrides: str) -> Started:

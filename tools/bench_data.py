@@ -28,14 +28,14 @@ from typing import TypeVar
 import numpy as np
 import zstandard
 
-from data_pipeline.arc_rows import SplitPlan, plan_groups
-from data_pipeline.errors import InputError, exit_code
-from data_pipeline.files import replace_file
-from data_pipeline.sample_format import encode_tar
+from data_pipeline.arc import sources as arc
+from data_pipeline.arc.rows import SplitPlan, plan_groups
+from data_pipeline.arc.tokens import MAX_GRID_SIDE
+from data_pipeline.base.errors import InputError, exit_code
+from data_pipeline.base.files import replace_file
 from data_pipeline.schema import load_dataset_info
-from data_pipeline.sources import arc
-from data_pipeline.tokens import MAX_GRID_SIDE
-from data_pipeline.writer import compress
+from data_pipeline.shards.sample_format import encode_tar
+from data_pipeline.shards.writer import compress
 
 SEEK_STEPS = (0, 1, 999, 1000, 123_456, 400_000)
 POLL_SECONDS = 0.1

@@ -30,16 +30,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data_pipeline.errors import EXIT_INTERRUPTED, InputError, exit_code
+from data_pipeline.base.errors import EXIT_INTERRUPTED, InputError, exit_code
+from data_pipeline.base.parallel import Part, parse_part
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import HOW_TO_HOLD_OUT, NOTHING_HELD_OUT
-from data_pipeline.workers import Part, parse_part
-from hrm_dist import checkpoint, distributed
-from hrm_dist.evaluation import Answers, answer, hits
-from hrm_dist.evaluation_folder import Evaluation, agree, claim, rows_per_file
+from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed.preemption import STOP_SIGNALS, StopRequest
+from hrm_dist.evaluation.evaluate import Answers, answer, hits
+from hrm_dist.evaluation.output_dir import Evaluation, agree, claim, rows_per_file
+from hrm_dist.evaluation.predictions import Predictions, read_prediction_file, write_predictions
 from hrm_dist.model.act import ACTModel
-from hrm_dist.predictions import Predictions, read_prediction_file, write_predictions
-from hrm_dist.stop_request import STOP_SIGNALS, StopRequest
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -26,9 +26,9 @@ import jinja2
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.errors import InputError, exit_code
-from data_pipeline.files import replace_file
-from hrm_dist.voting import Candidate, attempts
+from data_pipeline.base.errors import InputError, exit_code
+from data_pipeline.base.files import replace_file
+from hrm_dist.evaluation.voting import Candidate, attempts
 from tools.vote import SCORE_MEANINGS, Poll, add_arguments, hold_poll, warn_of_ignored
 
 TEMPLATE = Path(__file__).with_name("report_template.html")

@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from data_pipeline.errors import InputError, exit_code
-from data_pipeline.files import replace_file
+from data_pipeline.arc.json_format import parse_task, read_json
+from data_pipeline.base.errors import InputError, exit_code
+from data_pipeline.base.files import replace_file
 from data_pipeline.schema import load_dataset_info, verify_document
-from data_pipeline.sources.arc_json import parse_task, read_json
-from hrm_dist.predictions import Predictions, prediction_files, read_predictions
-from hrm_dist.voting import Votes, scores, submission, vote
+from hrm_dist.evaluation.predictions import Predictions, prediction_files, read_predictions
+from hrm_dist.evaluation.voting import Votes, scores, submission, vote
 
 ALL_TASKS = "all tasks"
 SCORE_MEANINGS = {

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from hrm_dist.pieces import Piece, Read
+from hrm_dist.tensor_shards import Piece, Read
 
 Copy = Callable[[Tensor, Tensor], None]
 """Overwrite a (perhaps split) parameter by a whole tensor."""

@@ -8,11 +8,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hrm_dist import distributed
 from hrm_dist.config import TrainConfig
+from hrm_dist.distributed import process_group as distributed
 from hrm_dist.engines.base import Initialize, named_parameters
-from hrm_dist.engines.local_state import LocalState, copy_whole
-from hrm_dist.pieces import Piece, Place, Read, share_out
+from hrm_dist.engines.optimizer_state import LocalState, copy_whole
+from hrm_dist.tensor_shards import Piece, Place, Read, share_out
 
 
 # DDP checks that the return annotation is this very one.

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hrm_dist import distributed
 from hrm_dist.config import TrainConfig
+from hrm_dist.distributed import process_group as distributed
 from hrm_dist.engines.base import Initialize, gather_units, named_parameters
-from hrm_dist.engines.local_state import copy_whole
+from hrm_dist.engines.optimizer_state import copy_whole
 from hrm_dist.optim import EMA, AdamATan2
-from hrm_dist.pieces import Piece, Place, Read, fill
+from hrm_dist.tensor_shards import Piece, Place, Read, fill
 
 _STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 _MOMENTS = ("exp_avg", "exp_avg_sq")

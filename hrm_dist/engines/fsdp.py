@@ -10,11 +10,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from hrm_dist import distributed
 from hrm_dist.config import TrainConfig
+from hrm_dist.distributed import process_group as distributed
 from hrm_dist.engines.base import Initialize, gather_units, named_parameters
-from hrm_dist.engines.local_state import LocalState
-from hrm_dist.pieces import Piece, Place, Read
+from hrm_dist.engines.optimizer_state import LocalState
+from hrm_dist.tensor_shards import Piece, Place, Read
 
 
 class FSDPEngine:

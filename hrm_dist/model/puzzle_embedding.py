@@ -18,9 +18,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from data_pipeline.schema import DatasetMetadata
-from hrm_dist import distributed
 from hrm_dist.config import TrainConfig
-from hrm_dist.distributed import World
+from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed.process_group import World
 from hrm_dist.model.layers import Draw
 
 _SHARD_ABOVE_BYTES = 2**30

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hrm_dist import distributed
-from hrm_dist.distributed import World
+from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed.process_group import World
 from hrm_dist.model.puzzle_embedding import PuzzleEmbedding, SignSGD, TablePlacement
 
 WIDTH, BATCH_SIZE = 5, 6

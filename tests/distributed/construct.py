@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from data_pipeline.schema import load_dataset_info
-from hrm_dist import distributed
 from hrm_dist.config import load_config
+from hrm_dist.distributed import process_group as distributed
 from hrm_dist.engines.build import build_engine
 from hrm_dist.model.network import Network, initialize_module
 

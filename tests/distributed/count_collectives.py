@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hrm_dist import distributed
 from hrm_dist.config import load_config
+from hrm_dist.distributed import process_group as distributed
 from hrm_dist.trainer import Trainer
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from hrm_dist import distributed
 from hrm_dist.config import load_config
-from hrm_dist.distributed import World
+from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed.process_group import World
 from hrm_dist.trainer import Trainer
 
 

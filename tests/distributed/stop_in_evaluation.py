@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from hrm_dist import evaluation, train
+from hrm_dist import train
+from hrm_dist.evaluation import evaluate as evaluation
 from hrm_dist.model.act import ACTModel, Batch
 from hrm_dist.trainer import Trainer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tools import check_engines
+from tools.check_engines import __main__ as check_engines
 
 pytestmark = pytest.mark.distributed
 

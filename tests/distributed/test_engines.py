@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hrm_dist import checkpoint
+from hrm_dist.checkpoint import reader as checkpoint
 from hrm_dist.config import ConfigError, load_config
 from tests.training import (
     command_line,

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.base.errors import EXIT_LOST
 from data_pipeline.build import build
-from data_pipeline.dataset_plan import Request
-from data_pipeline.errors import EXIT_LOST
-from data_pipeline.identity import ArcOptions
+from data_pipeline.options import ArcOptions
+from data_pipeline.shards.plan import Request
 from tests.training import (
     Finished,
     Started,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hrm_dist import meeting
-from hrm_dist.launched import launched
+from hrm_dist.distributed import rendezvous as meeting
+from hrm_dist.distributed.launch_env import launched
 from tests.training import Started, rows
 
 pytestmark = pytest.mark.distributed

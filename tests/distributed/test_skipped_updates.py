@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hrm_dist import checkpoint
+from hrm_dist.checkpoint import reader as checkpoint
 from tests.training import rows, start_module_ranks, start_ranks, train_on_ranks
 
 pytestmark = pytest.mark.distributed

@@ -7,9 +7,9 @@ import hashlib
 import json
 import sys
 
-from hrm_dist import distributed
 from hrm_dist.config import load_config
-from hrm_dist.distributed import World
+from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed.process_group import World
 from hrm_dist.trainer import Trainer
 
 

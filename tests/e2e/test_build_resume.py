@@ -15,14 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import arc_dataset, build_folder
+from data_pipeline.arc import dataset as arc_dataset
+from data_pipeline.base.errors import InputError
+from data_pipeline.base.parallel import Part
 from data_pipeline.build import build
-from data_pipeline.dataset_plan import Request
-from data_pipeline.errors import InputError
-from data_pipeline.identity import PuzzleOptions
 from data_pipeline.merge import merge
+from data_pipeline.options import PuzzleOptions
 from data_pipeline.schema import load_dataset_info
-from data_pipeline.workers import Part
+from data_pipeline.shards import build_dir as build_folder
+from data_pipeline.shards.plan import Request
 from tests.unit.test_data_build import checksums, request, write_tasks
 
 BUILD = [sys.executable, "-m", "data_pipeline.build"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.build_folder import written_shards
+from data_pipeline.shards.build_dir import written_shards
 from tests.training import (
     Finished,
     Started,

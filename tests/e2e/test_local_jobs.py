@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import job_log
-from launch.job_log import Ended, Started
+from launch.jobs import log as job_log
+from launch.jobs.log import Ended, Started
 from tests.training import assert_same_run, command_line, num_rows, saved_step, train_on_ranks, until
 
 pytestmark = pytest.mark.e2e

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.build import build
-from data_pipeline.dataset_plan import Request
-from data_pipeline.identity import ArcOptions
+from data_pipeline.options import ArcOptions
 from data_pipeline.reader import TestReader
-from hrm_dist.predictions import MAX_ROWS_PER_FILE, read_prediction_file
+from data_pipeline.shards.plan import Request
+from hrm_dist.evaluation.predictions import MAX_ROWS_PER_FILE, read_prediction_file
 from tests.training import Finished, Started, command_line, train
 
 pytestmark = pytest.mark.e2e

@@ -6,7 +6,8 @@ from safetensors.torch import load_file
 
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import load_dataset_info
-from hrm_dist import checkpoint, evaluation
+from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.evaluation import evaluate as evaluation
 from tests.training import Started, command_line, digests, num_rows, rows, saved_step, saved_steps, train
 
 pytestmark = pytest.mark.e2e

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 import pytest
 
-from launch import job_log
-from launch.job_log import Ended, Event, Failed, Started, Submitted
-from launch.slurm import SlurmError
+from launch.jobs import log as job_log
+from launch.jobs.log import Ended, Event, Failed, Started, Submitted
+from launch.jobs.slurm import SlurmError
 from launch.submit import main
 from tests.slurm.cluster import Cluster
 from tests.training import (
@@ -299,7 +299,9 @@ def test_what_cannot_run_is_refused_and_nothing_is_queued(
 def test_a_job_that_slurm_refuses_at_the_last_moment_leaves_nothing(
     slurm: Cluster, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launch.slurm.check_script", lambda _script: None)  # as if all was well a moment ago
+    monkeypatch.setattr(
+        "launch.jobs.slurm.check_script", lambda _script: None
+    )  # as if all was well a moment ago
     with pytest.raises(SlurmError, match=r"Invalid partition name(.|\n)*partitions: main"):
         main(["train", str(config), f"checkpoint_path={tmp_path / 'run'}", "--partition", "nope"])
     assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hrm_dist.checkpoint import open_checkpoint
+from hrm_dist.checkpoint.reader import open_checkpoint
 from tests.slurm.cluster import Cluster
 from tests.training import losses, train
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from accelerate.commands import launch as accelerate_launch
 
-from hrm_dist.accelerate_settings import refuse_accelerate_settings
 from hrm_dist.config import ConfigError
+from hrm_dist.distributed.accelerate_env import refuse_accelerate_settings
 
 TWO = ("--multi_gpu", "--num_processes", "2")
 DEEPSPEED = ("--use_deepspeed", "--num_processes", "2")

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.errors import exit_code
+from data_pipeline.base.errors import exit_code
 from hrm_dist.model import build_model
 from tests.unit.models import METADATA, arch_of, random_batch
-from tools import bench_train
-from tools.activation_memory import CYCLES, LiveBytes, peak_activation_bytes
+from tools.bench_train import __main__ as bench_train
+from tools.bench_train.activation_memory import CYCLES, LiveBytes, peak_activation_bytes
 
 TINY = (
     "arch.hidden_size=32 arch.num_heads=2 arch.H_layers=1 arch.L_layers=1 precision=fp32 device=cpu "

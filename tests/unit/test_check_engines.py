@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import exit_code
-from hrm_dist import checkpoint
-from hrm_dist.checkpoint_writer import CheckpointWriter
-from hrm_dist.pieces import whole
-from tools import check_engines, engine_runs
-from tools.engine_differences import Differences, Limits, compare, exceeded
-from tools.engine_runs import RunFailed, batch_size_for, run_ranks
+from data_pipeline.base.errors import exit_code
+from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.checkpoint.writer import CheckpointWriter
+from hrm_dist.tensor_shards import whole
+from tools.check_engines import __main__ as check_engines
+from tools.check_engines import runs as engine_runs
+from tools.check_engines.differences import Differences, Limits, compare, exceeded
+from tools.check_engines.runs import RunFailed, batch_size_for, run_ranks
 
 LIMITS = Limits(first_losses=1e-5, losses=1e-3, gradient=1e-5, first_weights=1e-5, turned_in_table=0.01)
 EQUAL = Differences(0, 0, 0, 0, 0, "network.lm_head.weight", 0, 0, 0.1)

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from data_pipeline.errors import InputError, WriteError
-from hrm_dist import checkpoint
-from hrm_dist.carry_state import carry_pieces, read_carries
-from hrm_dist.checkpoint import CheckpointState
-from hrm_dist.checkpoint_writer import CheckpointWriter, finish, link, prune, put_back, write_files
-from hrm_dist.distributed import World
+from data_pipeline.base.errors import InputError, WriteError
+from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.checkpoint.carry import carry_pieces, read_carries
+from hrm_dist.checkpoint.reader import CheckpointState
+from hrm_dist.checkpoint.writer import CheckpointWriter, finish, link, prune, put_back, write_files
+from hrm_dist.distributed.process_group import World
 from hrm_dist.model.act import Carry
 from hrm_dist.model.hrm import InnerCarry
-from hrm_dist.pieces import Piece, Place, share_out, whole
+from hrm_dist.tensor_shards import Piece, Place, share_out, whole
 
 WEIGHT = torch.arange(6.0).reshape(2, 3)
 
@@ -250,7 +250,7 @@ def test_in_the_background_the_state_of_the_moment_is_written_and_errors_come_wi
     assert torch.equal(
         checkpoint.open_checkpoint(tmp_path / "checkpoints/latest").tensor("model.weight"), torch.ones(3)
     )
-    with mock.patch("hrm_dist.checkpoint_writer.write_tensors", side_effect=OSError(28, "No space left")):
+    with mock.patch("hrm_dist.checkpoint.writer.write_tensors", side_effect=OSError(28, "No space left")):
         writer.write(state(2), [whole("model.weight", weight)])
         with pytest.raises(
             WriteError, match=r"model-00000\.safetensors: cannot be written on rank 0 \(No space left"

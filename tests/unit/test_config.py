@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from data_pipeline.errors import InputError
+from data_pipeline.base.errors import InputError
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import (
     ArchConfig,

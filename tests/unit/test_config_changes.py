@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from hrm_dist.config import DatasetBuildConfig, TrainConfig
-from hrm_dist.config_changes import (
+from hrm_dist.checkpoint.config_changes import (
     FILE,
     NOT_IN_THE_RESULT,
     changed_settings,
@@ -13,6 +12,7 @@ from hrm_dist.config_changes import (
     of_the_result,
     record,
 )
+from hrm_dist.config import DatasetBuildConfig, TrainConfig
 
 
 def config(**values: Any) -> TrainConfig:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hrm_dist.config import ArchConfig, ConfigError, DatasetBuildConfig, TrainConfig, load_config
-from hrm_dist.config_published import ALIASES
+from hrm_dist.config.aliases import ALIASES
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -13,15 +13,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data_pipeline.errors import exit_code
+from data_pipeline.base.errors import exit_code
 from data_pipeline.schema import load_dataset_info
-from hrm_dist import checkpoint
+from hrm_dist.checkpoint import reader as checkpoint
 from hrm_dist.model.released import published_name
 from hrm_dist.train import main as train
 from tests.unit.golden import GOLDEN, assert_close, load_golden
-from tools import convert
-from tools.weights_fit import problems
-from tools.weights_import import UNMATCHED, match_rows, take_rows
+from tools.convert import __main__ as convert
+from tools.convert.weights_fit import problems
+from tools.convert.weights_import import UNMATCHED, match_rows, take_rows
 
 TABLE = "model.inner.puzzle_emb.weights"
 

@@ -6,10 +6,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hrm_dist.config import ArchConfig, TrainConfig
 from hrm_dist.model import build_model
-from hrm_dist.model.cost import activation_bytes, flops_per_sequence, memory_per_rank, num_parameters
+from hrm_dist.model.flops import activation_bytes, flops_per_sequence, memory_per_rank, num_parameters
 from hrm_dist.model.layers import recompute_blocks
 from tests.unit.models import METADATA, arch_of, random_batch, saved_bytes, segment_loss
-from tools.activation_memory import peak_activation_bytes
+from tools.bench_train.activation_memory import peak_activation_bytes
 
 COSTED = {
     "hrm": arch_of("hrm", hidden_size=96, num_heads=3),

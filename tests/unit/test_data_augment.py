@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data_pipeline.augment import (
+from data_pipeline.arc.augment import (
     IDENTITY,
     Augmentation,
     AugmentationTable,
@@ -18,9 +18,9 @@ from data_pipeline.augment import (
     parse_name,
     plan_augmentations,
 )
-from data_pipeline.errors import InputError
-from data_pipeline.task import Pair, Task
-from data_pipeline.tokens import Grid
+from data_pipeline.arc.task import Pair, Task
+from data_pipeline.arc.tokens import Grid
+from data_pipeline.base.errors import InputError
 
 grids = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=4), elements=st.integers(0, 9))
 augmentations = st.builds(

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline import build
-from data_pipeline.errors import exit_code
-from data_pipeline.games import MazeGame, SudokuGame
+from data_pipeline.base.errors import exit_code
+from data_pipeline.grid_puzzles.csv_source import HEADER
+from data_pipeline.grid_puzzles.maze import CHARSET
+from data_pipeline.grid_puzzles.puzzle_type import MazeGame, SudokuGame
 from data_pipeline.reader import TestReader, TrainReader
-from data_pipeline.sources.maze import CHARSET
-from data_pipeline.sources.puzzle_csv import HEADER
 
 PAIR = {"input": [[0, 1], [2, 3]], "output": [[9]]}
 TASK = {"train": [PAIR, PAIR], "test": [PAIR]}

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data_pipeline.arc_rows import plan_groups
-from data_pipeline.augment import Augmentation, apply
-from data_pipeline.errors import InputError
-from data_pipeline.leaks import (
+from data_pipeline.arc import sources as arc
+from data_pipeline.arc.augment import Augmentation, apply
+from data_pipeline.arc.leaks import (
     MAX_PLACES,
     MAX_RECORDED,
     drop_from_training,
@@ -23,9 +22,10 @@ from data_pipeline.leaks import (
     pair_key,
     settle,
 )
+from data_pipeline.arc.rows import plan_groups
+from data_pipeline.arc.task import Pair, Task
+from data_pipeline.base.errors import InputError
 from data_pipeline.schema import load_dataset_info, load_split_index
-from data_pipeline.sources import arc
-from data_pipeline.task import Pair, Task
 
 grids = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=4), elements=st.integers(0, 9))
 pairs = st.builds(Pair, grids, grids)

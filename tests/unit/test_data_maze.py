@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import augment
-from data_pipeline.errors import InputError
-from data_pipeline.sources import maze
-from data_pipeline.sources.maze import MazeArray, content_keys
-from data_pipeline.sources.maze_generator import MazeRecipe, generate
-from data_pipeline.sources.puzzle_csv import HEADER, Selection
+from data_pipeline.arc import augment
+from data_pipeline.base.errors import InputError
+from data_pipeline.grid_puzzles import maze
+from data_pipeline.grid_puzzles.csv_source import HEADER, Selection
+from data_pipeline.grid_puzzles.maze import MazeArray, content_keys
+from data_pipeline.grid_puzzles.maze_generator import MazeRecipe, generate
 
 POOL = generate(MazeRecipe(side=12, min_steps=20, seed=5), "train", np.arange(40))
 

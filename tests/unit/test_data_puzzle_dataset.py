@@ -10,19 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import generated, puzzle_dataset, scratch
+from data_pipeline.base.errors import InputError
+from data_pipeline.base.parallel import Part
 from data_pipeline.build import build
-from data_pipeline.dataset_plan import Request
-from data_pipeline.errors import InputError
-from data_pipeline.games import Examples, Game, MazeGame, SudokuGame
-from data_pipeline.identity import Generator, PuzzleOptions
-from data_pipeline.puzzle_rows import PuzzleRows
+from data_pipeline.grid_puzzles import dataset as puzzle_dataset
+from data_pipeline.grid_puzzles import generate as generated
+from data_pipeline.grid_puzzles import maze, scratch
+from data_pipeline.grid_puzzles.csv_source import HEADER
+from data_pipeline.grid_puzzles.puzzle_type import Examples, Game, MazeGame, SudokuGame
+from data_pipeline.grid_puzzles.rows import PuzzleRows
+from data_pipeline.options import Generator, PuzzleOptions
 from data_pipeline.reader import TestReader, TrainReader
 from data_pipeline.schema import load_dataset_info, load_split_index
-from data_pipeline.shard_reader import read_shard
-from data_pipeline.sources import maze
-from data_pipeline.sources.puzzle_csv import HEADER
-from data_pipeline.workers import Part
+from data_pipeline.shards.plan import Request
+from data_pipeline.shards.reader import read_shard
 from tests.unit.test_data_build import checksums
 
 CHARACTERS = {"sudoku": "?.123456789", "maze": f"?{maze.CHARSET}"}

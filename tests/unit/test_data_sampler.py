@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.errors import InputError
+from data_pipeline.base.errors import InputError
 from data_pipeline.sampler import BatchPlan, SamplePlan, rank_slice
 from data_pipeline.schema import GroupTable, ShardIndex, SplitIndex
 

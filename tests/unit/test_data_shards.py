@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from zstandard import ZstdDecompressor
 
-from data_pipeline.sample_format import Samples, encode_tar
 from data_pipeline.schema import MAX_GROUPS, GroupTable, ShardIndex, SplitIndex
-from data_pipeline.shard_reader import read_shard
-from data_pipeline.writer import write_shard
+from data_pipeline.shards.reader import read_shard
+from data_pipeline.shards.sample_format import Samples, encode_tar
+from data_pipeline.shards.writer import write_shard
 
 SEQ_LEN = 9
 GOLDEN_TAR = "2a309fb05ce4d9aee68427ba8568855e47f10f4e2a8449bc91a749a031ac55cb"

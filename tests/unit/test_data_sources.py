@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.errors import InputError
-from data_pipeline.sources import arc
-from data_pipeline.sources.arc_json import parse_task
-from data_pipeline.task import Task
+from data_pipeline.arc import sources as arc
+from data_pipeline.arc.json_format import parse_task
+from data_pipeline.arc.task import Task
+from data_pipeline.base.errors import InputError
 
 GRID = [[0, 1], [2, 3]]
 TASK = {"train": [{"input": GRID, "output": [[5]]}], "test": [{"input": GRID, "output": [[7]]}]}

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data_pipeline.tokens import EOS_ID, PAD_ID, Grid, crop, crop_size, crop_sizes, encode
+from data_pipeline.arc.tokens import EOS_ID, PAD_ID, Grid, crop, crop_size, crop_sizes, encode
 
 CANVAS = 7
 grids = hnp.arrays(

@@ -25,9 +25,21 @@ def test_every_relative_link_resolves(document: Path) -> None:
     assert not missing
 
 
-def test_the_tree_in_the_readme_names_every_module_of_hrm_dist() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = text[text.index("hrm_dist/   ") : text.index("launch/   ")]
-    named = set(re.findall(r"(\w+)\.py", tree))
-    modules = {path.stem for path in (ROOT / "hrm_dist").rglob("*.py")} - {"__init__"}
-    assert named == modules
+def test_the_tree_names_every_file_of_the_packages() -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    section = text[text.index("## Where everything is") :]
+    named, folders = set[str](), list[str]()
+    for line in section.split("```")[1].splitlines():
+        if not line.strip():
+            continue
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders[depth:] = [name]
+        if not name.endswith("/"):
+            named.add("".join(folders))
+    files = {
+        str(path.relative_to(ROOT))
+        for package in ("hrm_dist", "data_pipeline", "launch", "tools")
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and path.name != "__init__.py" and "__pycache__" not in path.parts
+    }
+    assert named == files

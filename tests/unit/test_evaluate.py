@@ -12,16 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.errors import InputError, exit_code
+from data_pipeline.base.errors import InputError, exit_code
+from data_pipeline.base.parallel import Part
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import load_dataset_info
-from data_pipeline.workers import Part
-from hrm_dist import checkpoint as checkpoints
-from hrm_dist import evaluation
+from hrm_dist.checkpoint import reader as checkpoints
 from hrm_dist.config import load_config
-from hrm_dist.evaluation_folder import Evaluation, claim, missing_parts, rows_per_file
+from hrm_dist.evaluation import evaluate as evaluation
+from hrm_dist.evaluation.output_dir import Evaluation, claim, missing_parts, rows_per_file
+from hrm_dist.evaluation.predictions import (
+    MAX_ROWS_PER_FILE,
+    Predictions,
+    read_prediction_file,
+    read_predictions,
+)
 from hrm_dist.model.act import ACTModel, build_model
-from hrm_dist.predictions import MAX_ROWS_PER_FILE, Predictions, read_prediction_file, read_predictions
 from hrm_dist.train import main as train
 from tests.documents import edit_document
 from tests.training import Started, command_line
@@ -298,7 +303,7 @@ def test_parts_that_start_at_once_agree_on_one_record(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_found_without_torch() -> None:
     program = (
-        "import sys; from pathlib import Path; from hrm_dist.evaluation_folder import missing_parts; "
+        "import sys; from pathlib import Path; from hrm_dist.evaluation.output_dir import missing_parts; "
         "print(missing_parts(Path('nowhere'), 3), 'torch' in sys.modules)"
     )
     assert command_line("-c", program).output == "[0, 1, 2] False\n"

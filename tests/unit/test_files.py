@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.errors import WriteError
-from data_pipeline.files import atomic_write, replace_file, sync
+from data_pipeline.base.errors import WriteError
+from data_pipeline.base.files import atomic_write, replace_file, sync
 from tests.unit import test_report
 from tools import report, vote
 

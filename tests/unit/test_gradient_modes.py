@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 
 from hrm_dist.config import ArchConfig, TrainConfig
-from hrm_dist.distributed import World
+from hrm_dist.distributed.process_group import World
 from hrm_dist.model import build_model
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.hrm import InnerCarry
 from hrm_dist.model.layers import Block, recompute_blocks
 from hrm_dist.trainer import Trainer
 from tests.unit.models import METADATA, arch_of, let_halting_vary, random_batch, segment_loss
-from tools.train_speed import RandomReader
+from tools.bench_train.speed import RandomReader
 
 MODES = ("one_step", "last_cycle", "bptt")
 # Of two slow and six fast updates, those that carry gradient.

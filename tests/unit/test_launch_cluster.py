@@ -7,9 +7,9 @@ import pytest
 from submitit import SlurmExecutor
 
 from hrm_dist.config import ConfigError
-from launch import storage
-from launch.cluster import Cluster, executor, load_cluster
-from launch.slurm import explained
+from launch.jobs import storage
+from launch.jobs.cluster import Cluster, executor, load_cluster
+from launch.jobs.slurm import explained
 from tests.training import command_line
 
 PROFILES = sorted((Path(__file__).parents[2] / "configs" / "cluster").glob("*.yaml"))

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm_dist.launched import launched
-from launch import checks, doctor
-from launch.checks_of_folders import _file_system
-from launch.checks_together import Exchange, clock_offset
-from launch.findings import Finding, Line, Same, merged, run
+from hrm_dist.distributed.launch_env import launched
+from launch.doctor import __main__ as doctor
+from launch.doctor import checks
+from launch.doctor.folders import _file_system
+from launch.doctor.results import Finding, Line, Same, merged, run
+from launch.doctor.together import Exchange, clock_offset
 from tests.training import TIMEOUT, Finished, Started, command_line, rank_environments
 
 QUIET = {"WANDB_MODE": "offline"}  # no network in tests

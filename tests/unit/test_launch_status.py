@@ -15,11 +15,14 @@ import submitit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.errors import InputError
-from launch import job_log, job_output, status
-from launch.job_log import Ended, Event, Started, Submitted
-from launch.run_facts import facts_of, known_folders
-from launch.run_state import (
+from data_pipeline.base.errors import InputError
+from launch.jobs import log as job_log
+from launch.jobs.log import Ended, Event, Started, Submitted
+from launch.jobs.slurm import QueuedJob
+from launch.status import __main__ as status
+from launch.status import last_error as job_output
+from launch.status.collect import facts_of, known_folders
+from launch.status.run_state import (
     Progress,
     Queue,
     State,
@@ -28,7 +31,6 @@ from launch.run_state import (
     state_of_parts,
     summary,
 )
-from launch.slurm import QueuedJob
 from tests.training import command_line, num_rows, saved_step, start_train, train
 
 T0 = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -490,6 +492,6 @@ def test_what_is_no_run_is_refused(make: Callable[[Path], None], message: str, t
 def test_torch_is_not_imported(tmp_path: Path) -> None:
     job_log.append(tmp_path, submitted())
     program = (
-        f"import sys; from launch import status; status.main(['{tmp_path}']); print('torch' in sys.modules)"
+        f"from launch.status.__main__ import main, sys; main(['{tmp_path}']); print('torch' in sys.modules)"
     )
     assert command_line("-c", program).output.splitlines()[-1] == "False"

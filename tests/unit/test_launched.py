@@ -5,7 +5,7 @@ import re
 import pytest
 
 from hrm_dist.config import ConfigError
-from hrm_dist.launched import Launched, launched
+from hrm_dist.distributed.launch_env import Launched, launched
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "GROUP_RANK": "1", "GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "n1",

@@ -8,9 +8,17 @@ from typing import Protocol
 import pytest
 import torch.distributed as dist
 
-from hrm_dist import liveness
 from hrm_dist.config import ConfigError
-from hrm_dist.liveness import Heard, Sign, Verdict, Watch, is_failed_collective, ranks_text, verdict
+from hrm_dist.distributed import heartbeat as liveness
+from hrm_dist.distributed.heartbeat import (
+    Heard,
+    Sign,
+    Verdict,
+    Watch,
+    is_failed_collective,
+    ranks_text,
+    verdict,
+)
 
 BEAT_S = 0.02
 SILENCE_S = 0.6

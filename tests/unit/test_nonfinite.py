@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm_dist.nonfinite import SkippedUpdates
+from hrm_dist.skipped_updates import SkippedUpdates
 
 # For each step, which of its three sequences are finite.
 steps = st.lists(st.lists(st.booleans(), min_size=3, max_size=3), max_size=12)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import build, inspect
-from data_pipeline.errors import InputError, exit_code
+from data_pipeline import build
+from data_pipeline.base.errors import InputError, exit_code
+from data_pipeline.inspect import __main__ as inspect
 from data_pipeline.schema import load_dataset_info
 from hrm_dist.train import main as train
-from launch import work
-from launch.cluster import Cluster
+from launch.jobs import spec as work
+from launch.jobs.cluster import Cluster
 from tests.conftest import TINY_CONFIG
 from tests.training import rows
 from tests.unit.test_data_build import write_tasks

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrm_dist.config import ArchConfig, TrainConfig
-from hrm_dist.distributed import World
+from hrm_dist.distributed.process_group import World
 from hrm_dist.model import puzzle_embedding
 from hrm_dist.model.puzzle_embedding import (
     WHOLE_TABLE,

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.tokens import encode
-from hrm_dist.predictions import UNKNOWN_EXAMPLE, Predictions, write_predictions
+from data_pipeline.arc.tokens import encode
+from hrm_dist.evaluation.predictions import UNKNOWN_EXAMPLE, Predictions, write_predictions
 from tools.report import grid_view, main
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "arc_vote"

@@ -8,12 +8,12 @@ from unittest import mock
 
 import pytest
 
+from data_pipeline.base.errors import exit_code
 from data_pipeline.build import build
-from data_pipeline.dataset_plan import Request
-from data_pipeline.errors import exit_code
-from data_pipeline.identity import ArcOptions
+from data_pipeline.options import ArcOptions
+from data_pipeline.shards.plan import Request
+from hrm_dist.checkpoint.config_changes import FILE
 from hrm_dist.config import load_config
-from hrm_dist.config_changes import FILE
 from hrm_dist.train import main
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -175,7 +175,7 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_does_not_end_in_peace(
     in_background: bool, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [f"checkpoint_path={tmp_path / 'run'}", "max_steps=2", f"async_checkpoint={in_background}"]
-    with mock.patch("hrm_dist.checkpoint_writer.write_tensors", side_effect=OSError(28, "No space left")):
+    with mock.patch("hrm_dist.checkpoint.writer.write_tensors", side_effect=OSError(28, "No space left")):
         assert exit_code(lambda: main([str(config), *settings])) == 2
     assert "cannot be written on rank 0 (No space left); make room" in capsys.readouterr().err
     assert main([str(config), *settings]) == 0

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.augment import Augmentation, apply
-from data_pipeline.errors import InputError
-from data_pipeline.tokens import encode
-from hrm_dist.predictions import MAX_ROWS_PER_FILE, UNKNOWN_EXAMPLE, Predictions
-from hrm_dist.voting import attempts, read_predictions, scores, submission, vote, write_predictions
+from data_pipeline.arc.augment import Augmentation, apply
+from data_pipeline.arc.tokens import encode
+from data_pipeline.base.errors import InputError
+from hrm_dist.evaluation.predictions import MAX_ROWS_PER_FILE, UNKNOWN_EXAMPLE, Predictions
+from hrm_dist.evaluation.voting import attempts, read_predictions, scores, submission, vote, write_predictions
 from tools.vote import main
 
 GOLDEN = Path(__file__).parents[1] / "golden"

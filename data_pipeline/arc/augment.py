@@ -1,0 +1,211 @@
+"""The symmetries of ARC: eight rotations and reflections times relabelling of the colours 1..9.
+
+An augmentation is written into the name of its puzzle, so that a prediction can be mapped back from the name
+alone: `TASK|||t3|||0718293645`, or `TASK_t3_0718293645` in data built by the first HRM release.
+"""
+
+import functools
+import re
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.arc.task import Pair, Task
+from data_pipeline.arc.tokens import MAX_GRID_SIDE, NUM_COLOURS, Grid
+from data_pipeline.base.errors import InputError
+from data_pipeline.base.random import random_bits
+
+NUM_DIHEDRAL = 8
+TRANSPOSING = (1, 3, 6, 7)
+"""The images in which height and width change places."""
+
+TRIALS_PER_AUGMENTATION = 5  # as published; tasks with few distinct augmentations end with fewer than asked
+
+_Cell = TypeVar("_Cell", bound=np.generic)
+_INVERSE_DIHEDRAL = (0, 3, 2, 1, 4, 5, 6, 7)
+_TRM_NAME = re.compile(r"(?P<task>.+)\|\|\|t(?P<t>[0-7])\|\|\|(?P<palette>[0-9]{10})", re.DOTALL)
+_HRM_NAME = re.compile(r"(?P<task>.+)_t(?P<t>[0-7])_(?P<palette>[0-9]{10})", re.DOTALL)
+
+
+@dataclass(frozen=True, eq=False)
+class Augmentation:
+    """A dihedral id (see `dihedral`) and the image of each colour, palette [10]."""
+
+    dihedral: int
+    palette: NDArray[np.uint8]
+
+    @property
+    def is_identity(self) -> bool:
+        return self.dihedral == 0 and bool(np.array_equal(self.palette, np.arange(NUM_COLOURS)))
+
+
+class AugmentationTable(NamedTuple):
+    """The augmentations of one group, the original first."""
+
+    dihedrals: NDArray[np.uint8]  # [n]
+    palettes: NDArray[np.uint8]  # [n, 10]
+
+    def names(self, task_id: str) -> list[str]:
+        """The puzzle names, in order."""
+        digits = (self.palettes + ord("0")).tobytes().decode("ascii")
+        augmented = (
+            f"{task_id}|||t{t}|||{digits[i * NUM_COLOURS : (i + 1) * NUM_COLOURS]}"
+            for i, t in enumerate(self.dihedrals.tolist())
+            if i > 0
+        )
+        return [task_id, *augmented]
+
+
+IDENTITY = Augmentation(0, np.arange(NUM_COLOURS, dtype=np.uint8))
+
+
+def dihedral(grid: NDArray[_Cell], t: int) -> NDArray[_Cell]:
+    """The grid turned by t quarter turns (0..3), mirrored left-right (4), up-down (5), or transposed along
+    the main (6) or the other diagonal (7). Grids of one size [..., height, width] may come together."""
+    match t:
+        case 0:
+            return grid
+        case 1:
+            return np.swapaxes(grid, -1, -2)[..., ::-1, :]
+        case 2:
+            return grid[..., ::-1, ::-1]
+        case 3:
+            return np.swapaxes(grid, -1, -2)[..., :, ::-1]
+        case 4:
+            return grid[..., ::-1]
+        case 5:
+            return grid[..., ::-1, :]
+        case 6:
+            return np.swapaxes(grid, -1, -2)
+        case 7:
+            return np.swapaxes(grid, -1, -2)[..., ::-1, ::-1]
+        case _:
+            raise ValueError(f"dihedral id {t} is not in 0..7")
+
+
+def inverse_dihedral(grid: NDArray[_Cell], t: int) -> NDArray[_Cell]:
+    """Undo `dihedral(grid, t)`."""
+    return dihedral(grid, _INVERSE_DIHEDRAL[t])
+
+
+def apply(grid: Grid, augmentation: Augmentation) -> Grid:
+    """The augmented grid."""
+    return augmentation.palette[dihedral(grid, augmentation.dihedral)]
+
+
+def invert(grid: Grid, augmentation: Augmentation) -> Grid:
+    """The grid that `apply` made this one of."""
+    inverse_palette = np.argsort(augmentation.palette, kind="stable").astype(np.uint8)
+    return inverse_dihedral(inverse_palette[grid], augmentation.dihedral)
+
+
+def augmentation_name(task_id: str, augmentation: Augmentation) -> str:
+    """The name of the puzzle that an augmentation makes of a task; of the original, the task's own id."""
+    if augmentation.is_identity:
+        return task_id
+    return f"{task_id}|||t{augmentation.dihedral}|||{''.join(map(str, augmentation.palette.tolist()))}"
+
+
+def parse_name(name: str) -> tuple[str, Augmentation]:
+    """The task id and augmentation that a puzzle name stands for, in the spelling of HRM or of TRM.
+
+    Raises InputError when the name says an augmentation that is none.
+    """
+    match = _TRM_NAME.fullmatch(name) or _HRM_NAME.fullmatch(name)
+    if match is None:
+        return name, IDENTITY
+    palette = np.frombuffer(match["palette"].encode("ascii"), dtype=np.uint8) - ord("0")
+    if len(set(match["palette"])) != NUM_COLOURS:
+        raise InputError(
+            f"puzzle name {name!r}: {match['palette']} is no relabelling of the ten colours, since one is "
+            "missing and another comes twice; take the identifiers file from the dataset's own build."
+        )
+    return match["task"], Augmentation(int(match["t"]), palette)
+
+
+def plan_augmentations(task: Task, num_aug: int, seed: int) -> AugmentationTable:
+    """The original and at most `num_aug` distinct augmentations of a task, drawn as published.
+
+    Two augmentations are the same when they make the same pairs, in whatever order. The draws depend on the
+    seed and the task's id alone, and a smaller `num_aug` gives a prefix.
+    """
+    weights = _weights_of_colours(task.pairs)
+    # Most tasks have so many augmentations that hardly any trial is in vain, but a few need all of the trials.
+    most = TRIALS_PER_AUGMENTATION * num_aug
+    for trials in (min(most, num_aug + num_aug // 64 + 8), min(most, 3 * num_aug // 2), most):
+        table = _draw(trials, seed, task.id)
+        _, first = np.unique(_content_keys(weights, table), return_index=True)
+        if len(first) > num_aug:
+            break
+    kept = np.sort(first)[: 1 + num_aug]
+    return AugmentationTable(table.dihedrals[kept], table.palettes[kept])
+
+
+def _draw(trials: int, seed: int, task_id: str) -> AugmentationTable:
+    """The original and then so many augmentations as they are drawn, doubles among them."""
+    bits = random_bits(trials * NUM_COLOURS, seed, "augmentations", task_id).reshape(trials, NUM_COLOURS)
+    dihedrals = np.zeros(1 + trials, dtype=np.uint8)
+    dihedrals[1:] = bits[:, 0] >> np.uint64(61)
+    palettes = np.tile(np.arange(NUM_COLOURS, dtype=np.uint8), (1 + trials, 1))
+    palettes[1:, 1:] = np.argsort(bits[:, 1:], axis=1, kind="stable") + 1
+    return AugmentationTable(dihedrals, palettes)
+
+
+def _content_keys(weights: NDArray[np.float64], table: AugmentationTable) -> NDArray[np.uint64]:
+    """For each of n augmentations a 64-bit key of the puzzle that it makes; [n].
+
+    Every place of a pair has a random weight, and the key of a pair is the sum of (colour + 1) * weight. That
+    is linear in the palette, so it takes one small product with the `weights` of the colours instead of
+    making and hashing the grids. Keys of pairs are scrambled before they are added up, for else two puzzles
+    that have swapped grids between their pairs would look the same. Different puzzles share a key with a
+    chance below 2**-58.
+    """
+    values = table.palettes + 1.0
+    keys = np.empty(len(table.dihedrals), dtype=np.uint64)
+    for t in range(NUM_DIHEDRAL):
+        chosen = table.dihedrals == t
+        low, high = (values[chosen] @ weights[:, t]).astype(np.uint64)
+        keys[chosen] = _scramble(low + (high << np.uint64(32))).sum(axis=1, dtype=np.uint64)
+    return keys
+
+
+def _weights_of_colours(pairs: tuple[Pair, ...]) -> NDArray[np.float64]:
+    """Sum of the weights of the places where a colour stands in each dihedral image of each pair, their lower
+    and their upper halves; [2, 8, 10, P].
+
+    Halves add up exactly in float64, which numpy multiplies many times faster than integers.
+    """
+    sums = np.zeros((len(pairs), NUM_COLOURS, 2 * NUM_DIHEDRAL))
+    colours = np.arange(NUM_COLOURS, dtype=np.uint8)[:, None]
+    for p, pair in enumerate(pairs):
+        for side, grid in enumerate(pair):
+            if grid is not None:
+                stands = (colours == grid.reshape(-1)).astype(np.float64)
+                sums[p] += stands @ _weights_of_places(side, *grid.shape)
+    sums = sums.reshape(len(pairs), NUM_COLOURS, 2, NUM_DIHEDRAL)
+    return np.ascontiguousarray(sums.transpose(2, 3, 1, 0))
+
+
+@functools.cache
+def _weights_of_places(side: int, height: int, width: int) -> NDArray[np.float64]:
+    """For each cell of an input (0) or output (1) the weight of the place that it gets in each dihedral image,
+    lower halves and upper halves; [height * width, 2 * 8]."""
+    weights = np.empty((height * width, 2, NUM_DIHEDRAL))
+    for t in range(NUM_DIHEDRAL):
+        corner = (width, height) if t in TRANSPOSING else (height, width)
+        of_cells = inverse_dihedral(_WEIGHTS[side, : corner[0], : corner[1]], t).reshape(-1)
+        weights[:, 0, t] = of_cells & np.uint64(2**32 - 1)
+        weights[:, 1, t] = of_cells >> np.uint64(32)
+    return weights.reshape(height * width, 2 * NUM_DIHEDRAL)
+
+
+def _scramble(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64, a bijection."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+_WEIGHTS = random_bits(2 * MAX_GRID_SIDE**2, "content weights").reshape(2, MAX_GRID_SIDE, MAX_GRID_SIDE)

@@ -1,0 +1,132 @@
+"""An ARC dataset: which tasks are in it, what is held out, what each split consists of."""
+
+import dataclasses
+from pathlib import Path
+
+from data_pipeline.arc import leaks
+from data_pipeline.arc import sources as arc
+from data_pipeline.arc.rows import SplitPlan, plan_groups
+from data_pipeline.arc.task import Task
+from data_pipeline.arc.tokens import PAD_ID, VOCAB_SIZE
+from data_pipeline.base.errors import InputError
+from data_pipeline.options import ArcOptions, Identity, SourceInfo
+from data_pipeline.schema import SPLITS, DatasetHead, Leaks, SplitName
+from data_pipeline.shards.plan import DatasetPlan, Request
+
+
+@dataclasses.dataclass(frozen=True)
+class ArcContent:
+    """The chosen tasks, in order of their ids."""
+
+    identity: Identity
+    options: ArcOptions
+    tasks: list[Task]
+    num_left_out: int
+    leaks: Leaks
+
+    def plan(self, folder: Path) -> DatasetPlan:
+        """Groups and rows; everything workers need comes with the rows."""
+        groups = plan_groups(self.tasks, self.options.num_aug, self.identity.seed)
+        names = [arc.BLANK_NAME, *(name for group in groups for name in group.names())]
+        canvas = self.options.canvas
+        head = DatasetHead(
+            **dict(self.identity),
+            canvas=canvas,
+            seq_len=canvas**2,
+            vocab_size=VOCAB_SIZE,
+            pad_id=PAD_ID,
+            ignore_label_id=PAD_ID,
+            blank_identifier_id=0,
+            num_puzzle_identifiers=len(names),
+            sets=("all",),
+            num_tasks_left_out=self.num_left_out,
+            leaks=self.leaks,
+        )
+        rows: dict[SplitName, SplitPlan] = {
+            split: SplitPlan(split, groups, canvas, self.identity.seed) for split in SPLITS
+        }
+        return DatasetPlan(
+            head,
+            rows,
+            documents={
+                "identifiers.json": names,
+                "test_puzzles.json": {task.id: arc.task_json(task) for task in self.tasks if task.held_out},
+            },
+        )
+
+
+def read(request: Request) -> ArcContent:
+    """Read and choose the tasks; raises InputError for sources that cannot be used as asked."""
+    options = request.options
+    assert isinstance(options, ArcOptions)
+    batches = _read_sources(request)
+    sources = tuple(
+        SourceInfo(name=name, sha256=arc.content_sha256(tasks), num_tasks=len(tasks))
+        for name, tasks in batches
+    )
+    tasks = arc.merge(
+        (task for _, batch in batches for task in batch), first_wins=options.conflicts == "first"
+    )
+    fitting = [task for task in tasks if task.largest_side <= options.canvas]
+    if not fitting:
+        smallest = min(task.largest_side for task in tasks)
+        raise InputError(
+            f"--canvas {options.canvas}: no task fits, since the smallest needs {smallest}; "
+            "choose a larger canvas."
+        )
+    chosen = _held_out(fitting, options)[: options.limit_groups]
+    found = leaks.find_in_tasks(chosen)
+    is_published = request.preset != "arc" and _stand_in_preset(found, batches[0][1], options)
+    settled = leaks.settle(found.record(), options.leaks, is_published=is_published)
+    if settled.dropped:
+        chosen = leaks.drop_from_training(chosen, found)
+        if not any(task.training_pairs for task in chosen):
+            raise InputError(
+                "--leaks drop leaves no pair to train on, since all are held out too; add tasks."
+            )
+    return ArcContent(
+        Identity(kind="arc", options=options, seed=request.seed, sources=sources),
+        options,
+        chosen,
+        len(tasks) - len(fitting),
+        settled,
+    )
+
+
+def _read_sources(request: Request) -> list[tuple[str, list[Task]]]:
+    """(name, tasks) of each source, that of the preset first."""
+    batches: list[tuple[str, list[Task]]] = []
+    if request.preset != "arc":
+        batches.append((request.preset, arc.bundled(request.preset)))
+    for source in request.sources:
+        path, role = arc.split_role(source)
+        if source in arc.BUNDLED and not path.exists():
+            batches.append((source, arc.bundled(source)))
+            continue
+        _refuse_output_within(path, request.out)
+        name = path.name or path.resolve().name
+        batches.append((f"{name}:{role}" if role else name, arc.from_path(path, role)))
+    if not batches:
+        raise InputError("`arc` starts from no tasks; add --source PATH, or use arc-agi-1 or arc-agi-2.")
+    return batches
+
+
+def _held_out(tasks: list[Task], options: ArcOptions) -> list[Task]:
+    if options.holdout == "all":
+        return [dataclasses.replace(task, held_out=True) for task in tasks]
+    return tasks
+
+
+def _stand_in_preset(found: leaks.TaskLeaks, preset: list[Task], options: ArcOptions) -> bool:
+    """Whether the bundled tasks alone, held out in the same way, have all of these leaks."""
+    if not found.of_held_out:
+        return True
+    own = leaks.find_in_tasks(_held_out(arc.merge(preset), options)).names()
+    return all(trained <= own.get(held_out, frozenset()) for held_out, trained in found.names().items())
+
+
+def _refuse_output_within(path: Path, out: Path) -> None:
+    if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+        raise InputError(
+            f"--out {out}: lies within the source {path}, whose *.json files are tasks; choose a place outside."
+        )

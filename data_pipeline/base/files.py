@@ -1,0 +1,108 @@
+"""Write files whole or not at all: what is read under a name was completely written.
+
+Only regular files are replaced. A device or a FIFO, which somebody named as an output, takes the bytes as they come.
+"""
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from data_pipeline.base.errors import WriteError
+
+TEMPORARY_SUFFIX = ".tmp"
+
+_NO_SYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
+
+
+def replace_file(path: Path | str, content: bytes, *, make_folder: bool = True) -> None:
+    """Write a file so that it is either as before or complete; see `atomic_write`."""
+    with atomic_write(path, make_folder=make_folder) as file:
+        file.write(content)
+
+
+@contextmanager
+def atomic_write(path: Path | str, *, make_folder: bool = True) -> Generator[BinaryIO]:
+    """Open a file for writing that takes its name, on disk, when the block ends without an error.
+
+    A symbolic link stays and its target is replaced. A device or a FIFO is written directly. Raises WriteError for a
+    folder, and for whatever cannot be written.
+    """
+    path = Path(path)
+    try:
+        mode = _mode(path)
+        if mode is not None and stat.S_ISDIR(mode):
+            raise WriteError(f"{path}: cannot be written (it is a folder); give the name of a file.")
+        is_file = mode is None or stat.S_ISREG(mode)
+        with _new_file(Path(os.path.realpath(path)), make_folder) if is_file else _device(path) as file:
+            yield file
+    except OSError as error:
+        raise WriteError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another place, and "
+            "run the command again."
+        ) from error
+
+
+@contextmanager
+def _new_file(path: Path, make_folder: bool) -> Generator[BinaryIO]:
+    # Processes on machines that share the folder may write the same file.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{TEMPORARY_SUFFIX}")
+    if make_folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    sync(path.parent)
+
+
+@contextmanager
+def _device(path: Path) -> Generator[BinaryIO]:
+    # Not created if it has just gone. A FIFO waits for its reader here.
+    with os.fdopen(os.open(path, os.O_WRONLY), "wb") as file:
+        yield file
+
+
+def _mode(path: Path) -> int | None:
+    """Return the type and the rights of what a path leads to; None if nothing is there."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def put_if_missing(draft: Path, path: Path) -> None:
+    """Give a complete file its name, unless another command has put one there; the draft is gone then."""
+    try:
+        os.link(draft, path)  # unlike a rename, it never takes the place of another's
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not path.exists():
+            draft.replace(path)
+    draft.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on disk.
+
+    Some file systems do not take that of folders; there, names are as safe as they can be.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC_OF_FOLDERS or not path.is_dir():
+            raise

@@ -1,0 +1,123 @@
+"""Do independent jobs in this process or in many."""
+
+import argparse
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from typing import Any, TypeVar
+
+SHOWN_AFTER_SECONDS = 2
+"""Work that is done sooner shows no progress bar."""
+
+_Tool = TypeVar("_Tool")
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the commands that share some work, perhaps on many machines, counted from 0."""
+
+    number: int = 0
+    count: int = 1
+
+    def share(self, jobs: Sequence[_Job]) -> Sequence[_Job]:
+        """What of these is this part's to do."""
+        return jobs[self.number :: self.count]
+
+
+def parse_part(text: str) -> Part:
+    """An argparse type: I/N."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not I/N with I from 0 to N-1, as in 0/4, 1/4, 2/4, 3/4"
+        )
+    return Part(int(number), int(count))
+
+
+def run_jobs(
+    function: Callable[[_Tool, _Job], _Result], tool: _Tool, jobs: Sequence[_Job], workers: int
+) -> Iterator[_Result]:
+    """function(tool, job) of every job, in any order, as they get done.
+
+    A worker gets the tool once, pickled, and then jobs. Closing the iterator waits for the jobs that have begun.
+    Raises what a job raises, and BrokenProcessPool when a worker was killed.
+    """
+    if workers == 1:
+        for job in jobs:
+            yield function(tool, job)
+    elif jobs:
+        yield from _in_workers(function, tool, jobs, workers)
+
+
+def _in_workers(
+    function: Callable[[_Tool, _Job], _Result], tool: _Tool, jobs: Sequence[_Job], workers: int
+) -> Iterator[_Result]:
+    # The fork server imports numpy and the rest once, and the workers forked from it share its pages.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["data_pipeline.shards.write_parallel"])
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)), context, initializer=_start_worker, initargs=(function, tool)
+    )
+    try:
+        with _interrupts_deferred():  # the first calls start the workers, who need all of the tool
+            futures = _submit(pool, jobs)
+        for future in as_completed(futures):
+            yield future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, jobs: Sequence[object]) -> list[Future[Any]]:
+    try:
+        return [pool.submit(_do, job) for job in jobs]
+    except BrokenPipeError as error:  # a worker was killed while it started
+        raise BrokenProcessPool from error
+
+
+@contextmanager
+def _interrupts_deferred() -> Generator[None]:
+    """Hold back an interrupt until the end of the block."""
+    received: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if received:  # whatever else it made fail: Ctrl-C reaches workers that are not yet deaf to it
+            raise KeyboardInterrupt
+
+
+_function_and_tool: tuple[Callable[[Any, Any], Any], Any] | None = None
+
+
+def _start_worker(function: Callable[[Any, Any], Any], tool: object) -> None:
+    global _function_and_tool
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which stops the workers
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
+    _function_and_tool = function, tool
+
+
+def _exit_after_parent() -> None:
+    """Not to wait for work forever when the parent was killed outright."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _do(job: object) -> Any:
+    assert _function_and_tool is not None
+    function, tool = _function_and_tool
+    return function(tool, job)

@@ -1,0 +1,260 @@
+"""Mazes as token arrays: what they may hold, shortest paths, symmetries.
+
+A maze is a square of walls `#` and free cells with a start S and a goal G; its label marks the free cells of a
+shortest path between them by `o`. Steps go up, down, left and right.
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.base.random import Bits, random_bits
+from data_pipeline.grid_puzzles.csv_source import CsvBlock, Selection, bad_cell, bad_row, read_rows
+
+CHARSET = "# SGo"
+PAD_ID = 0
+WALL_ID, FREE_ID, START_ID, GOAL_ID, PATH_ID = range(1, 1 + len(CHARSET))
+VOCAB_SIZE = 1 + len(CHARSET)
+NUM_DIHEDRAL = 8
+MAX_SIDE = 64  # a row is the bits of a word
+
+_BLOCK = 512  # mazes at a time, so that the intermediate arrays stay small
+
+Mazes = NDArray[np.uint8]  # [n, side * side], tokens
+
+
+class MazeArray(NamedTuple):
+    """Mazes with their solutions, as tokens; rows belong together."""
+
+    inputs: Mazes
+    labels: Mazes
+    ratings: NDArray[np.int32]  # [n]
+
+    @property
+    def num_puzzles(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def side(self) -> int:
+        return math.isqrt(self.inputs.shape[1])
+
+
+def read_csv(
+    files: list[Path], selection: Selection | None = None, *, show_progress: bool = False
+) -> MazeArray:
+    """The mazes of `source,question,answer,rating` files that the selection keeps, all of one side.
+
+    Raises InputError naming file, line, column and value at the first one that is not as it should be.
+    """
+    return MazeArray(*read_rows(files, _decode, selection or Selection(), show_progress=show_progress))
+
+
+def _decode(file: Path, block: CsvBlock) -> tuple[Mazes, Mazes]:
+    side = math.isqrt(block.questions.shape[1])
+    if side * side != block.questions.shape[1] or not 2 <= side <= MAX_SIDE:
+        raise bad_row(
+            file,
+            block,
+            0,
+            "question",
+            f"its {block.questions.shape[1]} cells are no square of 2 to {MAX_SIDE} rows; write all rows one "
+            "after another, without separators",
+        )
+    mazes: list[Mazes] = []
+    for column, cells, charset in (
+        ("question", block.questions, CHARSET[:-1]),
+        ("answer", block.answers, CHARSET),
+    ):
+        token_of_byte = np.zeros(256, dtype=np.uint8)
+        token_of_byte[list(charset.encode())] = np.arange(1, 1 + len(charset), dtype=np.uint8)
+        tokens = token_of_byte[cells]
+        if not tokens.all():
+            raise bad_cell(
+                file, block, column, tokens == PAD_ID, f"use one of {', '.join(map(repr, charset))}"
+            )
+        mazes.append(tokens)
+    _refuse_wrong(file, block, mazes[0], mazes[1])
+    return mazes[0], mazes[1]
+
+
+def _refuse_wrong(file: Path, block: CsvBlock, inputs: Mazes, labels: Mazes) -> None:
+    for token, what in ((START_ID, "start S"), (GOAL_ID, "goal G")):
+        counts = (inputs == token).sum(axis=1)
+        if (counts != 1).any():
+            row = int((counts != 1).argmax())
+            raise bad_row(
+                file, block, row, "question", f"it has {counts[row]} cells {what[-1]}; put exactly one {what}"
+            )
+    differs = (inputs != labels) & ~((labels == PATH_ID) & (inputs == FREE_ID))
+    if differs.any():
+        raise bad_cell(
+            file,
+            block,
+            "answer",
+            differs,
+            "the answer is the question with o on free cells only; copy the rest",
+        )
+    is_right = is_shortest_path(inputs, labels)
+    if not is_right.all():
+        row = int(is_right.argmin())
+        length = int(path_lengths(inputs[row : row + 1])[0])
+        found = "no path joins S and G" if length < 0 else f"the shortest one takes {length} steps"
+        raise bad_row(
+            file,
+            block,
+            row,
+            "answer",
+            f"its {int((labels[row] == PATH_ID).sum())} cells o are not a shortest path from S to G ({found}); "
+            "mark one that is, or take out the line",
+        )
+
+
+def distances(is_open: NDArray[np.bool_], starts: NDArray[np.integer]) -> NDArray[np.int32]:
+    """Steps from a start to each cell, -1 where it cannot be reached; open cells and result [n, side * side].
+
+    All mazes are flooded at once, one step at a time.
+    """
+    steps = np.empty(is_open.shape, dtype=np.int32)
+    for begin in range(0, len(is_open), _BLOCK):
+        part = slice(begin, begin + _BLOCK)
+        steps[part] = _flood(is_open[part], starts[part])
+    return steps
+
+
+def _flood(is_open: NDArray[np.bool_], starts: NDArray[np.integer]) -> NDArray[np.int32]:
+    side = math.isqrt(is_open.shape[1])
+    rows = np.arange(len(is_open))
+    # A wall to the right of each row keeps steps from leaving at one side and coming back at the other.
+    dry = np.zeros((len(is_open), side, side + 1), dtype=np.uint8)
+    dry[:, :, :side] = is_open.reshape(len(is_open), side, side)
+    dry = dry.reshape(len(is_open), side * (side + 1))
+    front = np.zeros_like(dry)
+    front[rows, starts // side * (side + 1) + starts % side] = 1
+    dry &= ~front & 1
+    steps = front.astype(np.int32)  # 1 more than the distance, 0 where not reached
+    step = 1
+    while front.any():
+        step += 1
+        wet = np.zeros_like(front)
+        for shift in (1, side + 1):
+            wet[:, shift:] |= front[:, :-shift]
+            wet[:, :-shift] |= front[:, shift:]
+        wet &= dry
+        dry ^= wet
+        steps += wet * np.int32(step)
+        front = wet
+    return steps.reshape(len(is_open), side, side + 1)[:, :, :side].reshape(is_open.shape) - 1
+
+
+def steps_between(
+    is_open: NDArray[np.bool_], starts: NDArray[np.integer], goals: NDArray[np.integer]
+) -> NDArray[np.int32]:
+    """Steps on the shortest path between two cells of each maze, -1 where there is none; [n].
+
+    Knowing less than `distances` it is ten times as fast: a row of cells is the bits of one word.
+    """
+    side, n = math.isqrt(is_open.shape[1]), len(is_open)
+    one, rows, lanes = np.uint64(1), np.arange(side)[:, None], np.arange(n)
+    bit_of_column = one << np.arange(side, dtype=np.uint64)
+    dry = (is_open.reshape(n, side, side) * bit_of_column).sum(axis=2, dtype=np.uint64).T.copy()
+    front = np.where(rows == starts // side, bit_of_column[starts % side], np.uint64(0))
+    goal_rows, goal_bits = goals // side, bit_of_column[goals % side]
+    steps = np.where(starts == goals, 0, -1).astype(np.int32)
+    step = 0
+    while front.any() and (steps < 0).any():
+        step += 1
+        wet = front << one | front >> one
+        wet[1:] |= front[:-1]
+        wet[:-1] |= front[1:]
+        wet &= dry
+        dry ^= wet
+        steps[(wet[goal_rows, lanes] & goal_bits != 0) & (steps < 0)] = step
+        front = wet
+    return steps
+
+
+def path_lengths(inputs: Mazes) -> NDArray[np.int32]:
+    """Steps on the shortest path from S to G, -1 where there is none; [n]."""
+    lengths = np.empty(len(inputs), dtype=np.int32)
+    for begin in range(0, len(inputs), _BLOCK):
+        part = inputs[begin : begin + _BLOCK]
+        ends = ((part == token).argmax(axis=1) for token in (START_ID, GOAL_ID))
+        lengths[begin : begin + _BLOCK] = steps_between(part != WALL_ID, *ends)
+    return lengths
+
+
+def is_shortest_path(inputs: Mazes, labels: Mazes) -> NDArray[np.bool_]:
+    """Whether the cells `o` of a label are those of one shortest path from S to G; [n]."""
+    lengths = path_lengths(inputs)
+    num_marked = (labels == PATH_ID).sum(axis=1)
+    # As many cells as a shortest path has can only join S and G by being one.
+    along_marks = path_lengths(np.where((labels == FREE_ID), WALL_ID, labels).astype(np.uint8))
+    return (lengths > 0) & (num_marked == lengths - 1) & (along_marks == lengths)
+
+
+def mark_shortest_paths(inputs: Mazes) -> Mazes:
+    """Labels: each maze with the free cells of one shortest path marked.
+
+    Of several, it is the one that, walked back from G, goes up rather than left, right or down, in this order;
+    a fixed choice is one that a model can learn. There must be a path.
+    """
+    side = math.isqrt(inputs.shape[1])
+    rows = np.arange(len(inputs))
+    at: NDArray[np.intp] = (inputs == GOAL_ID).argmax(axis=1)
+    steps = distances(inputs != WALL_ID, (inputs == START_ID).argmax(axis=1))
+    framed = np.full((len(inputs), side + 2, side + 2), -1, dtype=np.int32)
+    framed[:, 1:-1, 1:-1] = steps.reshape(len(inputs), side, side)
+    flat = framed.reshape(len(inputs), (side + 2) ** 2)
+    at = (at // side + 1) * (side + 2) + at % side + 1
+    marks = np.zeros(flat.shape, dtype=np.bool_)
+    left = flat[rows, at]
+    moves: NDArray[np.intp] = np.array([-(side + 2), -1, 1, side + 2])
+    for _ in range(int(left.max(initial=0)) - 1):
+        left = np.maximum(left - 1, 0)
+        goes_on = left > 0
+        closer = flat[rows[:, None], at[:, None] + moves] == left[:, None]
+        at = np.where(goes_on, at + moves[closer.argmax(axis=1)], at)
+        marks[rows[goes_on], at[goes_on]] = True
+    inner = marks.reshape(framed.shape)[:, 1:-1, 1:-1].reshape(inputs.shape)
+    return np.where(inner, np.uint8(PATH_ID), inputs)
+
+
+def dihedral(mazes: Mazes, t: int) -> Mazes:
+    """Mazes turned by t quarter turns (0..3), mirrored left-right (4), up-down (5), or transposed along the
+    main (6) or the other diagonal (7): the ids of `data_pipeline.arc.augment`."""
+    return mazes[:, _dihedral_sources(math.isqrt(mazes.shape[1]))[t]]
+
+
+def augment(mazes: Mazes, ts: NDArray[np.integer]) -> Mazes:
+    """Dihedral image ts[i] of maze i; [n, cells]."""
+    return np.take_along_axis(mazes, _dihedral_sources(math.isqrt(mazes.shape[1]))[ts], axis=1)
+
+
+def inverse_dihedrals(ts: NDArray[np.integer]) -> NDArray[np.integer]:
+    """The ids that undo these."""
+    return np.array([0, 3, 2, 1, 4, 5, 6, 7])[ts]
+
+
+def _dihedral_sources(side: int) -> NDArray[np.intp]:
+    """Where each cell of an image comes from; [8, cells]."""
+    cells = np.arange(side * side).reshape(side, side)
+    turned = [np.rot90(cells, k) for k in range(4)]
+    images = [*turned, np.fliplr(cells), np.flipud(cells), cells.T, np.fliplr(turned[1])]
+    return np.stack([image.reshape(-1) for image in images])
+
+
+def content_keys(inputs: Mazes) -> Bits:
+    """A key per maze that its eight symmetries share; [n]. Start and goal are not interchangeable."""
+    weights = random_bits(VOCAB_SIZE * inputs.shape[1], "maze cells").reshape(VOCAB_SIZE, inputs.shape[1])
+    places = np.arange(int(inputs.shape[1]))
+    keys = np.empty(len(inputs), dtype=np.uint64)
+    for begin in range(0, len(inputs), _BLOCK):
+        part = inputs[begin : begin + _BLOCK]
+        images = [
+            weights[dihedral(part, t), places].sum(axis=1, dtype=np.uint64) for t in range(NUM_DIHEDRAL)
+        ]
+        keys[begin : begin + _BLOCK] = np.min(images, axis=0)
+    return keys

@@ -1,0 +1,215 @@
+"""New Sudoku puzzles with exactly one solution, as hard as asked for.
+
+A candidate is a random solution from which clues are taken away in random order as long as it stays the only
+one; so every candidate is minimal. It becomes a puzzle if it belongs to the split asked for and is rated hard
+enough. Puzzle `index` is the first such candidate of those numbered (seed, side, split, index, 0), (..., 1), ...
+and depends on nothing else: any worker can make any of them.
+
+A puzzle's split is a bit of a key that no symmetry changes, so no puzzle of one split can be turned into one
+of the other, wherever and for whatever counts they are made. For side 9 the key is that of the solution, hence
+the splits have no solution in common either; the smaller sides have too few solutions and take the puzzle's.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.base.errors import InputError
+from data_pipeline.base.philox import WORDS_PER_COUNTER, stream_key, words_at
+from data_pipeline.base.random import Bits, below
+from data_pipeline.grid_puzzles.sudoku import (
+    BOX_SHAPES,
+    BoxShape,
+    Grids,
+    PuzzleArray,
+    concatenate,
+    content_keys,
+    is_solution,
+    solution_keys,
+)
+from data_pipeline.grid_puzzles.sudoku_solver import (
+    States,
+    candidate_counts,
+    deduce,
+    has_unique_solution,
+    initial_states,
+    rate,
+    search,
+)
+
+Split = Literal["train", "test"]
+MAX_IN_VAIN = 50_000
+"""Candidates before the difficulty is given up as out of reach, if none of them has it."""
+
+_LANES = 4096  # candidates at a time
+_COUNTERS_PER_ATTEMPT = 1 << 8  # of four random words each
+_FIRST_ORDER_COUNTER = 128  # the ones before are for filling the grid
+_SIDE_OF_MANY_SOLUTIONS = 9
+
+
+class Recipe(NamedTuple):
+    """What decides the generated puzzles, beside their split and index."""
+
+    boxes: BoxShape = BOX_SHAPES[9]
+    min_difficulty: int = 0
+    seed: int = 0
+
+
+class _Candidates(NamedTuple):
+    """Some of the candidates that were asked for, by their places among these."""
+
+    places: NDArray[np.intp]
+    puzzles: PuzzleArray
+
+
+def generate(recipe: Recipe, split: Split, indices: NDArray[np.integer]) -> PuzzleArray:
+    """The puzzles with these numbers, each with its rating.
+
+    Two numbers may give the same puzzle: hardly ever of side 9, soon of side 4 (see generate.py beside this file).
+    Raises InputError when the difficulty is not reached.
+    """
+    blocks = [
+        _generate_block(recipe, split, np.asarray(indices[start : start + _LANES], dtype=np.int64))
+        for start in range(0, max(1, len(indices)), _LANES)
+    ]
+    return concatenate(blocks)
+
+
+def _generate_block(recipe: Recipe, split: Split, indices: NDArray[np.int64]) -> PuzzleArray:
+    made = _no_puzzles(recipe.boxes, len(indices))
+    is_missing = np.ones(len(indices), dtype=np.bool_)
+    first_attempt, num_tried, num_made, hardest = 0, 0, 0, -1
+    while is_missing.any():
+        owners = np.flatnonzero(is_missing)
+        if num_tried >= MAX_IN_VAIN and num_made == 0:
+            raise InputError(
+                f"min difficulty {recipe.min_difficulty} of side {recipe.boxes.side}: none of {num_tried} "
+                f"candidates is so hard (the hardest needs {max(hardest, 0)} backtracks); ask for less, or for a "
+                "larger side."
+            )
+        # Where few are missing, several attempts at once; the first good one is taken, however many there are.
+        num_attempts = max(1, min(1 + num_tried // (1 + num_made), _LANES // (4 * len(owners))))
+        owners = np.repeat(owners, num_attempts)
+        attempts = first_attempt + np.arange(len(owners)) % num_attempts
+        found = _candidates(recipe, split, indices[owners], attempts)
+        hardest = max(hardest, int(found.puzzles.ratings.max(initial=-1)))
+        good = np.flatnonzero(found.puzzles.ratings >= recipe.min_difficulty)
+        done, first = np.unique(owners[found.places[good]], return_index=True)
+        for into, values in zip(made[:3], found.puzzles.take(good[first])[:3], strict=True):
+            into[done] = values
+        is_missing[done] = False
+        num_tried += len(owners)
+        num_made += len(done)
+        first_attempt += num_attempts
+    return made
+
+
+def _no_puzzles(boxes: BoxShape, count: int) -> PuzzleArray:
+    grids = np.zeros((2, count, boxes.num_cells), dtype=np.uint8)
+    return PuzzleArray(grids[0], grids[1], np.zeros(count, dtype=np.int32), boxes)
+
+
+def _candidates(
+    recipe: Recipe, split: Split, indices: NDArray[np.int64], attempts: NDArray[np.int64]
+) -> _Candidates:
+    """Those of the candidates (index, attempt) that came out whole and belong to the split, rated."""
+    boxes = recipe.boxes
+    key = stream_key(recipe.seed, "sudoku", boxes.side, split)
+    counters = attempts * _COUNTERS_PER_ATTEMPT
+    solutions, places = _random_solutions(boxes, indices, counters, key)
+    if boxes.side == _SIDE_OF_MANY_SOLUTIONS:
+        ours = _belongs_to(split, solution_keys(solutions, boxes))
+        solutions, places = solutions[ours], places[ours]
+    orders = _random_orders(boxes, indices[places], counters[places], key)
+    inputs = _take_away_clues(solutions, orders, boxes)
+    puzzles = PuzzleArray(inputs, solutions, np.zeros(len(inputs), dtype=np.int32), boxes)
+    if boxes.side != _SIDE_OF_MANY_SOLUTIONS:
+        ours = _belongs_to(split, content_keys(puzzles))
+        puzzles, places = puzzles.take(ours), places[ours]
+    if not (is_solution(puzzles.labels, boxes) & has_unique_solution(puzzles)).all():
+        raise AssertionError("a generated puzzle does not have the one solution that it was made from")
+    return _Candidates(places, puzzles._replace(ratings=rate(puzzles.inputs, boxes)))
+
+
+def _belongs_to(split: Split, keys: Bits) -> NDArray[np.bool_]:
+    return (keys & np.uint64(1)) == np.uint64(split == "test")
+
+
+def _random_solutions(
+    boxes: BoxShape, indices: NDArray[np.int64], counters: NDArray[np.int64], key: tuple[int, int]
+) -> tuple[Grids, NDArray[np.intp]]:
+    """Grids filled at random, and the places of the indices for which that came to a good end.
+
+    Each turn puts a random candidate into the first cell with the fewest and deduces what it can. There is no
+    turning back: a grid that gets stuck (about one in three) is given up.
+    """
+    num_cells = boxes.num_cells
+    grids = np.zeros((len(indices), num_cells), dtype=np.uint8)
+    states = np.full((num_cells, len(indices)), (1 << boxes.side) - 1, dtype=np.uint16)
+    places = np.arange(len(indices))
+    words = np.zeros((len(indices), WORDS_PER_COUNTER), dtype=np.uint64)
+    for turn in range(num_cells + 1):
+        if turn % WORDS_PER_COUNTER == 0:
+            words = words_at(indices[places], counters[places] + turn // WORDS_PER_COUNTER, key)
+        counts = candidate_counts(boxes)[states]
+        counts[counts == 1] = boxes.side + 1
+        cells = counts.argmin(axis=0)
+        lanes = np.arange(len(places))
+        fewest = counts[cells, lanes]
+        is_full = fewest > boxes.side
+        grids[places[is_full]] = _digits(states[:, is_full].T)
+        choice = below(words[:, turn % WORDS_PER_COUNTER], np.where(is_full, 1, fewest).astype(np.uint64))
+        states[cells, lanes] = _nth_candidate(states[cells, lanes], choice, boxes)
+        states, is_dead, _ = deduce(states, boxes, hidden_singles=True)
+        goes_on = ~is_dead & ~is_full
+        states, places, words = states[:, goes_on], places[goes_on], words[goes_on]
+        if not len(places):
+            break
+    whole = np.flatnonzero(is_solution(grids, boxes))
+    return grids[whole], whole
+
+
+def _nth_candidate(sets: NDArray[np.uint16], n: NDArray[np.int64], boxes: BoxShape) -> NDArray[np.uint16]:
+    """Candidate number n, from 0, of each set; both as bits."""
+    digits = np.arange(boxes.side, dtype=np.uint16)
+    is_in = (sets[:, None] >> digits) & np.uint16(1)
+    place = (is_in.cumsum(axis=1) <= n[:, None]).sum(axis=1)
+    return (1 << place).astype(np.uint16)
+
+
+def _digits(states: States) -> Grids:
+    """The digits of states whose cells have one candidate left; [n, cells]."""
+    _, exponents = np.frexp(states.astype(np.float32))  # 2**(d - 1) is 0.5 * 2**d
+    return exponents.astype(np.uint8)
+
+
+def _random_orders(
+    boxes: BoxShape, indices: NDArray[np.int64], counters: NDArray[np.int64], key: tuple[int, int]
+) -> NDArray[np.intp]:
+    """The order in which the cells of each candidate are looked at; [n, cells]."""
+    num_blocks = -(-boxes.num_cells // WORDS_PER_COUNTER)
+    offsets = _FIRST_ORDER_COUNTER + np.arange(num_blocks)
+    second = (counters[:, None] + offsets).reshape(-1)
+    words = words_at(np.repeat(indices, num_blocks), second, key).reshape(
+        len(indices), num_blocks * WORDS_PER_COUNTER
+    )
+    return np.argsort(words[:, : boxes.num_cells], axis=1, kind="stable")
+
+
+def _take_away_clues(solutions: Grids, orders: NDArray[np.intp], boxes: BoxShape) -> Grids:
+    """Puzzles of which no clue can be spared; [n, cells].
+
+    A clue can be spared if no solution has another digit in its place: one short search that finds none.
+    """
+    inputs = solutions.copy()
+    lanes = np.arange(len(inputs))
+    every_digit = np.uint16((1 << boxes.side) - 1)
+    for cells in orders.T:
+        clues = inputs[lanes, cells]
+        inputs[lanes, cells] = 0
+        states = initial_states(inputs, boxes)
+        states[lanes, cells] = every_digit & ~((np.uint16(1) << clues.astype(np.uint16)) >> np.uint16(1))
+        needed = search(states, boxes, limit=1).num_solutions > 0
+        inputs[lanes[needed], cells[needed]] = clues[needed]
+    return inputs

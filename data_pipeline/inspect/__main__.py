@@ -1,0 +1,304 @@
+"""Verify a dataset, say what is in it, and draw some of its puzzles.
+
+examples:
+  python -m data_pipeline.inspect data/arc1
+      verifies every checksum; then prints counts, the sizes of groups and grids, and the vocabulary
+  python -m data_pipeline.inspect data/arc1 --picture arc1.png --groups 12
+      draws puzzles of twelve groups, too, up to four of each
+
+Whatever is missing, damaged, unlike what other files say, or left over is named, all of it, with exit code 2.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.arc.tokens import FIRST_COLOUR_ID
+from data_pipeline.base.errors import InputError, exit_code
+from data_pipeline.base.files import replace_file
+from data_pipeline.grid_puzzles import maze, sudoku
+from data_pipeline.inspect.plot import Token, draw, read_puzzles
+from data_pipeline.inspect.verify import Dataset, verify
+from data_pipeline.options import PuzzleOptions
+from data_pipeline.schema import NOTHING_HELD_OUT, REBUILD, DatasetInfo, SplitIndex, SplitName
+from data_pipeline.shards.reader import read_shard
+
+MAX_GROUPS_DRAWN = 100
+
+_MAX_BARS = 10  # of a histogram
+_BAR_WIDTHS = {1: 60, 2: 30, 4: 10}  # by the number of histograms side by side
+
+Counts = NDArray[np.int64]  # [largest value + 1], how often each value comes
+Boards = NDArray[np.uint8]  # [n, canvas, canvas]
+
+_ARC_COLOURS = (
+    ("black", "#000000"),
+    ("blue", "#0074d9"),
+    ("red", "#ff4136"),
+    ("green", "#2ecc40"),
+    ("yellow", "#ffdc00"),
+    ("grey", "#aaaaaa"),
+    ("magenta", "#f012be"),
+    ("orange", "#ff851b"),
+    ("light blue", "#7fdbff"),
+    ("maroon", "#870c25"),
+)
+_MAZE_CELLS = (
+    ("wall", "#30343b"),
+    ("free", "#ffffff"),
+    ("start", "#2ecc40"),
+    ("goal", "#ff4136"),
+    ("path", "#ffb84d"),
+)
+
+
+class Kind(NamedTuple):
+    """What one kind of puzzles has of its own."""
+
+    tokens: tuple[Token, ...]
+    measured: str
+    measure: Callable[[Boards, Boards], dict[str, NDArray[np.int64]]]
+    """Inputs and labels to what is counted of them, by the name of the histogram."""
+    box: tuple[int, int] | None = None
+    """Rows and columns of cells that a picture draws heavy lines around."""
+
+
+def kind_of(info: DatasetInfo) -> Kind:
+    """The kind of a dataset."""
+    padding = Token("padding", "#e4e4e4")
+    match info.kind:
+        case "arc":
+            eos = Token("end of a row or column", "#5f5f5f")
+            colours = (Token(f"colour {i}, {name}", code) for i, (name, code) in enumerate(_ARC_COLOURS))
+            return Kind((padding, eos, *colours), "longer side of the grids", _longer_sides)
+        case "sudoku":
+            boxes = sudoku.BOX_SHAPES.get(info.canvas)
+            box = (boxes.rows, boxes.cols) if boxes else None
+            digits = (Token(f"digit {i}", "white", str(i)) for i in range(1, info.canvas + 1))
+            return Kind((padding, Token("blank", "white"), *digits), "givens", _num_givens, box)
+        case "maze":
+            cells = (
+                Token(f"{char!r} {name}", code)
+                for char, (name, code) in zip(maze.CHARSET, _MAZE_CELLS, strict=True)
+            )
+            return Kind((padding, *cells), "length of the path", _path_lengths)
+
+
+def _longer_sides(inputs: Boards, labels: Boards) -> dict[str, NDArray[np.int64]]:
+    """Augmentation turns grids and moves them on the canvas; neither changes how long their longer side is."""
+    sides: dict[str, NDArray[np.int64]] = {}
+    for name, boards in (("inputs", inputs), ("outputs", labels)):
+        coloured = boards >= FIRST_COLOUR_ID
+        longer = np.maximum(coloured.any(axis=1).sum(axis=1), coloured.any(axis=2).sum(axis=1))
+        sides[name] = longer[longer > 0]  # a hidden output is all padding
+    return sides
+
+
+def _num_givens(inputs: Boards, labels: Boards) -> dict[str, NDArray[np.int64]]:
+    return {"": (inputs > sudoku.FIRST_TOKEN_ID).sum(axis=(1, 2))}
+
+
+def _path_lengths(inputs: Boards, labels: Boards) -> dict[str, NDArray[np.int64]]:
+    return {"": (labels == maze.PATH_ID).sum(axis=(1, 2)) + 1}
+
+
+def main() -> int:
+    """Parse the command line, verify, print and draw."""
+    args = _parse_arguments()
+    folder: Path = args.dataset_dir
+    if args.picture:
+        _check_picture_path(args.picture)
+    started = time.monotonic()
+    dataset = verify(folder, args.workers, show_progress=not args.quiet)
+    seconds = time.monotonic() - started
+    text = summary(dataset)
+    if args.picture:
+        _write_picture(dataset, args.picture, args.groups)
+    num_shards = sum(len(index.shards) for index in dataset.indexes.values())
+    print(f"{folder}: sound; {num_shards} shards verified in {seconds:.1f} s\n\n{text}")
+    if args.picture:
+        print(f"\npicture of puzzles: {args.picture}")
+    return 0
+
+
+def _check_picture_path(path: Path) -> None:
+    """Before the long work, not after it."""
+    if path.suffix != ".png":
+        raise InputError(f"--picture {path}: is drawn as PNG; give a name that ends in .png.")
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        reason = "it is a folder" if path.is_dir() else f"no folder {path.parent} to write to"
+        raise InputError(f"--picture {path}: cannot be written ({reason}); give another path.")
+
+
+def _write_picture(dataset: Dataset, path: Path, num_groups: int) -> None:
+    split = dataset.splits_with_rows[0]
+    index = dataset.indexes[split]
+    lines = read_puzzles(dataset.folder / split, index, dataset.names, num_groups)
+    kind = kind_of(dataset.info)
+    replace_file(path, draw(lines, kind.tokens, kind.box))
+
+
+def summary(dataset: Dataset) -> str:
+    """What is in a sound dataset, for people; at most 100 columns wide."""
+    info, kind = dataset.info, kind_of(dataset.info)
+    if info.vocab_size != len(kind.tokens):
+        raise InputError(
+            f"{dataset.folder / 'dataset.json'}: vocab_size is {info.vocab_size}, but {info.kind} has "
+            f"{len(kind.tokens)} tokens; {REBUILD}."
+        )
+    splits: dict[SplitName, SplitIndex] = {
+        split: dataset.indexes[split] for split in dataset.splits_with_rows
+    }
+    group_sizes = {split: np.bincount(index.groups.num_puzzles) for split, index in splits.items()}
+    puzzle_sizes = {
+        split: np.bincount(index.groups.num_examples, weights=index.groups.num_puzzles).astype(np.int64)
+        for split, index in splits.items()
+    }
+    first_rows = {split: _count_first_row(dataset, split, kind) for split in splits}
+    measured = {
+        f"{split} {name}".strip(): counts
+        for split, row in first_rows.items()
+        for name, counts in row.measured.items()
+    }
+    vocabulary_split = dataset.splits_with_rows[0]
+    parts = (
+        _head(info),
+        _size_table(dataset),
+        histograms("puzzles per group (number of groups)", group_sizes),
+        histograms("examples per puzzle (number of puzzles)", puzzle_sizes),
+        histograms(f"{kind.measured}, row 0 of each split", measured),
+        _vocabulary(kind.tokens, first_rows[vocabulary_split].tokens, vocabulary_split),
+    )
+    return "\n\n".join("\n".join(part) for part in parts)
+
+
+class _FirstRow(NamedTuple):
+    """What was counted in row 0 of a split."""
+
+    tokens: NDArray[np.int64]  # [2, vocab_size], of inputs and of labels
+    measured: dict[str, Counts]
+
+
+def _count_first_row(dataset: Dataset, split: SplitName, kind: Kind) -> _FirstRow:
+    index, vocab_size = dataset.indexes[split], len(kind.tokens)
+    counted = np.zeros((2, vocab_size), dtype=np.int64)
+    measured: defaultdict[str, Counts] = defaultdict(lambda: np.zeros(index.seq_len + 2, dtype=np.int64))
+    for part in index.shards:
+        if part.row > 0:
+            break
+        shard = read_shard(dataset.folder / split, index, part, verified=True)
+        boards = shard.examples(slice(None)).reshape(-1, 2, index.canvas, index.canvas)
+        if boards.max() >= vocab_size:
+            raise InputError(
+                f"{dataset.folder / split / part.file}: has token {boards.max()}, but the last of the "
+                f"vocabulary is {vocab_size - 1}; {REBUILD}."
+            )
+        for side in range(2):
+            counted[side] += np.bincount(boards[:, side].reshape(-1), minlength=vocab_size)
+        for name, values in kind.measure(boards[:, 0], boards[:, 1]).items():
+            measured[name] += np.bincount(values, minlength=index.seq_len + 2)
+    return _FirstRow(counted, measured)
+
+
+def _head(info: DatasetInfo) -> list[str]:
+    options: dict[str, object] = {"seed": info.seed, **info.options.model_dump(exclude={"generator"})}
+    if isinstance(info.options, PuzzleOptions) and info.options.generator is not None:
+        options |= info.options.generator.model_dump()
+    lines = [
+        f"  kind         {info.kind}, grids on a canvas of {info.canvas} x {info.canvas}",
+        f"  options      {' '.join(f'{key}={value}' for key, value in options.items() if value is not None)}",
+    ]
+    for source in info.sources:
+        checksum = f"sha256 {source.sha256[:16]}..."
+        lines.append(f"  source       {source.name}: {source.num_tasks:,} entries, {checksum}")
+    if info.num_tasks_left_out:
+        lines.append(f"  left out     {info.num_tasks_left_out:,} tasks with a grid larger than the canvas")
+    if not info.splits.test.total_groups:
+        lines.append(f"  held out     {NOTHING_HELD_OUT}")
+    if info.leaks.num_pairs:
+        fate = "removed from training" if info.leaks.dropped else "which also train"
+        lines.append(
+            f"  leaks        {info.leaks.num_pairs:,} held-out pairs that stood in the training data, {fate}"
+        )
+    return [*lines, f"  identifiers  {info.num_puzzle_identifiers:,} with the blank one"]
+
+
+def _size_table(dataset: Dataset) -> list[str]:
+    indexes = list(dataset.indexes.values())
+    sizes = [index.sizes() for index in indexes]
+    table = {
+        "groups": [f"{size.total_groups:,}" for size in sizes],
+        "puzzles": [f"{size.num_puzzles:,}" for size in sizes],
+        "examples": [f"{size.num_examples:,}" for size in sizes],
+        "rows": [f"{size.num_rows:,}" for size in sizes],
+        "shards": [f"{len(index.shards):,}" for index in indexes],
+        "MB": [f"{size.size_bytes / 1e6:,.1f}" for size in sizes],
+    }
+    lines = [f"{'':10}" + "".join(f"{index.split:>14}" for index in indexes)]
+    return lines + [f"{name:>10}" + "".join(f"{cell:>14}" for cell in cells) for name, cells in table.items()]
+
+
+def histograms(title: str, columns: Mapping[str, Counts]) -> list[str]:
+    """Histograms side by side, a bar for each value or, where there are many, for each range of values."""
+    length = max(len(counts) for counts in columns.values())
+    counts = np.stack([np.pad(column, (0, length - len(column))) for column in columns.values()])
+    values = np.flatnonzero(counts.any(axis=0))
+    if not values.size:
+        return [title, "  none"]
+    steps = (digit * 10**power for power in range(8) for digit in (1, 2, 3, 5))
+    step = next(step for step in steps if len(np.unique((values - 1) // step)) <= _MAX_BARS)
+    _, firsts = np.unique((values - 1) // step, return_index=True)
+    ranges = np.split(values, firsts[1:])
+    sums = np.stack([counts[:, members].sum(axis=1) for members in ranges])  # [ranges, columns]
+    bar_width = _BAR_WIDTHS[len(columns)]
+    bars = -(-sums * bar_width // np.maximum(sums.max(axis=0), 1))  # rounded up: what is there is seen
+    lines = [title, f"{'':9}" + "".join(f"   {name:{9 + bar_width}}" for name in columns)]
+    for members, row, row_bars in zip(ranges, sums.tolist(), bars.tolist(), strict=True):
+        low, high = members[0], members[-1]
+        label = f"{low}" if low == high else f"{low}-{high}"
+        cells = (f" {n:>10,} {'#' * bar:{bar_width}}" for n, bar in zip(row, row_bars, strict=True))
+        lines.append(f"{label:>9}" + "".join(cells))
+    return [line.rstrip() for line in lines]
+
+
+def _vocabulary(tokens: Sequence[Token], counted: NDArray[np.int64], split: SplitName) -> list[str]:
+    inputs, labels = 100 * counted / counted.sum(axis=1, keepdims=True)
+    lines = [f"vocabulary, share of the cells in row 0 of {split}", f"{'':10}   inputs   labels"]
+    for i, token in enumerate(tokens):
+        lines.append(f"{i:>10} {inputs[i]:>7.2f}% {labels[i]:>7.2f}%  {token.meaning}")
+    return lines
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipeline.inspect",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("dataset_dir", type=Path, metavar="DIR", help="dataset folder")
+    add("--picture", type=Path, metavar="FILE.png", help="draw some puzzles into this file")
+    add("--groups", type=int, default=6, metavar="N", help="groups in the picture (default: %(default)s)")
+    workers_help = "threads that verify (default: one per CPU)"
+    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help=workers_help)
+    add("--quiet", action="store_true", help="no progress bar")
+    args = parser.parse_args()
+    for option, value, most in (
+        ("--groups", args.groups, MAX_GROUPS_DRAWN),
+        ("--workers", args.workers, 1024),
+    ):
+        if not 1 <= value <= most:
+            parser.error(f"{option} {value} is not a whole number from 1 to {most}")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,132 @@
+"""Verify a whole dataset: that every file is there, and is what it was when it was built."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from tqdm import tqdm
+
+from data_pipeline.base.errors import InputError
+from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS
+from data_pipeline.schema import (
+    DOCUMENTS,
+    REBUILD,
+    SPLITS,
+    DatasetInfo,
+    ShardIndex,
+    SplitIndex,
+    SplitName,
+    load_dataset_info,
+    load_split_index,
+    verify_document,
+)
+from data_pipeline.shards.reader import read_shard
+
+MAX_LISTED = 20
+"""Problems that a message lists one by one."""
+
+_Content = TypeVar("_Content")
+
+
+class Dataset(NamedTuple):
+    """A dataset that was found sound."""
+
+    folder: Path
+    info: DatasetInfo
+    indexes: dict[SplitName, SplitIndex]
+    names: list[str]
+    """Of each puzzle identifier."""
+
+    @property
+    def splits_with_rows(self) -> list[SplitName]:
+        """At least one, and the training split first."""
+        return [split for split, index in self.indexes.items() if index.shards]
+
+
+def verify(folder: Path, workers: int, *, show_progress: bool) -> Dataset:
+    """Read every file of a dataset; raises InputError that names all that are not as they should be."""
+    info = load_dataset_info(folder)
+    expected = {"dataset.json", *(Path(name).parts[0] for name in DOCUMENTS)}
+    problems = [
+        f"{folder / name}: not a part of the dataset; delete it."
+        for name in sorted(set(os.listdir(folder)) - expected)
+    ]
+    documents = {
+        name: _noting(problems, lambda name=name: verify_document(folder, info, name)) for name in DOCUMENTS
+    }
+    indexes: dict[SplitName, SplitIndex] = {}
+    for split in SPLITS:
+        if documents[f"{split}/index.json"] is not None:
+            indexes[split] = load_split_index(folder, split)
+            problems += _problems_of_index(folder, indexes[split], info)
+    problems += _problems_of_shards(folder, list(indexes.values()), workers, show_progress)
+    names = documents["identifiers.json"]
+    if problems or names is None:
+        raise InputError(_problem_list(folder, problems))
+    return Dataset(folder, info, indexes, json.loads(names.read_bytes()))
+
+
+def _noting(problems: list[str], read: Callable[[], _Content]) -> _Content | None:
+    """What is read, or None when that fails; the reason joins the problems then."""
+    try:
+        return read()
+    except InputError as error:
+        problems.append(str(error))
+        return None
+
+
+def _problem_list(folder: Path, problems: list[str]) -> str:
+    listed = "\n  ".join(problems[:MAX_LISTED])
+    rest = f"\n  and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+    return f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}:\n  {listed}{rest}"
+
+
+def _problems_of_index(folder: Path, index: SplitIndex, info: DatasetInfo) -> Iterator[str]:
+    """Where dataset.json, which has no checksum itself, or the files of a split are unlike the split's index."""
+    said = {"canvas": info.canvas, "seq_len": info.seq_len}
+    said |= (info.splits.train if index.split == "train" else info.splits.test).model_dump()
+    counted = {"canvas": index.canvas, "seq_len": index.seq_len} | index.sizes().model_dump()
+    for key, value in counted.items():
+        if said[key] != value:
+            yield (
+                f"{folder / 'dataset.json'}: {key} of {index.split} is {said[key]}, but {value} in its index.json; "
+                f"{REBUILD}."
+            )
+    listed = {"index.json", *(shard.file for shard in index.shards)}
+    for file in sorted(set(os.listdir(folder / index.split)) - listed):
+        yield f"{folder / index.split / file}: not a part of the dataset; delete it."
+
+
+def _problems_of_shards(
+    folder: Path, indexes: list[SplitIndex], workers: int, show_progress: bool
+) -> list[str]:
+    jobs = [(index, part) for index in indexes for part in index.shards]
+
+    def check(job: tuple[SplitIndex, ShardIndex]) -> str | None:
+        return _problem_of_shard(folder / job[0].split, *job)
+
+    pool = ThreadPoolExecutor(workers)  # hashing and unpacking leave the interpreter to the other threads
+    try:
+        found = pool.map(check, jobs)
+        bar = tqdm(
+            found, total=len(jobs), desc="verifying", unit="shard", delay=SHOWN_AFTER_SECONDS,
+            disable=not show_progress,
+        )  # fmt: skip
+        return [problem for problem in bar if problem]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _problem_of_shard(split_dir: Path, index: SplitIndex, part: ShardIndex) -> str | None:
+    """What is wrong with a shard; None if nothing is."""
+    try:
+        shard = read_shard(split_dir, index, part)
+    except InputError as error:
+        return str(error)
+    if hashlib.sha256(shard.tar.data).hexdigest() != part.tar_sha256:
+        return f"{split_dir / part.file}: the tar within has another sha256 than index.json says; {REBUILD}."
+    return None

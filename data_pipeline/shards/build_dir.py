@@ -1,0 +1,331 @@
+"""A dataset's folder while it is being built: what is asked for, what is there, and what makes it a dataset.
+
+DIR/building/  build.json          what is being built; the same command only goes on with the same
+               head.json           the content of dataset.json but for the sizes
+               train.json test.json   the content of the splits' index.json but for the shards
+               part-0-of-1.jsonl   the shards that a process has written, a line each; locked while it runs
+
+dataset.json is written last of all, and without it nothing is a dataset. A build that was killed has lost no
+more than the shards that were being written.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Generator, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from data_pipeline.base.errors import InputError, WriteError
+from data_pipeline.base.files import TEMPORARY_SUFFIX, put_if_missing, sync
+from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS, Part
+from data_pipeline.options import Identity
+from data_pipeline.schema import (
+    BUILDING,
+    DOCUMENTS,
+    JOBS,
+    SPLITS,
+    DatasetHead,
+    DatasetInfo,
+    ShardIndex,
+    SplitIndex,
+    SplitInfo,
+    SplitLayout,
+    SplitName,
+    Splits,
+    load_dataset_info,
+    load_document,
+)
+from data_pipeline.shards.reader import verify_shard
+from data_pipeline.shards.write_parallel import ShardPlace, WrittenShard, shard_places
+from data_pipeline.shards.writer import write_json
+
+
+class Journal:
+    """The file in which a process notes the shards that it has written."""
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+
+    def add(self, shards: Iterable[WrittenShard]) -> None:
+        """Note shards that are on disk."""
+        lines = [
+            json.dumps([*place, entry.model_dump()], separators=(",", ":")) + "\n" for place, entry in shards
+        ]
+        content = "".join(lines).encode()
+        try:
+            if self._file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise WriteError(
+                f"{self._file.name}: cannot be written ({error.strerror}); free some space, and run the command again."
+            ) from None
+
+
+def find(out: Path, identity: Identity) -> DatasetInfo | None:
+    """The dataset in a folder, if it is complete and the one asked for; None if it has to be built.
+
+    Raises InputError for a folder with something else in it, or another dataset, or the beginnings of one.
+    """
+    building = out / BUILDING
+    try:
+        names = {path.name for path in out.iterdir()} if out.exists() else set[str]()
+    except OSError as error:
+        raise InputError(f"{out}: {error.strerror}; choose another --out.") from None
+    if "dataset.json" in names:
+        info = load_dataset_info(out)
+        _refuse_other(out, "built", info.identity, identity)
+        remove_leftovers(out)
+        return info
+    if (building / "build.json").exists():
+        _refuse_other(out, "begun", load_document(building / "build.json", Identity), identity)
+    elif names - {BUILDING, JOBS}:
+        raise InputError(f"{out}: exists and is no dataset; choose another --out or delete it.")
+    return None
+
+
+def remove_leftovers(out: Path) -> None:
+    """Take away what a build leaves that was killed at its very end."""
+    shutil.rmtree(out / BUILDING, ignore_errors=True)
+    for folder in (out, *(out / split for split in SPLITS)):
+        for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
+
+
+def _refuse_other(out: Path, verb: str, there: Identity, asked: Identity) -> None:
+    if there == asked:
+        return
+    differences: list[str] = []
+    names_there, names = ([source.name for source in side.sources] for side in (there, asked))
+    if there.kind != asked.kind:
+        differences.append(f"of kind {there.kind}, not {asked.kind}")
+    elif names_there != names:
+        differences.append(
+            f"from {', '.join(names_there) or 'no source'}, not from {', '.join(names) or 'no source'}"
+        )
+    else:
+        differences += [
+            f"from another content of {source.name}, which has changed since"
+            for before, source in zip(there.sources, asked.sources, strict=True)
+            if before != source
+        ]
+        settings_there, settings = (
+            {"seed": side.seed, **side.options.model_dump()} for side in (there, asked)
+        )
+        differences += [
+            f"with {key}={settings_there.get(key)}, not {value}"
+            for key, value in settings.items()
+            if settings_there.get(key) != value
+        ]
+    raise InputError(f"{out}: was {verb} {' and '.join(differences)}; choose another --out or delete it.")
+
+
+@contextmanager
+def begin(out: Path, identity: Identity, part: Part) -> Generator[Journal]:
+    """Make the folder, if it is not there, and take a part of the work.
+
+    Raises InputError when the folder cannot be made, another process works on the part, or the folder has become
+    another build's meanwhile. Where the block raises one for anything but lack of room, before it has written
+    layouts, the folder goes again.
+    """
+    building = out / BUILDING
+    is_new = not building.exists()
+    try:
+        building.mkdir(parents=True, exist_ok=True)
+        file = (building / f"part-{part.number}-of-{part.count}.jsonl").open("a+b", buffering=0)
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror or error}); free some space or choose another --out."
+        ) from None
+    with file:
+        _lock(file, out)
+        _drop_torn_line(file)
+        _claim(out, identity)
+        for split in SPLITS:
+            (out / split).mkdir(exist_ok=True)
+        try:
+            yield Journal(file)
+        except WriteError:
+            raise  # what is there is needed when there is room again
+        except InputError:
+            if is_new and not (building / "train.json").exists() and len(list(building.glob("part-*"))) == 1:
+                shutil.rmtree(building)
+                with suppress(OSError):  # something else has come into it
+                    for folder in (*(out / split for split in SPLITS), out):
+                        folder.rmdir()
+            raise
+
+
+def _claim(out: Path, identity: Identity) -> None:
+    """Note what is being built, unless another part has; then it must be the same."""
+    path = out / BUILDING / "build.json"
+    draft = path.with_name(f"build-{socket.gethostname()}-{os.getpid()}.json")
+    write_json(draft, identity.model_dump())
+    put_if_missing(draft, path)
+    _refuse_other(out, "begun", load_document(path, Identity), identity)
+    if (out / "dataset.json").exists():
+        raise InputError(f"{out}: another process has just completed it; run the command again to check it.")
+
+
+def _lock(file: FileIO, out: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        name = Path(str(file.name)).stem
+        raise InputError(
+            f"{out}: another process is building it ({name}); wait for it or stop it first."
+        ) from None
+    except OSError:  # a file system without locks
+        return
+
+
+def _drop_torn_line(file: FileIO) -> None:
+    """Cut off what a process that was killed has left of a line."""
+    file.seek(0)
+    content = file.read()
+    file.truncate(content.rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
+
+
+def write_layouts(
+    out: Path, head: DatasetHead, layouts: Iterable[SplitLayout], documents: Mapping[str, object]
+) -> None:
+    """Write all that is known before the shards are there."""
+    for layout in layouts:
+        write_json(out / BUILDING / f"{layout.split}.json", layout.model_dump())
+    for name, content in documents.items():
+        write_json(out / name, content)
+    write_json(out / BUILDING / "head.json", head.model_dump())
+
+
+def written_shards(out: Path) -> dict[ShardPlace, ShardIndex]:
+    """The shards that are noted in any journal and whose files are there; raises InputError."""
+    shards: dict[ShardPlace, ShardIndex] = {}
+    for journal in sorted((out / BUILDING).glob("part-*.jsonl")):
+        for line in journal.read_bytes().split(b"\n")[:-1]:
+            try:
+                split, row, part, index = json.loads(line)
+                place = ShardPlace(split, row, part)
+                shards[place] = ShardIndex.model_validate(index)
+            except (ValueError, TypeError) as error:
+                reason = f"{len(error.errors())} bad fields" if isinstance(error, ValidationError) else error
+                raise InputError(
+                    f"{journal}: damaged ({reason}); delete it and build its part again."
+                ) from None
+    return {place: index for place, index in shards.items() if _has_size(out / place.file, index.size_bytes)}
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
+
+
+def missing_parts(dataset: Path, num_parts: int) -> list[int]:
+    """Which parts of a build by `--part I/num_parts` have shards to write; all of a folder that has none.
+
+    Those of a merged dataset are there, whatever their number. Raises InputError for a damaged folder.
+    """
+    if (dataset / "dataset.json").exists():
+        return []
+    if not (dataset / BUILDING / "head.json").exists():  # comes after the layouts
+        return list(range(num_parts))
+    places = _places(_layouts(dataset))
+    return _parts_with(set(places) - written_shards(dataset).keys(), places, num_parts)
+
+
+def _layouts(out: Path) -> list[SplitLayout]:
+    return [load_document(out / BUILDING / f"{split}.json", SplitLayout) for split in SPLITS]
+
+
+def _places(layouts: Iterable[SplitLayout]) -> list[ShardPlace]:
+    return [place for layout in layouts for place in shard_places(layout)]
+
+
+def finish(out: Path, *, show_progress: bool) -> DatasetInfo:
+    """Verify every shard, write the indices, and make the folder a dataset.
+
+    Raises InputError naming what is missing or damaged.
+    """
+    building = out / BUILDING
+    head = load_document(building / "head.json", DatasetHead)
+    infos: dict[SplitName, SplitInfo] = {}
+    with _no_part_at_work(out):
+        written = written_shards(out)
+        layouts = _layouts(out)
+        places = _places(layouts)
+        _refuse_missing(out, [place for place in places if place not in written], places)
+        _verify(out, {place: written[place] for place in places}, show_progress=show_progress)
+        for layout in layouts:
+            shards = tuple(written[place] for place in shard_places(layout))
+            try:
+                index = SplitIndex(**dict(layout), shards=shards)
+            except ValidationError as error:
+                raise InputError(
+                    f"{building}: its journals contradict {layout.split}.json ({error.errors()[0]['msg']}); "
+                    "delete the folder above it and build again."
+                ) from None
+            infos[layout.split] = index.sizes()
+            write_json(out / layout.split / "index.json", index.model_dump())
+            sync(out / layout.split)
+        checksums = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in DOCUMENTS}
+        splits = Splits(train=infos["train"], test=infos["test"])
+        info = DatasetInfo(**dict(head), splits=splits, documents=checksums, sha256="")
+        info = info.model_copy(update={"sha256": info.digest()})
+        sync(out)
+        write_json(out / "dataset.json", info.model_dump())
+        sync(out)
+        remove_leftovers(out)
+    return info
+
+
+@contextmanager
+def _no_part_at_work(out: Path) -> Generator[None]:
+    with ExitStack() as files:
+        for journal in (out / BUILDING).glob("part-*.jsonl"):
+            _lock(files.enter_context(journal.open("r+b", buffering=0)), out)
+        yield
+
+
+def _refuse_missing(out: Path, missing: list[ShardPlace], places: list[ShardPlace]) -> None:
+    if not missing:
+        return
+    counts = {int(journal.stem.rpartition("-")[2]) for journal in (out / BUILDING).glob("part-*.jsonl")}
+    remedy = "run the command that began it again"
+    if len(counts) == 1 and counts != {1}:
+        [count] = counts
+        numbers = _parts_with(missing, places, count)
+        shown = ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
+        remedy = f"build with --part I/{count} for I = {shown} (again), then merge"
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    raise InputError(f"{out / missing[0].file}{more}: missing; {remedy}.")
+
+
+def _parts_with(missing: Iterable[ShardPlace], places: list[ShardPlace], num_parts: int) -> list[int]:
+    sought = set(missing)
+    return [n for n in range(num_parts) if not sought.isdisjoint(Part(n, num_parts).share(places))]
+
+
+def _verify(out: Path, shards: Mapping[ShardPlace, ShardIndex], *, show_progress: bool) -> None:
+    def check(place: ShardPlace) -> None:
+        remedy = "delete this file, and run the command that built it again"
+        verify_shard(out / place.split, shards[place], remedy)
+
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=len(shards), desc="verifying", unit="shard", delay=SHOWN_AFTER_SECONDS,
+             disable=not show_progress) as progress,
+    ):  # fmt: skip
+        for _ in pool.map(check, shards):
+            progress.update()

@@ -1,0 +1,53 @@
+"""The carry in a checkpoint: each tensor whole, over the global batch, so that any number of ranks can slice it."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from hrm_dist.checkpoint.reader import Checkpoint
+from hrm_dist.distributed.process_group import World
+from hrm_dist.model.act import Carry
+from hrm_dist.model.hrm import InnerCarry
+from hrm_dist.tensor_shards import Piece, Place
+
+_DATA = "carry.current_data."
+
+
+def carry_pieces(carries: Sequence[Carry], world: World) -> Iterator[Piece]:
+    """This rank's slice, given in the parts of its batch."""
+    for index, carry in enumerate(carries):
+        part = world.rank * len(carries) + index
+        for key, tensor in _tensors(carry).items():
+            shape = (world.world_size * len(carries) * len(tensor), *tensor.shape[1:])
+            yield Piece(key, Place(shape, part * tensor.numel()), tensor.reshape(-1))
+
+
+def read_carries(opened: Checkpoint, world: World, num_parts: int) -> list[Carry]:
+    """This rank's slice of a saved carry in so many parts; empty if it was not saved."""
+    shapes = {key: shape for key, shape in opened.shapes.items() if key.startswith("carry.")}
+    carries: list[Carry] = []
+    for index in range(num_parts) if shapes else ():
+        part = world.rank * num_parts + index
+        tensors: dict[str, Tensor] = {}
+        for key, shape in shapes.items():
+            part_shape = (shape[0] // (world.world_size * num_parts), *shape[1:])
+            size = torch.Size(part_shape).numel()
+            # A copy, since what is read may be a view of the file.
+            tensors[key] = (
+                opened.read(key, part * size, (part + 1) * size).view(part_shape).clone().to(world.device)
+            )
+        carries.append(_carry(tensors))
+    return carries
+
+
+def _tensors(carry: Carry) -> dict[str, Tensor]:
+    states = {"carry.z_H": carry.inner_carry.z_H, "carry.z_L": carry.inner_carry.z_L}
+    data = {f"{_DATA}{name}": tensor for name, tensor in carry.current_data.items()}
+    return {**states, "carry.steps": carry.steps, "carry.halted": carry.halted, **data}
+
+
+def _carry(tensors: dict[str, Tensor]) -> Carry:
+    data = {key.removeprefix(_DATA): tensor for key, tensor in tensors.items() if key.startswith(_DATA)}
+    inner = InnerCarry(tensors["carry.z_H"], tensors["carry.z_L"])
+    return Carry(inner, tensors["carry.steps"], tensors["carry.halted"], data)

@@ -1,0 +1,282 @@
+"""Checkpoints: everything a run needs to go on, whole or not at all; written by any engine, read by any other.
+
+    checkpoints/step_N/state.json                    step, configuration, versions, where each tensor is, sha256
+                       model-00000.safetensors       rank 0's share of weights, initial states, puzzle table
+                       ema-00000.safetensors         of the averaged weights, where the run keeps them
+                       optimizer-00000.safetensors   of the moments of every weight
+                       rank-00000.safetensors        rank 0's slice of the carry, and its random state
+                       model-00001.safetensors ...   the same of rank 1, and so on
+    checkpoints/latest -> step_N,  checkpoints/best -> step_M
+
+A rank's share is a number of tensors, or of runs of flattened tensors, named `NAME[START:STOP]`. A checkpoint is
+written under a temporary name, synced, and renamed; links move only to complete ones. hrm_dist/checkpoint/writer.py
+writes, this module reads.
+"""
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from data_pipeline.base.errors import InputError
+from data_pipeline.schema import DatasetMetadata
+from hrm_dist.config import ArchConfig
+from hrm_dist.distributed import process_group as distributed
+from hrm_dist.model.act import ACTModel
+
+FORMAT = 2
+STATE_FILE = "state.json"
+STEP_DIR = re.compile(r"step_(\d+)")
+
+_STEM_OF_KIND = {
+    "model": "model", "ema": "ema", "exp_avg": "optimizer", "exp_avg_sq": "optimizer",
+    "carry": "rank", "rank": "rank",
+}  # fmt: skip
+_REMEDY = "choose another checkpoint, such as a step_N folder beside it, or start over in another folder."
+
+
+class Part(NamedTuple):
+    """Elements start..stop-1 of a flattened tensor, and the file that has them."""
+
+    file: str
+    start: int
+    stop: int
+
+
+class TensorEntry(BaseModel):
+    """A tensor of a checkpoint: its shape, and its parts in order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+
+class CheckpointState(BaseModel):
+    """The content of state.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+    format: int
+    step: int
+    num_updates: int
+    """Updates made: `step` without those that were skipped because something was not finite."""
+    world_size: int
+    config: dict[str, Any]
+    dataset: dict[str, Any]
+    """What the run was trained on: metadata, and the digest of its files."""
+    environment: dict[str, str | int | bool]
+    """What bit-for-bit equality depends on: versions, threads, device."""
+    metric_sums: list[float]
+    """Over all ranks, since the last logged row; each rank's own are in its file."""
+    best_score: float | None
+    tensors: dict[str, TensorEntry] = {}
+    """By `KIND.NAME`; see hrm_dist/tensor_shards.py."""
+    sha256: dict[str, str] = {}
+    """Of every other file."""
+    own_sha256: str = ""
+    """Of all the rest of this content."""
+
+    def digest(self) -> str:
+        """What `own_sha256` has to be."""
+        rest = self.model_copy(update={"own_sha256": ""})
+        return hashlib.sha256(rest.model_dump_json().encode()).hexdigest()
+
+
+def file_of(kind: str, rank: int) -> str:
+    """The file to which a rank writes tensors of a kind."""
+    return f"{_STEM_OF_KIND[kind]}-{rank:05d}.safetensors"
+
+
+def name_in_file(key: str, part: Part, shape: Sequence[int]) -> str:
+    """What a part is called in its file: plain where it is the whole tensor of a model or of its average."""
+    kind, name = key.split(".", 1)
+    stored = name if kind in ("model", "ema") else key
+    is_whole = part.stop - part.start == torch.Size(shape).numel()
+    return stored if is_whole else f"{stored}[{part.start}:{part.stop}]"
+
+
+class Checkpoint:
+    """A complete checkpoint, of which any part of any tensor can be read; files are mapped, not loaded."""
+
+    def __init__(self, path: Path, state: CheckpointState) -> None:
+        self.path, self.state = path, state
+        self._opened = functools.cache(lambda name: safe_open(path / name, framework="pt"))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor, by `KIND.NAME`."""
+        return {key: entry.shape for key, entry in self.state.tensors.items()}
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Elements start..stop-1 of a flattened tensor."""
+        entry = self._entry(key)
+        stop = torch.Size(entry.shape).numel() if stop is None else stop
+        found: list[Tensor] = []
+        for part in entry.parts:
+            first, last = max(start, part.start), min(stop, part.stop)
+            if first < last:
+                whole = self._stored(part.file, name_in_file(key, part, entry.shape))
+                found.append(whole.reshape(-1)[first - part.start : last - part.start])
+        if sum(map(len, found)) != max(0, stop - start):
+            raise InputError(
+                f"{self.path / STATE_FILE}: does not say where all of {key} is; the checkpoint is damaged: {_REMEDY}"
+            )
+        return found[0] if len(found) == 1 else torch.cat(found) if found else torch.empty(0)
+
+    def tensor(self, key: str) -> Tensor:
+        """A whole tensor."""
+        return self.read(key).reshape(self._entry(key).shape)
+
+    def tensors(self, kind: str) -> dict[str, Tensor]:
+        """The whole tensors of a kind, by NAME."""
+        keys = [key for key in self.state.tensors if key.startswith(f"{kind}.")]
+        return {key.removeprefix(f"{kind}."): self.tensor(key) for key in keys}
+
+    def has(self, kind: str) -> bool:
+        """Whether there is any tensor of a kind."""
+        return any(key.startswith(f"{kind}.") for key in self.state.tensors)
+
+    def _entry(self, key: str) -> TensorEntry:
+        if key not in self.state.tensors:
+            raise InputError(
+                f"{self.path / STATE_FILE}: has no tensor {key}; the checkpoint is of another model: {_REMEDY}"
+            )
+        return self.state.tensors[key]
+
+    def _stored(self, file: str, name: str) -> Tensor:
+        try:
+            return self._opened(file).get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{self.path / file}: {name}: unreadable ({error}); {_REMEDY}") from error
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint after verifying every file that it lists; the ranks share that work, so call it on all.
+
+    Raises InputError naming the file when anything is missing, damaged, or of another format.
+    """
+    path = path.resolve() if path.is_symlink() else path  # messages name the step, not `latest`
+    states: list[CheckpointState] = []
+    distributed.on_all(lambda: states.append(read_state(path)))
+    [state] = states
+    if len(set(distributed.gather_objects(state.own_sha256))) > 1:
+        raise InputError(
+            f"{path}: is another checkpoint on some processes than on others; the folder has to be the same one on all "
+            "nodes, on storage that they share."
+        )
+    own = list(state.sha256)[distributed.rank() :: distributed.world_size()]
+    distributed.on_all(lambda: [_verify(path / name, state.sha256[name]) for name in own])
+    return Checkpoint(path, state)
+
+
+def read_state(path: Path) -> CheckpointState:
+    """What state.json says; raises InputError when it is missing, damaged, or of another format."""
+    is_checkpoint = (path / STATE_FILE).exists() or STEP_DIR.fullmatch(path.resolve().name)
+    if not path.is_dir() or not is_checkpoint:
+        raise InputError(
+            f"{path}: no checkpoint here (a checkpoint is a folder such as runs/x/checkpoints/latest)."
+        )
+    try:
+        content = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        if content.get("format") != FORMAT:
+            raise InputError(
+                f"{path / STATE_FILE}: format {content.get('format')!r}, this version reads {FORMAT}; {_REMEDY}"
+            )
+        state = CheckpointState.model_validate(content)
+        if state.own_sha256 != state.digest():
+            raise ValueError("its sha256 is not that of its content")
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise InputError(
+            f"{path / STATE_FILE}: unreadable ({reason}); the checkpoint is damaged: {_REMEDY}"
+        ) from error
+    return state
+
+
+def _verify(file: Path, digest: str) -> None:
+    if not file.is_file():
+        raise InputError(
+            f"{file}: missing, though {STATE_FILE} lists it; the checkpoint is damaged: {_REMEDY}"
+        )
+    if _sha256(file) != digest:
+        raise InputError(f"{file}: its sha256 is not the one in {STATE_FILE}; the file is damaged: {_REMEDY}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_up_to(link: Path, path: Path) -> bool:
+    """Whether a link such as `best` leads to a checkpoint beside another one, and not beyond it."""
+    target = link.resolve()
+    match = [STEP_DIR.fullmatch(folder.name) for folder in (target, path.resolve())]
+    is_beside = target.is_dir() and target.parent == path.resolve().parent
+    return is_beside and all(match) and int(target.name[5:]) <= int(path.resolve().name[5:])
+
+
+def previous_complete(path: Path) -> Path | None:
+    """The latest complete checkpoint beside a damaged one, if there is one; takes a while, for it is verified."""
+    folder = path.resolve().parent
+    found = [(int(m[1]), p) for p in folder.glob("step_*") if (m := STEP_DIR.fullmatch(p.name))]
+    for _, other in sorted(found, reverse=True):
+        if other != path.resolve():
+            try:
+                state = read_state(other)
+                for name, digest in state.sha256.items():
+                    _verify(other / name, digest)
+            except InputError:
+                continue
+            return other
+    return None
+
+
+def dataset_identity(data_path: Path, metadata: DatasetMetadata) -> dict[str, Any]:
+    """What makes two datasets the same for a model: sizes, and the digest of what lists their content."""
+    digest = hashlib.sha256()
+    for name in ("dataset.json", "train/index.json"):
+        digest.update((data_path / name).read_bytes())
+    return {"metadata": metadata.model_dump(mode="json"), "sha256": digest.hexdigest()}
+
+
+def refuse_other_dataset(
+    path: Path, state: CheckpointState, data_path: Path, metadata: DatasetMetadata
+) -> None:
+    """Raise InputError if a dataset is not the one of training: identifiers would mean other puzzles."""
+    if state.dataset != dataset_identity(data_path, metadata):
+        raise InputError(
+            f"{path}: was trained on another dataset than {data_path}, so puzzle identifiers and embeddings do not "
+            "belong together; give --data the dataset of the training."
+        )
+
+
+def load_model(path: Path, data_path: Path, metadata: DatasetMetadata, *, average: bool) -> ACTModel:
+    """The model of a checkpoint for prediction, with its averaged weights if asked for and kept.
+
+    Raises InputError if the dataset is not the one of training.
+    """
+    checkpoint = open_checkpoint(path)
+    refuse_other_dataset(path, checkpoint.state, data_path, metadata)
+    model = ACTModel(ArchConfig.model_validate(checkpoint.state.config["arch"]), metadata)
+    tensors = checkpoint.tensors("model")
+    if average:
+        tensors |= checkpoint.tensors("ema")
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def identity(path: Path) -> str:
+    """A short name of a checkpoint's exact content, to tell whose predictions are whose."""
+    return f"{path.resolve().name}-{_sha256(path / STATE_FILE)[:12]}"

@@ -1,0 +1,79 @@
+"""Keys and values of the published configurations, and what they mean here; all of them are listed in `ALIASES`."""
+# pyright: strict
+
+from collections.abc import Callable, Sequence
+
+from hrm_dist.config.loader import Alias, Entries, Value, shown
+
+_NAME_OF_PUBLISHED_ARCH = {
+    "hrm_v1": "hrm",
+    "hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1": "hrm",
+    "recursive_reasoning.hrm@HierarchicalReasoningModel_ACTV1": "hrm",
+    "recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1": "trm",
+}
+
+
+def _arch_name(value: Value) -> Entries:
+    return {"arch.name": _NAME_OF_PUBLISHED_ARCH.get(value, value) if isinstance(value, str) else value}
+
+
+def _flag(value: Value) -> bool:
+    if str(value).lower() not in ("true", "false"):
+        raise ValueError(f"should be true or false (got {shown(value)})")
+    return str(value).lower() == "true"
+
+
+def _only(accepted: Sequence[Value], reason: str) -> Callable[[Value], Entries]:
+    """A published key of which we know only the values that change nothing."""
+
+    def check(value: Value) -> Entries:
+        if value not in accepted:
+            raise ValueError(f"{reason} (got {shown(value)})")
+        return {}
+
+    return check
+
+
+def _one_data_path(value: Value) -> Entries:
+    if not isinstance(value, list) or len(value) != 1:
+        raise ValueError(
+            "should be a list of one folder: a run reads one dataset; build one from several sources with "
+            f"--source, then give data_path=FOLDER (got {shown(value)})"
+        )
+    return {"data_path": value[0]}
+
+
+def _composed(value: Value) -> Entries:
+    """Hydra's defaults list, as at the top of the published files: it chooses the architecture."""
+    groups = value if isinstance(value, list) else [value]
+    names = [group["arch"] for group in groups if isinstance(group, dict) and set(group) == {"arch"}]
+    if len(names) > 1 or len(names) + groups.count("_self_") != len(groups):
+        raise ValueError(f"may hold `arch: NAME` and `_self_` only (got {shown(value)})")
+    return _arch_name(names[0]) if names else {}
+
+
+# Published key -> our keys and values, or a ValueError saying why not; None: ignored with a warning.
+ALIASES: dict[str, Alias] = {
+    "defaults": _composed,
+    "arch": lambda value: _arch_name(value) if value else {},
+    "arch.name": _arch_name,
+    "arch.loss.name": _only(
+        ["losses@ACTLossHead"], "should be losses@ACTLossHead, the only one; leave it out"
+    ),
+    "arch.loss.loss_type": lambda value: {"arch.loss_type": value},
+    "arch.no_ACT_continue": lambda value: {"arch.act_continue": not _flag(value)},
+    "arch.puzzle_emb_ndim": lambda value: {
+        "arch.puzzle_emb_ndim": None if value == "${.hidden_size}" else value
+    },
+    "data_paths": _one_data_path,
+    "data_paths_test": _only(
+        [[], None], "should be empty: a dataset brings its own test split; leave it out"
+    ),
+    "load_checkpoint": lambda value: {"resume": value} if value else {},
+    "freeze_weights": lambda value: _only([False], "is not supported; leave it out")(_flag(value)),
+    "hydra.output_subdir": None,
+    "evaluators": None,
+    "checkpoint_every_eval": None,
+    "eval_save_outputs": None,
+    "min_eval_interval": None,
+}

@@ -1,0 +1,345 @@
+"""Configuration: typed fields with their ranges, and the loader.
+
+Nothing here imports torch, so that a bad configuration is refused within a moment.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_pipeline.base.errors import InputError
+from hrm_dist.config.aliases import ALIASES
+from hrm_dist.config.loader import Settings
+
+if TYPE_CHECKING:
+    from data_pipeline.schema import DatasetMetadata
+
+# What differs from the field defaults, which are those of the published HRM.
+_DEFAULTS_OF_ARCH: dict[str, dict[str, object]] = {
+    "hrm": {},
+    "trm": {
+        "H_cycles": 3,
+        "L_cycles": 6,
+        "H_layers": 0,
+        "L_layers": 2,
+        "puzzle_emb_len": 16,
+        "act_continue": False,
+        "gradient": "last_cycle",
+    },
+}
+_SECTIONS = ("arch", "dataset")
+_DTYPE_OF_PRECISION = {"bf16": "bfloat16", "fp32": "float32"}
+
+
+class ConfigError(InputError):
+    """Every problem of a configuration, one per line."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ArchConfig(_Section):
+    """The network and its halting; the defaults are the published ones of the chosen `name`."""
+
+    name: Literal["hrm", "trm"] = "hrm"
+    """hrm: two networks, H and L. trm: one network in both roles, its last cycle with full gradient."""
+    H_cycles: int = Field(default=2, ge=1)
+    """Slow updates per segment (N in the paper). TRM: 3."""
+    L_cycles: int = Field(default=2, ge=1)
+    """Fast updates per slow one (T in the paper). TRM: 6."""
+    H_layers: int = Field(default=4, ge=0)
+    """Transformer blocks of the slow network. TRM has none of its own: 0, and ignored."""
+    L_layers: int = Field(default=4, ge=1)
+    """Transformer blocks of the fast network. TRM: 2."""
+    hidden_size: int = Field(default=512, ge=1)
+    """Width of the residual stream (D)."""
+    num_heads: int = Field(default=8, ge=1)
+    """Attention heads (N); a head is hidden_size / num_heads wide. Ignored with mlp_t."""
+    expansion: float = Field(default=4.0, gt=0)
+    """SwiGLU's inner width, as the multiple of hidden_size that a plain MLP of equal size would have."""
+    pos_encodings: Literal["rope", "learned", "none"] = "rope"
+    """How positions enter: rotated queries and keys, an added table, or not at all."""
+    puzzle_emb_ndim: int | None = Field(default=None, ge=0)
+    """Numbers in a puzzle's embedding row; null: hidden_size; 0: no puzzle embeddings."""
+    puzzle_emb_len: int = Field(default=0, ge=0)
+    """Prefix positions the row is spread over, zero-padded; 0: as few as hold it. TRM: 16."""
+    halt_max_steps: int = Field(default=16, ge=1)
+    """Most segments a sequence may run before it is halted (M_max in the paper)."""
+    halt_exploration_prob: float = Field(default=0.1, ge=0, le=1)
+    """Chance that a sequence must run a random minimum of segments (epsilon in the paper)."""
+    forward_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of activations and residual stream; master weights are float32. Also set by `precision`."""
+    mlp_t: bool = False
+    """TRM only: mix positions by an MLP over the sequence in place of attention."""
+    act_continue: bool = True
+    """Learn the value of continuing from a bootstrapped target, which costs a second forward. TRM: false."""
+    gradient: Literal["one_step", "last_cycle", "bptt"] = "one_step"
+    """What of a segment carries gradient: the last update of each level, the last H cycle, or all. TRM: last_cycle."""
+    loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"] = "stablemax_cross_entropy"
+    """Loss per token; stablemax is computed in float64."""
+    rope_theta: float = Field(default=10000.0, gt=0)
+    """Base of RoPE's wavelengths."""
+    rms_norm_eps: float = Field(default=1e-5, gt=0)
+    """Added to the mean square in RMSNorm."""
+
+    @property
+    def puzzle_emb_width(self) -> int:
+        """Numbers in a puzzle's embedding row: puzzle_emb_ndim, or hidden_size where that is null."""
+        return self.hidden_size if self.puzzle_emb_ndim is None else self.puzzle_emb_ndim
+
+    @property
+    def prefix_len(self) -> int:
+        """Positions of the puzzle-embedding prefix (P)."""
+        return self.puzzle_emb_len or -(-self.puzzle_emb_width // self.hidden_size)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults_of_name(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        given = cast("dict[str, object]", data)
+        return {**_DEFAULTS_OF_ARCH.get(str(given.get("name")), {}), **given}
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        problems: list[str] = []
+        if not self.mlp_t:
+            if self.hidden_size % self.num_heads:
+                problems.append(
+                    f"arch.hidden_size={self.hidden_size} is not divisible by "
+                    f"arch.num_heads={self.num_heads}; set arch.hidden_size to a multiple of "
+                    f"{self.num_heads}, or change arch.num_heads"
+                )
+            elif self.pos_encodings == "rope" and self.hidden_size // self.num_heads % 2:
+                problems.append(
+                    f"arch.pos_encodings=rope turns pairs of numbers, but a head is {self.hidden_size} / "
+                    f"{self.num_heads} = {self.hidden_size // self.num_heads} wide; make that even by "
+                    "arch.hidden_size or arch.num_heads, or set arch.pos_encodings to learned or none"
+                )
+        if self.puzzle_emb_ndim == 0 and self.puzzle_emb_len > 0:
+            problems.append(
+                f"arch.puzzle_emb_len={self.puzzle_emb_len} keeps positions for a puzzle embedding, but "
+                "arch.puzzle_emb_ndim=0 turns it off; set arch.puzzle_emb_len=0 too (TRM's default is 16), "
+                "or leave arch.puzzle_emb_ndim out"
+            )
+        elif self.prefix_len * self.hidden_size < self.puzzle_emb_width:
+            needed = -(-self.puzzle_emb_width // self.hidden_size)
+            problems.append(
+                f"arch.puzzle_emb_len={self.puzzle_emb_len} positions of arch.hidden_size={self.hidden_size} "
+                f"cannot hold arch.puzzle_emb_ndim={self.puzzle_emb_width}; set arch.puzzle_emb_len to 0 "
+                f"(derived) or to {needed} or more"
+            )
+        if self.name == "hrm" and self.H_layers == 0:
+            problems.append("arch.H_layers=0 leaves HRM without its slow network; set it to 1 or more")
+        if self.name == "hrm" and self.mlp_t:
+            problems.append("arch.mlp_t=true exists for TRM only; set arch.name=trm, or leave arch.mlp_t out")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class DatasetBuildConfig(_Section):
+    """The dataset that the trainer builds at `data_path` when nothing is there; see data_pipeline.build."""
+
+    preset: Literal["arc-agi-1", "arc-agi-2"]
+    """Bundled tasks to start from."""
+    num_aug: int = Field(default=1000, ge=0)
+    """Augmentations per task, at most."""
+    holdout: Literal["evaluation", "all"] = "evaluation"
+    """Whose test pairs are kept from training: the evaluation tasks', or every task's."""
+    canvas: int = Field(default=30, ge=1, le=30)
+    """Side of the square canvas in cells; tasks with a larger grid are left out."""
+    limit_groups: int | None = Field(default=None, ge=1)
+    """Only this many groups; null: all."""
+    seed: int = Field(default=42, ge=0, lt=2**63)
+    """Seed of augmentations and placement."""
+
+
+class TrainConfig(_Section):
+    """A training run. `epochs` and `eval_interval` count passes (every group once)."""
+
+    data_path: str = Field(min_length=1)
+    """Folder of a built dataset."""
+    arch: ArchConfig = Field(default_factory=ArchConfig)
+    """The network."""
+    dataset: DatasetBuildConfig | None = None
+    """How to build data_path if it is missing; null: never build."""
+
+    global_batch_size: int = Field(default=768, ge=1)
+    """Examples per step, over all processes."""
+    epochs: int = Field(default=100_000, ge=1)
+    """Length of the run and of the learning rate schedule, in passes."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after this many steps, on the same schedule; null: run to the end."""
+    lr: float = Field(default=1e-4, gt=0)
+    """Peak learning rate of the weights."""
+    lr_min_ratio: float = Field(default=1.0, ge=0, le=1)
+    """Last learning rate as a share of the peak (cosine); 1: constant after warm-up."""
+    lr_warmup_steps: int = Field(default=2000, ge=0)
+    """Steps of linear warm-up."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of AdamATan2's mean of gradients."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of AdamATan2's mean of squared gradients."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay of the weights, multiplied by the learning rate."""
+    puzzle_emb_lr: float = Field(default=1e-2, ge=0)
+    """Peak learning rate of the puzzle table's sign-SGD."""
+    puzzle_emb_weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay of the rows that a step touches."""
+    ema: bool = False
+    """Keep a moving average of the weights and evaluate with it."""
+    ema_rate: float = Field(default=0.999, ge=0, lt=1)
+    """Share of the old average that a step keeps."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of initial weights, data order and halting exploration."""
+
+    engine: Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"] = "ddp"
+    """How processes share the work."""
+    gather_unit: Literal["loop", "level", "layer"] = "loop"
+    """zero3, fsdp2: what is gathered at a time. loop: once per segment; level, layer: more often, in less memory."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Parts of a step's batch that a process computes one after the other; the result is the same."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each block for the backward pass and compute the block again there."""
+    puzzle_emb_shard: bool | None = None
+    """Split the puzzle table's rows over the processes; null: where it is larger than 1 GiB."""
+    puzzle_emb_device: Literal["auto", "cpu"] = "auto"
+    """cpu: the puzzle table stays in host memory; auto: where the model is."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """The same choice as arch.forward_dtype: either sets the other."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+    compile: bool = False
+    """Run torch.compile on the levels: a slow first step, faster ones after."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """CPU threads per process; null: left to torch."""
+
+    checkpoint_path: str = Field(default="runs/train", min_length=1)
+    """Run folder. A loaded file that leaves it out gets runs/<run_name, or the file's name>."""
+    checkpoint_interval: int | None = Field(default=1000, ge=1)
+    """Steps between checkpoints; null: only at the end or when stopped."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Latest checkpoints kept beside the best one."""
+    async_checkpoint: bool = True
+    """Write checkpoints in the background, from a copy of the state."""
+    save_carry: bool = True
+    """Store the carry too (1.4 GB for ARC at batch 768); without it a resume restarts every sequence."""
+    resume: str = Field(default="auto", min_length=1)
+    """auto: from the run folder's latest checkpoint, if any; never; or the path of a checkpoint."""
+
+    max_skipped_updates: int | None = Field(default=10, ge=1)
+    """Stop after so many updates in a row were skipped as loss or gradient was not finite; null: never."""
+    timeout_s: float = Field(default=1800.0, gt=0)
+    """Seconds that a process waits for the others before it gives up."""
+
+    eval_interval: int | None = Field(default=10_000, ge=1)
+    """Passes between evaluations; null: never."""
+    eval_max_groups: int | None = Field(default=None, ge=1)
+    """Groups evaluated during training; null: all."""
+    eval_num_aug: int | None = Field(default=None, ge=0)
+    """Augmentations per group evaluated during training, beside the original; null: all."""
+    eval_batch_size: int | None = Field(default=None, ge=1)
+    """Examples per evaluation batch, over all processes; null: global_batch_size."""
+
+    log_interval: int = Field(default=10, ge=1)
+    """Steps between rows of metrics."""
+    project_name: str | None = None
+    """Project in wandb."""
+    run_name: str | None = None
+    """Run in wandb, and the name of the default run folder."""
+    wandb_mode: Literal["disabled", "offline", "online"] = "disabled"
+    """Whether metrics also go to wandb; offline writes to the run folder only."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_precision(cls, data: object) -> object:
+        """Whichever of `precision` and `arch.forward_dtype` is given sets the other."""
+        if not isinstance(data, dict):
+            return data
+        values = dict(cast("dict[str, object]", data))
+        arch = values.get("arch", {})
+        if isinstance(arch, ArchConfig):
+            arch = arch.model_dump(exclude_unset=True)
+        if isinstance(arch, dict):
+            arch = dict(cast("dict[str, object]", arch))
+            dtype_of = _DTYPE_OF_PRECISION
+            if values.get("precision") is None:
+                dtype = arch.get("forward_dtype")
+                values["precision"] = next((p for p, d in dtype_of.items() if d == dtype), "bf16")
+            elif values["precision"] in dtype_of:
+                arch.setdefault("forward_dtype", dtype_of[str(values["precision"])])
+            values["arch"] = arch
+        return values
+
+    @model_validator(mode="after")
+    def _check_gather_unit(self) -> Self:
+        if self.gather_unit != "loop" and self.engine not in ("zero3", "fsdp2"):
+            raise ValueError(
+                f"gather_unit={self.gather_unit} means nothing to engine={self.engine}, whose weights are whole all "
+                "the time; leave it out, or set engine to zero3 or fsdp2"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_precision(self) -> Self:
+        dtype = _DTYPE_OF_PRECISION[self.precision]
+        if self.arch.forward_dtype != dtype:
+            raise ValueError(
+                f"precision={self.precision} and arch.forward_dtype={self.arch.forward_dtype} contradict "
+                f"each other; leave one of them out, or set arch.forward_dtype={dtype}"
+            )
+        return self
+
+
+def total_steps(config: TrainConfig, metadata: "DatasetMetadata") -> int:
+    """Steps of the whole schedule, by the published formula; `max_steps` may stop earlier."""
+    return int(
+        config.epochs * metadata.total_groups * metadata.mean_puzzle_examples / config.global_batch_size
+    )
+
+
+def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a dumped configuration by dotted key."""
+    flat = {key: value for key, value in config.items() if key not in _SECTIONS}
+    for section in _SECTIONS:
+        entries = cast("Mapping[str, Any]", config.get(section) or {})
+        flat |= {f"{section}.{key}": value for key, value in entries.items()}
+    return flat
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """Every value spelled out; loads back to an equal configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+_VALID_KEYS = frozenset(
+    {*TrainConfig.model_fields}
+    | {f"arch.{name}" for name in ArchConfig.model_fields}
+    | {f"dataset.{name}" for name in DatasetBuildConfig.model_fields}
+)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a YAML file, put `key=value` overrides over it, and report every problem at once."""
+    settings = Settings(ALIASES, _VALID_KEYS)
+    settings.read_file(Path(path))
+    for override in overrides:
+        settings.read_override(override)
+    if settings.file_unusable:
+        raise ConfigError("\n".join(settings.errors))
+    tree = settings.tree()
+    if tree.get("checkpoint_path") is None:
+        tree["checkpoint_path"] = f"runs/{tree.get('run_name') or Path(path).stem}"
+    try:
+        config = TrainConfig.model_validate(tree)
+    except ValidationError as invalid:
+        settings.add_invalid(invalid, f"{path} with the command line" if overrides else str(path))
+    else:
+        if not settings.errors:
+            return config
+    raise ConfigError("\n".join(settings.errors))

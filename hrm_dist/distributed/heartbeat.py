@@ -1,0 +1,300 @@
+"""Signs of life of all ranks, so that none waits for one that is gone.
+
+Every rank keeps a line in the store where the ranks met: a counter, its step and, at the end, how it left. One
+thread exchanges the lines and another judges them, since a store that hangs must not hang the judgement; training
+only sets `step`. A rank that is silent for too long, or left with an error, ends the others: they may be in a
+collective that never returns.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch.distributed as dist
+
+from data_pipeline.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_LOST, InputError
+
+SILENCE_S = 60.0
+# Beside a collective that failed, less silence is proof.
+_SILENCE_AFTER_AN_ERROR_S = 10.0
+# Ranks that raise the same error do so within this time, and keep their own message.
+_GRACE_S = 5.0
+# So long the rank that holds the store stays for the others to read how it left.
+_FAREWELL_S = 15.0
+_GO_ON = "The same command goes on from the last checkpoint."
+# gloo raises nothing more special than a RuntimeError.
+_FAILED_COLLECTIVE = ("gloo", "nccl", "caused pair closure", "connection closed by peer")
+
+
+class Sign(NamedTuple):
+    """What a rank last said of itself."""
+
+    beat: int = 0
+    """Counts up while the rank lives."""
+    step: int = 0
+    left: str = ""
+    """`done`, `failed`, or `followed` another rank; empty while it runs."""
+    words: str = ""
+    """Of a rank that failed, its error; of one that followed, the message it ended with."""
+    exit_code: int = 0
+
+
+class _Farewell(NamedTuple):
+    """How this rank leaves; see Sign."""
+
+    left: str = ""
+    words: str = ""
+    exit_code: int = 0
+
+
+class Heard(NamedTuple):
+    """A sign, and for how long there has been no newer one."""
+
+    sign: Sign
+    age_s: float
+
+
+class Verdict(NamedTuple):
+    """Why a process must end, and the exit code it ends with."""
+
+    message: str
+    exit_code: int = EXIT_LOST
+
+
+def verdict(heard: Sequence[Heard], rank: int, silence_s: float, grace_s: float = 0.0) -> Verdict | None:
+    """Who is gone, as far as `rank` can tell; None if all others are alive or have left in peace."""
+    others = [(r, h.sign, h.age_s) for r, h in enumerate(heard) if r != rank]
+    for r, sign, age_s in others:
+        if sign.left == "failed" and age_s >= grace_s:
+            text = f"rank {r} ended with an error at step {sign.step}: {sign.words}"
+            return Verdict(text, sign.exit_code)
+    for _, sign, age_s in others:
+        if sign.left == "followed" and age_s >= grace_s:
+            return Verdict(sign.words, sign.exit_code)
+    silent = {r: (sign, age_s) for r, sign, age_s in others if not sign.left and age_s >= silence_s}
+    if not silent:
+        return None
+    age_s = min(age for _, age in silent.values())
+    return Verdict(
+        f"{ranks_text(list(silent))} {'has' if len(silent) == 1 else 'have'} shown no sign of life for {age_s:.0f} s, "
+        f"last heard of at {_steps_text([sign.step for sign, _ in silent.values()])}; rank {rank} is at step "
+        f"{heard[rank].sign.step}. {_GO_ON}"
+    )
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """rank 3; ranks 0, 2-5."""
+    runs: list[list[int]] = []
+    for rank in sorted(ranks):
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    spans = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(spans)}"
+
+
+def _steps_text(steps: Sequence[int]) -> str:
+    low, high = min(steps), max(steps)
+    return f"step {low}" if low == high else f"steps {low} to {high}"
+
+
+def is_failed_collective(error: BaseException | None) -> bool:
+    """Whether an error, or one it comes from, may be the trace of another rank's end."""
+    while error is not None:
+        if isinstance(error, dist.DistError):
+            return True
+        if isinstance(error, RuntimeError) and any(part in str(error).lower() for part in _FAILED_COLLECTIVE):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def end_process(reason: Verdict) -> None:
+    """End at once: the main thread may hang, and so may what would be cleaned up."""
+    print(f"error: {reason.message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(reason.exit_code)
+
+
+class Watch:
+    """One rank's side: it tells the others that it lives, and finds out who does not."""
+
+    def __init__(
+        self,
+        store: dist.Store,
+        rank: int,
+        world_size: int,
+        *,
+        rank_0_hosts: bool,
+        silence_s: float = SILENCE_S,
+        beat_s: float = 1.0,
+        end: Callable[[Verdict], None] = end_process,
+    ) -> None:
+        """Waits for all ranks. `store` is this object's alone; rank_0_hosts: it ends with the process of rank 0."""
+        self.step = 0  # of training; set by the main thread
+        self._store = dist.PrefixStore("liveness", store)
+        self._rank, self._world_size, self._rank_0_hosts = rank, world_size, rank_0_hosts
+        self._silence_s, self._end = silence_s, end
+        # All ranks read all lines: 0.4 ms of the store's time per rank and beat with 64 ranks, 2.6 ms with 512.
+        self._beat_s = min(beat_s * max(1, world_size / 64), silence_s / 5)
+        self._farewell = _Farewell()
+        self._leaving = threading.Lock()  # one thread decides how this process ends
+        self._beat = 0
+        self._signs = [Sign()] * world_size
+        self._rounds = 0
+        self._store_error = ""
+        self._heard = [Heard(Sign(), 0.0)] * world_size
+        self._store_age_s = 0.0
+        self._wake, self._told, self._closed = (threading.Event() for _ in range(3))
+        self._exchange()
+        self._threads = [
+            threading.Thread(target=body, daemon=True) for body in (self._keep_exchanging, self._keep_judging)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # What the main thread does
+
+    def explain(self, error: BaseException) -> None:
+        """Take leave with an error; does not return if another rank is found to be its reason."""
+        with self._leaving:
+            if not is_failed_collective(error):
+                code = EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED
+                self._leave("failed", f"{type(error).__name__}: {error}", code)
+                return
+            silence_s = min(self._silence_s, _SILENCE_AFTER_AN_ERROR_S)
+            for _ in self._until(silence_s + 3 * self._beat_s):
+                reason = self._verdict(silence_s)
+                if reason is not None:
+                    self._follow(reason)
+                    return
+            reason = Verdict(self._standing(), EXIT_FAILED)
+            print(f"error: {reason.message}", file=sys.stderr, flush=True)
+            self._leave("followed", *reason)
+
+    def close(self) -> None:
+        """Take leave, in peace unless an error was explained, and stop."""
+        with self._leaving:
+            if not self._farewell.left:
+                self._leave("done")
+            self._stay_for_the_others()
+        self._closed.set()
+        self._wake.set()
+        for thread in self._threads:
+            thread.join(self._beat_s)
+
+    def _leave(self, how: str, words: str = "", exit_code: int = 0) -> None:
+        """Tell the others, if they can still be told."""
+        self._farewell = _Farewell(how, words, exit_code)
+        self._wake.set()
+        for _ in self._until(2 * self._beat_s):
+            if self._told.is_set() or self._store_error:
+                return
+
+    def _follow(self, reason: Verdict) -> None:
+        self._leave("followed", *reason)
+        self._stay_for_the_others()
+        self._end(reason)
+
+    def _stay_for_the_others(self) -> None:
+        """With the process of rank 0 may go what the others have not read yet."""
+        if self._rank != 0 or not self._rank_0_hosts:
+            return
+        silence_s = min(self._silence_s, _SILENCE_AFTER_AN_ERROR_S)
+        for _ in self._until(_FAREWELL_S):
+            if all(s.left or h.age_s >= silence_s for s, h in zip(self._signs, self._heard, strict=True)):
+                return
+
+    def _until(self, seconds: float) -> Iterator[None]:
+        """Moments of the coming seconds."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            yield
+            time.sleep(self._beat_s / 50)
+
+    # What the threads do
+
+    def _keep_exchanging(self) -> None:
+        while not self._closed.is_set():
+            try:
+                self._exchange()
+            except RuntimeError as error:  # also of torch's own kinds
+                self._store_error = str(error).splitlines()[0]
+                return
+            self._wake.wait(self._beat_s / 20 if self._farewell.left else self._beat_s)
+            self._wake.clear()
+
+    def _exchange(self) -> None:
+        self._beat += 1
+        farewell = self._farewell
+        self._store.set(str(self._rank), json.dumps(Sign(self._beat, self.step, *farewell)))
+        lines = self._store.multi_get([str(rank) for rank in range(self._world_size)])
+        self._signs = [Sign(*json.loads(line)) for line in lines]
+        self._rounds += 1
+        if farewell.left:
+            self._told.set()
+
+    def _keep_judging(self) -> None:
+        last, rounds, leaving_s = time.monotonic(), 0, 0.0
+        while not self._closed.wait(self._beat_s):
+            now = time.monotonic()
+            # A process that was stopped itself has heard nobody; that says nothing of the others.
+            elapsed = min(now - last, 2 * self._beat_s)
+            last = now
+            self._heard = [
+                Heard(new, old.age_s + elapsed if _is_old(new, old.sign) else 0.0)
+                for new, old in zip(self._signs, self._heard, strict=True)
+            ]
+            self._store_age_s = self._store_age_s + elapsed if self._rounds == rounds else 0.0
+            rounds = self._rounds
+            reason = self._verdict(self._silence_s, _GRACE_S)
+            if reason is not None and self._leaving.acquire(blocking=False):
+                try:
+                    if not self._farewell.left:
+                        self._follow(reason)
+                finally:
+                    self._leaving.release()
+            leaving_s += elapsed if self._farewell.left else 0.0
+            if leaving_s > 2 * _FAREWELL_S:  # what is cleaned up after an error may hang too
+                self._end(
+                    Verdict("this process hung while it ended", self._farewell.exit_code or EXIT_FAILED)
+                )
+
+    def _verdict(self, silence_s: float, grace_s: float = 0.0) -> Verdict | None:
+        if not self._store_error and self._store_age_s < silence_s:
+            return verdict(self._heard, self._rank, silence_s, grace_s)
+        known = verdict(self._heard, self._rank, float("inf"))
+        if known is not None:
+            return known
+        if not self._rank_0_hosts or self._rank == 0:
+            return Verdict(f"the launcher, which holds the store of the processes, is gone. {_GO_ON}")
+        host = self._signs[0]
+        if host.left:
+            text = f"rank 0 has left after step {host.step}, though this process had not finished."
+            return Verdict(text, EXIT_FAILED)
+        how = "is gone" if self._store_error else f"has shown no sign of life for {self._store_age_s:.0f} s"
+        return Verdict(
+            f"rank 0, which holds the store of the processes, {how}, last heard of at step {host.step}; rank "
+            f"{self._rank} is at step {self.step}. {_GO_ON}"
+        )
+
+    def _standing(self) -> str:
+        """Where the ranks are, none of them silent."""
+        places: dict[str, list[int]] = {}
+        for rank, sign in sorted(enumerate(self._signs), key=lambda item: item[1].step):
+            place = f"left after step {sign.step}" if sign.left == "done" else f"at step {sign.step}"
+            places.setdefault(place, []).append(rank)
+        text = ", ".join(f"{ranks_text(ranks)} {place}" for place, ranks in places.items())
+        return (
+            f"a collective failed on rank {self._rank}, though every rank is alive or done: {text}. {_GO_ON}"
+        )
+
+
+def _is_old(sign: Sign, before: Sign) -> bool:
+    """Whether a rank has not been heard again; one that leaves says the same until the others know."""
+    return sign.left == before.left if sign.left else sign.beat == before.beat

@@ -1,0 +1,67 @@
+"""Signals that ask a run to stop, and the ranks' agreement on when."""
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from hrm_dist.distributed import process_group as distributed
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+class StopRequest:
+    """Signals that ask to stop, from its creation to `close`, and the ranks' agreement on when.
+
+    After a signal to any rank all stop after the same step, or before the same batch of an evaluation. A vote is an
+    all-reduce on the CPU whose result is read by the next one, a step or batch later, so that nobody waits.
+    """
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+        self._interrupts = False
+        self._vote = torch.zeros(1, dtype=torch.int32)
+        self._pending: dist.Work | None = None
+        self._previous = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        self.signal_name = signal.Signals(number).name
+        if self._interrupts:
+            raise KeyboardInterrupt
+
+    def completes(self, function: Callable[[], object]) -> bool:
+        """Run a function that a signal may break off at any point; gives False if one did, or came before."""
+        try:
+            self._interrupts = True
+            if self.signal_name is None:
+                function()
+            return self.signal_name is None
+        except KeyboardInterrupt:
+            return False
+        finally:
+            self._interrupts = False
+
+    def agreed(self) -> bool:
+        """Whether to stop now; call once per step and batch of an evaluation, on every rank equally often."""
+        if distributed.world_size() == 1:
+            return self.signal_name is not None
+        stop = False
+        if self._pending is not None:
+            self._pending.wait()
+            stop = bool(self._vote.item())
+        self._vote = torch.tensor([self.signal_name is not None], dtype=torch.int32)
+        self._pending = dist.all_reduce(self._vote, op=dist.ReduceOp.MAX, async_op=True)
+        return stop
+
+    def finish_vote(self) -> None:
+        """Wait for the vote under way, so that no rank is left in it; call before ranks go apart."""
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None
+
+    def close(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,72 @@
+"""Updates that were not made because a loss or gradient was not finite: how many, from when on, and through whom."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hrm_dist.distributed import process_group as distributed
+
+_NOBODY = -1
+
+
+class Skipped(NamedTuple):
+    """What has been skipped since the last report."""
+
+    num_updates: int
+    in_a_row: int
+    """Ending with the last step."""
+    first_step: int
+    identifiers: list[int]
+    """Puzzles whose own loss, or gradient of the embedding, was not finite in the first of these steps."""
+
+    def describe(self, data_path: Path) -> str:
+        """In words; the puzzles by the names that the dataset has for them."""
+        names = json.loads((data_path / "identifiers.json").read_bytes())
+        puzzles = ", ".join(str(names[identifier]) for identifier in self.identifiers[:10])
+        if len(self.identifiers) > 10:
+            puzzles += f" and {len(self.identifiers) - 10} more, so it is hardly theirs"
+        return (
+            f"{self.num_updates} update(s) skipped, the first in step {self.first_step}, as loss or gradient was not "
+            f"finite; puzzles: {puzzles or 'none, the losses are finite and their gradient is not'}"
+        )
+
+
+class SkippedUpdates:
+    """Keeps count on the device, so that no step waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._in_a_row = self._number(0)
+        self._start()
+
+    def _number(self, value: int) -> Tensor:
+        return torch.full((), value, dtype=torch.int64, device=self._device)
+
+    def _start(self) -> None:
+        self._count, self._first_step = self._number(0), self._number(0)
+        self._culprits: Tensor | None = None  # [b] identifiers, or _NOBODY
+
+    def add(self, step: int, made: Tensor, finite: Tensor, identifiers: Tensor) -> None:
+        """Note a step: whether its update was made, and which of this rank's sequences, [b], were finite."""
+        skipped = ~made
+        is_first = skipped & (self._count == 0)
+        culprits = torch.where(finite, _NOBODY, identifiers)
+        before = torch.full_like(culprits, _NOBODY) if self._culprits is None else self._culprits
+        self._culprits = torch.where(is_first, culprits, before)
+        self._first_step = torch.where(is_first, step, self._first_step)
+        self._count += skipped
+        self._in_a_row = torch.where(skipped, self._in_a_row + 1, 0)
+
+    def report(self) -> Skipped | None:
+        """What was skipped since the last report, the same on every rank; None if nothing was."""
+        count, first_step = int(self._count.item()), int(self._first_step.item())
+        culprits = self._culprits
+        self._start()
+        if count == 0:
+            return None
+        own = [] if culprits is None else culprits[culprits != _NOBODY].tolist()
+        everybody = {identifier for of_rank in distributed.gather_objects(own) for identifier in of_rank}
+        return Skipped(count, int(self._in_a_row.item()), first_step, sorted(everybody))

@@ -1,0 +1,212 @@
+"""What a job asks of a cluster: typed, from a profile (`configs/cluster/*.yaml`) and the command line."""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import submitit
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from hrm_dist.config import ConfigError
+from hrm_dist.config.loader import Settings
+
+Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\n]*$")]
+
+# Training may outlive any number of time limits; submitit would give up after three.
+_MAX_TIMEOUTS = 1_000_000
+
+
+_OWN_OPTIONS = {
+    "array", "chdir", "dependency", "error", "gpus-per-node", "job-name", "no-requeue", "nodes", "ntasks",
+    "ntasks-per-node", "open-mode", "output", "parsable", "requeue", "signal", "test-only", "time", "wait", "wrap",
+}  # fmt: skip
+# A signal that comes before Python can handle it must not kill the job: Slurm would not start it again.
+_UNTIL_HANDLED = """sh -c 'trap "" TERM USR2; exec "$0" "$@"' """
+
+
+class Cluster(BaseModel):
+    """Where a job runs and what it gets. The names are sbatch's where it has one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cluster: Literal["slurm", "local"] = "slurm"
+    """slurm: sbatch. local: processes on this machine, without Slurm."""
+    nodes: PositiveInt = 1
+    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    """One process is started for each; 0 trains on the CPU."""
+    tasks_per_node: PositiveInt | None = None
+    """Processes per node; left out: one per GPU, or one."""
+    cpus_per_task: PositiveInt | None = None
+    mem_gb: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Memory per node in GiB; left out: what the cluster gives."""
+    time_min: Annotated[int, Field(gt=0, le=1_000_000)] | None = None
+    """Time limit of one start, in minutes; left out: an hour on Slurm, none here. Training goes back to the queue and
+    on for as long as it takes."""
+    grace_s: PositiveInt = 120
+    """How long before the time limit Slurm says so: enough to save a checkpoint."""
+    partition: Text | None = None
+    account: Text | None = None
+    qos: Text | None = None
+    constraint: Text | None = None
+    exclude: Text | None = None
+    array_parallelism: PositiveInt = 16
+    """Elements of an array that run at a time."""
+    setup: list[Text] = Field(default_factory=list)
+    """Shell lines before the start, such as `module load cuda`."""
+    sbatch: list[Annotated[str, StringConstraints(pattern=r"^--[a-z][a-z-]*(=[^\n]*)?$")]] = Field(
+        default_factory=list
+    )
+    """Further options of sbatch, such as `--reservation=arc`."""
+    container: Text | None = None
+    """Image to run in. It has to have the project installed."""
+    container_runtime: Literal["apptainer", "pyxis"] = "apptainer"
+    container_mounts: list[Text] = Field(default_factory=list)
+    """Folders to see inside beside the current one, as HOST or HOST:INSIDE."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Cluster":
+        problems: list[str] = []
+        if self.cluster == "local" and self.nodes > 1:
+            problems.append(f"nodes={self.nodes}: cluster=local has this machine alone; leave nodes out.")
+        if self.cluster == "local" and self.container_runtime == "pyxis" and self.container:
+            problems.append("container_runtime=pyxis: is a part of Slurm; use apptainer with cluster=local.")
+        if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
+            problems.append(
+                f"tasks_per_node={self.tasks_per_node}: one process per GPU, and gpus_per_node={self.gpus_per_node}; "
+                "leave tasks_per_node out."
+            )
+        refused = {option.removeprefix("--").partition("=")[0] for option in self.sbatch} & _OWN_OPTIONS
+        if refused:
+            problems.append(
+                f"sbatch: {', '.join(f'--{name}' for name in sorted(refused))} cannot be given here, the launcher "
+                "needs them for itself; where there is a key of the same name, use that."
+            )
+        if self.grace_s >= 60 * self.limit_min:
+            problems.append(
+                f"grace_s={self.grace_s}: the job would be told to stop as soon as it starts, with time_min="
+                f"{self.limit_min}; grace_s counts seconds."
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def limit_min(self) -> int:
+        """The time limit of one start, in minutes."""
+        # submitit starts a local job six times at most, so one should do.
+        return self.time_min or (60 if self.cluster == "slurm" else 1_000_000)
+
+    @property
+    def num_tasks_per_node(self) -> int:
+        return self.tasks_per_node or self.gpus_per_node or 1
+
+    @property
+    def num_processes(self) -> int:
+        return self.nodes * self.num_tasks_per_node
+
+
+KEYS = frozenset(Cluster.model_fields)
+
+
+def load_cluster(profile: Path | None, given: Mapping[str, object]) -> Cluster:
+    """A profile's values with those `given` on the command line over them. Raises ConfigError with every problem."""
+    settings = Settings({}, KEYS)
+    if profile is not None:
+        settings.read_file(profile)
+    if settings.file_unusable:
+        raise ConfigError("\n".join(settings.errors))
+    for key, value in given.items():
+        settings.read_override(f"{key}={json.dumps(value)}")
+    try:
+        cluster = Cluster.model_validate(settings.tree())
+    except ValidationError as invalid:
+        settings.add_invalid(invalid, str(profile or "command line"))
+    else:
+        if not settings.errors:
+            return cluster
+    raise ConfigError("\n".join(settings.errors))
+
+
+def executor(cluster: Cluster, folder: Path, name: str, after: str | None = None) -> submitit.Executor:
+    """submitit's executor with a cluster's parameters; `after`: what has to happen first, as sbatch's --dependency."""
+    python = _UNTIL_HANDLED + _python(cluster)
+    if cluster.cluster == "local":
+        local = submitit.LocalExecutor(folder, max_num_timeout=_MAX_TIMEOUTS, python=python)
+        local.update_parameters(
+            timeout_min=cluster.limit_min,
+            signal_delay_s=cluster.grace_s,
+            gpus_per_node=cluster.gpus_per_node,
+            tasks_per_node=cluster.num_tasks_per_node,
+            setup=cluster.setup,
+        )
+        return local
+    # Slurm then queues the job again where a node fails or a more important job needs it.
+    options: dict[str, str | bool] = {"requeue": True}
+    for option in cluster.sbatch:
+        key, _, value = option.removeprefix("--").partition("=")
+        options[key] = value or True
+    if after is not None:
+        options |= {"dependency": after, "kill-on-invalid-dep": "yes"}
+    slurm = submitit.SlurmExecutor(folder, max_num_timeout=_MAX_TIMEOUTS, python=python)
+    slurm.update_parameters(
+        job_name=name,
+        time=cluster.limit_min,
+        nodes=cluster.nodes,
+        ntasks_per_node=cluster.num_tasks_per_node,
+        gpus_per_node=cluster.gpus_per_node or None,
+        cpus_per_task=cluster.cpus_per_task,
+        mem=None if cluster.mem_gb is None else f"{round(cluster.mem_gb * 1024)}M",
+        partition=cluster.partition,
+        account=cluster.account,
+        qos=cluster.qos,
+        constraint=cluster.constraint,
+        exclude=cluster.exclude,
+        signal_delay_s=cluster.grace_s,
+        array_parallelism=cluster.array_parallelism,
+        setup=cluster.setup or None,
+        srun_args=_srun_arguments(cluster),
+        wckey=None,  # submitit's own would be refused where accounts have keys
+        additional_parameters=options,
+    )
+    return slurm
+
+
+def _srun_arguments(cluster: Cluster) -> list[str]:
+    # Since 22.05 srun no longer takes cpus-per-task over from sbatch.
+    arguments = [] if cluster.cpus_per_task is None else [f"--cpus-per-task={cluster.cpus_per_task}"]
+    # Rank 0 decides what becomes of the job after another has left; and the ranks are told where they run, whatever
+    # the site exports by default.
+    arguments += ["--kill-on-bad-exit=0", "--export=ALL"]
+    if cluster.container is not None and cluster.container_runtime == "pyxis":
+        mounts = [mount if ":" in mount else f"{mount}:{mount}" for mount in _mounts(cluster)]
+        arguments += [f"--container-image={cluster.container}", f"--container-mounts={','.join(mounts)}"]
+        arguments += [f"--container-workdir={Path.cwd()}"]
+    return arguments
+
+
+def _python(cluster: Cluster) -> str:
+    """The command that starts Python."""
+    if cluster.container is None:
+        return shlex.quote(sys.executable)
+    if cluster.container_runtime == "pyxis":
+        return "python"
+    binds = [argument for mount in _mounts(cluster) for argument in ("--bind", mount)]
+    gpus = ["--nv"] if cluster.gpus_per_node else []
+    return shlex.join(
+        ["apptainer", "exec", *gpus, *binds, "--pwd", str(Path.cwd()), cluster.container, "python"]
+    )
+
+
+def _mounts(cluster: Cluster) -> list[str]:
+    return [str(Path.cwd()), *cluster.container_mounts]

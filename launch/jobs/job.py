@@ -1,0 +1,220 @@
+"""What a submitted job does in each of its tasks: one of our commands, and back to the queue if it was interrupted.
+
+The command runs in a process of its own, just as a user would start it, so its exit code is known even where it
+ends without a word. It handles the signals itself: it saves a checkpoint and ends with exit code 75. Who sent
+them then decides, on rank 0, what becomes of the job:
+
+| signal | from | afterwards |
+|---|---|---|
+| USR2 | Slurm, grace_s before the time limit; or a preemption | back to the queue |
+| TERM | a preemption with grace (Slurm counts the job as running) | back to the queue |
+| TERM | scancel (Slurm counts it as cancelled) | it ends |
+| none | a preemption without grace, the loss of rank 0's node | Slurm puts it back by itself |
+| none | the loss of another node, which rank 0 notices long before Slurm | back to the queue |
+
+A rank that fails, for want of memory say, leaves a word in the record; one that is lost with its node does not.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import submitit
+from submitit.helpers import DelayedSubmission
+
+from data_pipeline.base.errors import EXIT_INTERRUPTED, EXIT_LOST
+from launch.jobs import log as job_log
+from launch.jobs import slurm
+from launch.jobs.log import Ended, Event, Failed, Started
+
+# So long before the end of the grace time, a command that has not saved yet is given up: what counts is the requeue.
+_RESERVE_S = 15.0
+# So long a rank that failed may take to leave its word.
+_WORD_S = 5.0
+# So many starts without a step are no accident either.
+_MAX_IN_VAIN = 5
+# So many losses in a row, after starts that were so short, are no accident.
+_MAX_LOSSES, _SHORT_S = 3, 600.0
+
+
+class Job(NamedTuple):
+    """One of our commands as a job; pickled for the cluster."""
+
+    folder: Path
+    """Whose record says what becomes of it; absolute."""
+    module: str
+    arguments: list[str]
+    grace_s: float
+    """How long the command may take after USR2."""
+
+    def __call__(self) -> None:
+        """Run the command; leaves with its exit code, unless that is 0."""
+        environment = submitit.JobEnvironment()
+        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's
+        assert callable(requeue)
+        if environment.global_rank != 0:
+            sys.exit(self._as_another_rank(environment))
+        job_id = environment.job_id
+        restarts = sum(isinstance(event, Started) for event in self._events(job_id))
+        self._note(
+            Started(
+                time=job_log.now(), job_id=job_id, hosts=list(environment.hostnames), restarts=restarts,
+                git_revision=job_log.git_revision(), saved=self._saved(),
+            )
+        )  # fmt: skip
+        command = _Command(self)
+        code = command.wait()
+        may_help = code == EXIT_INTERRUPTED or (code == EXIT_LOST and self._has_lost_a_node(job_id))
+        goes_back = may_help and self._gets_on(job_id) and command.goes_back(environment)
+        ended = Ended(time=job_log.now(), job_id=job_id, exit_code=code, requeued=goes_back)
+        self._note(ended)
+        if goes_back and environment.cluster == "slurm":
+            self._go_back(ended)
+        elif goes_back:
+            requeue(signal.SIGUSR2, None)  # leaves the process
+        if code:
+            sys.exit(code)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What runs after the requeue: the same, which goes on by itself."""
+        return DelayedSubmission(self)
+
+    def _as_another_rank(self, environment: submitit.JobEnvironment) -> int:
+        code = _Command(self).wait()
+        if code in (0, EXIT_INTERRUPTED):
+            # Another code would have srun end rank 0 on some clusters, before it has put the job back.
+            return 0
+        if code != EXIT_LOST:
+            self._note(
+                Failed(
+                    time=job_log.now(),
+                    job_id=environment.job_id,
+                    rank=environment.global_rank,
+                    host=environment.hostname,
+                    exit_code=code,
+                )
+            )
+        return code
+
+    def _has_lost_a_node(self, job_id: str) -> bool:
+        """Whether a rank went without a word, for which another start may help; not time after time."""
+        time.sleep(_WORD_S)
+        events = self._events(job_id)
+        since = max((index for index, event in enumerate(events) if isinstance(event, Started)), default=0)
+        if any(isinstance(event, Failed) for event in events[since:]):
+            return False
+        starts = [event.time for event in events if isinstance(event, Started)]
+        lost = [event.exit_code == EXIT_LOST for event in events if isinstance(event, Ended)]
+        in_vain = len(starts) > _MAX_LOSSES <= len(lost) and all(lost[-_MAX_LOSSES:])
+        if in_vain and (job_log.now() - starts[-_MAX_LOSSES - 1]).total_seconds() < _MAX_LOSSES * _SHORT_S:
+            print(
+                f"error: a process was lost {_MAX_LOSSES + 1} times in a row within minutes", file=sys.stderr
+            )
+            return False
+        return True
+
+    def _events(self, job_id: str) -> list[Event]:
+        return [event for event in job_log.read(self.folder) if event.job_id == job_id]
+
+    def _note(self, event: Event) -> None:
+        try:
+            job_log.append(self.folder, event)
+        except OSError as error:  # a full disk must not keep the job from going back
+            print(f"warning: {job_log.jobs_folder(self.folder)}: {error}", file=sys.stderr)
+
+    def _go_back(self, ended: Ended) -> None:
+        try:
+            slurm.ask(["scontrol", "requeue", ended.job_id])
+        except slurm.SlurmError as error:
+            self._note(ended.model_copy(update={"requeued": False}))
+            print(
+                f"error: the job could not be put back into the queue ({error}); the state is saved, submit the same "
+                "again to go on",
+                file=sys.stderr,
+            )
+
+    def _saved(self) -> str | None:
+        try:
+            return os.readlink(self.folder / "checkpoints" / "latest")
+        except OSError:
+            return None
+
+    def _gets_on(self, job_id: str) -> bool:
+        """Whether a training has saved anything new in its last starts: otherwise it would go back for ever."""
+        saved = [event.saved for event in self._events(job_id) if isinstance(event, Started)][-_MAX_IN_VAIN:]
+        if (
+            self.module != "hrm_dist.train"
+            or len(saved) < _MAX_IN_VAIN
+            or {*saved, self._saved()} != {saved[0]}
+        ):
+            return True
+        print(
+            f"error: {_MAX_IN_VAIN} starts in a row were interrupted before a single step was saved; raise time_min or "
+            "grace_s",
+            file=sys.stderr,
+        )
+        return False
+
+
+class _Command:
+    """The process of the command, to which signals are passed on."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._received: set[int] = set()
+        self._told_at: float | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        # Those that Slurm sends; CONT comes before TERM and means nothing.
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._pass_on)
+        self._process = subprocess.Popen([sys.executable, "-m", job.module, *job.arguments])
+        for number in self._received:  # until now there was nobody to pass them to
+            self._process.send_signal(number)
+
+    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        self._received.add(number)
+        self._told_at = self._told_at or time.monotonic()
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Exit code of the command, as of a shell; 75 too if it does not end within the grace time."""
+        assert self._process is not None
+        while True:
+            try:
+                code = self._process.wait(timeout=1.0)
+            except subprocess.TimeoutExpired:
+                if self._is_late():
+                    print(
+                        f"error: {self._job.module} has not ended within the grace time (grace_s="
+                        f"{self._job.grace_s:.0f}); it will go on from its last checkpoint. Raise grace_s.",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    self._process.kill()
+                    self._process.wait()
+                    return EXIT_INTERRUPTED
+            else:
+                if -code in self._received:  # it came before the command could handle it
+                    return EXIT_INTERRUPTED
+                return 128 - code if code < 0 else code
+
+    def _is_late(self) -> bool:
+        if signal.SIGUSR2 not in self._received or self._told_at is None:
+            return False
+        return time.monotonic() - self._told_at > max(0.5 * self._job.grace_s, self._job.grace_s - _RESERVE_S)
+
+    def goes_back(self, environment: submitit.JobEnvironment) -> bool:
+        """Whether the job is to run again, after its command was interrupted."""
+        if environment.cluster == "slurm":
+            try:
+                job = slurm.queued_jobs([environment.job_id]).get(environment.job_id)
+                return job is not None and job.state == "RUNNING"
+            except slurm.SlurmError as error:
+                print(f"warning: squeue says {error}", file=sys.stderr)
+        return signal.SIGUSR2 in self._received

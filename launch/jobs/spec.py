@@ -1,0 +1,181 @@
+"""What is to run: checked as far as that goes before it is queued, and cut into the commands of its jobs."""
+
+import argparse
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from data_pipeline import build as data_build
+from data_pipeline.base.errors import InputError
+from data_pipeline.base.parallel import Part
+from data_pipeline.sampler import check_divisible
+from data_pipeline.schema import NOTHING_HELD_OUT, load_dataset_info
+from data_pipeline.shards.build_dir import find
+from data_pipeline.shards.build_dir import missing_parts as missing_parts_of_build
+from hrm_dist import run_lock
+from hrm_dist.config import TrainConfig, load_config, to_yaml, total_steps
+from launch.jobs.cluster import Cluster
+from launch.jobs.log import Kind, jobs_folder
+
+
+class Command(NamedTuple):
+    """`python -m MODULE ARGUMENTS`."""
+
+    module: str
+    arguments: list[str]
+
+    def __str__(self) -> str:
+        return shlex.join(["python", "-m", self.module, *self.arguments])
+
+
+class Work(NamedTuple):
+    """What a submission is to get done."""
+
+    kind: Kind
+    folder: Path
+    """Absolute; the run's, the dataset's or the predictions'."""
+    parts: list[Command]
+    """A training has one; the others as many as jobs share the work."""
+    missing: list[int]
+    """The parts that are not done."""
+    last: Command | None
+    """What makes a whole of the parts, when all are done."""
+    inputs: list[Path]
+    """What the jobs read; every node must see it."""
+    files: dict[Path, str]
+    """What to write before the jobs run."""
+    about: list[str]
+    """Lines for people."""
+
+    @property
+    def is_array(self) -> bool:
+        return len(self.parts) > 1
+
+
+def training(rest: Sequence[str], cluster: Cluster) -> Work:
+    """A training; `rest` is its configuration and overrides, as for hrm_dist.train. Raises InputError."""
+    parser = argparse.ArgumentParser(prog="python -m launch.submit train", allow_abbrev=False)
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_args(rest)
+    config = load_config(options.config, options.overrides)
+    about = _check_training(config, cluster)
+    folder = Path(config.checkpoint_path).absolute()
+    _check_folder(folder)
+    if config.resume == "never":
+        if (folder / "checkpoints").exists():
+            raise InputError(f"resume=never: {folder} already holds a run; choose another checkpoint_path.")
+        config = config.model_copy(update={"resume": "auto"})  # the job goes on from its own checkpoints
+    owner = run_lock.holder(folder)
+    if owner is not None:
+        raise InputError(
+            f"checkpoint_path={folder}: a run trains here ({owner}); wait for its end, stop it, or choose another "
+            "checkpoint_path."
+        )
+    # The jobs read a copy: what is queued stays as it was checked, whatever becomes of the file.
+    copy = jobs_folder(folder) / "config.yaml"
+    command = Command("hrm_dist.train", [str(copy)])
+    return Work(
+        "train", folder, [command], [0], None, [Path(config.data_path)], {copy: to_yaml(config)}, about
+    )
+
+
+def _check_training(config: TrainConfig, cluster: Cluster) -> list[str]:
+    num_processes = cluster.num_processes
+    check_divisible(config.global_batch_size, num_processes)
+    size = config.global_batch_size // num_processes
+    if size % config.gradient_accumulation_steps:
+        raise InputError(
+            f"gradient_accumulation_steps={config.gradient_accumulation_steps}: the {size} sequences of a process do "
+            "not divide into as many parts; choose a divisor."
+        )
+    if (config.device == "cuda") > (cluster.gpus_per_node > 0):
+        raise InputError(
+            "device=cuda, but gpus_per_node=0: ask for GPUs with --gpus-per-node, or set device=cpu."
+        )
+    if config.device == "cpu" and cluster.gpus_per_node:
+        raise InputError(
+            f"device=cpu, but gpus_per_node={cluster.gpus_per_node}: they would idle; set device=auto, or "
+            "--gpus-per-node 0."
+        )
+    about = [
+        f"processes  {num_processes}, {size} of {config.global_batch_size} sequences each, engine={config.engine}"
+    ]
+    if config.dataset is not None and not (Path(config.data_path) / "dataset.json").exists():
+        return [*about, f"data       {config.data_path} is missing: rank 0 builds it when the job starts"]
+    info = load_dataset_info(Path(config.data_path))
+    steps = total_steps(config, info.metadata("train"))
+    if steps < 1:
+        raise InputError(
+            f"epochs={config.epochs}: fills no batch of global_batch_size={config.global_batch_size}; raise epochs."
+        )
+    note = "" if info.splits.test.total_groups else f"; {NOTHING_HELD_OUT}"
+    return [*about, f"data       {config.data_path}, {min(steps, config.max_steps or steps):,} steps{note}"]
+
+
+def build(rest: Sequence[str], num_parts: int, cluster: Cluster) -> Work:
+    """A dataset; `rest` is as for data_pipeline.build. Raises InputError."""
+    _check_parts(rest, num_parts, cluster)
+    request = data_build.parse_arguments(rest)
+    folder = request.out.absolute()
+    _check_folder(folder)
+    find(request.out, data_build.read(request).identity)  # raises where sources or the folder are others
+    parts = [Command("data_pipeline.build", [*rest, "--part", f"{i}/{num_parts}"]) for i in range(num_parts)]
+    is_complete = (folder / "dataset.json").exists()
+    last = Command("data_pipeline.merge", [str(request.out)]) if num_parts > 1 and not is_complete else None
+    missing = missing_parts_of_build(folder, num_parts)
+    about = [f"parts      {len(missing)} of {num_parts} to build"]
+    return Work("build", folder, parts, missing, last, [], {}, about)
+
+
+def evaluation(rest: Sequence[str], num_parts: int, cluster: Cluster) -> Work:
+    """Predictions of one checkpoint; `rest` is as for tools.evaluate. Raises InputError."""
+    _check_parts(rest, num_parts, cluster)
+    from data_pipeline.reader import TestReader  # torch is slow to load
+    from hrm_dist.evaluation.output_dir import agree, missing_parts
+    from tools import evaluate
+
+    options = evaluate.parse_arguments(rest)
+    _check_folder(options.out.absolute())
+    if (options.out / "checkpoints").exists():
+        raise InputError(f"--out {options.out}: is the folder of a training; choose one for the predictions.")
+    reader = TestReader(options.data, options.max_groups, options.num_aug)
+    agree(options.out, evaluate.evaluation_asked_for(options, reader, num_parts), Part(0, num_parts))
+    path = options.checkpoint.resolve()  # `latest` may move on before the jobs run
+    fixed = [str(path) if Path(argument) == options.checkpoint else argument for argument in rest]
+    parts = [Command("tools.evaluate", [*fixed, "--part", f"{i}/{num_parts}"]) for i in range(num_parts)]
+    last = Command("tools.evaluate", [*fixed, "--device", "cpu"]) if num_parts > 1 else None
+    missing = missing_parts(options.out, num_parts)
+    about = [
+        f"parts      {len(missing)} of {num_parts} to predict, {len(reader):,} examples in all, with {path}"
+    ]
+    inputs = [path, options.data]
+    return Work("evaluate", options.out.absolute(), parts, missing, last, inputs, {}, about)
+
+
+def _check_parts(rest: Sequence[str], num_parts: int, cluster: Cluster) -> None:
+    if num_parts < 1:
+        raise InputError(f"--parts {num_parts}: must be at least 1.")
+    if cluster.nodes > 1:
+        raise InputError(
+            f"nodes={cluster.nodes}: a part runs on one node; share the work by --parts instead."
+        )
+    if any(argument.partition("=")[0] == "--part" for argument in rest):
+        raise InputError("--part: the launcher numbers the parts; say how many with --parts N.")
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise InputError unless jobs can be recorded in the folder."""
+    if "%" in str(folder):
+        raise InputError(f"{folder}: Slurm reads % in the names of logs as its own; choose a folder without.")
+    try:
+        [there, *_] = [place for place in (jobs_folder(folder), folder, *folder.parents) if place.exists()]
+        reason = "" if there.is_dir() else f"{there} is no folder"
+        if not reason and not os.access(there, os.W_OK | os.X_OK):
+            reason = f"no right to write in {there}"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise InputError(f"{folder}: cannot be made or written ({reason}); choose another folder.")

@@ -1,0 +1,150 @@
+"""Measure training on this machine: seconds of a step, memory of the backward pass, or what a checkpoint costs.
+
+examples:
+  python -m tools.bench_train
+      training steps of the published HRM (27 M parameters) on the shape of a Sudoku, 32 sequences
+  python -m tools.bench_train --compile --steps 20
+      eager and compiled in turns, so that whatever else the machine does meets both
+  python -m tools.bench_train configs/trm_arc1.yaml --seq-len 900 --vocab-size 12 --batch-size 4 precision=fp32
+      any configuration and shape; settings as for hrm_dist.train
+  torchrun --nproc-per-node 2 -m tools.bench_train engine=fsdp2 activation_checkpointing=true
+      any engine
+  python -m tools.bench_train --memory --batch-size 8 --plot runs/memory.png
+      peak of the activations at 2 x 2, 4 x 4 and 8 x 8 cycles, by gradient and recomputation
+  torchrun --nproc-per-node 2 -m tools.bench_train --checkpoint engine=zero2
+      how long a checkpoint holds up training, at once and in the background; it is written below this folder
+
+Tokens are random, so no dataset is needed: what a step costs depends on shapes alone. The last line printed is
+one JSON object.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipeline.base.errors import InputError, exit_code
+from data_pipeline.sampler import check_divisible
+from data_pipeline.schema import DatasetMetadata
+from hrm_dist.config import TrainConfig, load_config
+
+DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "sudoku_extreme_1k.yaml"
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check what was asked, measure it, print it."""
+    options = _parse(arguments)
+    _check(options)
+    config = _config(options)
+    metadata = DatasetMetadata(
+        seq_len=options.seq_len,
+        vocab_size=options.vocab_size,
+        pad_id=0,
+        ignore_label_id=0,
+        blank_identifier_id=0,
+        num_puzzle_identifiers=options.num_puzzles,
+        total_groups=config.global_batch_size,
+        mean_puzzle_examples=1.0,
+        sets=("random",),
+    )
+    import torch
+
+    from hrm_dist.distributed import process_group as distributed
+    from tools.bench_train import activation_memory, checkpoint_stall
+    from tools.bench_train import speed as train_speed
+
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    with distributed.process_group(config.device, even_alone=config.engine != "ddp") as world:
+        check_divisible(config.global_batch_size, world.world_size)
+        if options.memory:
+            result = activation_memory.measure(config, metadata, world, options.plot)
+        elif options.checkpoint:
+            result = checkpoint_stall.measure(config, metadata, world, options.steps)
+        else:
+            result = train_speed.measure(config, metadata, world, options.steps, options.compile)
+        distributed.barrier()  # a launcher ends all processes when one leaves
+        if world.is_main:
+            print(json.dumps({**result, "machine": _machine(torch.__version__, torch.get_num_threads())}))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.plot is not None:
+        if not options.memory:
+            raise InputError("--plot: draws what --memory measures; add --memory.")
+        if options.plot.suffix not in PLOT_SUFFIXES:
+            raise InputError(f"--plot {options.plot}: give a file that ends in {', '.join(PLOT_SUFFIXES)}.")
+        if not options.plot.parent.is_dir():
+            raise InputError(f"--plot {options.plot}: {options.plot.parent} is not a folder; make it first.")
+    if options.compile and options.memory:
+        raise InputError("--compile: --memory measures uncompiled models only; leave one of them out.")
+    if options.checkpoint and (options.compile or options.memory):
+        raise InputError("--checkpoint: measures checkpoints alone; leave --compile and --memory out.")
+
+
+def _config(options: argparse.Namespace) -> TrainConfig:
+    files = [text for text in options.settings if "=" not in text]
+    if len(files) > 1:
+        raise InputError(f"{' '.join(files)}: one configuration at a time; settings are written key=value.")
+    batch = [f"global_batch_size={options.batch_size}"]
+    overrides = [text for text in options.settings if "=" in text]
+    return load_config(files[0] if files else DEFAULT_CONFIG, overrides + batch)
+
+
+def _machine(torch_version: str, num_threads: int) -> dict[str, object]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": num_threads,
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch_version,
+    }
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench_train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def number(option: str, default: int, meaning: str) -> None:
+        parser.add_argument(
+            option, type=_positive, default=default, metavar="N", help=f"{meaning} (default: %(default)s)"
+        )
+
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="CONFIG.yaml | key=value",
+        help=f"a configuration (default: configs/{DEFAULT_CONFIG.name}) and settings over it",
+    )
+    number("--batch-size", 32, "sequences in a step over all processes, whatever the configuration says")
+    number("--seq-len", 81, "tokens of a sequence")
+    number("--vocab-size", 11, "kinds of tokens")
+    number("--num-puzzles", 1, "rows of the puzzle table")
+    number("--steps", 10, "steps that are timed, after one that is not")
+    parser.add_argument("--compile", action="store_true", help="time eager and compiled steps in turns")
+    parser.add_argument("--memory", action="store_true", help="measure the peak of the activations instead")
+    parser.add_argument("--checkpoint", action="store_true", help="measure what a checkpoint costs instead")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw what --memory measures")
+    return parser.parse_intermixed_args(arguments)  # options may stand between the settings
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

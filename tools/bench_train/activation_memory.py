@@ -1,0 +1,193 @@
+"""Measure how the memory that a segment's backward pass needs grows with the cycles, and draw it."""
+
+import io
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from data_pipeline.base.files import replace_file
+from data_pipeline.schema import DatasetMetadata
+from hrm_dist.config import TrainConfig
+from hrm_dist.distributed.process_group import World
+from hrm_dist.model import build_model
+from hrm_dist.model.act import ACTModel, Batch
+from hrm_dist.model.flops import memory_per_rank
+from hrm_dist.model.layers import recompute_blocks
+from hrm_dist.model.losses import act_loss
+from tools.bench_train.speed import RandomReader
+
+CYCLES = ((2, 2), (4, 4), (8, 8))
+
+
+class Series(NamedTuple):
+    """A line of the table."""
+
+    gradient: str
+    recomputes: bool
+
+    @property
+    def label(self) -> str:
+        return f"{self.gradient}, recomputed" if self.recomputes else self.gradient
+
+
+SERIES = (
+    Series("one_step", False),
+    Series("last_cycle", False),
+    Series("bptt", False),
+    Series("one_step", True),
+    Series("bptt", True),
+)
+COLORS = {"one_step": "tab:blue", "last_cycle": "tab:orange", "bptt": "tab:red"}
+Peaks = dict[str, list[int]]  # bytes of a series at each of CYCLES
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of every storage that an operation under it makes, until it is freed, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        given = set(map(id, _storages((args, kwargs))))  # a view, or an update in place, makes no storage
+        for storage in _storages(result):
+            if id(storage) not in given:
+                given.add(id(storage))
+                self._add(storage.nbytes())
+                weakref.finalize(storage, self._add, -storage.nbytes())
+        return result
+
+    def _add(self, size: int) -> None:
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def peak_activation_bytes(model: ACTModel, batch: Batch) -> int:
+    """Most bytes alive at once in a training segment, its loss and its backward pass, beyond those before it.
+
+    Before it there are weights, their gradients, the carry and the batch. The peak holds what the backward
+    pass needs, and whatever is computed along the way.
+    """
+    device = batch["inputs"].device
+    model.train()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    carry = model.initial_carry(batch)
+    min_halt_steps = torch.zeros_like(carry.steps)
+
+    def segment() -> None:
+        new_carry, outputs = model(carry, batch, min_halt_steps)
+        loss, _ = act_loss(new_carry, outputs, model.arch.loss_type)
+        loss.backward()
+
+    if device.type == "cuda":
+        segment()  # libraries allocate their workspaces once
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        segment()
+        return torch.cuda.max_memory_allocated(device) - before
+    with LiveBytes() as live:
+        segment()
+    return live.peak
+
+
+def measure(
+    config: TrainConfig, metadata: DatasetMetadata, world: World, plot: Path | None
+) -> dict[str, object]:
+    """Peaks of every series at every number of cycles, and their estimates; draws the peaks into `plot`."""
+    local_batch_size = config.global_batch_size // world.world_size
+    reader = RandomReader(metadata, config.global_batch_size, world)
+    batch = {name: tensor.to(world.device) for name, tensor in reader.batch(0).items()}
+    peaks: Peaks = {series.label: [] for series in SERIES}
+    estimates: Peaks = {series.label: [] for series in SERIES}
+    for series in SERIES:
+        for H_cycles, L_cycles in CYCLES:
+            cycles = {"H_cycles": H_cycles, "L_cycles": L_cycles}
+            arch = config.arch.model_copy(update={**cycles, "gradient": series.gradient})
+            model = build_model(arch, metadata).to(world.device)
+            if series.recomputes:
+                recompute_blocks(model)
+            peaks[series.label].append(peak_activation_bytes(model, batch))
+            of_series = {"arch": arch, "activation_checkpointing": series.recomputes}
+            estimate = memory_per_rank(config.model_copy(update=of_series), metadata, world.world_size)
+            estimates[series.label].append(estimate["activations"])
+    if world.is_main:
+        print(_table(peaks, estimates))
+        if plot is not None:
+            about = f"{config.arch.name.upper()}, {local_batch_size} sequences of {metadata.seq_len} tokens"
+            draw(peaks, f"{about}, {config.precision}", plot)
+    return {
+        "benchmark": "memory",
+        "arch": config.arch.name,
+        "precision": config.precision,
+        "batch_size": local_batch_size,
+        "seq_len": metadata.seq_len,
+        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
+        "cycles": CYCLES,
+        "peak_activation_bytes": peaks,
+        "estimated_bytes": estimates,
+        "one_step_spread": round(max(peaks["one_step"]) / min(peaks["one_step"]) - 1, 4),
+    }
+
+
+def _table(peaks: Peaks, estimates: Peaks) -> str:
+    heads = [f"{H_cycles} x {L_cycles}" for H_cycles, L_cycles in CYCLES]
+    lines = ["peak of the activations in MB (estimate), by H_cycles x L_cycles"]
+    lines.append(f"{'gradient':<22}" + "".join(f"{head:>22}" for head in heads))
+    for label, sizes in peaks.items():
+        pairs = zip(sizes, estimates[label], strict=True)
+        cells = [f"{size / 1e6:,.1f} ({estimate / 1e6:,.1f})" for size, estimate in pairs]
+        lines.append(f"{label:<22}" + "".join(f"{cell:>22}" for cell in cells))
+    return "\n".join(lines)
+
+
+def draw(peaks: Peaks, about: str, path: Path) -> None:
+    """A line per series over the number of updates, both axes logarithmic."""
+    from matplotlib.figure import (
+        Figure,
+    )  # a second of import that a measurement without a picture need not pay
+
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
+    axes = figure.subplots()
+    num_updates = [H_cycles * (L_cycles + 1) for H_cycles, L_cycles in CYCLES]
+    for series in SERIES:
+        style = "s--" if series.recomputes else "o-"
+        megabytes = [size / 1e6 for size in peaks[series.label]]
+        axes.plot(num_updates, megabytes, style, color=COLORS[series.gradient], label=series.label)
+        axes.annotate(
+            f"{megabytes[-1]:,.0f}", (num_updates[-1], megabytes[-1]), (6, -4), textcoords="offset points"
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    cycles = [f"{H_cycles} x {L_cycles}" for H_cycles, L_cycles in CYCLES]
+    ticks = [f"{count}\n({text})" for count, text in zip(num_updates, cycles, strict=True)]
+    axes.set_xticks(num_updates, ticks)
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlim(right=num_updates[-1] * 1.4)
+    axes.set_xlabel("updates of H and L in a segment (H_cycles x L_cycles)")
+    axes.set_ylabel("peak of the activations, MB")
+    axes.set_title(f"Memory for the backward pass: {about}", fontsize=11)
+    axes.grid(visible=True, which="both", alpha=0.3)
+    figure.legend(title="arch.gradient; recomputed:\nactivation_checkpointing", loc="outside right upper")
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix.removeprefix("."), dpi=150)
+    replace_file(path, picture.getvalue())

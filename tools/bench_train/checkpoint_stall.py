@@ -1,0 +1,69 @@
+"""Measure how long training waits for a checkpoint, written at once or in the background."""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from data_pipeline.schema import DatasetMetadata
+from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.checkpoint.reader import CheckpointState
+from hrm_dist.checkpoint.writer import CheckpointWriter
+from hrm_dist.config import TrainConfig
+from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed.process_group import World
+from hrm_dist.trainer import Trainer
+from tools.bench_train.speed import RandomReader, timed_step
+
+
+def measure(config: TrainConfig, metadata: DatasetMetadata, world: World, steps: int) -> dict[str, object]:
+    """Seconds that a checkpoint holds up training, on this rank, and of the steps beside its writing."""
+    trainer = Trainer(config, world, RandomReader(metadata, config.global_batch_size, world))
+    timed_step(trainer)
+    result: dict[str, object] = {
+        "benchmark": "checkpoint",
+        "engine": config.engine,
+        "world_size": world.world_size,
+        "steps": steps,
+    }
+    alone = [timed_step(trainer).wall for _ in range(steps)]
+    result["seconds_per_step"] = round(statistics.median(alone), 4)
+    with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=".") as folder:
+        shared = Path(distributed.on_main(lambda: folder))
+        result["at_once"] = _write_one(trainer, shared / "at_once", in_background=False)
+        num_bytes = sum(path.stat().st_size for path in shared.glob("at_once/step_*/*.safetensors"))
+        result["megabytes"] = round(num_bytes / 1e6, 1)
+        result["in_background"] = _write_one(trainer, shared / "in_background", in_background=True)
+        distributed.barrier()
+    return result
+
+
+def _write_one(trainer: Trainer, folder: Path, *, in_background: bool) -> dict[str, object]:
+    writer = CheckpointWriter(folder, keep=1, in_background=in_background)
+    state = CheckpointState(
+        format=checkpoint.FORMAT,
+        step=trainer.step,
+        num_updates=trainer.engine.num_updates(),
+        world_size=trainer.world.world_size,
+        config=trainer.config.model_dump(mode="json"),
+        dataset={},
+        environment={},
+        metric_sums=[],
+        best_score=None,
+    )
+    distributed.barrier()
+    start = time.perf_counter()
+    writer.write(state, trainer.pieces())
+    stall = time.perf_counter() - start
+    beside: list[float] = []
+    while not distributed.all_agree(writer.is_idle()):
+        beside.append(timed_step(trainer).wall)
+    written = time.perf_counter() - start
+    writer.wait()
+    writer.close()
+    return {
+        "seconds_held_up": round(stall, 4),
+        "seconds_until_written": round(written, 4),
+        "steps_meanwhile": len(beside),
+        "seconds_per_step_meanwhile": round(statistics.median(beside), 4) if beside else None,
+    }

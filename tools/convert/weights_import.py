@@ -1,0 +1,196 @@
+"""Published HRM or TRM weights as a checkpoint of step 0, which evaluates, and from which training can start."""
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from data_pipeline.arc.augment import augmentation_name, parse_name
+from data_pipeline.base.errors import InputError
+from data_pipeline.base.files import replace_file
+from data_pipeline.schema import load_dataset_info, verify_document
+from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.checkpoint.writer import CheckpointWriter
+from hrm_dist.config import TrainConfig, load_config, to_yaml
+from hrm_dist.metrics import MetricSums
+from hrm_dist.model.act import ACTModel
+from hrm_dist.model.released import convert_released
+from hrm_dist.tensor_shards import whole
+from tools.convert.weights_export import identifiers_beside
+from tools.convert.weights_fit import TABLE, problems
+from tools.vote import read_identifiers
+
+UNMATCHED = -1
+_BLOCK_ROWS = 2**14
+
+
+class Import(NamedTuple):
+    """What to import, and to what."""
+
+    weights: Path
+    data: Path
+    config: Path
+    overrides: Sequence[str]
+    identifiers: Path | None
+    same_identifiers: bool
+    unmatched: str
+    """zero or mean."""
+    out: Path
+
+
+def import_weights(given: Import) -> str:
+    """Write the run folder; gives a summary. Nothing is written where anything does not fit."""
+    if (given.out / "checkpoints" / "latest").is_symlink():
+        raise InputError(
+            f"--out {given.out}: already holds a run; choose another folder, or delete this one."
+        )
+    info = load_dataset_info(given.data)
+    metadata = info.metadata("train")
+    config = _config(given)
+    tensors = convert_released(read_state_dict(given.weights))
+    with torch.device("meta"):
+        expected = ACTModel(config.arch, metadata).state_dict()
+    misfits = problems(_shapes(tensors), _shapes(expected), metadata.seq_len)
+    if misfits:
+        raise InputError("\n".join(f"{given.weights}: {misfit}" for misfit in misfits))
+    lines = [f"{len(tensors)} tensors of {given.weights}"]
+    if TABLE in tensors:
+        ours = read_identifiers(verify_document(given.data, info, "identifiers.json"))
+        published = _row_names(given, len(tensors[TABLE]), ours)
+        source = match_rows(published, ours)
+        tensors[TABLE] = take_rows(tensors[TABLE], source, use_mean=given.unmatched == "mean")
+        lines.append(_match_summary(source, len(published), given.unmatched))
+    _write(given.out, config, checkpoint.dataset_identity(given.data, metadata), tensors)
+    lines.append(f"{given.out / 'checkpoints' / 'latest'}: step 0, to evaluate or to train from")
+    return "\n".join(lines)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _config(given: Import) -> TrainConfig:
+    # In quotes, since an override is YAML.
+    places = [f"data_path={json.dumps(str(given.data))}", f"checkpoint_path={json.dumps(str(given.out))}"]
+    return load_config(given.config, [*given.overrides, *places])
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a torch or safetensors file by name, on the CPU; no code in it is run."""
+    try:
+        with path.open("rb") as file:
+            is_safetensors = file.read(9)[8:] == b"{"
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a file of weights.") from error
+    try:
+        if is_safetensors:
+            content: object = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # of whatever kind: these are foreign bytes
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{path}: is neither a safetensors file nor a torch file of tensors alone ({reason}); give the published "
+            "file as it was downloaded."
+        ) from error
+    if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise InputError(
+            f"{path}: holds something else than named tensors; give a file with a model's state dict."
+        )
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+# The puzzle table
+
+
+def _row_names(given: Import, num_rows: int, ours: Sequence[str]) -> Sequence[str]:
+    """The puzzle that each row of the published table belongs to."""
+    if given.same_identifiers:
+        if num_rows != len(ours):
+            raise InputError(
+                f"--same-identifiers: {given.weights} has {num_rows:,} rows of puzzles, {given.data} has {len(ours):,} "
+                "identifiers, so they are not the same; give --identifiers."
+            )
+        return ours
+    beside = identifiers_beside(given.weights)
+    path = given.identifiers or (beside if beside.exists() else None)
+    if path is None:
+        raise InputError(
+            f"{given.weights}: has {num_rows:,} rows of puzzles, and nothing says of which; give --identifiers, the "
+            "identifiers.json of the data it was trained on, or --same-identifiers if that data is --data."
+        )
+    names = read_identifiers(path)
+    if len(names) != num_rows:
+        raise InputError(
+            f"{path}: names {len(names):,} puzzles, {given.weights} has {num_rows:,} rows of puzzles; give the "
+            "identifiers.json of the data that the weights were trained on."
+        )
+    return names
+
+
+def match_rows(published: Sequence[str], ours: Sequence[str]) -> NDArray[np.int64]:
+    """For each of our puzzles the published row of the same name, or UNMATCHED; [ours]."""
+    row_of = {_spelled_as_ours(name): row for row, name in reversed(list(enumerate(published)))}
+    return np.array([row_of.get(_spelled_as_ours(name), UNMATCHED) for name in ours], dtype=np.int64)
+
+
+def _spelled_as_ours(name: str) -> str:
+    return augmentation_name(*parse_name(name))
+
+
+def take_rows(table: Tensor, source: NDArray[np.int64], *, use_mean: bool) -> Tensor:
+    """The rows that `source` names; where it is UNMATCHED zeros, or the mean of all rows but the blank one's."""
+    index = torch.from_numpy(source)
+    rows = table[index.clamp_min(0)]
+    trained = table[1:] if len(table) > 1 else table
+    rows[index == UNMATCHED] = _mean(trained) if use_mean else 0
+    return rows
+
+
+def _mean(rows: Tensor) -> Tensor:
+    """The mean row, summed up in float64, of which there is never more than a part of the table."""
+    sums = [block.sum(0, dtype=torch.float64) for block in rows.split(_BLOCK_ROWS)]
+    return (torch.stack(sums).sum(0) / len(rows)).to(rows.dtype)
+
+
+def _match_summary(source: NDArray[np.int64], num_published: int, unmatched: str) -> str:
+    num_matched = np.count_nonzero(source != UNMATCHED)
+    num_used = len(np.unique(source[source != UNMATCHED]))
+    fate = "are zero" if unmatched == "zero" else "have the mean of the published rows"
+    return (
+        f"puzzle table: {num_matched:,} of {len(source):,} rows matched by name, {len(source) - num_matched:,} {fate}; "
+        f"{num_published - num_used:,} of {num_published:,} published rows are unused"
+    )
+
+
+# The checkpoint
+
+
+def _write(out: Path, config: TrainConfig, dataset: dict[str, object], tensors: Mapping[str, Tensor]) -> None:
+    """Write the run folder: the weights, and no optimizer state, which begins with zeros."""
+    state = checkpoint.CheckpointState(
+        format=checkpoint.FORMAT,
+        step=0,
+        num_updates=0,
+        world_size=1,
+        config=config.model_dump(mode="json"),
+        dataset=dataset,
+        environment={},
+        metric_sums=MetricSums(torch.device("cpu")).values.tolist(),
+        best_score=None,
+    )
+    try:
+        writer = CheckpointWriter(out / "checkpoints", keep=1, in_background=False)
+        writer.write(state, [whole(f"model.{name}", tensor) for name, tensor in tensors.items()])
+    except OSError as error:
+        raise InputError(
+            f"--out {out}: cannot be written ({error.strerror or error}); choose another folder."
+        ) from error
+    replace_file(out / "config.yaml", to_yaml(config).encode())
