@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data_pipeline.base.files import replace_file
 from hrm_dist.config import TrainConfig
-from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed import collectives
 
 Row = dict[str, float | int | str]
 
@@ -33,7 +33,7 @@ class MetricSums:
     def add(self, metrics: dict[str, Tensor], made: Tensor) -> None:
         """Add a step's sums if its update was made (bool, on the device): others are not finite, and counted."""
         zero = self.values.new_zeros(())
-        share = zero + 1 / distributed.world_size()
+        share = zero + 1 / collectives.world_size()
         values, of_skipped = (
             torch.stack([step.get(name, zero).to(torch.float64) for name in _SUMS])
             for step in ({"num_steps": share, **metrics}, {"skipped_updates": share})
@@ -42,7 +42,7 @@ class MetricSums:
 
     def total(self) -> list[float]:
         """The sums over all ranks."""
-        return distributed.sum_over_ranks(self.values).tolist()
+        return collectives.sum_over_ranks(self.values).tolist()
 
     def are_empty(self) -> bool:
         """Whether no step came since the last row; the same on every rank, so ask all."""
@@ -159,7 +159,7 @@ class RunLog:
         self._batch_size = config.global_batch_size
         self._peak_seconds_per_step = peak_seconds_per_step
         self._sinks: list[Sink] = []
-        if distributed.is_main():
+        if collectives.is_main():
             self._sinks.append(JsonLines(run_dir / "metrics.jsonl", last_row))
             if config.wandb_mode != "disabled":
                 self._sinks.append(WandB(config, run_dir))
@@ -169,7 +169,7 @@ class RunLog:
             total=last_step,
             initial=step,
             unit="step",
-            disable=not distributed.is_main(),
+            disable=not collectives.is_main(),
             mininterval=interval,
         )
         self._steps_timed, self._since = 0, time.perf_counter()

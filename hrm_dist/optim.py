@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed import collectives
 
 # Added to sqrt(v), where it changes nothing but 0/0 (a gradient that never was anything but zero) into 0.
 _TINY = torch.finfo(torch.float32).tiny
@@ -45,7 +45,7 @@ class AdamATan2(torch.optim.Optimizer):
         # The largest elements, whose squares go into the second moment.
         norms = torch._foreach_norm([p.grad for p in params if p.numel()], math.inf)
         finite = torch.stack([self.finite, *(norm < _LARGEST for norm in norms)]).all()
-        self.finite = distributed.all_ranks(finite)
+        self.finite = collectives.all_reduce_and(finite)
         self.num_updates += self.finite
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]

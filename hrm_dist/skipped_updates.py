@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed import collectives
 
 _NOBODY = -1
 
@@ -68,5 +68,5 @@ class SkippedUpdates:
         if count == 0:
             return None
         own = [] if culprits is None else culprits[culprits != _NOBODY].tolist()
-        everybody = {identifier for of_rank in distributed.gather_objects(own) for identifier in of_rank}
+        everybody = {identifier for of_rank in collectives.gather_objects(own) for identifier in of_rank}
         return Skipped(count, int(self._in_a_row.item()), first_step, sorted(everybody))

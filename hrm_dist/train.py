@@ -29,7 +29,7 @@ from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import NOTHING_HELD_OUT, DatasetMetadata, load_dataset_info
 from data_pipeline.shards.plan import Request
 from hrm_dist.config import TrainConfig, flat_settings, load_config, to_yaml, total_steps
-from hrm_dist.distributed.launch_env import launched
+from hrm_dist.distributed.launch_env import launch_env
 from hrm_dist.run_lock import locked
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def dry_run(config: TrainConfig) -> str:
             f"note: {error}\nnote: the figures below assume ARC-AGI-1: {metadata.seq_len} tokens, a vocabulary of "
             f"{metadata.vocab_size}, {metadata.num_puzzle_identifiers:,} puzzles."
         )
-    world_size = launched().world_size
+    world_size = launch_env().world_size
     local_batch_size = -(-config.global_batch_size // world_size)
     memory = cost.memory_per_rank(config, metadata, world_size)
     lines.append(f"parameters: {cost.num_parameters(config.arch, metadata):,}")
@@ -112,9 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     config = load_config(options.config, options.overrides)
-    launched()  # raises where the environment is no good
+    launch_env()  # raises where the environment is no good
     if options.dry_run:
-        if launched().rank == 0:
+        if launch_env().rank == 0:
             print(dry_run(config))
         return 0
     return train(config)
@@ -124,35 +124,36 @@ def train(config: TrainConfig) -> int:
     """Join the other processes and train; gives the exit code."""
     import torch
 
-    from hrm_dist.distributed import process_group as distributed
-    from hrm_dist.distributed.preemption import StopRequest
+    from hrm_dist.distributed import collectives
+    from hrm_dist.distributed.preemption import PreemptionHandler
+    from hrm_dist.distributed.process_group import process_group
     from hrm_dist.trainer import Trainer, TrainingError
 
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    group = distributed.process_group(config.device, config.engine != "ddp", config.timeout_s)
+    group = process_group(config.device, config.engine != "ddp", config.timeout_s)
     run_dir = Path(config.checkpoint_path)
-    with closing(StopRequest()) as stop, group as world, ExitStack() as on_leaving:
+    with closing(PreemptionHandler()) as stop, group as world, ExitStack() as on_leaving:
         try:
-            distributed.on_all(lambda: check_divisible(config.global_batch_size, world.world_size))
-            distributed.refuse_differences(lambda: _settings(config, world.device.type))
-            distributed.on_main(lambda: on_leaving.enter_context(locked(run_dir)))
-            if not distributed.on_main(lambda: stop.completes(lambda: build_if_missing(config))):
+            collectives.run_on_all_ranks(lambda: check_divisible(config.global_batch_size, world.world_size))
+            collectives.assert_same_on_all_ranks(lambda: _settings(config, world.device.type))
+            collectives.run_on_rank0(lambda: on_leaving.enter_context(locked(run_dir)))
+            if not collectives.run_on_rank0(lambda: stop.completes(lambda: build_if_missing(config))):
                 outcome = " before the first step; the same command starts again"
             else:
-                distributed.refuse_differences(lambda: _dataset(config))
-                distributed.on_main(lambda: _warn_if_nothing_is_held_out(config))
+                collectives.assert_same_on_all_ranks(lambda: _dataset(config))
+                collectives.run_on_rank0(lambda: _warn_if_nothing_is_held_out(config))
                 if Trainer(config, world).fit(stop):
                     return 0
                 outcome = "; the state is saved, and the same command goes on from there"
         except InputError as error:
-            if not distributed.is_told_by_main(error):
+            if not collectives.is_reported_by_rank0(error):
                 raise
             return EXIT_BAD_INPUT
         except TrainingError as error:
-            distributed.announce(f"error: {error}")
+            collectives.announce(f"error: {error}")
             return EXIT_FAILED
-        distributed.announce(f"stopped by {stop.signal_name or 'a signal to another process'}{outcome}")
+        collectives.announce(f"stopped by {stop.signal_name or 'a signal to another process'}{outcome}")
     return EXIT_INTERRUPTED
 
 

@@ -19,9 +19,9 @@ from hrm_dist.checkpoint.carry import carry_pieces, read_carries
 from hrm_dist.checkpoint.reader import Checkpoint, CheckpointState
 from hrm_dist.checkpoint.writer import CheckpointWriter, set_back
 from hrm_dist.config import ConfigError, TrainConfig, to_yaml
-from hrm_dist.distributed import process_group as distributed
-from hrm_dist.distributed.preemption import StopRequest
-from hrm_dist.distributed.process_group import World
+from hrm_dist.distributed import collectives
+from hrm_dist.distributed.preemption import PreemptionHandler
+from hrm_dist.distributed.process_group import World, report_step
 from hrm_dist.engines.base import PREFIX, Copy
 from hrm_dist.engines.build import build_engine
 from hrm_dist.evaluation import evaluate as evaluation
@@ -53,7 +53,7 @@ class Trainer:
             config.data_path, config.seed, config.global_batch_size, world.rank, world.world_size
         )
         self.schedule = Schedule(config, self.reader.metadata)
-        distributed.on_all(self._check_sizes)
+        collectives.run_on_all_ranks(self._check_sizes)
 
         metadata, device = self.reader.metadata, world.device
         with torch.device("meta"):
@@ -90,25 +90,25 @@ class Trainer:
             timeout_s=config.timeout_s,
         )
 
-    def fit(self, stop: StopRequest) -> bool:
+    def fit(self, stop: PreemptionHandler) -> bool:
         """Train to the last step; gives False if a signal ended the run early, with its state saved."""
         resumed_from = self._resume()
         if not self.schedule.is_last(self.step):  # a damaged dataset is found before anything is written
             self._rehearse(self.reader.batch(self.step))
-        distributed.on_main(lambda: self._start_run_folder(resumed_from))
+        collectives.run_on_rank0(lambda: self._start_run_folder(resumed_from))
         with closing(self._open_log()) as log, closing(self.writer):
             stopping = self._row_is_missing() and self._complete_step(log, stop)
             for batch in () if stopping else self._batches():
                 self.train_step(batch)
                 self.step += 1
-                distributed.report_step(self.step)
+                report_step(self.step)
                 log.advance()
                 if self._complete_step(log, stop):
                     break
             self.writer.wait()
         stop.finish_vote()
         is_done = self.schedule.is_last(self.step) and not self._row_is_missing()
-        distributed.barrier()  # a launcher ends all processes when one leaves, and the main one may still log
+        collectives.barrier()  # a launcher ends all processes when one leaves, and the main one may still log
         return is_done
 
     def train_step(self, batch: Batch) -> None:
@@ -229,7 +229,7 @@ class Trainer:
                     upcoming = reading.submit(self.reader.batch, step + 1)
                 yield batch
 
-    def _complete_step(self, log: RunLog, stop: StopRequest) -> bool:
+    def _complete_step(self, log: RunLog, stop: PreemptionHandler) -> bool:
         """Row, evaluation and checkpoint of the step reached, as they are due; gives whether to stop here.
 
         If the evaluation is stopped, the row is left to the process that goes on: the checkpoint has its sums.
@@ -267,7 +267,7 @@ class Trainer:
         if skipped is None:
             return
         message = skipped.describe(Path(self.config.data_path))
-        distributed.log_once(logger.warning, f"step {self.step}: {message}")
+        collectives.log_once(logger.warning, f"step {self.step}: {message}")
         limit = self.config.max_skipped_updates
         if limit is None or skipped.in_a_row < limit:
             return
@@ -316,7 +316,7 @@ class Trainer:
             place = Place((table.num_identifiers, width), first * width)
             if len(rows):
                 yield Piece("model.puzzle_emb.weights", place, rows.reshape(-1))
-        for key, tensor in distributed.of_main(self._initial_states()).items():
+        for key, tensor in collectives.only_on_rank0(self._initial_states()).items():
             yield whole(key, tensor)
         yield from (whole(key, tensor) for key, tensor in self._states_of_rank().items())
         if self.config.save_carry:
@@ -363,7 +363,7 @@ class Trainer:
         # A score is one to beat as long as `best` is there to show for it.
         best = self.run_dir / "checkpoints" / "best"
         self.best_score = state.best_score if checkpoint.is_up_to(best, path) else None
-        distributed.log_once(
+        collectives.log_once(
             logger.info, f"resumed from {path} at step {self.step} of {self.schedule.last_step}"
         )
         return state
@@ -395,9 +395,9 @@ class Trainer:
             self._load_states_of_rank(opened)
         elif state.metric_sums:
             total = torch.tensor(state.metric_sums, dtype=torch.float64)
-            self.sums.load(distributed.part_of_sum(total))
+            self.sums.load(collectives.share_of_sum(total))
         self.step = state.step
-        distributed.report_step(self.step)
+        report_step(self.step)
 
     def _load_states_of_rank(self, opened: Checkpoint) -> None:
         rank, device = self.world.rank, self.world.device

@@ -35,8 +35,9 @@ from data_pipeline.base.parallel import Part, parse_part
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import HOW_TO_HOLD_OUT, NOTHING_HELD_OUT
 from hrm_dist.checkpoint import reader as checkpoint
-from hrm_dist.distributed import process_group as distributed
-from hrm_dist.distributed.preemption import STOP_SIGNALS, StopRequest
+from hrm_dist.distributed import collectives
+from hrm_dist.distributed.preemption import STOP_SIGNALS, PreemptionHandler
+from hrm_dist.distributed.process_group import World, process_group
 from hrm_dist.evaluation.evaluate import Answers, answer, hits
 from hrm_dist.evaluation.output_dir import Evaluation, agree, claim, rows_per_file
 from hrm_dist.evaluation.predictions import Predictions, read_prediction_file, write_predictions
@@ -131,29 +132,29 @@ def main() -> int:
     options = parse_arguments()
     out: Path = options.out
     part: Part = options.part
-    with closing(StopRequest()) as stop, distributed.process_group(options.device) as world:
+    with closing(PreemptionHandler()) as stop, process_group(options.device) as world:
         reader = TestReader(options.data, options.max_groups, options.num_aug)
         metadata = reader.info.metadata("train")
         asked = evaluation_asked_for(options, reader, part.count)
-        evaluation = distributed.on_main(lambda: agree(out, asked, part))
-        todo = distributed.on_main(lambda: _missing(evaluation.files(out), part))
+        evaluation = collectives.run_on_rank0(lambda: agree(out, asked, part))
+        todo = collectives.run_on_rank0(lambda: _missing(evaluation.files(out), part))
         is_stopped = False
         if todo:
             average = options.weights == "average"
             model = checkpoint.load_model(options.checkpoint, options.data, metadata, average=average)
-            evaluation = distributed.on_main(lambda: claim(out, asked, part))
+            evaluation = collectives.run_on_rank0(lambda: claim(out, asked, part))
             # Listed once for all ranks: one that looked later would already see files of the others.
-            todo = distributed.on_main(lambda: _missing(evaluation.files(out), part))
+            todo = collectives.run_on_rank0(lambda: _missing(evaluation.files(out), part))
             work = _Work(
                 reader, model.to(world.device), world.device, options.batch_size, asked.checkpoint_id
             )
             is_stopped = not _predict_together(work, todo, world, stop)
             stop.finish_vote()
-            distributed.barrier()
+            collectives.barrier()
         files = evaluation.files(out)
         if is_stopped:
             num_there = sum(path.exists() for path in files)
-            distributed.announce(
+            collectives.announce(
                 f"stopped by {stop.signal_name or 'a signal to another process'}; {num_there} of {len(files)} files of "
                 f"{out} are there, and the same command goes on"
             )
@@ -170,9 +171,7 @@ def _missing(files: Mapping[Path, range], part: Part) -> dict[Path, range]:
     return {path: rows for path, rows in part.share(list(files.items())) if not path.exists()}
 
 
-def _predict_together(
-    work: _Work, todo: Mapping[Path, range], world: distributed.World, stop: StopRequest
-) -> bool:
+def _predict_together(work: _Work, todo: Mapping[Path, range], world: World, stop: PreemptionHandler) -> bool:
     """Share files among the ranks; gives False if a signal to any came first, after files that are complete."""
     shares = [Part(r, world.world_size).share(list(todo.items())) for r in range(world.world_size)]
     own = dict(shares[world.rank])

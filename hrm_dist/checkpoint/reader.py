@@ -29,7 +29,7 @@ from torch import Tensor
 from data_pipeline.base.errors import InputError
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import ArchConfig
-from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed import collectives
 from hrm_dist.model.act import ACTModel
 
 FORMAT = 2
@@ -166,15 +166,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     path = path.resolve() if path.is_symlink() else path  # messages name the step, not `latest`
     states: list[CheckpointState] = []
-    distributed.on_all(lambda: states.append(read_state(path)))
+    collectives.run_on_all_ranks(lambda: states.append(read_state(path)))
     [state] = states
-    if len(set(distributed.gather_objects(state.own_sha256))) > 1:
+    if len(set(collectives.gather_objects(state.own_sha256))) > 1:
         raise InputError(
             f"{path}: is another checkpoint on some processes than on others; the folder has to be the same one on all "
             "nodes, on storage that they share."
         )
-    own = list(state.sha256)[distributed.rank() :: distributed.world_size()]
-    distributed.on_all(lambda: [_verify(path / name, state.sha256[name]) for name in own])
+    own = list(state.sha256)[collectives.rank() :: collectives.world_size()]
+    collectives.run_on_all_ranks(lambda: [_verify(path / name, state.sha256[name]) for name in own])
     return Checkpoint(path, state)
 
 

@@ -13,7 +13,7 @@ from hrm_dist.checkpoint.config_changes import Changes, changed_settings, descri
 from hrm_dist.checkpoint.reader import Checkpoint, CheckpointState
 from hrm_dist.checkpoint.writer import link, put_back
 from hrm_dist.config import ConfigError, TrainConfig, flat_settings
-from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed import collectives
 from hrm_dist.schedule import Schedule
 
 logger = logging.getLogger(__name__)
@@ -36,13 +36,13 @@ def find_start(config: TrainConfig, run_dir: Path) -> Start | None:
     A checkpoint of another run is where this one starts, and one of its own sets the run back. Having got further
     from there, it goes on from its latest, so that the same command continues it. Call on all ranks.
     """
-    path, sets_back = distributed.on_main(lambda: _choose(config, run_dir))
+    path, sets_back = collectives.run_on_rank0(lambda: _choose(config, run_dir))
     if path is None:
         return None
     try:
         return Start(checkpoint.open_checkpoint(path), sets_back)
     except InputError as error:
-        complete = distributed.on_main(lambda: checkpoint.previous_complete(path))
+        complete = collectives.run_on_rank0(lambda: checkpoint.previous_complete(path))
         if complete is None:
             raise
         raise InputError(
@@ -135,7 +135,7 @@ def report_changes(changes: Changes, step: int) -> None:
     """Log the settings that are not those of the checkpoint of a step."""
     if changes:
         log = logger.warning if of_the_result(changes) else logger.info
-        distributed.log_once(log, f"changed settings from step {step} on: {described(changes)}")
+        collectives.log_once(log, f"changed settings from step {step} on: {described(changes)}")
 
 
 def _fixed_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def environment(config: TrainConfig, device: torch.device) -> dict[str, str | in
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "compile": config.compile,
-        "world_size": distributed.world_size(),
+        "world_size": collectives.world_size(),
         "engine": config.engine,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
     }
@@ -166,4 +166,4 @@ def warn_if_inexact(state: CheckpointState, now: dict[str, str | int | bool]) ->
         f"{key} {then[key]}, now {value}" for key, value in now.items() if then.get(key, value) != value
     ]
     if changed:
-        distributed.log_once(logger.info, f"equal up to rounding, not bit for bit: {'; '.join(changed)}")
+        collectives.log_once(logger.info, f"equal up to rounding, not bit for bit: {'; '.join(changed)}")

@@ -20,7 +20,7 @@ from hrm_dist.checkpoint.reader import (
     name_in_file,
 )
 from hrm_dist.checkpoint.safetensors_writer import Entry, write_tensors
-from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed import collectives
 from hrm_dist.tensor_shards import Piece
 
 Written = dict[str, tuple[str, list[tuple[str, tuple[int, ...], Part]]]]
@@ -35,7 +35,7 @@ class CheckpointWriter:
         self._folder, self._keep = folder, keep
         self._thread = ThreadPoolExecutor(max_workers=1) if in_background else None
         # The thread's collectives must not come between the main thread's.
-        self._group = distributed.background_group(timeout_s) if in_background else None
+        self._group = collectives.background_group(timeout_s) if in_background else None
         self._pending: Future[None] | None = None
 
     def write(
@@ -64,7 +64,7 @@ class CheckpointWriter:
 
     def raise_failure(self) -> None:
         """Raise the error of a write that has failed; the ranks find out together."""
-        if distributed.any_rank(
+        if collectives.any_true(
             self._pending is not None and self._pending.done() and bool(self._pending.exception())
         ):
             self.wait()
@@ -93,8 +93,10 @@ class CheckpointWriter:
             except OSError as error:
                 raise _not_written(self._folder, error) from error
 
-        temporary = distributed.on_main(prepare, self._group)
-        written = distributed.on_all(lambda: write_files(temporary, pieces, distributed.rank()), self._group)
+        temporary = collectives.run_on_rank0(prepare, self._group)
+        written = collectives.run_on_all_ranks(
+            lambda: write_files(temporary, pieces, collectives.rank()), self._group
+        )
 
         def complete() -> None:
             # `latest` moves last: a run killed before that goes on before this step, and comes to `best` again.
@@ -110,7 +112,7 @@ class CheckpointWriter:
             if prunes:
                 prune(self._folder, self._keep)
 
-        distributed.on_main(complete, self._group)
+        collectives.run_on_rank0(complete, self._group)
 
 
 def write_files(folder: Path, pieces: Sequence[Piece], rank: int) -> Written:
@@ -139,7 +141,7 @@ def write_files(folder: Path, pieces: Sequence[Piece], rank: int) -> Written:
 
 def _not_written(path: Path, error: OSError) -> WriteError:
     return WriteError(
-        f"{path}: cannot be written on rank {distributed.rank()} ({error.strerror or error}); make room, or look at "
+        f"{path}: cannot be written on rank {collectives.rank()} ({error.strerror or error}); make room, or look at "
         "the rights. The checkpoints before are whole, and the same command goes on from the latest."
     )
 

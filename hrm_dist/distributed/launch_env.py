@@ -39,7 +39,7 @@ _TASKS = (
 )
 
 
-class Launched(NamedTuple):
+class DistEnv(NamedTuple):
     """What the launcher said in the environment."""
 
     rank: int
@@ -69,7 +69,7 @@ class _Tasks(NamedTuple):
         return f"{self.launcher}'s {self.rank_name}={self.rank} of {self.size_name}={self.size}"
 
 
-def launched(environment: Mapping[str, str] = os.environ) -> Launched:
+def launch_env(environment: Mapping[str, str] = os.environ) -> DistEnv:
     """Rank, number of processes and local rank. Raises ConfigError where they are half there or contradict."""
     refuse_accelerate_settings(environment)
     tasks = list(_tasks(environment))
@@ -97,7 +97,7 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launched:
     for task in tasks:
         _check_agreement(rank, world_size, task, environment)
     place = _meeting_place(environment, ranks_of) if world_size > 1 else _Place()
-    return Launched(rank, world_size, local_rank, *place, by_srun=ranks_of is _SRUN and not given)
+    return DistEnv(rank, world_size, local_rank, *place, by_srun=ranks_of is _SRUN and not given)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
@@ -155,7 +155,7 @@ def _check_agreement(rank: int, world_size: int, task: _Tasks, environment: Mapp
 
 
 class _Place(NamedTuple):
-    """Where the processes meet; see Launched."""
+    """Where the processes meet; see DistEnv."""
 
     addr: str = ""
     port: int = 0
@@ -209,7 +209,7 @@ def _port_of_step(environment: Mapping[str, str]) -> int:
     )
 
 
-def _alone(environment: Mapping[str, str]) -> Launched:
+def _alone(environment: Mapping[str, str]) -> DistEnv:
     is_one_task = _in_step(environment) or _in_submitit(environment)
     left_over = {name: environment[name] for name in _MEETING_PLACE if name in environment}
     if left_over and not is_one_task:
@@ -219,8 +219,8 @@ def _alone(environment: Mapping[str, str]) -> Launched:
         )
     num_tasks = environment.get("SLURM_NTASKS", "1")
     if is_one_task or num_tasks == "1":
-        return Launched(0, 1, 0)
-    return Launched(
+        return DistEnv(0, 1, 0)
+    return DistEnv(
         0, 1, 0, warning=f"this is a script or shell of a Slurm job of {num_tasks} tasks, and not one of them: it "
         "trains alone; `srun python -m ...` trains with all",
     )  # fmt: skip

@@ -7,12 +7,12 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed import collectives
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
-class StopRequest:
+class PreemptionHandler:
     """Signals that ask to stop, from its creation to `close`, and the ranks' agreement on when.
 
     After a signal to any rank all stop after the same step, or before the same batch of an evaluation. A vote is an
@@ -45,7 +45,7 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Whether to stop now; call once per step and batch of an evaluation, on every rank equally often."""
-        if distributed.world_size() == 1:
+        if collectives.world_size() == 1:
             return self.signal_name is not None
         stop = False
         if self._pending is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hrm_dist.config import TrainConfig
-from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed import collectives
 from hrm_dist.engines.base import Initialize, named_parameters
 from hrm_dist.engines.optimizer_state import LocalState, copy_whole
 from hrm_dist.tensor_shards import Piece, Place, Read, share_out
@@ -36,7 +36,7 @@ class DDPEngine:
         places = {name: Place(tuple(param.shape), 0) for name, param in params.items()}
         self._state = LocalState(params, places, config)
         self.network, self._ddp = network, None
-        if distributed.world_size() > 1:
+        if collectives.world_size() > 1:
             # The initial weights are a function of the seed and the same everywhere.
             self._ddp = DistributedDataParallel(network, init_sync=False, gradient_as_bucket_view=True)
             self._ddp.register_comm_hook(None, _sum_gradients)
@@ -70,8 +70,8 @@ class DDPEngine:
     def pieces(self) -> Iterator[Piece]:
         # Every rank has everything, and writes some.
         sizes = {name: tensor.numel() for name, tensor in self._state.tensors.items()}
-        share_of = share_out(sizes, distributed.world_size())
-        return self._state.pieces([name for name in sizes if share_of[name] == distributed.rank()])
+        share_of = share_out(sizes, collectives.world_size())
+        return self._state.pieces([name for name in sizes if share_of[name] == collectives.rank()])
 
     def load(self, read: Read, num_updates: int) -> None:
         self._state.load(read, num_updates)

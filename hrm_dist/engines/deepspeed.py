@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hrm_dist.config import TrainConfig
-from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed import collectives
 from hrm_dist.engines.base import Initialize, gather_units, named_parameters
 from hrm_dist.engines.optimizer_state import copy_whole
 from hrm_dist.optim import EMA, AdamATan2
@@ -42,7 +42,7 @@ class _SummingAdamATan2(AdamATan2):
 
     def step(self, closure: Any = None) -> None:
         grads = [p.grad for group in self.param_groups for p in group["params"]]
-        torch._foreach_mul_(grads, distributed.world_size())
+        torch._foreach_mul_(grads, collectives.world_size())
         super().step(closure)
 
 
@@ -274,7 +274,7 @@ def _run_of_stage_3(param: Any, keys: list[str]) -> _Run | None:
     from deepspeed import utils
 
     size = param.ds_tensor.numel()
-    start = distributed.rank() * size
+    start = collectives.rank() * size
     length = min(size, param.ds_numel - start)
     if length <= 0:
         return None

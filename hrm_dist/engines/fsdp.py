@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from hrm_dist.config import TrainConfig
-from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed import collectives
 from hrm_dist.engines.base import Initialize, gather_units, named_parameters
 from hrm_dist.engines.optimizer_state import LocalState
 from hrm_dist.tensor_shards import Piece, Place, Read
@@ -23,7 +23,7 @@ class FSDPEngine:
     def __init__(
         self, network: nn.Module, config: TrainConfig, device: torch.device, initialize: Initialize
     ) -> None:
-        mesh = init_device_mesh(device.type, (distributed.world_size(),))
+        mesh = init_device_mesh(device.type, (collectives.world_size(),))
         for module in (*gather_units(network, config.gather_unit), network):
             # Also the root: weights left whole after an evaluation would not be the averaged ones of the next.
             sharded = cast(FSDPModule, fully_shard(module, mesh=mesh, reshard_after_forward=True))
@@ -78,7 +78,7 @@ class FSDPEngine:
 def _rows_before(param: Tensor) -> int:
     """Rows of a parameter that earlier ranks have, as `Shard(0)` splits them: the last may have fewer, or none."""
     rows = param.shape[0]
-    return min(rows, distributed.rank() * -(-rows // distributed.world_size()))
+    return min(rows, collectives.rank() * -(-rows // collectives.world_size()))
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data_pipeline.reader import TestBatch, TestReader
 from data_pipeline.schema import IGNORE_LABEL_ID, verify_document
-from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed import collectives
 from hrm_dist.evaluation import voting
 from hrm_dist.evaluation.predictions import Predictions
 from hrm_dist.model.act import ACTModel, Batch
@@ -87,7 +87,7 @@ def evaluate(
     """
     if not len(reader):
         return {}
-    size, rank = distributed.world_size(), distributed.rank()
+    size, rank = collectives.world_size(), collectives.rank()
     start, stop = (len(reader) * r // size for r in (rank, rank + 1))
     local_batch_size = max(1, batch_size // size)
     largest_share = -(-len(reader) // size)
@@ -99,7 +99,7 @@ def evaluate(
     answers = list(answer(model, itertools.takewhile(lambda _: not should_stop(), batches), device))
     if len(answers) < most:
         return None
-    gathered = distributed.gather_on_main(answers[:num_batches])
+    gathered = collectives.gather_to_rank0(answers[:num_batches])
 
     def score() -> dict[str, float]:
         blocks = [block for part in gathered for block in part]
@@ -117,7 +117,7 @@ def evaluate(
             scores |= voting.scores(voted, covered, ks=(1, 2))
         return scores
 
-    return distributed.on_main(score)
+    return collectives.run_on_rank0(score)
 
 
 def headline(scores: dict[str, float]) -> float | None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import TrainConfig
-from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed import collectives
 from hrm_dist.distributed.process_group import World
 from hrm_dist.model.layers import Draw
 
@@ -121,9 +121,9 @@ class PuzzleEmbedding(nn.Module):
         """
         size = len(identifiers)
         # In evaluation ranks may have unequally many, the last ones.
-        padded_size = size if self.training else distributed.max_over_ranks(size)
-        asked = distributed.all_gather_rows(F.pad(identifiers, (0, padded_size - size)))  # [W * padded_size]
-        answers = distributed.exchange_blocks(self._local_rows(asked))
+        padded_size = size if self.training else collectives.max_over_ranks(size)
+        asked = collectives.all_gather_rows(F.pad(identifiers, (0, padded_size - size)))  # [W * padded_size]
+        answers = collectives.exchange_blocks(self._local_rows(asked))
         owner = identifiers // -(-self.num_identifiers // self.placement.num_parts)
         slot = torch.arange(size, device=identifiers.device)
         return answers.unflatten(0, (-1, padded_size))[owner, slot]
@@ -151,7 +151,7 @@ class PuzzleEmbedding(nn.Module):
         """
         rows = self.rows
         if not self.is_sharded:
-            rows = rows_of_part(self.num_identifiers, distributed.rank(), distributed.world_size())
+            rows = rows_of_part(self.num_identifiers, collectives.rank(), collectives.world_size())
         first = rows.start - self.rows.start
         return rows.start, self.weights[first : first + len(rows)]
 
@@ -187,8 +187,8 @@ class SignSGD:
         assert parts, "step() follows a forward in training and its backward"
         # Of a sharded table each rank needs the gradients of its own rows alone. Which those are is not known
         # beforehand: sent to their owners in blocks of a fixed size, they would come to as many bytes.
-        identifiers = distributed.all_gather_rows(torch.cat([part.identifiers for part in parts]))
-        grads = distributed.all_gather_rows(torch.cat([part.grads for part in parts]))
+        identifiers = collectives.all_gather_rows(torch.cat([part.identifiers for part in parts]))
+        grads = collectives.all_gather_rows(torch.cat([part.grads for part in parts]))
         self.table.gradients = []
         # Rows of one identifier sum up through a product with the equality matrix. Unlike torch.unique, its
         # shape is known beforehand, so the device is never waited for; duplicates write equal values.

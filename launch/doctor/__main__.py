@@ -87,10 +87,10 @@ def main() -> int:
     report = _Report(options.json)
     local = {"packages": run(checks.packages)}
     try:
-        from hrm_dist.distributed.launch_env import launched
+        from hrm_dist.distributed.launch_env import launch_env
         from launch.doctor import together as checks_together  # noqa: F401  they need torch
 
-        launch = launched()
+        launch = launch_env()
     except (ImportError, InputError) as error:
         kind = "launcher" if isinstance(error, InputError) else "packages"
         finding = Finding("FAIL", f"{error}") if isinstance(error, InputError) else failure(error)
@@ -126,14 +126,15 @@ def _ended(report: _Report, local: dict[str, Findings], check: str, finding: Fin
 
 def _check_together(report: _Report, local: dict[str, Findings], folders: Sequence[Path]) -> int:
     """Join the other processes and check what takes all of them. Raises what kept them from it."""
-    from hrm_dist.distributed import process_group as distributed
+    from hrm_dist.distributed import collectives
+    from hrm_dist.distributed.process_group import process_group
     from launch.doctor import folders as checks_of_folders
     from launch.doctor import together as checks_together
 
     start = time.monotonic()
-    with distributed.process_group("auto", timeout_s=_TIMEOUT_S) as world:
+    with process_group("auto", timeout_s=_TIMEOUT_S) as world:
         met_s = time.monotonic() - start
-        hosts = distributed.gather_objects(socket.gethostname())
+        hosts = collectives.gather_objects(socket.gethostname())
         report.num_processes, report.hosts = world.world_size, hosts
         if world.world_size > 1:
             hosts_text = f"{len(set(hosts))} host(s)"
@@ -141,9 +142,9 @@ def _check_together(report: _Report, local: dict[str, Findings], folders: Sequen
                 f"{world.world_size} processes on {hosts_text}, on {world.device.type}, met in {met_s:.1f} s"
             )
             local["launcher"] = [Finding("ok", text), *local.get("launcher", [])]
-        names = [name for by_rank in distributed.gather_objects(list(local)) for name in by_rank]
+        names = [name for by_rank in collectives.gather_objects(list(local)) for name in by_rank]
         for name in dict.fromkeys(names):
-            by_rank = distributed.gather_objects(local.get(name, []))
+            by_rank = collectives.gather_objects(local.get(name, []))
             if world.is_main:
                 report.add(merged(name, by_rank, hosts))
         together: dict[str, Callable[..., Iterable[Finding]]] = {
@@ -156,7 +157,7 @@ def _check_together(report: _Report, local: dict[str, Findings], folders: Sequen
             findings = _findings(name, check, world, hosts)
             if world.is_main:
                 report.add(Line(name, *finding) for finding in findings)
-        failed = distributed.on_main(lambda: report.failed)
+        failed = collectives.run_on_rank0(lambda: report.failed)
         if world.is_main:
             report.close()
     return int(failed)

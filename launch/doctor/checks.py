@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from launch.doctor.results import Finding, Same
 
 if TYPE_CHECKING:
-    from hrm_dist.distributed.launch_env import Launched
+    from hrm_dist.distributed.launch_env import DistEnv
 
 GIB = 2**30
 _COMMAND_TIMEOUT_S = 10.0
@@ -79,7 +79,7 @@ class _Gpu(NamedTuple):
     driver: str
 
 
-def gpus(launch: "Launched") -> Iterator[Finding | Same]:
+def gpus(launch: "DistEnv") -> Iterator[Finding | Same]:
     """GPUs that torch can use; what they have in use already, before this process does."""
     import torch
 
@@ -132,7 +132,7 @@ def _listed_gpus() -> tuple[list[_Gpu], str]:
         return [], f" (nvidia-smi: {_words(error)})"
 
 
-def network(launch: "Launched") -> Iterator[Finding]:
+def network(launch: "DistEnv") -> Iterator[Finding]:
     """The network cards, and whether others can reach this host by its name."""
     chosen = [f"{name}={os.environ[name]}" for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
               if name in os.environ]  # fmt: skip
@@ -169,7 +169,7 @@ def _interface(name: str) -> str:
     return f"{name} {socket.inet_ntoa(reply[20:24])}" + (f" ({speed / 1000:g} Gb/s)" if speed > 0 else "")
 
 
-def limits(launch: "Launched") -> Iterator[Finding]:
+def limits(launch: "DistEnv") -> Iterator[Finding]:
     """Open files and shared memory."""
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = max(1024, 4 * launch.world_size + 512)
@@ -185,7 +185,7 @@ def limits(launch: "Launched") -> Iterator[Finding]:
     yield Finding("ok", f"open files: {text}; /dev/shm: {free / GIB:.1f} GiB free")
 
 
-def wandb(launch: "Launched") -> Iterator[Finding]:
+def wandb(launch: "DistEnv") -> Iterator[Finding]:
     """Whether metrics could go to wandb as they arise; rank 0 sends them."""
     if launch.rank:
         return
@@ -231,7 +231,7 @@ def _answers(url: str) -> bool:
     return answered.wait(_WANDB_TIMEOUT_S)
 
 
-def slurm(launch: "Launched") -> Iterator[Finding]:
+def slurm(launch: "DistEnv") -> Iterator[Finding]:
     """Slurm's commands on this node and, inside a job, its limits; asked once per node."""
     if launch.local_rank:
         return
@@ -284,6 +284,6 @@ def _words(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-LOCAL: Mapping[str, Callable[["Launched"], Iterator[Finding | Same] | Iterator[Finding]]] = {
+LOCAL: Mapping[str, Callable[["DistEnv"], Iterator[Finding | Same] | Iterator[Finding]]] = {
     "GPUs": gpus, "network": network, "limits": limits, "wandb": wandb, "Slurm": slurm,
 }  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed import collectives
 from hrm_dist.distributed.process_group import World
 from launch.doctor.checks import GIB
 from launch.doctor.results import Finding, ranks_by_host, where
@@ -38,9 +38,9 @@ class _Latency(NamedTuple):
 def folder(path: Path, world: World, hosts: Sequence[str]) -> Iterator[Finding]:
     """Whether all nodes see what is written there, how quickly, under locks, and how much room there is."""
     path = Path(os.path.abspath(path))
-    name = f".hrm-doctor-{distributed.on_main(lambda: uuid.uuid4().hex)}"
+    name = f".hrm-doctor-{collectives.run_on_rank0(lambda: uuid.uuid4().hex)}"
     marker = path / name
-    error = distributed.gather_objects(_error(lambda: marker.write_text(name)) if world.is_main else "")[0]
+    error = collectives.gather_objects(_error(lambda: marker.write_text(name)) if world.is_main else "")[0]
     if error:
         yield Finding("FAIL", f"cannot be written on {hosts[0]}: {error}", "make it, or give another --dir")
         return
@@ -53,11 +53,11 @@ def folder(path: Path, world: World, hosts: Sequence[str]) -> Iterator[Finding]:
 
 def _folder_of(marker: Path, world: World, hosts: Sequence[str]) -> Iterator[Finding]:
     """The checks of a folder once rank 0 has written a file there."""
-    seen_s = distributed.gather_objects(_seen_after_s(marker))
+    seen_s = collectives.gather_objects(_seen_after_s(marker))
     seeing = [rank for rank, seconds in enumerate(seen_s) if seconds is not None]
     locks = _locks(marker, world, set(seeing))
     leaders = {ranks[0] for ranks in ranks_by_host(hosts).values()} & set(seeing)
-    latencies = distributed.gather_objects(
+    latencies = collectives.gather_objects(
         _tried(lambda: _latency(marker)) if world.rank in leaders else None
     )
     if not world.is_main:
@@ -102,10 +102,10 @@ def _locks(marker: Path, world: World, seeing: set[int]) -> list[str]:
         fcntl.lockf(descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     try:
-        error = distributed.gather_objects(_error(hold) if world.is_main else "")[0]
+        error = collectives.gather_objects(_error(hold) if world.is_main else "")[0]
         if error:
             return [error]
-        return distributed.gather_objects(
+        return collectives.gather_objects(
             _outcome_of_lock(marker) if world.rank in seeing and not world.is_main else _OWN_LOCK
         )
     finally:

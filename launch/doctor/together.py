@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed import collectives
 from hrm_dist.distributed.process_group import World
 from launch.doctor.checks import interfaces
 from launch.doctor.results import Finding, ranks_by_host
@@ -45,7 +45,7 @@ def cores(world: World, hosts: Sequence[str]) -> Iterator[Finding]:
     """Whether processes that share cores have more threads than cores."""
     allowed = tuple(sorted(os.sched_getaffinity(0)))
     own = _Threads(allowed, torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS", ""))
-    by_rank = distributed.gather_objects(own)
+    by_rank = collectives.gather_objects(own)
     sharing: dict[tuple[str, tuple[int, ...]], list[_Threads]] = {}
     for host, threads in zip(hosts, by_rank, strict=True):
         sharing.setdefault((host, threads.cores), []).append(threads)
@@ -71,11 +71,11 @@ def all_reduce(world: World, hosts: Sequence[str]) -> Iterator[Finding]:
     if world.world_size == 1:
         yield Finding("ok", "a single process; start as many as will train (srun, torchrun) to measure it")
         return
-    has_gpus = distributed.all_agree(world.device.type == "cuda")
+    has_gpus = collectives.all_true(world.device.type == "cuda")
     devices = {"gloo": torch.device("cpu")} | ({"nccl": world.device} if has_gpus else {})
     across = len(set(hosts)) > 1
     for backend, device in devices.items():
-        seconds = [max(distributed.gather_objects(_all_reduce_s(size, device))) for size in _SIZES]
+        seconds = [max(collectives.gather_objects(_all_reduce_s(size, device))) for size in _SIZES]
         text = f"{backend}: " + "; ".join(
             f"{size // MB} MB in {s * 1e3:.1f} ms = {_gb_per_s(size, s):.2f} GB/s, bus "
             f"{_bus_gb_per_s(size, s, world):.2f}"
@@ -108,7 +108,7 @@ def _all_reduce_s(size: int, device: torch.device) -> float:
     times: list[float] = []
     for _ in range(1 + _REPEATS):
         _synchronize(device)
-        distributed.max_over_ranks(0)  # all begin together
+        collectives.max_over_ranks(0)  # all begin together
         start = time.perf_counter()
         dist.all_reduce(values)
         _synchronize(device)
@@ -159,7 +159,7 @@ def clocks(world: World, hosts: Sequence[str]) -> Iterator[Finding]:
             for _ in range(_CLOCK_ROUNDS):
                 dist.recv(torch.empty(1, dtype=torch.float64), src=0)
                 dist.send(torch.tensor([time.time()], dtype=torch.float64), dst=0)
-        distributed.max_over_ranks(0)
+        collectives.max_over_ranks(0)
     wrong = {
         host: offset for host, offset in offsets.items() if abs(offset.seconds) - offset.error_s > _MAX_SKEW_S
     }

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hrm_dist.distributed import process_group as distributed
-from hrm_dist.distributed.process_group import World
+from hrm_dist.distributed import collectives
+from hrm_dist.distributed.process_group import World, process_group
 from hrm_dist.model.puzzle_embedding import PuzzleEmbedding, SignSGD, TablePlacement
 
 WIDTH, BATCH_SIZE = 5, 6
@@ -18,7 +18,7 @@ WIDTH, BATCH_SIZE = 5, 6
 
 def main() -> int:
     assert len(sys.argv) == 1, "takes no arguments"
-    with distributed.process_group("cpu") as world:
+    with process_group("cpu") as world:
         for num_rows in (64, 11, 5):  # 11 is not divisible; of 5 rows the last of four ranks has none
             _check(num_rows, world)
     return 0
@@ -71,5 +71,5 @@ def _check_shares(whole: PuzzleEmbedding, part: PuzzleEmbedding) -> None:
     (first, expected), (own_first, rows) = whole.own_rows(), part.own_rows()
     assert own_first == first
     assert torch.equal(rows, expected)
-    shares = distributed.gather_objects(rows)
+    shares = collectives.gather_objects(rows)
     assert torch.equal(torch.cat(shares), whole.weights)

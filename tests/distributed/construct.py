@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from data_pipeline.schema import load_dataset_info
 from hrm_dist.config import load_config
-from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed.process_group import process_group
 from hrm_dist.engines.build import build_engine
 from hrm_dist.model.network import Network, initialize_module
 
@@ -22,7 +22,7 @@ from hrm_dist.model.network import Network, initialize_module
 def main() -> int:
     config = load_config(sys.argv[1], sys.argv[2:])
     metadata = load_dataset_info(config.data_path).metadata("train")
-    with distributed.process_group("cpu", even_alone=True) as world:
+    with process_group("cpu", even_alone=True) as world:
         with torch.device("meta"):
             network = Network(config.arch, metadata)
         sizes = [param.numel() * 4 for param in network.parameters()]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hrm_dist.config import load_config
-from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed.process_group import process_group
 from hrm_dist.trainer import Trainer
 
 
@@ -49,7 +49,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def main() -> int:
     config = load_config(sys.argv[1], sys.argv[2:])
-    with distributed.process_group("cpu") as world:
+    with process_group("cpu") as world:
         trainer = Trainer(config, world)
         counting = CountCollectives()
         waits: list[None] = []

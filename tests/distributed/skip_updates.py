@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 from hrm_dist.config import load_config
-from hrm_dist.distributed import process_group as distributed
-from hrm_dist.distributed.process_group import World
+from hrm_dist.distributed import collectives
+from hrm_dist.distributed.process_group import World, process_group
 from hrm_dist.trainer import Trainer
 
 
 def main() -> int:
     where = sys.argv[2]
     config = load_config(sys.argv[1], sys.argv[3:])
-    with distributed.process_group("cpu", config.engine != "ddp") as world:
+    with process_group("cpu", config.engine != "ddp") as world:
         trainer = Trainer(config, world)
         for _ in range(3):
             step(trainer)
@@ -79,7 +79,7 @@ def spoil_row(trainer: Trainer, world: World) -> Any:
     carry = trainer.carries[0]
     batch = trainer.reader.batch(trainer.step)
     coming = torch.where(carry.halted, batch["puzzle_identifiers"], carry.current_data["puzzle_identifiers"])
-    identifier = distributed.gather_objects(int(coming[0]))[-1]
+    identifier = collectives.gather_objects(int(coming[0]))[-1]
     table = trainer.model.puzzle_emb
     assert table is not None
     if identifier not in table.rows:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hrm_dist.distributed import rendezvous as meeting
-from hrm_dist.distributed.launch_env import launched
+from hrm_dist.distributed.launch_env import launch_env
 from tests.training import Started, rows
 
 pytestmark = pytest.mark.distributed
@@ -87,7 +87,7 @@ def test_a_port_that_is_given_is_never_replaced(
 
 
 def test_across_nodes_a_taken_port_is_named(config: Path, tmp_path: Path) -> None:
-    port = launched(on_two_nodes(0)).master_port
+    port = launch_env(on_two_nodes(0)).master_port
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a run has just left it
         taken.bind(("", port))
@@ -124,7 +124,7 @@ def test_a_task_whose_other_does_not_come_says_so(
 
 
 def test_a_name_that_another_waits_under_is_refused(config: Path, tmp_path: Path) -> None:
-    with meeting.listen(launched(of_submitit(0)).meeting_name):
+    with meeting.listen(launch_env(of_submitit(0)).meeting_name):
         finished = start(config, tmp_path / "run", of_submitit(0), 0).finish()
     assert finished.exit_code == 1
     assert f"another process that runs as rank 0 of submitit-{JOB} waits" in finished.output

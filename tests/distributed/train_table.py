@@ -8,13 +8,12 @@ import json
 import sys
 
 from hrm_dist.config import load_config
-from hrm_dist.distributed import process_group as distributed
-from hrm_dist.distributed.process_group import World
+from hrm_dist.distributed.process_group import World, process_group
 from hrm_dist.trainer import Trainer
 
 
 def main() -> int:
-    with distributed.process_group("cpu") as world:
+    with process_group("cpu") as world:
         print(json.dumps(_train(world)))
     return 0
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm_dist.distributed.launch_env import launched
+from hrm_dist.distributed.launch_env import launch_env
 from launch.doctor import __main__ as doctor
 from launch.doctor import checks
 from launch.doctor.folders import _file_system
@@ -224,9 +224,9 @@ def test_in_a_job_without_scontrol_requeueing_is_warned_of(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert [finding.level for finding in checks.slurm(launched({}))] == ["ok"]
+    assert [finding.level for finding in checks.slurm(launch_env({}))] == ["ok"]
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    [finding] = checks.slurm(launched({}))
+    [finding] = checks.slurm(launch_env({}))
     assert finding.level == "warn"
     assert "cannot put itself back" in finding.what
 
@@ -244,7 +244,7 @@ def test_wandb_that_does_not_answer_is_given_up_soon(tmp_path: Path, monkeypatch
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setattr(checks, "_WANDB_TIMEOUT_S", 0.1)
-    [finding] = checks.wandb(launched({}))
+    [finding] = checks.wandb(launch_env({}))
     assert finding.level == "warn"
     assert "wandb_mode=offline" in finding.todo
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from hrm_dist.config import ConfigError
-from hrm_dist.distributed.launch_env import Launched, launched
+from hrm_dist.distributed.launch_env import DistEnv, launch_env
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "GROUP_RANK": "1", "GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "n1",
@@ -40,7 +40,7 @@ MEETING_PLACE = {"MASTER_ADDR": "head", "MASTER_PORT": "1234"}
 
 def refusal(environment: dict[str, str]) -> str:
     with pytest.raises(ConfigError) as refused:
-        launched(environment)
+        launch_env(environment)
     return str(refused.value)
 
 
@@ -49,21 +49,21 @@ def ranks(rank: int, world_size: int, local_rank: int) -> dict[str, str]:
 
 
 def test_without_a_launcher_a_process_is_alone() -> None:
-    assert launched({}) == Launched(0, 1, 0)
+    assert launch_env({}) == DistEnv(0, 1, 0)
 
 
 def test_torchrun_says_ranks_and_meeting_place() -> None:
-    assert launched(TORCHRUN) == Launched(3, 4, 1, "n1", 29500)
+    assert launch_env(TORCHRUN) == DistEnv(3, 4, 1, "n1", 29500)
 
 
 def test_a_task_of_srun_is_a_rank_and_meets_the_others_at_the_first_node_of_the_step() -> None:
-    task = launched(STEP)
+    task = launch_env(STEP)
     assert (task.rank, task.world_size, task.local_rank, task.master_addr) == (3, 4, 1, "n1")
     assert task.by_srun
     assert 10_000 <= task.master_port < 30_000
-    assert launched(STEP | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).master_port == task.master_port
-    assert launched(STEP | {"SLURM_STEP_ID": "1"}).master_port != task.master_port
-    assert launched(STEP | {"SLURM_JOB_ID": "4"}).master_port != task.master_port
+    assert launch_env(STEP | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).master_port == task.master_port
+    assert launch_env(STEP | {"SLURM_STEP_ID": "1"}).master_port != task.master_port
+    assert launch_env(STEP | {"SLURM_JOB_ID": "4"}).master_port != task.master_port
 
 
 @pytest.mark.parametrize(
@@ -77,71 +77,71 @@ def test_a_task_of_srun_is_a_rank_and_meets_the_others_at_the_first_node_of_the_
     ],
 )
 def test_the_first_node_of_a_list_of_slurm(nodes: str, first: str) -> None:
-    assert launched(STEP | {"SLURM_STEP_NODELIST": nodes}).master_addr == first
+    assert launch_env(STEP | {"SLURM_STEP_NODELIST": nodes}).master_addr == first
 
 
 def test_tasks_of_srun_on_one_node_meet_there_on_a_port_that_rank_0_tells() -> None:
     on_one_node = STEP | {"SLURM_STEP_NUM_NODES": "1"}
-    task = launched(on_one_node)
+    task = launch_env(on_one_node)
     assert (task.master_addr, task.master_port) == ("127.0.0.1", 0)
     assert task.meeting_name
-    assert launched(on_one_node | {"SLURM_PROCID": "0"}).meeting_name == task.meeting_name
+    assert launch_env(on_one_node | {"SLURM_PROCID": "0"}).meeting_name == task.meeting_name
     for other in ({"SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": "4"}, {"SLURM_RESTART_COUNT": "1"}):
-        assert launched(on_one_node | other).meeting_name != task.meeting_name
-    assert launched(on_one_node | {"MASTER_PORT": "1234"})[3:6] == ("127.0.0.1", 1234, "")
+        assert launch_env(on_one_node | other).meeting_name != task.meeting_name
+    assert launch_env(on_one_node | {"MASTER_PORT": "1234"})[3:6] == ("127.0.0.1", 1234, "")
 
 
 def test_a_task_of_submitit_on_this_machine_is_a_rank() -> None:
-    task = launched(LOCAL)
+    task = launch_env(LOCAL)
     assert task[:5] == (1, 2, 1, "127.0.0.1", 0)
     assert not task.by_srun
-    assert launched(LOCAL | {"SUBMITIT_LOCAL_GLOBALID": "0"}).meeting_name == task.meeting_name
-    assert launched(LOCAL | {"SUBMITIT_LOCAL_JOB_ID": "4712"}).meeting_name != task.meeting_name
-    assert launched(LOCAL | MEETING_PLACE)[:6] == (1, 2, 1, "head", 1234, "")
+    assert launch_env(LOCAL | {"SUBMITIT_LOCAL_GLOBALID": "0"}).meeting_name == task.meeting_name
+    assert launch_env(LOCAL | {"SUBMITIT_LOCAL_JOB_ID": "4712"}).meeting_name != task.meeting_name
+    assert launch_env(LOCAL | MEETING_PLACE)[:6] == (1, 2, 1, "head", 1234, "")
 
 
 @pytest.mark.parametrize("within", [{}, BATCH_SCRIPT, SALLOC, PTY])
 def test_the_only_task_of_submitit_is_alone_wherever_it_was_started(within: dict[str, str]) -> None:
     one_task = LOCAL | {"SUBMITIT_LOCAL_NTASKS": "1", "SUBMITIT_LOCAL_GLOBALID": "0"}
-    assert launched(within | one_task) == Launched(0, 1, 0)
-    assert launched(within | one_task | MEETING_PLACE) == Launched(0, 1, 0)
-    assert launched(within | LOCAL)[:3] == (1, 2, 1)
+    assert launch_env(within | one_task) == DistEnv(0, 1, 0)
+    assert launch_env(within | one_task | MEETING_PLACE) == DistEnv(0, 1, 0)
+    assert launch_env(within | LOCAL)[:3] == (1, 2, 1)
 
 
 def test_on_slurm_the_tasks_of_submitit_are_those_of_srun() -> None:
-    assert launched(LOCAL | STEP | {"SUBMITIT_EXECUTOR": "slurm"}) == launched(STEP)
+    assert launch_env(LOCAL | STEP | {"SUBMITIT_EXECUTOR": "slurm"}) == launch_env(STEP)
 
 
 def test_ranks_that_contradict_submitit_are_refused() -> None:
     assert "contradicts submitit's SUBMITIT_LOCAL_GLOBALID=1 of" in refusal(
         LOCAL | MEETING_PLACE | ranks(0, 2, 0)
     )
-    assert launched(LOCAL | MEETING_PLACE | ranks(1, 2, 0))[:3] == (1, 2, 0)
+    assert launch_env(LOCAL | MEETING_PLACE | ranks(1, 2, 0))[:3] == (1, 2, 0)
     assert "contradicts submitit's" in refusal(LOCAL | STEP | {"SLURM_PROCID": "0"})
     message = refusal(LOCAL | TORCHRUN | {"GROUP_WORLD_SIZE": "1"})
     assert "each of submitit's SUBMITIT_LOCAL_NTASKS=2 tasks runs a torchrun of its own" in message
 
 
 def test_under_srun_a_meeting_place_that_is_set_counts() -> None:
-    task = launched(STEP | MEETING_PLACE)
+    task = launch_env(STEP | MEETING_PLACE)
     assert (task.master_addr, task.master_port) == ("head", 1234)
 
 
 @pytest.mark.parametrize("environment", [BATCH_SCRIPT, SALLOC])
 def test_a_batch_script_and_a_shell_of_salloc_are_alone_with_a_warning(environment: dict[str, str]) -> None:
-    alone = launched(environment)
+    alone = launch_env(environment)
     assert alone[:3] == (0, 1, 0)
     assert re.search("Slurm job of [24] tasks, and not one of them.*srun", alone.warning)
 
 
 def test_an_interactive_step_of_one_task_is_alone_whatever_the_job_has() -> None:
-    assert launched(PTY) == Launched(0, 1, 0)
-    assert launched(PTY | MEETING_PLACE) == Launched(0, 1, 0)
+    assert launch_env(PTY) == DistEnv(0, 1, 0)
+    assert launch_env(PTY | MEETING_PLACE) == DistEnv(0, 1, 0)
 
 
 @pytest.mark.parametrize("within", [BATCH_SCRIPT, SALLOC, PTY, STEP | {"SLURM_STEP_NUM_TASKS": "2"}])
 def test_within_slurm_torchrun_counts(within: dict[str, str]) -> None:
-    assert launched(within | TORCHRUN) == Launched(3, 4, 1, "n1", 29500)
+    assert launch_env(within | TORCHRUN) == DistEnv(3, 4, 1, "n1", 29500)
 
 
 def test_a_torchrun_of_its_own_in_every_task_is_refused() -> None:
@@ -158,7 +158,7 @@ def test_a_torchrun_of_its_own_in_every_task_is_refused() -> None:
     ],
 )
 def test_ranks_that_fit_srun_count(given: dict[str, str], task: tuple[int, int, int]) -> None:
-    assert launched(STEP | MEETING_PLACE | given)[:3] == task
+    assert launch_env(STEP | MEETING_PLACE | given)[:3] == task
 
 
 @pytest.mark.parametrize("given", [ranks(0, 1, 0), ranks(0, 4, 0), {"WORLD_SIZE": "8"}, ranks(3, 6, 0)])
@@ -184,7 +184,7 @@ def test_tasks_of_mpirun_without_ranks_are_refused(tasks: dict[str, str]) -> Non
     message = refusal(tasks)
     assert "RANK, WORLD_SIZE and LOCAL_RANK are not set, so every task would train on its own" in message
     assert "start through srun, torchrun or accelerate launch" in message
-    assert launched(tasks | MEETING_PLACE | ranks(2, 4, 0))[:3] == (2, 4, 0)
+    assert launch_env(tasks | MEETING_PLACE | ranks(2, 4, 0))[:3] == (2, 4, 0)
     assert "contradicts" in refusal(tasks | MEETING_PLACE | ranks(0, 1, 0))
 
 
@@ -195,7 +195,7 @@ def test_tasks_of_mpirun_started_by_tasks_of_srun_are_refused() -> None:
 
 
 def test_one_task_of_mpirun_is_alone() -> None:
-    assert launched({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}) == Launched(0, 1, 0)
+    assert launch_env({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}) == DistEnv(0, 1, 0)
 
 
 @pytest.mark.parametrize(

@@ -53,13 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     import torch
 
-    from hrm_dist.distributed import process_group as distributed
+    from hrm_dist.distributed import collectives
+    from hrm_dist.distributed.process_group import process_group
     from tools.bench_train import activation_memory, checkpoint_stall
     from tools.bench_train import speed as train_speed
 
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    with distributed.process_group(config.device, even_alone=config.engine != "ddp") as world:
+    with process_group(config.device, even_alone=config.engine != "ddp") as world:
         check_divisible(config.global_batch_size, world.world_size)
         if options.memory:
             result = activation_memory.measure(config, metadata, world, options.plot)
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = checkpoint_stall.measure(config, metadata, world, options.steps)
         else:
             result = train_speed.measure(config, metadata, world, options.steps, options.compile)
-        distributed.barrier()  # a launcher ends all processes when one leaves
+        collectives.barrier()  # a launcher ends all processes when one leaves
         if world.is_main:
             print(json.dumps({**result, "machine": _machine(torch.__version__, torch.get_num_threads())}))
     return 0

@@ -10,7 +10,7 @@ from hrm_dist.checkpoint import reader as checkpoint
 from hrm_dist.checkpoint.reader import CheckpointState
 from hrm_dist.checkpoint.writer import CheckpointWriter
 from hrm_dist.config import TrainConfig
-from hrm_dist.distributed import process_group as distributed
+from hrm_dist.distributed import collectives
 from hrm_dist.distributed.process_group import World
 from hrm_dist.trainer import Trainer
 from tools.bench_train.speed import RandomReader, timed_step
@@ -29,12 +29,12 @@ def measure(config: TrainConfig, metadata: DatasetMetadata, world: World, steps:
     alone = [timed_step(trainer).wall for _ in range(steps)]
     result["seconds_per_step"] = round(statistics.median(alone), 4)
     with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=".") as folder:
-        shared = Path(distributed.on_main(lambda: folder))
+        shared = Path(collectives.run_on_rank0(lambda: folder))
         result["at_once"] = _write_one(trainer, shared / "at_once", in_background=False)
         num_bytes = sum(path.stat().st_size for path in shared.glob("at_once/step_*/*.safetensors"))
         result["megabytes"] = round(num_bytes / 1e6, 1)
         result["in_background"] = _write_one(trainer, shared / "in_background", in_background=True)
-        distributed.barrier()
+        collectives.barrier()
     return result
 
 
@@ -51,12 +51,12 @@ def _write_one(trainer: Trainer, folder: Path, *, in_background: bool) -> dict[s
         metric_sums=[],
         best_score=None,
     )
-    distributed.barrier()
+    collectives.barrier()
     start = time.perf_counter()
     writer.write(state, trainer.pieces())
     stall = time.perf_counter() - start
     beside: list[float] = []
-    while not distributed.all_agree(writer.is_idle()):
+    while not collectives.all_true(writer.is_idle()):
         beside.append(timed_step(trainer).wall)
     written = time.perf_counter() - start
     writer.wait()
