@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data_pipeline.base import jsonl
 from data_pipeline.base.files import replace_file
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import collectives
@@ -89,29 +89,22 @@ class JsonLines:
     """`metrics.jsonl`: one object per row, whole lines only, no step twice."""
 
     def __init__(self, path: Path, last_row: int) -> None:
-        """Open for appending after dropping rows beyond step `last_row`, and a line that a crash cut short."""
-        kept = [line for line in _lines(path) if line.endswith("\n") and _step_of(line) <= last_row]
-        replace_file(path, "".join(kept).encode())
-        self._file = path.open("a", encoding="utf-8")
+        """Drop rows beyond step `last_row`, and what cannot be read, such as a line that a crash cut short."""
+        replace_file(path, jsonl.select(path, lambda row: _step_of(row) <= last_row))
+        self._path = path
 
     def write(self, row: Row) -> None:
         # JSON knows no NaN.
         values = {key: None if value != value else value for key, value in row.items()}
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())  # a checkpoint that outlives a power cut has all the rows before it
+        # On disk at once: a checkpoint that outlives a power cut has all the rows before it.
+        jsonl.append(self._path, json.dumps(values))
 
-    def close(self) -> None:
-        self._file.close()
+    def close(self) -> None: ...
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-
-
-def _step_of(line: str) -> float:
+def _step_of(row: Any) -> float:
     try:
-        return int(json.loads(line)["step"])
+        return int(row["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 

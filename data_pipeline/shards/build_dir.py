@@ -3,14 +3,13 @@
 DIR/building/  build.json          what is being built; the same command only goes on with the same
                head.json           the content of dataset.json but for the sizes
                train.json test.json   the content of the splits' index.json but for the shards
-               part-0-of-1.jsonl   the shards that a process has written, a line each; locked while it runs
+               part-0-of-1.jsonl   the shards that a process has written, a line each
+               part-0-of-1.lock    held while it runs; says on which host, as which process
 
 dataset.json is written last of all, and without it nothing is a dataset. A build that was killed has lost no
 more than the shards that were being written.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -19,12 +18,12 @@ import socket
 from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from io import FileIO
 from pathlib import Path
 
 from pydantic import ValidationError
 from tqdm import tqdm
 
+from data_pipeline.base import jsonl, locks
 from data_pipeline.base.errors import InputError, WriteError
 from data_pipeline.base.files import TEMPORARY_SUFFIX, put_if_missing, sync
 from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS, Part
@@ -53,22 +52,17 @@ from data_pipeline.shards.writer import write_json
 class Journal:
     """The file in which a process notes the shards that it has written."""
 
-    def __init__(self, file: FileIO) -> None:
-        self._file = file
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
     def add(self, shards: Iterable[WrittenShard]) -> None:
         """Note shards that are on disk."""
-        lines = [
-            json.dumps([*place, entry.model_dump()], separators=(",", ":")) + "\n" for place, entry in shards
-        ]
-        content = "".join(lines).encode()
+        lines = [json.dumps([*place, entry.model_dump()], separators=(",", ":")) for place, entry in shards]
         try:
-            if self._file.write(content) != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file.fileno())
+            jsonl.append(self._path, *lines)
         except OSError as error:
             raise WriteError(
-                f"{self._file.name}: cannot be written ({error.strerror}); free some space, and run the command again."
+                f"{self._path}: cannot be written ({error.strerror}); free some space, and run the command again."
             ) from None
 
 
@@ -140,27 +134,31 @@ def begin(out: Path, identity: Identity, part: Part) -> Generator[Journal]:
     """
     building = out / BUILDING
     is_new = not building.exists()
-    try:
-        building.mkdir(parents=True, exist_ok=True)
-        file = (building / f"part-{part.number}-of-{part.count}.jsonl").open("a+b", buffering=0)
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be written ({error.strerror or error}); free some space or choose another --out."
-        ) from None
-    with file:
-        _lock(file, out)
-        _drop_torn_line(file)
+    journal = building / f"part-{part.number}-of-{part.count}.jsonl"
+    with ExitStack() as stack:
+        try:
+            building.mkdir(parents=True, exist_ok=True)
+            _lock(stack, journal, out)
+            journal.touch()
+        except OSError as error:
+            raise InputError(
+                f"{out}: cannot be written ({error.strerror or error}); free some space or choose another --out."
+            ) from None
         _claim(out, identity)
         for split in SPLITS:
             (out / split).mkdir(exist_ok=True)
         try:
-            yield Journal(file)
+            yield Journal(journal)
         except WriteError:
             raise  # what is there is needed when there is room again
         except InputError:
-            if is_new and not (building / "train.json").exists() and len(list(building.glob("part-*"))) == 1:
-                shutil.rmtree(building)
+            if (
+                is_new
+                and not (building / "train.json").exists()
+                and len(list(building.glob("part-*.jsonl"))) == 1
+            ):
                 with suppress(OSError):  # something else has come into it
+                    shutil.rmtree(building)
                     for folder in (*(out / split for split in SPLITS), out):
                         folder.rmdir()
             raise
@@ -177,24 +175,14 @@ def _claim(out: Path, identity: Identity) -> None:
         raise InputError(f"{out}: another process has just completed it; run the command again to check it.")
 
 
-def _lock(file: FileIO, out: Path) -> None:
+def _lock(stack: ExitStack, journal: Path, out: Path) -> None:
+    """Hold a part's lock as long as the stack; raises InputError if another process builds it."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        name = Path(str(file.name)).stem
+        stack.enter_context(locks.hold(journal.with_suffix(".lock")))
+    except locks.LockedError as error:
         raise InputError(
-            f"{out}: another process is building it ({name}); wait for it or stop it first."
+            f"{out}: another process is building it ({journal.stem}: {error}); wait for it or stop it first."
         ) from None
-    except OSError:  # a file system without locks
-        return
-
-
-def _drop_torn_line(file: FileIO) -> None:
-    """Cut off what a process that was killed has left of a line."""
-    file.seek(0)
-    content = file.read()
-    file.truncate(content.rfind(b"\n") + 1)
-    file.seek(0, os.SEEK_END)
 
 
 def write_layouts(
@@ -212,7 +200,7 @@ def written_shards(out: Path) -> dict[ShardPlace, ShardIndex]:
     """The shards that are noted in any journal and whose files are there; raises InputError."""
     shards: dict[ShardPlace, ShardIndex] = {}
     for journal in sorted((out / BUILDING).glob("part-*.jsonl")):
-        for line in journal.read_bytes().split(b"\n")[:-1]:
+        for line in jsonl.lines(journal):
             try:
                 split, row, part, index = json.loads(line)
                 place = ShardPlace(split, row, part)
@@ -292,9 +280,9 @@ def finish(out: Path, *, show_progress: bool) -> DatasetInfo:
 
 @contextmanager
 def _no_part_at_work(out: Path) -> Generator[None]:
-    with ExitStack() as files:
+    with ExitStack() as stack:
         for journal in (out / BUILDING).glob("part-*.jsonl"):
-            _lock(files.enter_context(journal.open("r+b", buffering=0)), out)
+            _lock(stack, journal, out)
         yield
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.base import locks
 from hrm_dist import run_lock
 from hrm_dist.config import ConfigError
 from hrm_dist.run_lock import holder, locked
@@ -84,7 +85,7 @@ def test_it_does_not_wait_forever(
 ) -> None:
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     monkeypatch.setattr(run_lock, "_RESTARTED_WAITS_S", 0.1)
-    monkeypatch.setattr(run_lock, "_POLL_S", 0.01)
+    monkeypatch.setattr(locks, "_POLL_S", 0.01)
     with pytest.raises(ConfigError, match=f"another run trains here .*pid {other.pid}"), locked(run):
         pass
 
