@@ -1,4 +1,7 @@
-"""Logs of one JSON value per line, to which processes append and of which only whole lines count."""
+"""Append-only logs of one JSON value per line.
+
+Several processes may append to one, and only whole lines count.
+"""
 
 import errno
 import json

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS
-from data_pipeline.base.philox import stream_key, words_at
+from data_pipeline.base.random import stream_key, words_at
 
 HEADER = "source,question,answer,rating"
 HUB_PREFIX = "hub:"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.base.philox import stream_key, words_at
+from data_pipeline.base.random import stream_key, words_at
 from data_pipeline.grid_puzzles import scratch
 from data_pipeline.grid_puzzles.puzzle_type import Examples, Game
 from data_pipeline.schema import GroupTable

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.base.philox import WORDS_PER_COUNTER, stream_key, words_at
-from data_pipeline.base.random import Bits, below
+from data_pipeline.base.random import WORDS_PER_COUNTER, Bits, below, stream_key, words_at
 from data_pipeline.grid_puzzles.sudoku import (
     BOX_SHAPES,
     BoxShape,

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.base.philox import stream_key, words_at
-from data_pipeline.base.random import Bits
+from data_pipeline.base.random import Bits, stream_key, words_at
 from data_pipeline.grid_puzzles.sudoku import BoxShape, Grids, PuzzleArray
 
 _BLOCK = 1024  # puzzles at a time, so that the intermediate arrays stay in the cache

@@ -323,7 +323,7 @@ def test_a_shard_that_holds_anything_but_what_the_index_says_is_refused(
         (b"[" * 100_000, "not JSON"),
         (b"[]", "format_version None"),
         (b'{"format_version": 2}', "format_version 2"),
-        (b'{"format_version": 1}', "Field required"),
+        (b'{"format_version": 1}', ": is missing"),
     ],
 )
 def test_a_damaged_description_is_refused_by_name(

@@ -1,7 +1,6 @@
 import numpy as np
 
-from data_pipeline.base.philox import stream_key, words_at
-from data_pipeline.base.random import random_bits
+from data_pipeline.base.random import random_bits, stream_key, words_at
 
 
 def test_philox_gives_the_words_of_numpy() -> None:
