@@ -2,16 +2,10 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from data_pipeline.base.models import Strict
 
 Kind = Literal["arc", "sudoku", "maze"]
 LeakPolicy = Literal["refuse", "drop", "keep"]
-
-
-class Strict(BaseModel):
-    """A document of which every key is known."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SourceInfo(Strict):

@@ -24,7 +24,8 @@ from pydantic import (
 )
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.options import ArcOptions, Identity, Kind, PuzzleOptions, SourceInfo, Strict
+from data_pipeline.base.models import Strict, reason_of
+from data_pipeline.options import ArcOptions, Identity, Kind, PuzzleOptions, SourceInfo
 
 IGNORE_LABEL_ID = -100
 """Label that the loss leaves out; readers put it where the label is padding."""
@@ -360,7 +361,4 @@ def load_document(path: Path, document: type[Document]) -> Document:
     try:
         return document.model_validate(content)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"]) or "content"
-        value = "" if problem["type"] == "value_error" else f" (got {problem['input']!r:.60})"
-        raise InputError(f"{path}: {key}: {problem['msg']}{value}; {REBUILD}.") from None
+        raise InputError(f"{path}: {reason_of(error)}; {REBUILD}.") from None

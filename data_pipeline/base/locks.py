@@ -1,8 +1,9 @@
 """File locks between processes, also of several machines.
 
-These are POSIX locks (`lockf`): the kernel's, so none outlives its process. NFS, Lustre and GPFS hold them between nodes, where `flock` may lock one node alone; a
-forked child does not inherit them; and one can ask who holds one without taking it. Their trap is that a process loses
-its lock when it closes any descriptor of the file, so a lock has a file of its own, which this module alone opens.
+These are POSIX locks (`lockf`): the kernel's, so none outlives its process. NFS, Lustre and GPFS hold them between
+nodes, where `flock` may lock one node alone; a forked child does not inherit them; and one can ask who holds one
+without taking it. Their trap is that a process loses its lock when it closes any descriptor of the file, so a lock
+has a file of its own, which this module alone opens.
 """
 
 import errno

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from data_pipeline.base import jsonl, locks
 from data_pipeline.base.errors import InputError, WriteError
 from data_pipeline.base.files import TEMPORARY_SUFFIX, put_if_missing, sync
+from data_pipeline.base.models import reason_of
 from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS, Part
 from data_pipeline.options import Identity
 from data_pipeline.schema import (
@@ -206,9 +207,8 @@ def written_shards(out: Path) -> dict[ShardPlace, ShardIndex]:
                 place = ShardPlace(split, row, part)
                 shards[place] = ShardIndex.model_validate(index)
             except (ValueError, TypeError) as error:
-                reason = f"{len(error.errors())} bad fields" if isinstance(error, ValidationError) else error
                 raise InputError(
-                    f"{journal}: damaged ({reason}); delete it and build its part again."
+                    f"{journal}: damaged ({reason_of(error)}); delete it and build its part again."
                 ) from None
     return {place: index for place, index in shards.items() if _has_size(out / place.file, index.size_bytes)}
 
@@ -261,7 +261,7 @@ def finish(out: Path, *, show_progress: bool) -> DatasetInfo:
                 index = SplitIndex(**dict(layout), shards=shards)
             except ValidationError as error:
                 raise InputError(
-                    f"{building}: its journals contradict {layout.split}.json ({error.errors()[0]['msg']}); "
+                    f"{building}: its journals contradict {layout.split}.json ({reason_of(error)}); "
                     "delete the folder above it and build again."
                 ) from None
             infos[layout.split] = index.sizes()

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_pipeline.base.errors import InputError
+from data_pipeline.base.models import Strict, reason_of
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import ArchConfig
 from hrm_dist.distributed import collectives
@@ -51,19 +52,17 @@ class Part(NamedTuple):
     stop: int
 
 
-class TensorEntry(BaseModel):
+class TensorEntry(Strict):
     """A tensor of a checkpoint: its shape, and its parts in order."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
 
 
-class CheckpointState(BaseModel):
+class CheckpointState(Strict):
     """The content of state.json."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="constants")
 
     format: int
     step: int
@@ -78,9 +77,9 @@ class CheckpointState(BaseModel):
     metric_sums: list[float]
     """Over all ranks, since the last logged row; each rank's own are in its file."""
     best_score: float | None
-    tensors: dict[str, TensorEntry] = {}
+    tensors: dict[str, TensorEntry] = Field(default_factory=dict)
     """By `KIND.NAME`; see hrm_dist/tensor_shards.py."""
-    sha256: dict[str, str] = {}
+    sha256: dict[str, str] = Field(default_factory=dict)
     """Of every other file."""
     own_sha256: str = ""
     """Of all the rest of this content."""
@@ -195,12 +194,8 @@ def read_state(path: Path) -> CheckpointState:
         if state.own_sha256 != state.digest():
             raise ValueError("its sha256 is not that of its content")
     except (OSError, ValueError, AttributeError) as error:
-        reason = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise InputError(
-            f"{path / STATE_FILE}: unreadable ({reason}); the checkpoint is damaged: {_REMEDY}"
+            f"{path / STATE_FILE}: unreadable ({reason_of(error)}); the checkpoint is damaged: {_REMEDY}"
         ) from error
     return state
 

@@ -3,7 +3,8 @@
 
 from collections.abc import Callable, Sequence
 
-from hrm_dist.config.loader import Alias, Entries, Value, shown
+from data_pipeline.base.models import shown
+from hrm_dist.config.loader import Alias, Entries, Value
 
 _NAME_OF_PUBLISHED_ARCH = {
     "hrm_v1": "hrm",

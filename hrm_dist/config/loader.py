@@ -9,13 +9,12 @@ import difflib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import yaml
 from pydantic import ValidationError
 
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
+from data_pipeline.base.models import problems, shown
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +90,15 @@ class Settings:
 
     def add_invalid(self, invalid: ValidationError, everything: str) -> None:
         """Add a line for each thing the typed fields refused; `everything` names all the input."""
-        for error in invalid.errors(include_url=False):
-            self.errors.extend(self._lines(error, everything))
+        for kind, key, why in problems(invalid):
+            if kind == "value_error":  # a check across fields: its lines name the keys
+                self.errors.append(f"{everything}: {why}")
+            elif kind == "missing":
+                name = key.rpartition(".")[2]
+                self.errors.append(f"{everything}: {key}: {why}; add `{name}: ...` or give {key}=...")
+            else:
+                setting = self._settings.get(key)
+                self.errors.append(f"{setting.label if setting else f'{everything}: {key}'}: {why}")
 
     def _put(self, key: str, setting: Setting, *, replace: bool) -> None:
         entries: Entries = {key: setting.value}
@@ -131,33 +137,6 @@ class Settings:
                 return f"unknown key '{key}'; did you mean '{keys[nearest[0]]}'?"
         valid = sorted(k for k in self._valid_keys if k in siblings.values()) or sorted(self._valid_keys)
         return f"unknown key '{key}'; valid keys are {', '.join(valid)}"
-
-    def _lines(self, error: "ErrorDetails", everything: str) -> Iterator[str]:
-        key = ".".join(map(str, error["loc"]))
-        if error["type"] == "value_error":  # a check across fields: its lines name the keys
-            for line in str(error.get("ctx", {}).get("error", error["msg"])).splitlines():
-                yield f"{everything}: {line}"
-        elif error["type"] == "missing":
-            yield f"{everything}: {key}: is missing; add `{error['loc'][-1]}: ...` or give {key}=..."
-        else:
-            message = error["msg"]
-            if error["type"] == "model_type":
-                message = "Input should be a section of `key: value` lines"
-            setting = self._settings.get(key)
-            label = setting.label if setting else f"{everything}: {key}"
-            yield f"{label}: {message} (got {shown(error['input'])})"
-
-
-def shown(value: object) -> str:
-    """A value as its owner would recognise it: numbers bare, other text quoted."""
-    if value is None:
-        return "null"
-    if isinstance(value, str):
-        try:
-            float(value)
-        except ValueError:
-            return repr(value)
-    return str(value)
 
 
 def _parsed(text: str, duplicates: list[str]) -> Value:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from data_pipeline.base.errors import InputError
+from data_pipeline.base.models import Strict
 from hrm_dist.config.aliases import ALIASES
 from hrm_dist.config.loader import Settings
 
@@ -38,11 +39,7 @@ class ConfigError(InputError):
     """Every problem of a configuration, one per line."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ArchConfig(_Section):
+class ArchConfig(Strict):
     """The network and its halting; the defaults are the published ones of the chosen `name`."""
 
     name: Literal["hrm", "trm"] = "hrm"
@@ -142,7 +139,7 @@ class ArchConfig(_Section):
         return self
 
 
-class DatasetBuildConfig(_Section):
+class DatasetBuildConfig(Strict):
     """The dataset that the trainer builds at `data_path` when nothing is there; see data_pipeline.build."""
 
     preset: Literal["arc-agi-1", "arc-agi-2"]
@@ -159,7 +156,7 @@ class DatasetBuildConfig(_Section):
     """Seed of augmentations and placement."""
 
 
-class TrainConfig(_Section):
+class TrainConfig(Strict):
     """A training run. `epochs` and `eval_interval` count passes (every group once)."""
 
     data_path: str = Field(min_length=1)

@@ -8,20 +8,20 @@ import os
 import socket
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import put_if_missing, replace_file
+from data_pipeline.base.models import Strict, reason_of
 from data_pipeline.base.parallel import Part
 from hrm_dist.evaluation.predictions import MAX_ROWS_PER_FILE
 
 _RECORD = "evaluation.json"
 
 
-class Evaluation(BaseModel):
+class Evaluation(Strict):
     """What a folder's predictions are of, and how they are cut into files."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     checkpoint_id: str
     num_aug: int | None
     max_groups: int | None
@@ -115,8 +115,4 @@ def _read(out: Path) -> Evaluation | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValidationError) as error:
-        reason = error
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = ": ".join([*map(str, first["loc"]), first["msg"]])
-        raise InputError(f"{path}: unreadable ({reason}); choose another --out.") from error
+        raise InputError(f"{path}: unreadable ({reason_of(error)}); choose another --out.") from error
