@@ -23,6 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from data_pipeline.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError, exit_code
+from data_pipeline.base.table import table
 from data_pipeline.build import build
 from data_pipeline.options import ArcOptions
 from data_pipeline.sampler import check_divisible
@@ -82,8 +83,10 @@ def dry_run(config: TrainConfig) -> str:
     memory = cost.memory_per_rank(config, metadata, world_size)
     lines.append(f"parameters: {cost.num_parameters(config.arch, metadata):,}")
     lines.append(f"memory per rank, {local_batch_size} of {config.global_batch_size} sequences (estimate):")
-    lines += [f"  {purpose:<15} {size / 2**30:8.2f} GiB" for purpose, size in memory.items()]
-    lines.append(f"  {'total':<15} {sum(memory.values()) / 2**30:8.2f} GiB")
+    sizes = {**memory, "total": sum(memory.values())}
+    lines += table(
+        [(purpose, f"{size / 2**30:.2f} GiB") for purpose, size in sizes.items()], "<>", indent="  "
+    )
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from data_pipeline.arc.json_format import parse_task, read_json
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.files import replace_file
+from data_pipeline.base.table import table
 from data_pipeline.schema import load_dataset_info, verify_document
 from hrm_dist.evaluation.predictions import Predictions, prediction_files, read_predictions
 from hrm_dist.evaluation.voting import Votes, scores, submission, vote
@@ -133,10 +134,10 @@ def score_table(by_set: dict[str, dict[str, float]]) -> str:
         if not columns:
             lines.append("  no test input has a known truth")
             continue
-        lines.append(" " * 12 + "".join(f"{column:>11}" for column in columns))
-        for kind in SCORE_MEANINGS:
-            row = "".join(f"{100 * values[f'{kind}/{column}']:>10.2f}%" for column in columns)
-            lines.append(f"  {kind:<10}{row}")
+        rows = [
+            (kind, *(f"{values[f'{kind}/{column}']:.2%}" for column in columns)) for kind in SCORE_MEANINGS
+        ]
+        lines += table([("", *columns), *rows], "<>", indent="  ")
     lines += [f"{kind}: {meaning}" for kind, meaning in SCORE_MEANINGS.items()]
     return "\n".join(lines)
 

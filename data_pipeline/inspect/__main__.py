@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from data_pipeline.arc.tokens import FIRST_COLOUR_ID
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.files import replace_file
+from data_pipeline.base.table import table
 from data_pipeline.grid_puzzles import maze, sudoku
 from data_pipeline.inspect.plot import Token, draw, read_puzzles
 from data_pipeline.inspect.verify import Dataset, verify
@@ -234,16 +235,19 @@ def _head(info: DatasetInfo) -> list[str]:
 def _size_table(dataset: Dataset) -> list[str]:
     indexes = list(dataset.indexes.values())
     sizes = [index.sizes() for index in indexes]
-    table = {
-        "groups": [f"{size.total_groups:,}" for size in sizes],
-        "puzzles": [f"{size.num_puzzles:,}" for size in sizes],
-        "examples": [f"{size.num_examples:,}" for size in sizes],
-        "rows": [f"{size.num_rows:,}" for size in sizes],
-        "shards": [f"{len(index.shards):,}" for index in indexes],
-        "MB": [f"{size.size_bytes / 1e6:,.1f}" for size in sizes],
-    }
-    lines = [f"{'':10}" + "".join(f"{index.split:>14}" for index in indexes)]
-    return lines + [f"{name:>10}" + "".join(f"{cell:>14}" for cell in cells) for name, cells in table.items()]
+    return table(
+        [
+            ("", *(index.split for index in indexes)),
+            ("groups", *(f"{size.total_groups:,}" for size in sizes)),
+            ("puzzles", *(f"{size.num_puzzles:,}" for size in sizes)),
+            ("examples", *(f"{size.num_examples:,}" for size in sizes)),
+            ("rows", *(f"{size.num_rows:,}" for size in sizes)),
+            ("shards", *(f"{len(index.shards):,}" for index in indexes)),
+            ("MB", *(f"{size.size_bytes / 1e6:,.1f}" for size in sizes)),
+        ],
+        "<>",
+        indent="  ",
+    )
 
 
 def histograms(title: str, columns: Mapping[str, Counts]) -> list[str]:
@@ -271,10 +275,11 @@ def histograms(title: str, columns: Mapping[str, Counts]) -> list[str]:
 
 def _vocabulary(tokens: Sequence[Token], counted: NDArray[np.int64], split: SplitName) -> list[str]:
     inputs, labels = 100 * counted / counted.sum(axis=1, keepdims=True)
-    lines = [f"vocabulary, share of the cells in row 0 of {split}", f"{'':10}   inputs   labels"]
-    for i, token in enumerate(tokens):
-        lines.append(f"{i:>10} {inputs[i]:>7.2f}% {labels[i]:>7.2f}%  {token.meaning}")
-    return lines
+    rows = [
+        (str(i), f"{inputs[i]:.2f}%", f"{labels[i]:.2f}%", token.meaning) for i, token in enumerate(tokens)
+    ]
+    title = f"vocabulary, share of the cells in row 0 of {split}"
+    return [title, *table([("", "inputs", "labels", ""), *rows], ">>><", indent="  ")]
 
 
 def _parse_arguments() -> argparse.Namespace:

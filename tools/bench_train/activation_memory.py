@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from data_pipeline.base.files import replace_file
+from data_pipeline.base.table import table
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed.process_group import World
@@ -150,13 +151,12 @@ def measure(
 
 def _table(peaks: Peaks, estimates: Peaks) -> str:
     heads = [f"{H_cycles} x {L_cycles}" for H_cycles, L_cycles in CYCLES]
-    lines = ["peak of the activations in MB (estimate), by H_cycles x L_cycles"]
-    lines.append(f"{'gradient':<22}" + "".join(f"{head:>22}" for head in heads))
+    rows = [("gradient", *heads)]
     for label, sizes in peaks.items():
         pairs = zip(sizes, estimates[label], strict=True)
-        cells = [f"{size / 1e6:,.1f} ({estimate / 1e6:,.1f})" for size, estimate in pairs]
-        lines.append(f"{label:<22}" + "".join(f"{cell:>22}" for cell in cells))
-    return "\n".join(lines)
+        rows.append((label, *(f"{size / 1e6:,.1f} ({estimate / 1e6:,.1f})" for size, estimate in pairs)))
+    title = "peak of the activations in MB (estimate), by H_cycles x L_cycles"
+    return "\n".join([title, *table(rows, "<>")])
 
 
 def draw(peaks: Peaks, about: str, path: Path) -> None:

@@ -44,6 +44,7 @@ import torch
 from tqdm import tqdm
 
 from data_pipeline.base.errors import InputError, exit_code
+from data_pipeline.base.table import table
 from data_pipeline.sampler import check_divisible
 from hrm_dist.config import ConfigError, TrainConfig, load_config
 from tools.check_engines.differences import (
@@ -235,9 +236,7 @@ def _table(results: Sequence[Result]) -> str:
             numbers = (*(f"{x:.1e}" for x in relative), *counts, f"{found.last_weights:.1e}")
         engine, world_size = result.cell
         rows.append((engine, str(world_size), *numbers, f"{result.seconds:.0f}", result.status))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(lines)
+    return "\n".join(table(rows, ">"))
 
 
 def _notes(config: TrainConfig, counts: tuple[int, int], options: Options) -> list[str]:
