@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 8 -m tools.evaluate runs/arc1/checkpoints/best --data data/arc1 --out predictions
 
 Every example runs for halt_max_steps segments. Predictions go to files of at most 8,192 examples; the same
-command after an interruption goes on with the files that are missing. Vote on ARC predictions with tools.vote; of
+command after an interruption resumes with the files that are missing. Vote on ARC predictions with tools.vote; of
 Sudokus and mazes the accuracy is printed here.
 
 To share an evaluation among jobs, give each its --part, with the same N, and the same --out on a disk that all see:
@@ -15,7 +15,7 @@ To share an evaluation among jobs, give each its --part, with the same N, and th
 
 The last one, after them, predicts what is missing; where nothing is, it needs no GPU. Exit codes: 0 done, 2 bad
 input (also a dataset of which nothing is held out, since there is nothing to predict), 75 stopped by a signal (the
-same command goes on), 1 anything else.
+same command resumes), 1 anything else.
 """
 
 import argparse
@@ -34,18 +34,19 @@ from data_pipeline.base.errors import EXIT_INTERRUPTED, InputError, exit_code
 from data_pipeline.base.parallel import Part, parse_part
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import HOW_TO_HOLD_OUT, NOTHING_HELD_OUT
-from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.checkpoint.reader import identity, read_state
 from hrm_dist.distributed import collectives
 from hrm_dist.distributed.preemption import STOP_SIGNALS, PreemptionHandler
 from hrm_dist.distributed.process_group import World, process_group
-from hrm_dist.evaluation.evaluate import Answers, answer, hits
+from hrm_dist.evaluation.evaluate import Answers, answer, hits, score_fn
+from hrm_dist.evaluation.load_model import load_model, refuse_other_dataset
 from hrm_dist.evaluation.output_dir import Evaluation, agree, claim, rows_per_file
 from hrm_dist.evaluation.predictions import Predictions, read_prediction_file, write_predictions
 from hrm_dist.model.act import ACTModel
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the command line asks for. Raises InputError, or ends the process where it is wrong."""
+    """Return what the command line asks for. Raises InputError, or ends the process where it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.evaluate",
         description=__doc__,
@@ -61,8 +62,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--max-groups", type=int, metavar="N", help="only the first N tasks (all)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="examples at a time (64)")
-    parser.add_argument("--weights", choices=("average", "raw"), default="average",
-                        help="the moving average where the run kept one (default), or the raw weights")  # fmt: skip
+    parser.add_argument("--weights", type=lambda text: "ema" if text == "average" else text, choices=("ema", "raw"),
+                        default="ema", help="the EMA where the run kept one (default), or the raw weights")  # fmt: skip
     parser.add_argument("--part", type=parse_part, default=Part(), metavar="I/N",
                         help="predict one of N parts, I from 0")  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -79,16 +80,17 @@ def evaluation_asked_for(options: argparse.Namespace, reader: TestReader, num_pa
 
     Raises InputError if the checkpoint was trained on another one, or nothing of it is held out.
     """
-    state = checkpoint.read_state(options.checkpoint)
-    metadata = reader.info.metadata("train")
-    checkpoint.refuse_other_dataset(options.checkpoint, state, options.data, metadata)
+    state = read_state(options.checkpoint)
+    refuse_other_dataset(options.checkpoint, state, options.data, reader.info.metadata("train"))
     if not len(reader):
         raise InputError(
             f"{options.data}: {NOTHING_HELD_OUT}, so there is nothing to predict; build a dataset with held-out "
             f"puzzles ({HOW_TO_HOLD_OUT}) and train on it."
         )
+    # In files "ema" has always been "average", and folders begun before can be completed.
+    weights = "average" if options.weights == "ema" else options.weights
     return Evaluation(
-        checkpoint_id=f"{checkpoint.identity(options.checkpoint)}-{options.weights}",
+        checkpoint_id=f"{identity(options.checkpoint)}-{weights}",
         num_aug=options.num_aug,
         max_groups=options.max_groups,
         num_rows=len(reader),
@@ -140,8 +142,8 @@ def main() -> int:
         todo = collectives.run_on_rank0(lambda: _missing(evaluation.files(out), part))
         is_stopped = False
         if todo:
-            average = options.weights == "average"
-            model = checkpoint.load_model(options.checkpoint, options.data, metadata, average=average)
+            ema = options.weights == "ema"
+            model = load_model(options.checkpoint, options.data, metadata, ema=ema)
             evaluation = collectives.run_on_rank0(lambda: claim(out, asked, part))
             # Listed once for all ranks: one that looked later would already see files of the others.
             todo = collectives.run_on_rank0(lambda: _missing(evaluation.files(out), part))
@@ -161,7 +163,7 @@ def main() -> int:
             return EXIT_INTERRUPTED
         if world.is_main:
             print(_summary(out, files, part, num_new=len(todo)))
-            if part.count == 1 and reader.info.kind != "arc":
+            if part.count == 1 and score_fn(reader.info.kind) is None:
                 print(_accuracy(files, reader))
     return 0
 

@@ -29,9 +29,7 @@ from torch import Tensor
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.models import Strict, reason_of
 from data_pipeline.schema import DatasetMetadata
-from hrm_dist.config import ArchConfig
 from hrm_dist.distributed import collectives
-from hrm_dist.model.act import ACTModel
 
 FORMAT = 2
 STATE_FILE = "state.json"
@@ -244,32 +242,6 @@ def dataset_identity(data_path: Path, metadata: DatasetMetadata) -> dict[str, An
     for name in ("dataset.json", "train/index.json"):
         digest.update((data_path / name).read_bytes())
     return {"metadata": metadata.model_dump(mode="json"), "sha256": digest.hexdigest()}
-
-
-def refuse_other_dataset(
-    path: Path, state: CheckpointState, data_path: Path, metadata: DatasetMetadata
-) -> None:
-    """Raise InputError if a dataset is not the one of training: identifiers would mean other puzzles."""
-    if state.dataset != dataset_identity(data_path, metadata):
-        raise InputError(
-            f"{path}: was trained on another dataset than {data_path}, so puzzle identifiers and embeddings do not "
-            "belong together; give --data the dataset of the training."
-        )
-
-
-def load_model(path: Path, data_path: Path, metadata: DatasetMetadata, *, average: bool) -> ACTModel:
-    """The model of a checkpoint for prediction, with its averaged weights if asked for and kept.
-
-    Raises InputError if the dataset is not the one of training.
-    """
-    checkpoint = open_checkpoint(path)
-    refuse_other_dataset(path, checkpoint.state, data_path, metadata)
-    model = ACTModel(ArchConfig.model_validate(checkpoint.state.config["arch"]), metadata)
-    tensors = checkpoint.tensors("model")
-    if average:
-        tensors |= checkpoint.tensors("ema")
-    model.load_state_dict(tensors)
-    return model.eval()
 
 
 def identity(path: Path) -> str:

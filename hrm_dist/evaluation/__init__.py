@@ -1,0 +1,1 @@
+"""From a checkpoint to predictions, votes and scores; read evaluate.py first."""

@@ -1,4 +1,4 @@
-"""Roll sequences to the end of their thinking, collect predictions, score them."""
+"""Run every example for halt_max_steps segments, collect the predictions, score them."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ class Answers(NamedTuple):
 # Not inference_mode: FSDP2 trains with the buffers of a process's first forward, which may be one of these.
 @torch.no_grad()
 def predict(model: ACTModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Run halt_max_steps segments; gives predicted tokens [B, T] uint8 and q_halt_logits [B] float32."""
+    """Run halt_max_steps segments; return predicted tokens [B, T] uint8 and q_halt_logits [B] float32."""
     carry = model.initial_carry(batch)
     outputs: dict[str, Tensor] = {}
     for _ in range(model.arch.halt_max_steps):
@@ -40,7 +40,7 @@ def predict(model: ACTModel, batch: Batch) -> tuple[Tensor, Tensor]:
 def answer(
     model: ACTModel, batches: Iterable[TestBatch], device: torch.device, checkpoint_id: str | None = None
 ) -> Iterator[Answers]:
-    """The model's answers to batches of the test split; it is in evaluation mode meanwhile."""
+    """Yield the model's answers to batches of the test split; it is in evaluation mode meanwhile."""
     was_training = model.training
     model.eval()
     try:
@@ -61,7 +61,7 @@ def answer(
 
 
 def hits(answers: Answers) -> NDArray[np.float64]:
-    """Sums over the examples whose truth is known: [examples, exactly right, share of cells right]."""
+    """Sum over the examples whose truth is known: [examples, exactly right, share of cells right]."""
     mask = answers.labels != IGNORE_LABEL_ID
     num_labels = mask.sum(-1)
     known = num_labels > 0
@@ -79,11 +79,11 @@ def evaluate(
     device: torch.device,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """Scores on what the reader covers, the same on every rank; the ranks share the work.
+    """Return the scores on what the reader covers, the same on every rank; the ranks share the work.
 
-    `exact_accuracy` and `cell_accuracy` are per augmented example; an ARC dataset also has the vote's scores
-    (see `voting.scores`). Empty if there are no examples, or no truth is known. None if `should_stop`, which is
-    asked before every batch, and equally often on every rank, says so; its answer must be the same on all.
+    `exact_accuracy` and `cell_accuracy` are per augmented example; `score_fn` adds those of a kind of puzzle. Empty
+    if there are no examples, or no truth is known. None if `should_stop` says so, which is asked before every batch,
+    equally often on every rank; its answer must be the same on all.
     """
     if not len(reader):
         return {}
@@ -92,8 +92,8 @@ def evaluate(
     local_batch_size = max(1, batch_size // size)
     largest_share = -(-len(reader) // size)
     num_batches, most = (-(-examples // local_batch_size) for examples in (stop - start, largest_share))
-    # All ranks must make equally many: they vote on stopping before each, and an engine that splits the weights
-    # gathers them in every forward.
+    # All ranks must run the same number of batches: they agree on stopping before each, and an engine that splits the
+    # weights gathers them in every forward.
     padding = reader.batches(local_batch_size, 0, 1) if num_batches < most else ()
     batches = itertools.chain(reader.batches(local_batch_size, start, stop), padding)
     answers = list(answer(model, itertools.takewhile(lambda _: not should_stop(), batches), device))
@@ -102,24 +102,37 @@ def evaluate(
     gathered = collectives.gather_to_rank0(answers[:num_batches])
 
     def score() -> dict[str, float]:
-        blocks = [block for part in gathered for block in part]
+        blocks = [block for of_rank in gathered for block in of_rank]
         examples, exact, cells = np.sum([hits(block) for block in blocks], axis=0)
         if not examples:
             return {}
         scores = {"exact_accuracy": float(exact / examples), "cell_accuracy": float(cells / examples)}
-        if reader.info.kind == "arc":
-            names, puzzles = (
-                json.loads(verify_document(data_path, reader.info, name).read_bytes())
-                for name in ("identifiers.json", "test_puzzles.json")
-            )
-            covered = {task: puzzles[task] for task in reader.group_names}
-            voted = voting.vote((block.predictions for block in blocks), names, covered)
-            scores |= voting.scores(voted, covered, ks=(1, 2))
+        if add_scores := score_fn(reader.info.kind):
+            scores |= add_scores((block.predictions for block in blocks), reader, data_path)
         return scores
 
     return collectives.run_on_rank0(score)
 
 
+ScoreFn = Callable[[Iterable[Predictions], TestReader, Path], dict[str, float]]
+"""Of predictions, what they cover, and the dataset's folder: scores beside the accuracies."""
+
+
+def score_fn(kind: str) -> ScoreFn | None:
+    """Return what scores a kind of puzzle beside its accuracy, if anything does."""
+    return {"arc": score_votes}.get(kind)
+
+
+def score_votes(predictions: Iterable[Predictions], reader: TestReader, data_path: Path) -> dict[str, float]:
+    """Vote over the augmentations of each task; the scores are those of `voting.scores`."""
+    identifiers, puzzles = (
+        json.loads(verify_document(data_path, reader.info, name).read_bytes())
+        for name in ("identifiers.json", "test_puzzles.json")
+    )
+    covered = {task: puzzles[task] for task in reader.group_names}
+    return voting.scores(voting.vote(predictions, identifiers, covered), covered, ks=(1, 2))
+
+
 def headline(scores: dict[str, float]) -> float | None:
-    """The score by which checkpoints are compared: ARC's pass@2 by task, otherwise exact accuracy."""
+    """Return the score by which checkpoints are compared: ARC's pass@2 by task, otherwise exact accuracy."""
     return scores.get("task/pass@2", scores.get("exact_accuracy"))

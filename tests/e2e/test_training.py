@@ -8,6 +8,7 @@ from data_pipeline.reader import TestReader
 from data_pipeline.schema import load_dataset_info
 from hrm_dist.checkpoint import reader as checkpoint
 from hrm_dist.evaluation import evaluate as evaluation
+from hrm_dist.evaluation.load_model import load_model
 from tests.training import Started, command_line, digests, num_rows, rows, saved_step, saved_steps, train
 
 pytestmark = pytest.mark.e2e
@@ -58,9 +59,9 @@ def test_evaluation_uses_the_averaged_weights(evaluated: Path, dataset: Path) ->
     latest = evaluated / "checkpoints" / "latest"
     metadata = load_dataset_info(dataset).metadata("train")
     scores = {}
-    for average in (True, False):
-        model = checkpoint.load_model(latest, dataset, metadata, average=average)
-        scores[average] = evaluation.evaluate(model, TestReader(dataset), dataset, 8, torch.device("cpu"))
+    for ema in (True, False):
+        model = load_model(latest, dataset, metadata, ema=ema)
+        scores[ema] = evaluation.evaluate(model, TestReader(dataset), dataset, 8, torch.device("cpu"))
     assert scores[True] == logged != scores[False]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from data_pipeline.base.errors import exit_code
 from data_pipeline.schema import load_dataset_info
 from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.evaluation.load_model import load_model
 from hrm_dist.model.released import published_name
 from hrm_dist.train import main as train
 from tests.unit.golden import GOLDEN, assert_close, load_golden
@@ -136,7 +137,7 @@ def test_imported_published_weights_give_the_published_logits(
 
     metadata = load_dataset_info(dataset).metadata("train")
     path = tmp_path / "run" / "checkpoints" / "latest"
-    model = checkpoint.load_model(path, dataset, metadata, average=True)
+    model = load_model(path, dataset, metadata, ema=True)
     batch = golden["batches"][0]
     batch["puzzle_identifiers"] = torch.tensor(ours, dtype=torch.int32)[batch["puzzle_identifiers"].long()]
     carry = model.initial_carry(batch)

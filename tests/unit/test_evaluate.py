@@ -16,7 +16,6 @@ from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.parallel import Part
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import load_dataset_info
-from hrm_dist.checkpoint import reader as checkpoints
 from hrm_dist.config import load_config
 from hrm_dist.evaluation import evaluate as evaluation
 from hrm_dist.evaluation.output_dir import Evaluation, claim, missing_parts, rows_per_file
@@ -100,16 +99,22 @@ def test_every_held_out_example_is_predicted_once_in_order(
     assert predictions.checkpoint_id.startswith("step_2-")
 
 
-def test_averaged_and_raw_weights_predict_under_different_names(
+def test_ema_and_raw_weights_predict_under_different_names(
     run: Run, checkpoint: Path, tmp_path: Path
 ) -> None:
-    for weights in ("average", "raw"):
+    for weights in ("ema", "raw"):
         assert run(checkpoint, tmp_path / weights, "--weights", weights) == 0
-    files = [
-        read_prediction_file(tmp_path / weights / "predictions_00000.npz") for weights in ("average", "raw")
-    ]
+    files = [read_prediction_file(tmp_path / weights / "predictions_00000.npz") for weights in ("ema", "raw")]
     assert files[0].checkpoint_id != files[1].checkpoint_id
     assert not np.array_equal(files[0].q_halt_logits, files[1].q_halt_logits)
+
+
+def test_a_folder_begun_under_the_former_name_of_ema_is_completed(
+    run: Run, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(checkpoint, tmp_path / "out", "--weights", "average") == 0
+    assert run(checkpoint, tmp_path / "out", "--weights", "ema") == 0
+    assert "1 files, 0 of them new" in capsys.readouterr().out
 
 
 def test_bad_input_is_refused_and_writes_nothing(
@@ -223,10 +228,10 @@ def test_a_complete_folder_is_summed_up_without_the_model(
 ) -> None:
     out = tmp_path / "out"
     assert run(checkpoint, out, *few) == 0
-    monkeypatch.delattr(checkpoints, "load_model")
+    monkeypatch.delattr(evaluate, "load_model")
     assert run(checkpoint, out, *few) == 0
     assert run(checkpoint, out, "--max-groups", 5) == 2
-    with pytest.raises(AttributeError, match="load_model"):
+    with pytest.raises(NameError, match="load_model"):
         run(checkpoint, tmp_path / "other", *few)
 
 

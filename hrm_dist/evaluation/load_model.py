@@ -1,0 +1,35 @@
+"""The model of a checkpoint, for prediction."""
+
+from pathlib import Path
+
+from data_pipeline.base.errors import InputError
+from data_pipeline.schema import DatasetMetadata
+from hrm_dist.checkpoint.reader import CheckpointState, dataset_identity, open_checkpoint
+from hrm_dist.config import ArchConfig
+from hrm_dist.model.act import ACTModel
+
+
+def load_model(path: Path, data_path: Path, metadata: DatasetMetadata, *, ema: bool) -> ACTModel:
+    """Return a checkpoint's model in evaluation mode, with the EMA of its weights if asked for and kept.
+
+    Raises InputError if the dataset is not the one of training. Call it on all ranks, which verify the files together.
+    """
+    checkpoint = open_checkpoint(path)
+    refuse_other_dataset(path, checkpoint.state, data_path, metadata)
+    model = ACTModel(ArchConfig.model_validate(checkpoint.state.config["arch"]), metadata)
+    tensors = checkpoint.tensors("model")
+    if ema:
+        tensors |= checkpoint.tensors("ema")
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def refuse_other_dataset(
+    path: Path, state: CheckpointState, data_path: Path, metadata: DatasetMetadata
+) -> None:
+    """Raise InputError if a dataset is not the one of training: identifiers would mean other puzzles."""
+    if state.dataset != dataset_identity(data_path, metadata):
+        raise InputError(
+            f"{path}: was trained on another dataset than {data_path}, so puzzle identifiers and embeddings do not "
+            "belong together; give --data the dataset of the training."
+        )
