@@ -1,6 +1,6 @@
 """Show what the model did: one self-contained HTML file with every task, its attempts and its votes.
 
-Takes what tools.vote takes and holds the same vote. The file needs no network, opens from disk and prints.
+Takes what tools.vote takes and runs the same vote. The file needs no network, opens from disk and prints.
 
 examples:
   python -m tools.report runs/demo/predictions --data data/demo --out runs/demo/report.html
@@ -13,9 +13,7 @@ import base64
 import io
 import json
 import math
-import struct
 import sys
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,17 +23,24 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+from data_pipeline.arc.tokens import COLOURS
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.files import replace_file
 from hrm_dist.evaluation.voting import Candidate, attempts
-from tools.vote import SCORE_MEANINGS, Poll, add_arguments, hold_poll, warn_of_ignored
+from tools.vote import (
+    ALL_TASKS,
+    SCORE_MEANINGS,
+    VoteResult,
+    add_arguments,
+    pass_columns,
+    run_vote,
+    warn_of_ignored,
+)
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
-ARC_COLOURS = (
-    "#000000 #0074D9 #FF4136 #2ECC40 #FFDC00 "  # 0 to 4
-    "#AAAAAA #F012BE #FF851B #7FDBFF #870C25"  # 5 to 9
-).split()
+PALETTE = bytes.fromhex("".join(code.removeprefix("#") for _, code in COLOURS))
 SHOWN_CANDIDATES = 6
 MAX_CURVE_POINTS = 1000
 
@@ -92,19 +97,20 @@ STATUSES = ("solved", "partly", "unsolved", "hidden")
 
 
 def render_report(
-    poll: Poll, *, title: str, metrics: Path | None = None, max_tasks: int | None = None
+    result: VoteResult, *, title: str, metrics: Path | None = None, max_tasks: int | None = None
 ) -> str:
-    """The whole page. InputError if the metrics cannot be read."""
+    """Return the whole page. Raises InputError if the metrics cannot be read."""
     tasks = sorted(
-        (task_view(poll, task) for task in poll.test_puzzles), key=lambda t: STATUSES.index(t.status)
+        (task_view(result, task) for task in result.test_puzzles), key=lambda t: STATUSES.index(t.status)
     )
     curves = draw_curves(read_metrics(metrics)) if metrics else None
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=title,
-        poll=poll,
+        result=result,
+        overall=result.scores[ALL_TASKS],
         meanings=SCORE_MEANINGS,
-        pass_columns=_pass_columns(poll),
+        pass_columns=pass_columns(result.scores[ALL_TASKS]),
         curves=curves,
         tasks=tasks[:max_tasks],
         num_tasks=len(tasks),
@@ -112,16 +118,16 @@ def render_report(
     )
 
 
-def task_view(poll: Poll, task: str) -> TaskView:
-    """Everything the page shows of one task; all its grids at the same scale, so that they compare."""
-    puzzle = poll.test_puzzles[task]
+def task_view(result: VoteResult, task: str) -> TaskView:
+    """Return everything the page shows of one task; all its grids are at one scale, so that they compare."""
+    puzzle = result.test_puzzles[task]
     grids = [pair[side] for pair in puzzle["train"] for side in ("input", "output")]
     grids += [pair["input"] for pair in puzzle["test"]]
     grids += [pair["output"] for pair in puzzle["test"] if pair.get("output") is not None]
     longest = max((max(len(grid), len(grid[0])) for grid in grids), default=1)
     inputs = [
         input_view(pair, candidates, longest)
-        for pair, candidates in zip(puzzle["test"], poll.votes.tasks[task].inputs, strict=True)
+        for pair, candidates in zip(puzzle["test"], result.votes.tasks[task], strict=True)
     ]
     scored = [view.is_solved for view in inputs if view.is_solved is not None]
     if not scored:
@@ -136,7 +142,7 @@ def task_view(poll: Poll, task: str) -> TaskView:
         name=task,
         status=status,
         label=label,
-        subsets=[name for name, tasks in poll.subsets.items() if task in tasks],
+        subsets=[name for name, tasks in result.subsets.items() if task in tasks],
         demonstrations=[
             (
                 grid_view(pair["input"], longest, DEMONSTRATION_PX),
@@ -149,7 +155,7 @@ def task_view(poll: Poll, task: str) -> TaskView:
 
 
 def input_view(pair: Mapping[str, Any], candidates: Sequence[Candidate], longest: int) -> InputView:
-    """One test input with its attempts and votes."""
+    """Return one test input with its attempts and votes."""
     truth = None if pair.get("output") is None else np.asarray(pair["output"], dtype=np.uint8)
     num_votes = sum(candidate.count for candidate in candidates)
     views = [
@@ -180,7 +186,7 @@ def input_view(pair: Mapping[str, Any], candidates: Sequence[Candidate], longest
 def attempt_view(
     index: int, candidates: Sequence[Candidate], truth: npt.NDArray[np.uint8] | None, longest: int
 ) -> AttemptView:
-    """Attempt `index` as submitted, with how far it is from the truth."""
+    """Return attempt `index` as submitted, with how far it is from the truth."""
     grid = np.asarray(attempts(candidates)[index], dtype=np.uint8)
     voted = candidates[min(index, len(candidates) - 1)].grid if candidates else None
     # Judged by what was voted for, as the scores are: the filler of an empty entry is never right.
@@ -201,7 +207,7 @@ def attempt_view(
 
 
 def grid_view(grid: npt.ArrayLike, longest: int, size_px: tuple[int, int, int]) -> GridView:
-    """A grid as an image of one pixel a cell, which the browser enlarges."""
+    """Return a grid as an image of one pixel a cell, which the browser enlarges."""
     cells = np.asarray(grid, dtype=np.uint8)
     side, least, most = size_px
     height, width = cells.shape
@@ -211,29 +217,16 @@ def grid_view(grid: npt.ArrayLike, longest: int, size_px: tuple[int, int, int]) 
 
 @lru_cache(maxsize=4096)
 def _png_uri(cells: bytes, height: int, width: int) -> str:
-    """A palette PNG of 4 bits a pixel: about 150 bytes for a usual grid."""
-    rows = np.zeros((height, width + width % 2), dtype=np.uint8)
-    rows[:, :width] = np.frombuffer(cells, dtype=np.uint8).reshape(height, width)
-    packed = (rows[:, 0::2] << 4) | rows[:, 1::2]
-    scanlines = np.insert(packed, 0, 0, axis=1)  # each starts with its filter type, 0
-    palette = bytes.fromhex("".join(ARC_COLOURS).replace("#", ""))
-    header = struct.pack(">IIBBBBB", width, height, 4, 3, 0, 0, 0)  # 4 bits, palette
-    chunks = (
-        (b"IHDR", header),
-        (b"PLTE", palette),
-        (b"IDAT", zlib.compress(scanlines.tobytes(), 9)),
-        (b"IEND", b""),
-    )
-    png = b"\x89PNG\r\n\x1a\n"
-    for kind, content in chunks:
-        png += (
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        )
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+    """Return a PNG of 4 bits a pixel: about 150 bytes for a usual grid."""
+    image = Image.frombytes("P", (width, height), cells)
+    image.putpalette(PALETTE)
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line that a running or killed training left unfinished is dropped."""
+    """Return the rows of metrics.jsonl; a last line that a running or killed training left unfinished is dropped."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -253,7 +246,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The training's curves as a data URI of an SVG; None if there is nothing to draw."""
+    """Return the training's curves as a data URI of an SVG; None if there is nothing to draw."""
     from matplotlib import rc_context  # a second of import that a report without curves need not pay
     from matplotlib.figure import Figure
 
@@ -292,20 +285,18 @@ def _truth_note(views: Sequence[CandidateView]) -> str:
     return "the truth got no vote" if right is None else f"the truth is candidate {right.rank}"
 
 
-def _pass_columns(poll: Poll) -> list[str]:
-    first = next(iter(poll.scores.values()))
-    return [key.removeprefix("task/") for key in first if key.startswith("task/")]
-
-
 def run(args: argparse.Namespace) -> int:
     """Vote and write the page."""
-    poll = hold_poll(args)
+    result = run_vote(args)
     page = render_report(
-        poll, title=args.title, metrics=Path(args.metrics) if args.metrics else None, max_tasks=args.max_tasks
+        result,
+        title=args.title,
+        metrics=Path(args.metrics) if args.metrics else None,
+        max_tasks=args.max_tasks,
     )
     replace_file(args.out, page.encode())
-    warn_of_ignored(poll.votes)
-    print(f"report: {args.out} ({len(page) / 1e6:.1f} MB, {len(poll.test_puzzles)} tasks)")
+    warn_of_ignored(result.votes)
+    print(f"report: {args.out} ({len(page) / 1e6:.1f} MB, {len(result.test_puzzles)} tasks)")
     return 0
 
 

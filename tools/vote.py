@@ -1,4 +1,4 @@
-"""Vote over augmented ARC predictions: writes an ARC Prize submission and prints its scores.
+"""Vote over augmented ARC predictions: write an ARC Prize submission and print its scores.
 
 PREDICTIONS are the *.npz files of tools.evaluate, or folders of them. The tasks come from the dataset folder
 that they were made from. Every task and every test input gets two attempts, predicted or not. Scores are
@@ -36,7 +36,7 @@ SCORE_MEANINGS = {
 }
 
 
-class Poll(NamedTuple):
+class VoteResult(NamedTuple):
     """A finished vote with what it was about."""
 
     votes: Votes
@@ -48,7 +48,7 @@ class Poll(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a vote is made from; the report takes the same."""
+    """Add what a vote is made from; the report takes the same."""
     parser.add_argument(
         "predictions", nargs="+", metavar="PREDICTIONS", help="*.npz files, or folders of them"
     )
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def hold_poll(args: argparse.Namespace) -> Poll:
+def run_vote(args: argparse.Namespace) -> VoteResult:
     """Read everything that `add_arguments` names, check it, vote and score."""
     identifiers = read_identifiers(_data_file(args, "identifiers", "identifiers.json"))
     test_puzzles = read_test_puzzles(_data_file(args, "tasks", "test_puzzles.json"))
@@ -86,11 +86,11 @@ def hold_poll(args: argparse.Namespace) -> Poll:
     votes = vote(blocks(), identifiers, test_puzzles, allow_mixed_checkpoints=args.mix_checkpoints)
     by_set = {ALL_TASKS: scores(votes, test_puzzles)}
     by_set |= {name: scores(votes, test_puzzles, tasks=tasks) for name, tasks in subsets.items()}
-    return Poll(votes, test_puzzles, by_set, subsets, sorted(checkpoint_ids))
+    return VoteResult(votes, test_puzzles, by_set, subsets, sorted(checkpoint_ids))
 
 
 def read_identifiers(path: Path) -> list[str]:
-    """identifiers.json: the name of each identifier."""
+    """Read identifiers.json: the name of each identifier."""
     names = read_json(path)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(
@@ -100,7 +100,7 @@ def read_identifiers(path: Path) -> list[str]:
 
 
 def read_test_puzzles(path: Path) -> dict[str, Any]:
-    """test_puzzles.json, every grid checked; a test output may be absent or null: a hidden truth."""
+    """Read test_puzzles.json and check every grid; a test output may be absent or null: a hidden truth."""
     puzzles = read_json(path)
     if not isinstance(puzzles, dict):
         raise InputError(f"{path}: must be an object, task id -> {{train, test}}; build the dataset again.")
@@ -110,7 +110,7 @@ def read_test_puzzles(path: Path) -> dict[str, Any]:
 
 
 def read_subsets(path: Path, test_puzzles: dict[str, Any]) -> dict[str, list[str]]:
-    """Named lists of task ids, all of them in test_puzzles."""
+    """Read named lists of task ids, all of them in test_puzzles."""
     subsets = read_json(path)
     if not isinstance(subsets, dict) or not all(isinstance(tasks, list) for tasks in subsets.values()):
         raise InputError(f"{path}: must be an object, name -> list of task ids.")
@@ -125,12 +125,17 @@ def read_subsets(path: Path, test_puzzles: dict[str, Any]) -> dict[str, list[str
     return subsets
 
 
+def pass_columns(values: dict[str, float]) -> list[str]:
+    """Return what scores were computed at, pass@1 to oracle; none where no truth is known."""
+    return [key.removeprefix("task/") for key in values if key.startswith("task/")]
+
+
 def score_table(by_set: dict[str, dict[str, float]]) -> str:
-    """Percentages, a block for each set of tasks and a line for each naming."""
+    """Return percentages, a block for each set of tasks and a line for each kind of score."""
     lines = []
     for name, values in by_set.items():
         lines.append(f"{name}: {values['tasks']} tasks, {values['inputs']} test inputs scored")
-        columns = [key.removeprefix("task/") for key in values if key.startswith("task/")]
+        columns = pass_columns(values)
         if not columns:
             lines.append("  no test input has a known truth")
             continue
@@ -147,12 +152,12 @@ def warn_of_ignored(votes: Votes) -> None:
     notes = {
         "are for tasks that are not in the data; ignored": votes.unknown_task,
         "match no test input of their task; ignored": votes.unknown_input,
-        "stand twice in the files; counted once": votes.repeated,
+        "occur twice in the files; counted once": votes.repeated,
     }
     for note, count in notes.items():
         if count:
             print(f"note: {count} predictions {note}", file=sys.stderr)
-    num_empty = sum(not candidates for task in votes.tasks.values() for candidates in task.inputs)
+    num_empty = sum(not candidates for task in votes.tasks.values() for candidates in task)
     if num_empty:
         print(f"warning: {num_empty} test inputs have no prediction; submitted as [[0]]", file=sys.stderr)
 
@@ -172,14 +177,16 @@ def _data_file(args: argparse.Namespace, option: str, name: str) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Vote, write the submission, print the scores."""
-    poll = hold_poll(args)
-    content = json.dumps(submission(poll.votes), separators=(",", ":"))
+    result = run_vote(args)
+    content = json.dumps(submission(result.votes), separators=(",", ":"))
     replace_file(args.out, content.encode())
-    warn_of_ignored(poll.votes)
-    print(score_table(poll.scores))
+    warn_of_ignored(result.votes)
+    print(score_table(result.scores))
     print(f"submission: {args.out}")
-    counts = {name: count for name, count in poll.votes._asdict().items() if name != "tasks"}
-    print(json.dumps({"scores": poll.scores, "predictions": counts, "checkpoint_ids": poll.checkpoint_ids}))
+    counts = {name: count for name, count in result.votes._asdict().items() if name != "tasks"}
+    print(
+        json.dumps({"scores": result.scores, "predictions": counts, "checkpoint_ids": result.checkpoint_ids})
+    )
     return 0
 
 

@@ -18,6 +18,19 @@ FIRST_COLOUR_ID = 2
 NUM_COLOURS = 10
 VOCAB_SIZE = FIRST_COLOUR_ID + NUM_COLOURS
 MAX_GRID_SIDE = 30
+COLOURS = (
+    ("black", "#000000"),
+    ("blue", "#0074d9"),
+    ("red", "#ff4136"),
+    ("green", "#2ecc40"),
+    ("yellow", "#ffdc00"),
+    ("grey", "#aaaaaa"),
+    ("magenta", "#f012be"),
+    ("orange", "#ff851b"),
+    ("light blue", "#7fdbff"),
+    ("maroon", "#870c25"),
+)
+"""Colours 0 to 9 as people know them."""
 
 _CROP_CHUNK = 4096  # predictions at a time, so that 400,000 of them need no more memory than a few
 

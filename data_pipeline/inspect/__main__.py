@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.arc.tokens import FIRST_COLOUR_ID
+from data_pipeline.arc.tokens import COLOURS, FIRST_COLOUR_ID
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.files import replace_file
 from data_pipeline.base.table import table
@@ -40,18 +40,6 @@ _BAR_WIDTHS = {1: 60, 2: 30, 4: 10}  # by the number of histograms side by side
 Counts = NDArray[np.int64]  # [largest value + 1], how often each value comes
 Boards = NDArray[np.uint8]  # [n, canvas, canvas]
 
-_ARC_COLOURS = (
-    ("black", "#000000"),
-    ("blue", "#0074d9"),
-    ("red", "#ff4136"),
-    ("green", "#2ecc40"),
-    ("yellow", "#ffdc00"),
-    ("grey", "#aaaaaa"),
-    ("magenta", "#f012be"),
-    ("orange", "#ff851b"),
-    ("light blue", "#7fdbff"),
-    ("maroon", "#870c25"),
-)
 _MAZE_CELLS = (
     ("wall", "#30343b"),
     ("free", "#ffffff"),
@@ -78,7 +66,7 @@ def kind_of(info: DatasetInfo) -> Kind:
     match info.kind:
         case "arc":
             eos = Token("end of a row or column", "#5f5f5f")
-            colours = (Token(f"colour {i}, {name}", code) for i, (name, code) in enumerate(_ARC_COLOURS))
+            colours = (Token(f"colour {i}, {name}", code) for i, (name, code) in enumerate(COLOURS))
             return Kind((padding, eos, *colours), "longer side of the grids", _longer_sides)
         case "sudoku":
             boxes = sudoku.BOX_SHAPES.get(info.canvas)

@@ -7,11 +7,11 @@ Shape legend: N predictions of a file or batch, S cells of the square canvas.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from itertools import compress
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,34 +19,22 @@ import numpy.typing as npt
 from data_pipeline.arc.augment import inverse_dihedral, parse_name
 from data_pipeline.arc.tokens import FIRST_COLOUR_ID, NUM_COLOURS, Grid, crop_sizes
 from data_pipeline.base.errors import InputError
-from hrm_dist.evaluation.predictions import Predictions, read_predictions, write_predictions
-
-__all__ = [
-    "Candidate",
-    "Predictions",
-    "TaskVote",
-    "Votes",
-    "attempts",
-    "known_ranks",
-    "read_predictions",
-    "scores",
-    "submission",
-    "vote",
-    "write_predictions",
-]
+from hrm_dist.evaluation.predictions import Predictions
 
 TestPuzzles = Mapping[str, Mapping[str, Any]]
 """As in test_puzzles.json: task id -> {"train": [...], "test": [...]}, the original grids."""
+
+_Key = TypeVar("_Key")
 
 PADDING_IDENTIFIER = 0
 PASS_KS = (1, 2, 5, 10, 100, 1000)
 _COLOURS = bytes(range(NUM_COLOURS))
 _TOKEN_OF_COLOUR = bytes.maketrans(_COLOURS, bytes(range(FIRST_COLOUR_ID, FIRST_COLOUR_ID + NUM_COLOURS)))
-_BALLOT = np.dtype(
+_VOTE = np.dtype(
     [
         ("identifier", np.int64),
         ("example", np.int64),
-        ("slot", np.int64),  # which test input, over all tasks
+        ("input", np.int64),  # which test input, over all tasks
         ("grid", np.int64),  # which distinct grid
         ("q", np.float64),
     ]
@@ -67,16 +55,11 @@ class Candidate:
     """Mean over its votes of sigmoid(q_halt): how sure the model was of being right."""
 
 
-class TaskVote(NamedTuple):
-    """The candidates of each test input, in the order of the task's test inputs, best first."""
-
-    inputs: list[list[Candidate]]
-
-
 class Votes(NamedTuple):
-    """Every task of test_puzzles with its votes, and what became of the predictions."""
+    """Every task of test_puzzles with its candidates, and what became of the predictions."""
 
-    tasks: dict[str, TaskVote]
+    tasks: dict[str, list[list[Candidate]]]
+    """Of each test input of a task, in order: its candidates, best first."""
     counted: int
     """Predictions that are a vote; the others are one of these:"""
     padding: int
@@ -98,39 +81,38 @@ def vote(
     """Count the predictions of each test input; the order and the splitting of `predictions` do not matter.
 
     A prediction belongs to the test input that equals its own input once the augmentation is undone.
-    A row that stands twice, as in overlapping files, is counted once. Two different predictions for the
+    A row that occurs twice, as in overlapping files, is counted once. Two different predictions for the
     same puzzle and example come from two evaluations and raise InputError, unless mixing is allowed.
     """
-    slot_of_input, slots_of_task = _index_test_inputs(test_puzzles)
-    tally = _Tally(identifiers, slot_of_input, slots_of_task)
+    counter = VoteCounter(identifiers, test_puzzles)
     for block in predictions:
-        tally.add(block)
-    ballots, keys = tally.in_canonical_order()
-    ballots, repeated = _drop_repeats(ballots)
+        counter.add(block)
+    votes, keys = counter.in_canonical_order()
+    is_new = np.ones(len(votes), dtype=bool)
+    is_new[1:] = votes[1:] != votes[:-1]  # equal in every field: one row, read twice
+    votes = votes[is_new]
     if not allow_mixed_checkpoints:
-        _refuse_contradictions(ballots, identifiers)
-    candidates = _rank(ballots, keys, num_slots=len(slot_of_input))
+        _refuse_contradictions(votes, identifiers)
+    candidates = _rank(votes, keys, len(counter.number_of_input))
     return Votes(
-        tasks={task: TaskVote([candidates[slot] for slot in slots]) for task, slots in slots_of_task.items()},
-        counted=len(ballots),
-        repeated=repeated,
-        padding=tally.skipped["padding"],
-        unknown_task=tally.skipped["unknown_task"],
-        unknown_input=tally.skipped["unknown_input"],
+        tasks={task: [candidates[i] for i in numbers] for task, numbers in counter.inputs_of_task.items()},
+        counted=len(votes),
+        repeated=int((~is_new).sum()),
+        **counter.skipped,
     )
 
 
 def attempts(candidates: Sequence[Candidate]) -> tuple[list[list[int]], list[list[int]]]:
-    """The two grids to submit: the best two, or one twice; `EMPTY_ATTEMPT` for none or an empty one."""
+    """Return the two grids to submit: the best two, or one twice; `EMPTY_ATTEMPT` for none or an empty one."""
     grids = [c.grid.tolist() if c.grid.size else EMPTY_ATTEMPT for c in candidates[:2]] or [EMPTY_ATTEMPT]
     return grids[0], grids[-1]
 
 
 def submission(votes: Votes) -> dict[str, list[dict[str, list[list[int]]]]]:
-    """The ARC Prize format: an entry for every task and every test input, voted on or not."""
+    """Return the ARC Prize format: an entry for every task and every test input, voted on or not."""
     entries = {}
-    for task, task_vote in votes.tasks.items():
-        pairs = [attempts(candidates) for candidates in task_vote.inputs]
+    for task, inputs in votes.tasks.items():
+        pairs = [attempts(candidates) for candidates in inputs]
         entries[task] = [{"attempt_1": first, "attempt_2": second} for first, second in pairs]
     return entries
 
@@ -141,7 +123,7 @@ def scores(
     ks: Sequence[int] = PASS_KS,
     tasks: Iterable[str] | None = None,
 ) -> dict[str, float]:
-    """How often the truth is among the first k candidates; only inputs with a known truth are scored.
+    """Return how often the truth is among the first k candidates; only inputs with a known truth are scored.
 
     `input/pass@k` is the share of test inputs, `task/pass@k` the mean over tasks of the share of a task's
     test inputs (the competition's score), `task_all/pass@k` the share of tasks with all test inputs right.
@@ -151,7 +133,7 @@ def scores(
     chosen = (
         test_puzzles if tasks is None else [task for task in dict.fromkeys(tasks) if task in test_puzzles]
     )
-    ranks_of_task = [known for task in chosen if (known := known_ranks(votes, test_puzzles, task))]
+    ranks_of_task = [known for task in chosen if (known := _known_ranks(votes, test_puzzles, task))]
     result: dict[str, float] = {"inputs": sum(map(len, ranks_of_task)), "tasks": len(ranks_of_task)}
     if not ranks_of_task:
         return result
@@ -166,14 +148,14 @@ def scores(
     return result
 
 
-def known_ranks(votes: Votes, test_puzzles: TestPuzzles, task: str) -> list[float]:
-    """Place of the truth among the candidates, from 0, for each test input with a known truth; else inf."""
+def _known_ranks(votes: Votes, test_puzzles: TestPuzzles, task: str) -> list[float]:
+    """Return the truth's rank among the candidates, from 0 or inf, for each test input with a known truth."""
     ranks = []
-    for pair, candidates in zip(test_puzzles[task]["test"], votes.tasks[task].inputs, strict=True):
+    for pair, candidates in zip(test_puzzles[task]["test"], votes.tasks[task], strict=True):
         if pair.get("output") is not None:
             truth = _grid_key(np.asarray(pair["output"], dtype=np.uint8))
-            places = (place for place, c in enumerate(candidates) if _grid_key(c.grid) == truth)
-            ranks.append(next(places, math.inf))
+            matches = (rank for rank, c in enumerate(candidates) if _grid_key(c.grid) == truth)
+            ranks.append(next(matches, math.inf))
     return ranks
 
 
@@ -193,7 +175,7 @@ def _read_puzzle(name: str) -> _Puzzle:
 
 
 def _grid_key(grid: npt.NDArray[np.uint8]) -> bytes:
-    """A grid as bytes: height, width, cells. Equal keys, equal grids."""
+    """Return a grid as bytes: height, width, cells. Equal keys, equal grids."""
     return bytes(grid.shape) + grid.tobytes()
 
 
@@ -201,28 +183,16 @@ def _key_grid(key: bytes) -> Grid:
     return np.frombuffer(key, dtype=np.uint8, offset=2).reshape(key[0], key[1])
 
 
-def _index_test_inputs(
-    test_puzzles: TestPuzzles,
-) -> tuple[dict[tuple[str, bytes], int], dict[str, list[int]]]:
-    """Number the test inputs. Equal test inputs of one task share a number, and so their votes."""
-    slot_of_input: dict[tuple[str, bytes], int] = {}
-    slots_of_task: dict[str, list[int]] = {}
-    for task, pairs in test_puzzles.items():
-        keys = [(task, _grid_key(np.asarray(pair["input"], dtype=np.uint8))) for pair in pairs["test"]]
-        slots_of_task[task] = [slot_of_input.setdefault(key, len(slot_of_input)) for key in keys]
-    return slot_of_input, slots_of_task
-
-
 @cache  # at most 8 x canvas^2 entries
 def _cells(dihedral: int, height: int, width: int, canvas: int) -> tuple[bytes, npt.NDArray[np.int64]]:
-    """Shape, as bytes, and places on the canvas of the un-rotated crop: cropping and turning at once."""
-    places: Any = np.arange(canvas * canvas).reshape(canvas, canvas)[:height, :width]
-    turned = inverse_dihedral(places, dihedral)  # it turns places as it turns colours
+    """Return the un-rotated crop's shape, as bytes, and its cells' indices on the canvas: crop and turn at once."""
+    indices: Any = np.arange(canvas * canvas).reshape(canvas, canvas)[:height, :width]
+    turned = inverse_dihedral(indices, dihedral)  # it turns indices as it turns colours
     return bytes(turned.shape), np.ascontiguousarray(turned, dtype=np.int64).reshape(-1)
 
 
 def _original_keys(tokens: npt.NDArray[np.uint8], puzzles: Sequence[_Puzzle]) -> list[bytes]:
-    """Crop each row of `tokens` [N, S], undo its augmentation, and give the original grid's key.
+    """Crop each row of `tokens` [N, S], undo its augmentation, and return the original grid's key.
 
     Two lookups a row, one for the cells and one for the colours, cost a tenth of numpy calls per step.
     """
@@ -235,66 +205,23 @@ def _original_keys(tokens: npt.NDArray[np.uint8], puzzles: Sequence[_Puzzle]) ->
     return keys
 
 
-class _Tally:
-    """Collects ballots block by block, so that the predictions themselves need not stay in memory."""
+class VoteCounter:
+    """Turn predictions into votes block by block, so that they need not stay in memory."""
 
-    def __init__(
-        self,
-        identifiers: Sequence[str],
-        slot_of_input: dict[tuple[str, bytes], int],
-        slots_of_task: dict[str, list[int]],
-    ) -> None:
+    def __init__(self, identifiers: Sequence[str], test_puzzles: TestPuzzles) -> None:
         self.identifiers = identifiers
-        self.slot_of_input = slot_of_input
-        self.slots_of_task = slots_of_task
+        # Equal test inputs of one task share a number, and so their votes.
+        self.number_of_input: dict[tuple[str, bytes], int] = {}
+        self.inputs_of_task: dict[str, list[int]] = {}
+        for task, pairs in test_puzzles.items():
+            keys = [(task, _grid_key(np.asarray(pair["input"], dtype=np.uint8))) for pair in pairs["test"]]
+            self.inputs_of_task[task] = [_number(self.number_of_input, key) for key in keys]
         self.number_of_grid: dict[bytes, int] = {}
-        self.skipped: Counter[str] = Counter()
-        self.blocks = [np.empty(0, dtype=_BALLOT)]
+        self.skipped = {"padding": 0, "unknown_task": 0, "unknown_input": 0}
+        self.blocks = [np.empty(0, dtype=_VOTE)]
 
     def add(self, block: Predictions) -> None:
-        self._check(block)
-        is_real = block.puzzle_identifiers != PADDING_IDENTIFIER
-        puzzles = [self._puzzle(i) for i in block.puzzle_identifiers.tolist()]
-        is_known = np.array([puzzle.task in self.slots_of_task for puzzle in puzzles], dtype=bool)
-        self.skipped["padding"] += int((~is_real).sum())
-        self.skipped["unknown_task"] += int((is_real & ~is_known).sum())
-
-        rows = np.flatnonzero(is_real & is_known)
-        puzzles = [puzzles[row] for row in rows]
-        input_keys = _original_keys(block.inputs[rows], puzzles)
-        slots = [
-            self.slot_of_input.get((puzzle.task, key), -1)
-            for puzzle, key in zip(puzzles, input_keys, strict=True)
-        ]
-        is_matched = np.array(slots, dtype=np.int64) >= 0
-        self.skipped["unknown_input"] += int((~is_matched).sum())
-
-        rows = rows[is_matched]
-        puzzles = [puzzle for puzzle, slot in zip(puzzles, slots, strict=True) if slot >= 0]
-        grid_keys = _original_keys(block.preds[rows], puzzles)
-        numbers = [self.number_of_grid.setdefault(key, len(self.number_of_grid)) for key in grid_keys]
-        ballots = np.empty(len(rows), dtype=_BALLOT)
-        ballots["identifier"] = block.puzzle_identifiers[rows]
-        ballots["example"] = block.example_index[rows]
-        ballots["slot"] = np.array(slots, dtype=np.int64)[is_matched]
-        ballots["grid"] = numbers
-        ballots["q"] = _sigmoid(block.q_halt_logits[rows])
-        self.blocks.append(ballots)
-
-    def in_canonical_order(self) -> tuple[npt.NDArray[np.void], list[bytes]]:
-        """All ballots by (identifier, example), and the grids' keys; neither depends on arrival order.
-
-        Pooled checkpoints give several ballots to one example: the surer, then the smaller grid comes first.
-        """
-        keys = sorted(self.number_of_grid)
-        rank = np.empty(len(keys), dtype=np.int64)
-        rank[[self.number_of_grid[key] for key in keys]] = np.arange(len(keys))
-        ballots = np.concatenate(self.blocks)
-        ballots["grid"] = rank[ballots["grid"]]
-        by = (ballots["grid"], -ballots["q"], ballots["slot"], ballots["example"], ballots["identifier"])
-        return ballots[np.lexsort(by)], keys
-
-    def _check(self, block: Predictions) -> None:
+        """Count a block's predictions. Raises InputError for identifiers that the data does not have."""
         ids = block.puzzle_identifiers
         outside = ids[(ids < 0) | (ids >= len(self.identifiers))]
         if len(outside):
@@ -302,11 +229,46 @@ class _Tally:
                 f"{block.source}: puzzle_identifiers holds {outside[0]}, but the data has identifiers "
                 f"0 to {len(self.identifiers) - 1}; give the data folder that the predictions were made from."
             )
+        rows = np.flatnonzero(ids != PADDING_IDENTIFIER)
+        puzzles = [_read_puzzle(self.identifiers[i]) for i in ids[rows].tolist()]
+        is_known = np.array([puzzle.task in self.inputs_of_task for puzzle in puzzles], dtype=bool)
+        self.skipped["padding"] += len(ids) - len(rows)
+        self.skipped["unknown_task"] += int((~is_known).sum())
 
-    def _puzzle(self, identifier: int) -> _Puzzle:
-        if identifier == PADDING_IDENTIFIER:  # its name is no puzzle's
-            return _Puzzle("", 0, b"")
-        return _read_puzzle(self.identifiers[identifier])
+        rows, puzzles = rows[is_known], list(compress(puzzles, is_known))
+        input_keys, grid_keys = (
+            _original_keys(field[rows], puzzles) for field in (block.inputs, block.preds)
+        )
+        votes = np.empty(len(rows), dtype=_VOTE)
+        votes["identifier"] = ids[rows]
+        votes["example"] = block.example_index[rows]
+        votes["input"] = [
+            self.number_of_input.get((puzzle.task, key), -1)
+            for puzzle, key in zip(puzzles, input_keys, strict=True)
+        ]
+        votes["grid"] = [_number(self.number_of_grid, key) for key in grid_keys]
+        votes["q"] = _sigmoid(block.q_halt_logits[rows])
+        votes = votes[votes["input"] >= 0]
+        self.skipped["unknown_input"] += len(rows) - len(votes)
+        self.blocks.append(votes)
+
+    def in_canonical_order(self) -> tuple[npt.NDArray[np.void], list[bytes]]:
+        """Return all votes by (identifier, example), and the grids' keys; neither depends on arrival order.
+
+        Pooled checkpoints give several votes to one example: the surer, then the smaller grid comes first.
+        """
+        keys = sorted(self.number_of_grid)
+        rank = np.empty(len(keys), dtype=np.int64)
+        rank[[self.number_of_grid[key] for key in keys]] = np.arange(len(keys))
+        votes = np.concatenate(self.blocks)
+        votes["grid"] = rank[votes["grid"]]
+        by = (votes["grid"], -votes["q"], votes["input"], votes["example"], votes["identifier"])
+        return votes[np.lexsort(by)], keys
+
+
+def _number(numbers: dict[_Key, int], key: _Key) -> int:
+    """Return a key's number; a new one gets the next."""
+    return numbers.setdefault(key, len(numbers))
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -315,18 +277,11 @@ def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         return np.nan_to_num(1.0 / (1.0 + np.exp(-logits.astype(np.float64))), nan=0.0)
 
 
-def _drop_repeats(ballots: npt.NDArray[np.void]) -> tuple[npt.NDArray[np.void], int]:
-    """Ballots in canonical order, equal in every field, are one row read twice."""
-    is_new = np.ones(len(ballots), dtype=bool)
-    is_new[1:] = ballots[1:] != ballots[:-1]
-    return ballots[is_new], int((~is_new).sum())
-
-
-def _refuse_contradictions(ballots: npt.NDArray[np.void], identifiers: Sequence[str]) -> None:
-    place = ballots[["identifier", "example", "slot"]]
-    repeats = place[1:] == place[:-1]
+def _refuse_contradictions(votes: npt.NDArray[np.void], identifiers: Sequence[str]) -> None:
+    asked = votes[["identifier", "example", "input"]]
+    repeats = asked[1:] == asked[:-1]
     if repeats.any():
-        name = identifiers[place["identifier"][np.argmax(repeats)]]
+        name = identifiers[asked["identifier"][np.argmax(repeats)]]
         raise InputError(
             f"puzzle {name!r}: the predictions answer the same input differently "
             f"({int(repeats.sum())} such rows), so they come from several evaluations; "
@@ -334,19 +289,19 @@ def _refuse_contradictions(ballots: npt.NDArray[np.void], identifiers: Sequence[
         )
 
 
-def _rank(ballots: npt.NDArray[np.void], keys: Sequence[bytes], num_slots: int) -> list[list[Candidate]]:
-    """Candidates of each test input by (count, mean q) descending, then by first appearance."""
+def _rank(votes: npt.NDArray[np.void], keys: Sequence[bytes], num_inputs: int) -> list[list[Candidate]]:
+    """Return the candidates of each test input by (count, mean q) descending, then by first appearance."""
     num_grids = max(len(keys), 1)
-    groups, first, group_of_ballot, counts = np.unique(
-        ballots["slot"] * num_grids + ballots["grid"],
+    groups, first, group_of_vote, counts = np.unique(
+        votes["input"] * num_grids + votes["grid"],
         return_index=True,
         return_inverse=True,
         return_counts=True,
     )
-    mean_q = np.bincount(group_of_ballot, weights=ballots["q"], minlength=len(groups)) / counts
-    slots, grids = (part.tolist() for part in np.divmod(groups, num_grids))
-    candidates: list[list[Candidate]] = [[] for _ in range(num_slots)]
-    for group in np.lexsort((first, -mean_q, -counts, slots)).tolist():
+    mean_q = np.bincount(group_of_vote, weights=votes["q"], minlength=len(groups)) / counts
+    inputs, grids = (numbers.tolist() for numbers in np.divmod(groups, num_grids))
+    candidates: list[list[Candidate]] = [[] for _ in range(num_inputs)]
+    for group in np.lexsort((first, -mean_q, -counts, inputs)).tolist():
         candidate = Candidate(_key_grid(keys[grids[group]]), int(counts[group]), float(mean_q[group]))
-        candidates[slots[group]].append(candidate)
+        candidates[inputs[group]].append(candidate)
     return candidates

@@ -14,8 +14,14 @@ from hypothesis import strategies as st
 from data_pipeline.arc.augment import Augmentation, apply
 from data_pipeline.arc.tokens import encode
 from data_pipeline.base.errors import InputError
-from hrm_dist.evaluation.predictions import MAX_ROWS_PER_FILE, UNKNOWN_EXAMPLE, Predictions
-from hrm_dist.evaluation.voting import attempts, read_predictions, scores, submission, vote, write_predictions
+from hrm_dist.evaluation.predictions import (
+    MAX_ROWS_PER_FILE,
+    UNKNOWN_EXAMPLE,
+    Predictions,
+    read_predictions,
+    write_predictions,
+)
+from hrm_dist.evaluation.voting import attempts, scores, submission, vote
 from tools.vote import main
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -69,7 +75,7 @@ def predictions(*rows: tuple[Any, ...], checkpoint_id: str | None = "step_1") ->
 
 def ranking(votes: Any, task: str, index: int = 0) -> list[tuple[int, int]]:
     """(colour, count) of each candidate of a test input."""
-    return [(int(c.grid[0, 0]), c.count) for c in votes.tasks[task].inputs[index]]
+    return [(int(c.grid[0, 0]), c.count) for c in votes.tasks[task][index]]
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +119,14 @@ def test_order_splitting_and_overlap_of_files_do_not_matter(
     expected = vote([everything], golden["identifiers"], golden["tasks"])
     assert (votes.counted, votes.repeated) == (num_rows, 20)
     for task, task_vote in expected.tasks.items():
-        found = [[(c.grid.tolist(), c.count, c.mean_q) for c in cs] for cs in votes.tasks[task].inputs]
-        assert found == [[(c.grid.tolist(), c.count, c.mean_q) for c in cs] for cs in task_vote.inputs]
+        found = [[(c.grid.tolist(), c.count, c.mean_q) for c in cs] for cs in votes.tasks[task]]
+        assert found == [[(c.grid.tolist(), c.count, c.mean_q) for c in cs] for cs in task_vote]
 
 
 def test_augmentations_in_both_spellings_are_undone() -> None:
     grid = np.array([[1, 2], [0, 4], [9, 7]], dtype=np.uint8)
     votes = vote([predictions(*(row(i, 0, grid) for i in (1, 2, 3)))], IDENTIFIERS, puzzles())
-    (candidate,) = votes.tasks["a"].inputs[0]
+    (candidate,) = votes.tasks["a"][0]
     np.testing.assert_array_equal(candidate.grid, grid)
     assert (candidate.count, candidate.mean_q) == (3, 0.5)
 
@@ -156,9 +162,9 @@ def test_every_test_input_is_submitted_even_without_a_prediction() -> None:
 def test_a_single_candidate_is_submitted_twice_and_an_empty_one_as_a_valid_grid() -> None:
     empty = np.zeros((0, 0), dtype=np.uint8)
     votes = vote([predictions(row(1, 0, constant(4)), row(2, 1, empty))], IDENTIFIERS, puzzles())
-    assert attempts(votes.tasks["a"].inputs[0]) == (constant(4).tolist(), constant(4).tolist())
-    assert votes.tasks["a"].inputs[1][0].grid.shape == (0, 0)
-    assert attempts(votes.tasks["a"].inputs[1]) == ([[0]], [[0]])
+    assert attempts(votes.tasks["a"][0]) == (constant(4).tolist(), constant(4).tolist())
+    assert votes.tasks["a"][1][0].grid.shape == (0, 0)
+    assert attempts(votes.tasks["a"][1]) == ([[0]], [[0]])
 
 
 def test_what_is_not_a_vote_is_counted_and_left_out() -> None:
