@@ -16,12 +16,14 @@ The last line printed is one JSON object. Memory and CPU time of a build are rea
 import argparse
 import hashlib
 import json
+import operator
 import os
 import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -73,9 +75,10 @@ def bench_build(arguments: list[str], out: Path) -> dict[str, object]:
     cpu_seconds: dict[int, float] = {}
     with subprocess.Popen(command) as process:
         while process.poll() is None:
-            for pid in _descendants(process.pid):
-                peaks[pid] = max(peaks.get(pid, 0.0), _peak_megabytes(pid))
-                cpu_seconds[pid] = max(cpu_seconds.get(pid, 0.0), _cpu_seconds(pid))
+            usage = _cpu_seconds_of_tree(process.pid)
+            cpu_seconds |= usage
+            for pid in usage:
+                peaks[pid] = max(peaks.get(pid, 0.0), _status_megabytes(pid, "VmHWM"))
             time.sleep(POLL_SECONDS)
     seconds = time.perf_counter() - started
     if process.returncode:
@@ -101,9 +104,9 @@ def bench_row(preset: str, num_aug: int, row: int) -> dict[str, object]:
     """Make one training row of a preset, step by step."""
     groups, plan_seconds = _timed(lambda: plan_groups(arc.merge(arc.bundled(preset)), num_aug, seed=42))
     plan = SplitPlan("train", groups, MAX_GRID_SIDE, seed=42)
-    places = np.arange(len(plan.groups))
-    samples, tables_seconds = _timed(lambda: plan.samples(row, places))
-    samples, samples_seconds = _fastest(lambda: plan.samples(row, places))
+    everyone = np.arange(len(plan.groups))
+    _, tables_seconds = _timed(lambda: plan.samples(row, everyone))
+    samples, samples_seconds = _fastest(lambda: plan.samples(row, everyone))
     tar, tar_seconds = _fastest(lambda: encode_tar(row, samples))
     _, sha_seconds = _fastest(lambda: hashlib.sha256(tar.data).digest())
     compressed, zstd_seconds = _fastest(lambda: compress(tar.data, plan.compression))
@@ -184,7 +187,7 @@ def _rank_milliseconds(dataset: Path, global_batch_size: int, steps: int, world_
 
 
 def _num_stored_examples(dataset: Path, split: str) -> int:
-    """Examples in the shards, those that rows repeat counted again."""
+    """Count the examples in the shards, those that rows repeat again."""
     index = json.loads((dataset / split / "index.json").read_bytes())
     return sum(shard["num_examples"] for shard in index["shards"])
 
@@ -196,30 +199,20 @@ def _timed(call: Callable[[], _Result]) -> tuple[_Result, float]:
 
 
 def _fastest(call: Callable[[], _Result], runs: int = 7) -> tuple[_Result, float]:
-    result, fastest = _timed(call)
-    for _ in range(runs - 1):
-        result, seconds = _timed(call)
-        fastest = min(fastest, seconds)
-    return result, fastest
+    return min((_timed(call) for _ in range(runs)), key=operator.itemgetter(1))
 
 
-def _descendants(root: int) -> set[int]:
-    """A process and all that it has started, straight or through others."""
-    parents: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:  # it has just ended
-            continue
-        parents[int(stat.parent.name)] = int(fields[1])
+def _cpu_seconds_of_tree(root: int) -> dict[int, float]:
+    """Return the CPU seconds of a process and of all that it has started, directly or through others, by PID."""
+    stats: dict[int, list[str]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            stats[int(path.parent.name)] = path.read_text().rsplit(")", 1)[1].split()
     found = {root}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+    while more := {pid for pid, fields in stats.items() if int(fields[1]) in found} - found:
         found |= more
-    return found
-
-
-def _peak_megabytes(pid: int) -> float:
-    return _status_megabytes(pid, "VmHWM")
+    ticks = os.sysconf("SC_CLK_TCK")
+    return {pid: (int(stats[pid][11]) + int(stats[pid][12])) / ticks for pid in found & stats.keys()}
 
 
 def _resident_megabytes() -> float:
@@ -232,14 +225,6 @@ def _status_megabytes(pid: int, field: str) -> float:
     except OSError:
         return 0.0
     return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{field}:")), 0.0)
-
-
-def _cpu_seconds(pid: int) -> float:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _parse_arguments() -> tuple[argparse.Namespace, list[str]]:

@@ -12,7 +12,7 @@ examples:
 
 A tiny model (ACT, deep supervision, Q-targets where the architecture has them, puzzle embeddings, moving average,
 both optimizers) trains on eight real ARC tasks: once in one process with ddp, the reference, and once per engine and
-number of processes. Each run stops after step 1 and goes on from its checkpoint. Compared, as relative differences:
+number of processes. Each run stops after step 1 and resumes from its checkpoint. Compared, as relative differences:
   loss             in each of the first 20 steps, and of the first 200, at lr 1e-4
   gradient         of step 1, per tensor, to the tensor's norm
   weights, step 1  per tensor, but for turned elements; they are counted
@@ -78,20 +78,6 @@ _OWN_SETTINGS = (
 )  # fmt: skip
 
 
-class Options(NamedTuple):
-    """The command line."""
-
-    engines: tuple[str, ...]
-    world_sizes: tuple[int, ...]
-    steps: int
-    arch: str
-    precision: str
-    device: str
-    timeout_s: float
-    keep: Path | None
-    settings: tuple[str, ...]
-
-
 class Result(NamedTuple):
     """What became of a run."""
 
@@ -105,7 +91,7 @@ class Result(NamedTuple):
 
 def main() -> int:
     """Run the reference and the matrix, and print what they gave."""
-    options = _options(_parse())
+    options = _parse_arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with TemporaryDirectory(prefix="check_engines-") as temporary:
         results, notes = check(options, Path(temporary))
@@ -118,8 +104,8 @@ def main() -> int:
     return 0 if is_equal else EXIT_DIFFERENT
 
 
-def check(options: Options, temporary: Path) -> tuple[list[Result], list[str]]:
-    """Train and compare all runs; gives their results and remarks on them."""
+def check(options: argparse.Namespace, temporary: Path) -> tuple[list[Result], list[str]]:
+    """Train and compare all runs; return their results and remarks on them."""
     folder = options.keep or temporary
     config_path = temporary / "config.yaml"
     batch_size = batch_size_for(options.world_sizes)
@@ -134,16 +120,17 @@ def check(options: Options, temporary: Path) -> tuple[list[Result], list[str]]:
     results: list[Result] = []
     with tqdm(total=1 + len(cells), unit="run") as progress:
         progress.set_postfix_str(f"{REFERENCE}, the reference")
-        failure = runs.make_reference()
-        if failure is not None:
-            return [failure], []
+        try:
+            runs.train(REFERENCE, runs.reference, settings=())
+        except RunFailed as error:
+            return [Result(REFERENCE, "failed", (f"the reference: {error}",))], []
         for cell in cells:
             progress.update()
             progress.set_postfix_str(str(cell))
             started = time.perf_counter()
             results.append(runs.check(cell)._replace(seconds=time.perf_counter() - started))
         progress.update()
-    return results, _notes(config, runs.vanishing(), options)
+    return results, _notes(runs)
 
 
 class _Runs(NamedTuple):
@@ -152,46 +139,35 @@ class _Runs(NamedTuple):
     config_path: Path
     config: TrainConfig
     folder: Path
-    options: Options
+    options: argparse.Namespace
 
     @property
-    def _limits(self) -> Limits:
+    def limits(self) -> Limits:
         return LIMITS[self.options.precision]
 
     @property
-    def _reference(self) -> Path:
+    def reference(self) -> Path:
         return self.folder / "reference"
 
-    def make_reference(self) -> Result | None:
-        """Train the reference; gives its result if that failed."""
-        try:
-            train(
-                self.config_path, self._reference, REFERENCE, self.options.steps, (), self.options.timeout_s
-            )
-        except RunFailed as error:
-            return Result(REFERENCE, "failed", (f"the reference: {error}",))
-        return None
+    def train(self, cell: Cell, run: Path, settings: Sequence[str]) -> None:
+        train(self.config_path, run, cell, self.options.steps, settings, self.options.timeout)
 
     def check(self, cell: Cell) -> Result:
         """Train a cell, if there are devices for it, and compare it with the reference."""
         if cell.world_size > _most_processes(self.options.device):
             reason = f"needs {cell.world_size} GPUs, this machine has {torch.cuda.device_count()}"
             return Result(cell, "skipped", (reason,))
-        run, config, options = self.folder / f"{cell.engine}-{cell.world_size}", self.config, self.options
+        run = self.folder / f"{cell.engine}-{cell.world_size}"
         try:
-            train(self.config_path, run, cell, options.steps, options.settings, options.timeout_s)
-            differences = compare(run, self._reference, config.lr, config.puzzle_emb_lr, self._limits)
+            self.train(cell, run, self.options.settings)
+            differences = compare(run, self.reference, self.config.lr, self.config.puzzle_emb_lr, self.limits)
         except (RunFailed, InputError) as error:
             return Result(cell, "failed", (str(error),))
-        reasons = exceeded(differences, self._limits)
+        reasons = exceeded(differences, self.limits)
         return Result(cell, "different" if reasons else "equal", tuple(reasons), differences)
 
-    def vanishing(self) -> tuple[int, int]:
-        """How many elements of the first gradient may be turned by rounding, and of how many."""
-        return vanishing(self._reference, self._limits.gradient)
 
-
-def _check_settings(path: Path, config: TrainConfig, options: Options) -> None:
+def _check_settings(path: Path, config: TrainConfig, options: argparse.Namespace) -> None:
     """Refuse settings that are not good, or that the check makes itself."""
     changed = load_config(path, options.settings)
     for key in _OWN_SETTINGS:
@@ -221,7 +197,7 @@ def _make_folder(path: Path) -> None:
 
 
 def _table(results: Sequence[Result]) -> str:
-    """One line per run."""
+    """Return one line per run."""
     heads = (
         "engine", "processes", f"loss, first {FIRST_STEPS}", "loss, all", "gradient", "weights, step 1",
         "turned", "in table", "weights, last", "seconds", "result",
@@ -239,9 +215,10 @@ def _table(results: Sequence[Result]) -> str:
     return "\n".join(table(rows, ">"))
 
 
-def _notes(config: TrainConfig, counts: tuple[int, int], options: Options) -> list[str]:
-    """The limits, and what turned elements can do, in words."""
-    limits, (small, total) = LIMITS[options.precision], counts
+def _notes(runs: _Runs) -> list[str]:
+    """Return the limits, and what turned elements can do, in words."""
+    config, limits, options = runs.config, runs.limits, runs.options
+    small, total = vanishing(runs.reference, limits.gradient)
     notes = [
         f"limits ({options.precision}): loss of the first {FIRST_STEPS} steps {limits.first_losses:.1e}, of the first "
         f"{MOST_STEPS} {limits.losses:.1e}, gradient {limits.gradient:.1e}, weights of step 1 "
@@ -258,8 +235,8 @@ def _notes(config: TrainConfig, counts: tuple[int, int], options: Options) -> li
     return notes
 
 
-def _report(options: Options, results: Sequence[Result], is_equal: bool) -> dict[str, object]:
-    """All of it, for programs; a difference that is no finite number is null."""
+def _report(options: argparse.Namespace, results: Sequence[Result], is_equal: bool) -> dict[str, object]:
+    """Return all of it for programs; a difference that is no finite number is null."""
     runs: list[dict[str, object]] = []
     for result in results:
         measured = result.differences._asdict() if result.differences else {}
@@ -280,7 +257,8 @@ def _report(options: Options, results: Sequence[Result], is_equal: bool) -> dict
 # The command line
 
 
-def _parse() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
+    """Return the command line, checked. Raises InputError."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.check_engines",
         description=__doc__,
@@ -298,36 +276,25 @@ def _parse() -> argparse.Namespace:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
     add("--timeout", type=float, default=600, metavar="S", help="seconds that a run may take (%(default)s)")
     add("--keep", type=Path, metavar="DIR", help="a new folder for runs and logs, which else are deleted")
-    return parser.parse_intermixed_args()
-
-
-def _options(given: argparse.Namespace) -> Options:
-    """The command line, checked. Raises InputError."""
-    engines = tuple(dict.fromkeys(given.engines.split(",")))
-    unknown = [engine for engine in engines if engine not in ENGINES]
-    if unknown:
-        raise InputError(
-            f"--engines {given.engines}: no engine is called {unknown[0]!r}; choose of {','.join(ENGINES)}."
-        )
-    sizes = given.world_sizes.split(",")
-    if not all(size.isdecimal() and int(size) for size in sizes):
-        raise InputError(
-            f"--world-sizes {given.world_sizes}: write numbers of processes from 1, as in 1,2,4."
-        )
-    for name, value in (("--steps", given.steps), ("--timeout", given.timeout)):
+    options = parser.parse_intermixed_args()
+    for name, value in (("--steps", options.steps), ("--timeout", options.timeout)):
         if not value >= 1:
             raise InputError(f"{name} {value}: must be at least 1.")
-    device = given.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = Options(
-        engines, tuple(dict.fromkeys(map(int, sizes))), given.steps, given.arch, given.precision, device,
-        given.timeout, given.keep, tuple(given.settings),
-    )  # fmt: skip
-    if min(options.world_sizes) > _most_processes(device):
+    given = f"--engines {options.engines}"
+    options.engines = tuple(dict.fromkeys(options.engines.split(",")))
+    unknown = [engine for engine in options.engines if engine not in ENGINES]
+    if unknown:
+        raise InputError(f"{given}: no engine is called {unknown[0]!r}; choose of {','.join(ENGINES)}.")
+    given, sizes = f"--world-sizes {options.world_sizes}", options.world_sizes.split(",")
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        raise InputError(f"{given}: write numbers of processes from 1, as in 1,2,4.")
+    options.world_sizes = tuple(dict.fromkeys(map(int, sizes)))
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if min(options.world_sizes) > _most_processes(options.device):
         raise InputError(
-            f"--world-sizes {given.world_sizes}: this machine has {torch.cuda.device_count()} GPUs and every process "
-            "needs one; take fewer processes, or --device cpu."
+            f"{given}: this machine has {torch.cuda.device_count()} GPUs and every process needs one; take fewer "
+            "processes, or --device cpu."
         )
     return options
 

@@ -1,4 +1,4 @@
-"""How far one training run lies from another: losses, the first gradient, the weights.
+"""How far one training run is from another: losses, the first gradient, the weights.
 
 Both optimizers follow the sign of a gradient (AdamATan2 in its first step, the table's sign-SGD in each). Where a
 gradient vanishes but for rounding, its sign depends on the order in which its parts were added up, and two runs that
@@ -59,14 +59,14 @@ class Differences(NamedTuple):
 
 
 class _Turned(NamedTuple):
-    """The elements of a tensor that step 1 moved the other way, and how the others differ."""
+    """Which elements of a tensor step 1 moved the other way, and how the others differ."""
 
-    places: Tensor
+    mask: Tensor
     others: float
 
 
 def exceeded(differences: Differences, limits: Limits) -> list[str]:
-    """What is beyond its limit, in words; nothing: the runs are equal."""
+    """Return what is beyond its limit, in words; nothing if the runs are equal."""
     names = {
         "first_losses": f"loss of the first {FIRST_STEPS} steps",
         "losses": "loss",
@@ -85,7 +85,7 @@ def exceeded(differences: Differences, limits: Limits) -> list[str]:
 
 
 def compare(run: Path, reference: Path, lr: float, table_lr: float, limits: Limits) -> Differences:
-    """The differences of one run folder to another; both have checkpoints of step 1 and of the last step."""
+    """Return the differences of one run folder to another; both have checkpoints of step 1 and the last step."""
     losses, other_losses = _losses(run, limits), _losses(reference, limits)
     difference = _of_means if limits.of_mean_losses else _largest
     ours, theirs = (_tensors(folder / "checkpoints" / "step_1") for folder in (run, reference))
@@ -98,12 +98,12 @@ def compare(run: Path, reference: Path, lr: float, table_lr: float, limits: Limi
         for key in theirs
         if _is_weight(key)
     }
-    in_table = turned[TABLE].places.sum().item() / max(1, theirs[TABLE].count_nonzero().item())
+    in_table = turned[TABLE].mask.sum().item() / max(1, theirs[TABLE].count_nonzero().item())
     num_turned = num_unexplained = 0
     for key in gradients:
-        places, gradient = turned[f"model.{key.removeprefix(_GRADIENT)}"].places, theirs[key].abs()
-        num_turned += int(places.sum())
-        num_unexplained += int((places & (gradient > limits.gradient * gradient.norm())).sum())
+        mask, gradient = turned[f"model.{key.removeprefix(_GRADIENT)}"].mask, theirs[key].abs()
+        num_turned += int(mask.sum())
+        num_unexplained += int((mask & (gradient > limits.gradient * gradient.norm())).sum())
     return Differences(
         first_losses=difference(losses[:FIRST_STEPS], other_losses[:FIRST_STEPS]),
         losses=difference(losses[:MOST_STEPS], other_losses[:MOST_STEPS]),
@@ -119,13 +119,15 @@ def compare(run: Path, reference: Path, lr: float, table_lr: float, limits: Limi
 
 def _turned(ours: Tensor, theirs: Tensor, lr: float) -> _Turned:
     # An update by the sign of a gradient moves each element by lr, or not at all where the gradient is zero.
-    places = (ours - theirs).abs() > lr / 2
-    return _Turned(places, _relative(ours[~places], theirs[~places]))
+    mask = (ours - theirs).abs() > lr / 2
+    return _Turned(mask, _relative(ours[~mask], theirs[~mask]))
 
 
 def vanishing(reference: Path, limit: float) -> tuple[int, int]:
-    """How many elements of the first gradient are within the limit of zero, next to the root mean square of their
-    tensor; of how many. Rounding of that size would turn them."""
+    """Count the elements of the first gradient, and those of them that rounding up to the limit could turn.
+
+    These are within the limit of zero, relative to the root mean square of their tensor. They come first.
+    """
     tensors = _tensors(reference / "checkpoints" / "step_1")
     gradients = [tensor for key, tensor in tensors.items() if key.startswith(_GRADIENT)]
     small = sum(int(((g != 0) & (g.abs() <= limit * g.square().mean().sqrt())).sum()) for g in gradients)
@@ -147,7 +149,7 @@ def _of_means(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """Weights and first moments of a checkpoint in float64, by KIND.NAME; in step 1, moments are scaled gradients."""
+    """Read a checkpoint's weights and first moments, which in step 1 are scaled gradients, in float64, by KIND.NAME."""
     opened = checkpoint.open_checkpoint(path)
     keys = [key for key in opened.shapes if key.startswith(_GRADIENT) or _is_weight(key)]
     return {key: opened.tensor(key).to(torch.float64) for key in keys}
@@ -158,11 +160,11 @@ def _is_weight(key: str) -> bool:
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:
-    """The norm of the difference, relative to the norm; 0 for equal tensors, those of zeros included."""
+    """Return the norm of the difference, relative to the norm; 0 for equal tensors, those of zeros included."""
     difference, norm = (ours - theirs).norm().item(), theirs.norm().item()
     return difference / norm if norm else (math.inf if difference else 0.0)
 
 
 def _size(value: float) -> float:
-    """What `max` compares by: not a number is larger than all numbers."""
+    """Return what `max` compares by: NaN is larger than all numbers."""
     return math.inf if math.isnan(value) else value

@@ -37,32 +37,27 @@ class RunFailed(Exception):  # noqa: N818
     """A process of a run ended badly or did not end; the message says which, with the tail of its log."""
 
 
-class _Failure(NamedTuple):
-    rank: int
-    reason: str
-
-
 def build_dataset(out: Path) -> None:
-    """Eight ARC-AGI-1 tasks without a grid over 6 x 6, each with 8 augmentations."""
+    """Build eight ARC-AGI-1 tasks without a grid over 6 x 6, each with 8 augmentations."""
     options = ArcOptions(num_aug=8, holdout="all", canvas=6, limit_groups=8, leaks="keep")
     build(Request("arc-agi-1", [], out, options, seed=0, workers=1, quiet=True))
 
 
 def write_config(path: Path, data: Path, arch: str, precision: str, device: str, batch_size: int) -> None:
-    """The configuration of every run: all parts of the model and both optimizers, no evaluation.
+    """Write the configuration of every run: the whole model and both optimizers, no evaluation.
 
     Few cycles, for TRM too: untrained, each amplifies rounding. With TRM's own 3 x 6, two right runs differ by 1e-5
     after 20 steps and 1e-2 after 50, with 2 x 2 by 2e-7 after 200.
     """
-    sizes: dict[str, object] = {
+    sizes = {"H_layers": 1} if arch == "hrm" else {"puzzle_emb_len": 2}
+    sizes |= {
+        "L_layers": 1,
         "H_cycles": 2,
         "L_cycles": 2,
-        "L_layers": 1,
         "hidden_size": 32,
         "num_heads": 2,
+        "halt_max_steps": 4,
     }
-    sizes["halt_max_steps"] = 4
-    sizes |= {"H_layers": 1} if arch == "hrm" else {"puzzle_emb_len": 2}
     config = {
         "arch": {"name": arch, **sizes},
         "data_path": str(data),
@@ -82,7 +77,7 @@ def write_config(path: Path, data: Path, arch: str, precision: str, device: str,
 
 
 def batch_size_for(world_sizes: Sequence[int]) -> int:
-    """The least batch size of 16 or more that every number of processes divides."""
+    """Return the least batch size of 16 or more that every number of processes divides."""
     common = math.lcm(*world_sizes)
     return -(-LEAST_BATCH_SIZE // common) * common
 
@@ -90,7 +85,7 @@ def batch_size_for(world_sizes: Sequence[int]) -> int:
 def train(
     config: Path, folder: Path, cell: Cell, steps: int, settings: Sequence[str], timeout_s: float
 ) -> None:
-    """Train in `folder` for one step, so that there is a checkpoint of it, and then go on to `steps`."""
+    """Train in `folder` for one step, so that there is a checkpoint of it, and resume to `steps`."""
     for max_steps in sorted({1, steps}):
         overrides = [f"checkpoint_path={folder}", f"engine={cell.engine}", f"max_steps={max_steps}"]
         command = [sys.executable, "-m", "hrm_dist.train", str(config), *settings, *overrides]
@@ -116,7 +111,8 @@ def run_ranks(command: list[str], folder: Path, world_size: int, timeout_s: floa
             process.kill()
             process.wait()
     if failure is not None:
-        raise RunFailed(f"rank {failure.rank}: {failure.reason}\n{_tail(logs[failure.rank])}")
+        rank, reason = failure
+        raise RunFailed(f"rank {rank}: {reason}\n{_tail(logs[rank])}")
 
 
 def _environments(world_size: int) -> list[dict[str, str]]:
@@ -135,28 +131,28 @@ def _environments(world_size: int) -> list[dict[str, str]]:
     return [{**inherited, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
 
 
-def _first_failure(processes: Sequence[subprocess.Popen[bytes]], timeout_s: float) -> _Failure | None:
-    """Wait for all to end; gives the first that failed, or one that has not ended in time, if any.
+def _first_failure(processes: Sequence[subprocess.Popen[bytes]], timeout_s: float) -> tuple[int, str] | None:
+    """Wait for all to end; return the rank and reason of the first that failed or did not end in time, if any.
 
     The others wait for one that failed, and end with errors of their own that say less.
     """
     deadline = time.monotonic() + timeout_s
-    failure: _Failure | None = None
+    failure: tuple[int, str] | None = None
     while True:
         codes = [process.poll() for process in processes]
         bad = next((rank for rank, code in enumerate(codes) if code), None)
         if failure is None and bad is not None:
-            failure = _Failure(bad, f"exit code {codes[bad]}")
+            failure = bad, f"exit code {codes[bad]}"
             deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         if None not in codes:
             return failure
         if time.monotonic() > deadline:
-            return failure or _Failure(codes.index(None), f"still running after {timeout_s:.0f} s")
+            return failure or (codes.index(None), f"still running after {timeout_s:.0f} s")
         time.sleep(0.02)
 
 
 def _tail(log: Path) -> str:
-    """The last lines of a log; of a progress bar, which overwrites its line, the last state."""
+    """Return the last lines of a log; of a progress bar, which overwrites its line, the last state."""
     text = log.read_bytes().decode(errors="replace")
     lines = [line.rstrip().rsplit("\r", 1)[-1] for line in text.split("\n")]
     return "\n".join(f"    {line}" for line in [line for line in lines if line][-LOG_LINES_SHOWN:])
