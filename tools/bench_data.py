@@ -33,6 +33,7 @@ import zstandard
 from data_pipeline.arc import sources as arc
 from data_pipeline.arc.rows import SplitPlan, plan_groups
 from data_pipeline.arc.tokens import MAX_GRID_SIDE
+from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.files import replace_file
 from data_pipeline.schema import load_dataset_info
@@ -228,11 +229,7 @@ def _status_megabytes(pid: int, field: str) -> float:
 
 
 def _parse_arguments() -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench_data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("tools.bench_data", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="build a dataset in a process of its own")
     build.add_argument("preset", help="what to build, see `python -m data_pipeline.build --help`")

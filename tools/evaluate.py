@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import EXIT_INTERRUPTED, InputError, exit_code
 from data_pipeline.base.parallel import Part, parse_part
 from data_pipeline.reader import TestReader
@@ -47,11 +48,7 @@ from hrm_dist.model.act import ACTModel
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return what the command line asks for. Raises InputError, or ends the process where it is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("tools.evaluate", __doc__)
     parser.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a folder such as .../checkpoints/latest"
     )

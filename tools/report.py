@@ -26,6 +26,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from data_pipeline.arc.tokens import COLOURS
+from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.files import replace_file
 from hrm_dist.evaluation.voting import Candidate, attempts
@@ -302,11 +303,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("tools.report", __doc__)
     add_arguments(parser)
     parser.add_argument("--out", required=True, metavar="F", help="the HTML file to write")
     parser.add_argument("--metrics", metavar="F", help="metrics.jsonl of the run: adds the training's curves")

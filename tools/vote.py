@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from data_pipeline.arc.json_format import parse_task, read_json
+from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.files import replace_file
 from data_pipeline.base.table import table
@@ -192,9 +193,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.vote", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("tools.vote", __doc__)
     add_arguments(parser)
     parser.add_argument("--out", required=True, metavar="F", help="the submission file to write")
     args = parser.parse_args(argv)

@@ -17,7 +17,7 @@ from tools.bench_train.speed import RandomReader, timed_step
 
 
 def measure(config: TrainConfig, metadata: DatasetMetadata, world: World, steps: int) -> dict[str, object]:
-    """Seconds that a checkpoint holds up training, on this rank, and of the steps beside its writing."""
+    """Return how long a checkpoint holds up training, on this rank, and how long steps take beside its writing."""
     trainer = Trainer(config, world, RandomReader(metadata, config.global_batch_size, world))
     timed_step(trainer)
     result: dict[str, object] = {

@@ -26,7 +26,7 @@ class Time(NamedTuple):
 
 
 class RandomReader(TrainReader):
-    """Stands in for a dataset: a rank's slice of random tokens, the same for every step."""
+    """Stand in for a dataset: a rank's slice of random tokens, the same for every step."""
 
     def __init__(self, metadata: DatasetMetadata, global_batch_size: int, world: World) -> None:
         # Not the parent's: there are no shards.
@@ -50,12 +50,13 @@ class RandomReader(TrainReader):
 def measure(
     config: TrainConfig, metadata: DatasetMetadata, world: World, steps: int, compare: bool
 ) -> dict[str, object]:
-    """Median time of a step and what follows from it; with `compare`, eager and compiled in turns."""
+    """Return the median time of a step and what follows from it; with `compare`, eager and compiled in turns."""
     reader = RandomReader(metadata, config.global_batch_size, world)
-    compiled = {"eager": False, "compiled": True} if compare else {_mode(config.compile): config.compile}
     trainers = {
-        mode: Trainer(config.model_copy(update={"compile": value}), world, reader)
-        for mode, value in compiled.items()
+        "compiled" if compiles else "eager": Trainer(
+            config.model_copy(update={"compile": compiles}), world, reader
+        )
+        for compiles in ((False, True) if compare else (config.compile,))
     }
     dtype = next(iter(trainers.values())).model.dtype
     peak = matmul_rate(world.device, dtype)
@@ -94,12 +95,8 @@ def measure(
     return result
 
 
-def _mode(compiled: bool) -> str:
-    return "compiled" if compiled else "eager"
-
-
 def timed_step(trainer: Trainer) -> Time:
-    """Time of one more training step."""
+    """Take one more training step and return its time."""
     wall, cpu = time.perf_counter(), time.process_time()
     trainer.train_step(trainer.reader.batch(trainer.step))
     trainer.step += 1
@@ -126,7 +123,7 @@ def _described(config: TrainConfig, metadata: DatasetMetadata, world: World) -> 
 
 
 def _peak_bytes(device: torch.device) -> int:
-    """Most that this process held so far: on the GPU, or of the machine's memory."""
+    """Return the most that this process held so far: on the GPU, or of the machine's memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

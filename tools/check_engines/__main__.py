@@ -43,6 +43,7 @@ from typing import NamedTuple, get_args
 import torch
 from tqdm import tqdm
 
+from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.table import table
 from data_pipeline.sampler import check_divisible
@@ -259,11 +260,7 @@ def _report(options: argparse.Namespace, results: Sequence[Result], is_equal: bo
 
 def _parse_arguments() -> argparse.Namespace:
     """Return the command line, checked. Raises InputError."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.check_engines",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("tools.check_engines", __doc__)
     add = parser.add_argument
     add(
         "settings", nargs="*", metavar="key=value", help="settings of the compared runs, not of the reference"
