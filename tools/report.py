@@ -15,7 +15,6 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,13 +63,10 @@ class AttemptView(NamedTuple):
     note: str
 
 
-@dataclass(frozen=True)
-class CandidateView:
-    grid: GridView | None  # None for an empty prediction
+class CandidateView(NamedTuple):
+    candidate: Candidate
     rank: int  # from 1
-    count: int
-    share: float
-    mean_q: float
+    grid: GridView | None  # None for an empty prediction
     is_right: bool | None
 
 
@@ -90,7 +86,7 @@ class TaskView(NamedTuple):
     status: str
     label: str
     subsets: list[str]
-    demonstrations: list[tuple[GridView, GridView]]
+    demonstrations: list[list[GridView]]  # input and output
     inputs: list[InputView]
 
 
@@ -122,9 +118,8 @@ def render_report(
 def task_view(result: VoteResult, task: str) -> TaskView:
     """Return everything the page shows of one task; all its grids are at one scale, so that they compare."""
     puzzle = result.test_puzzles[task]
-    grids = [pair[side] for pair in puzzle["train"] for side in ("input", "output")]
-    grids += [pair["input"] for pair in puzzle["test"]]
-    grids += [pair["output"] for pair in puzzle["test"] if pair.get("output") is not None]
+    pairs = puzzle["train"] + puzzle["test"]
+    grids = [grid for pair in pairs for grid in (pair["input"], pair.get("output")) if grid is not None]
     longest = max((max(len(grid), len(grid[0])) for grid in grids), default=1)
     inputs = [
         input_view(pair, candidates, longest)
@@ -145,10 +140,7 @@ def task_view(result: VoteResult, task: str) -> TaskView:
         label=label,
         subsets=[name for name, tasks in result.subsets.items() if task in tasks],
         demonstrations=[
-            (
-                grid_view(pair["input"], longest, DEMONSTRATION_PX),
-                grid_view(pair["output"], longest, DEMONSTRATION_PX),
-            )
+            [grid_view(pair[side], longest, DEMONSTRATION_PX) for side in ("input", "output")]
             for pair in puzzle["train"]
         ],
         inputs=inputs,
@@ -159,18 +151,16 @@ def input_view(pair: Mapping[str, Any], candidates: Sequence[Candidate], longest
     """Return one test input with its attempts and votes."""
     truth = None if pair.get("output") is None else np.asarray(pair["output"], dtype=np.uint8)
     num_votes = sum(candidate.count for candidate in candidates)
+    is_right = [None if truth is None else np.array_equal(c.grid, truth) for c in candidates]
     views = [
-        CandidateView(
-            grid=grid_view(c.grid, longest, CANDIDATE_PX) if c.grid.size else None,
-            rank=rank,
-            count=c.count,
-            share=c.count / num_votes,
-            mean_q=c.mean_q,
-            is_right=None if truth is None else np.array_equal(c.grid, truth),
-        )
-        for rank, c in enumerate(candidates, start=1)
-        if rank <= SHOWN_CANDIDATES or (truth is not None and np.array_equal(c.grid, truth))
+        CandidateView(c, rank, grid_view(c.grid, longest, CANDIDATE_PX) if c.grid.size else None, right)
+        for rank, (c, right) in enumerate(zip(candidates, is_right, strict=True), start=1)
+        if rank <= SHOWN_CANDIDATES or right
     ]
+    truth_note = ""
+    if truth is not None and candidates:
+        found = (f"the truth is candidate {view.rank}" for view in views if view.is_right)
+        truth_note = next(found, "the truth got no vote")
     attempt_views = [attempt_view(i, candidates, truth, longest) for i in range(2)]
     return InputView(
         grid=grid_view(pair["input"], longest, TEST_PX),
@@ -180,7 +170,7 @@ def input_view(pair: Mapping[str, Any], candidates: Sequence[Candidate], longest
         num_votes=num_votes,
         num_candidates=len(candidates),
         candidates=views,
-        truth_note=_truth_note(views) if truth is not None and candidates else "",
+        truth_note=truth_note,
     )
 
 
@@ -251,14 +241,14 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> str | None:
     from matplotlib import rc_context  # a second of import that a report without curves need not pay
     from matplotlib.figure import Figure
 
-    panels = {"loss": "loss", "accuracy": "accuracy|pass@2", "learning rate": "lr"}
+    panels = {"loss": ("loss",), "accuracy": ("accuracy", "pass@2"), "learning rate": ("lr",)}
     numbers = [{name: value for name, value in row.items() if isinstance(value, int | float)} for row in rows]
     names = {name for row in numbers for name in row if name.startswith(("train/", "eval/"))}
     keys = {
-        title: sorted(n for n in names if n.endswith(tuple(ends.split("|"))))
+        title: found
         for title, ends in panels.items()
+        if (found := sorted(name for name in names if name.endswith(ends)))
     }
-    keys = {title: found for title, found in keys.items() if found}
     if not keys:
         return None
     with rc_context(
@@ -279,11 +269,6 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> str | None:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _truth_note(views: Sequence[CandidateView]) -> str:
-    right = next((view for view in views if view.is_right), None)
-    return "the truth got no vote" if right is None else f"the truth is candidate {right.rank}"
 
 
 def run(args: argparse.Namespace) -> int:
