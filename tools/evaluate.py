@@ -95,8 +95,8 @@ def evaluation_asked_for(options: argparse.Namespace, reader: TestReader, num_pa
     )
 
 
-class _Work(NamedTuple):
-    """What there is to predict, and with what."""
+class _Predictor(NamedTuple):
+    """Predict rows of the test split into files."""
 
     reader: TestReader
     model: ACTModel
@@ -108,7 +108,7 @@ class _Work(NamedTuple):
         return sum(-(-len(rows) // self.batch_size) for rows in files)
 
     def predict(self, files: Mapping[Path, range]) -> Generator[int]:
-        """Write the files, and give the number of examples after every batch."""
+        """Write the files; yield the number of examples after every batch."""
         for path, rows in files.items():
             batches = self.reader.batches(self.batch_size, rows.start, rows.stop)
             blocks: list[Predictions] = []
@@ -144,10 +144,10 @@ def main() -> int:
             evaluation = collectives.run_on_rank0(lambda: claim(out, asked, part))
             # Listed once for all ranks: one that looked later would already see files of the others.
             todo = collectives.run_on_rank0(lambda: _missing(evaluation.files(out), part))
-            work = _Work(
+            predictor = _Predictor(
                 reader, model.to(world.device), world.device, options.batch_size, asked.checkpoint_id
             )
-            is_stopped = not _predict_together(work, todo, world, stop)
+            is_stopped = not _predict_together(predictor, todo, world, stop)
             stop.finish_vote()
             collectives.barrier()
         files = evaluation.files(out)
@@ -166,19 +166,21 @@ def main() -> int:
 
 
 def _missing(files: Mapping[Path, range], part: Part) -> dict[Path, range]:
-    """Those of the part's files that are not there."""
+    """Return those of the part's files that are not there."""
     return {path: rows for path, rows in part.share(list(files.items())) if not path.exists()}
 
 
-def _predict_together(work: _Work, todo: Mapping[Path, range], world: World, stop: PreemptionHandler) -> bool:
-    """Share files among the ranks; gives False if a signal to any came first, after files that are complete."""
+def _predict_together(
+    predictor: _Predictor, todo: Mapping[Path, range], world: World, stop: PreemptionHandler
+) -> bool:
+    """Share files among the ranks; return False if a signal to any came first, after files that are complete."""
     shares = [Part(r, world.world_size).share(list(todo.items())) for r in range(world.world_size)]
     own = dict(shares[world.rank])
     total = sum(map(len, own.values()))
     # All ranks vote equally often, whether they have a batch or not.
-    num_votes = max(work.num_batches(rows for _, rows in share) for share in shares)
+    num_votes = max(predictor.num_batches(rows for _, rows in share) for share in shares)
     with (
-        closing(work.predict(own)) as batches,
+        closing(predictor.predict(own)) as batches,
         tqdm(total=total, unit="example", disable=not world.is_main) as progress,
     ):
         for _ in range(num_votes):
@@ -200,7 +202,7 @@ def _summary(out: Path, files: Mapping[Path, range], part: Part, num_new: int) -
 
 
 def _accuracy(files: Mapping[Path, range], reader: TestReader) -> str:
-    """How many of the predictions are right, in words."""
+    """Return how many of the predictions are right, in words."""
     total = np.zeros(3)
     for path, rows in files.items():
         [batch] = reader.batches(len(rows), rows.start, rows.stop)

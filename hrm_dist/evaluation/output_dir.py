@@ -29,7 +29,7 @@ class Evaluation(Strict):
     rows_per_file: int = Field(ge=1, le=MAX_ROWS_PER_FILE)
 
     def files(self, out: Path) -> dict[Path, range]:
-        """All files, in order, and the rows of the test split in each."""
+        """Return all files, in order, and the rows of the test split in each."""
         starts = range(0, self.num_rows, self.rows_per_file)
         return {
             out / f"predictions_{number:05d}.npz": range(
@@ -40,15 +40,15 @@ class Evaluation(Strict):
 
 
 def rows_per_file(num_rows: int, num_parts: int) -> int:
-    """So many that every part has something to do, where there are enough rows."""
+    """Return how many rows a file has, so that every part has something to do where there are enough rows."""
     return max(1, min(MAX_ROWS_PER_FILE, -(-num_rows // num_parts)))
 
 
 def agree(out: Path, asked: Evaluation, part: Part) -> Evaluation:
-    """What the folder is of; what is asked for, if it is new.
+    """Return what the folder is of, or what is asked for if it is new.
 
     Without parts, files are as the folder has them. Raises InputError for a folder of something else, or one that
-    these parts would cut otherwise.
+    these parts would cut differently.
     """
     # Files first: whoever writes one has written the record before.
     has_files = any(out.glob("*.npz"))
@@ -84,7 +84,7 @@ def claim(out: Path, asked: Evaluation, part: Part) -> Evaluation:
 
 
 def missing_parts(out: Path, num_parts: int) -> list[int]:
-    """Which parts of an evaluation by `--part I/num_parts` have files to write; all of a folder not begun.
+    """Return which parts of an evaluation by `--part I/num_parts` have files to write; all of a folder not begun.
 
     Raises InputError for a folder that another number of parts has begun and not completed.
     """

@@ -64,7 +64,7 @@ def write_predictions(path: str | Path, predictions: Predictions) -> None:
 
 
 def prediction_files(paths: Sequence[str | Path]) -> list[Path]:
-    """The files that `paths` (files and folders) name, each once. InputError if there are none."""
+    """Return the files that `paths` (files and folders) name, each once. Raises InputError if there are none."""
     files: dict[Path, Path] = {}
     for path in map(Path, paths):
         if path.is_dir():
@@ -86,7 +86,7 @@ def prediction_files(paths: Sequence[str | Path]) -> list[Path]:
 def read_predictions(
     paths: Sequence[str | Path], *, allow_mixed_checkpoints: bool = False
 ) -> Iterator[Predictions]:
-    """Read the files one by one; InputError, naming file and field, for whatever cannot be used."""
+    """Read the files one by one. Raises InputError, naming file and field, for whatever cannot be used."""
     first: Predictions | None = None
     for file in prediction_files(paths):
         predictions = read_prediction_file(file)

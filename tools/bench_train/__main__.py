@@ -4,7 +4,7 @@ examples:
   python -m tools.bench_train
       training steps of the published HRM (27 M parameters) on the shape of a Sudoku, 32 sequences
   python -m tools.bench_train --compile --steps 20
-      eager and compiled in turns, so that whatever else the machine does meets both
+      eager and compiled in turns, so that whatever else the machine does affects both
   python -m tools.bench_train configs/trm_arc1.yaml --seq-len 900 --vocab-size 12 --batch-size 4 precision=fp32
       any configuration and shape; settings as for hrm_dist.train
   torchrun --nproc-per-node 2 -m tools.bench_train engine=fsdp2 activation_checkpointing=true

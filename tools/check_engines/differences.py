@@ -58,13 +58,6 @@ class Differences(NamedTuple):
     """Of a tensor after the last step, to its norm."""
 
 
-class _Turned(NamedTuple):
-    """Which elements of a tensor step 1 moved the other way, and how the others differ."""
-
-    mask: Tensor
-    others: float
-
-
 def exceeded(differences: Differences, limits: Limits) -> list[str]:
     """Return what is beyond its limit, in words; nothing if the runs are equal."""
     names = {
@@ -93,34 +86,29 @@ def compare(run: Path, reference: Path, lr: float, table_lr: float, limits: Limi
     last = [_relative(ours_last[key], theirs_last[key]) for key in theirs_last if _is_weight(key)]
     gradients = {key: _relative(ours[key], theirs[key]) for key in theirs if key.startswith(_GRADIENT)}
     worst = max(gradients, key=lambda key: _size(gradients[key]))
-    turned = {
-        key: _turned(ours[key], theirs[key], table_lr if key == TABLE else lr)
-        for key in theirs
-        if _is_weight(key)
-    }
-    in_table = turned[TABLE].mask.sum().item() / max(1, theirs[TABLE].count_nonzero().item())
+    turned: dict[str, Tensor] = {}
+    others: list[float] = []
+    for key in filter(_is_weight, theirs):
+        # An update by the sign of a gradient moves each element by lr, or not at all where the gradient is zero.
+        mask = (ours[key] - theirs[key]).abs() > (table_lr if key == TABLE else lr) / 2
+        turned[key] = mask
+        others.append(_relative(ours[key][~mask], theirs[key][~mask]))
     num_turned = num_unexplained = 0
     for key in gradients:
-        mask, gradient = turned[f"model.{key.removeprefix(_GRADIENT)}"].mask, theirs[key].abs()
+        mask, gradient = turned[f"model.{key.removeprefix(_GRADIENT)}"], theirs[key].abs()
         num_turned += int(mask.sum())
         num_unexplained += int((mask & (gradient > limits.gradient * gradient.norm())).sum())
     return Differences(
         first_losses=difference(losses[:FIRST_STEPS], other_losses[:FIRST_STEPS]),
         losses=difference(losses[:MOST_STEPS], other_losses[:MOST_STEPS]),
         gradient=gradients[worst],
-        first_weights=max((found.others for found in turned.values()), key=_size),
-        turned_in_table=in_table,
+        first_weights=max(others, key=_size),
+        turned_in_table=turned[TABLE].sum().item() / max(1, theirs[TABLE].count_nonzero().item()),
         worst_gradient=worst.removeprefix(_GRADIENT),
         turned=num_turned,
         unexplained=num_unexplained,
         last_weights=max(last, key=_size),
     )
-
-
-def _turned(ours: Tensor, theirs: Tensor, lr: float) -> _Turned:
-    # An update by the sign of a gradient moves each element by lr, or not at all where the gradient is zero.
-    mask = (ours - theirs).abs() > lr / 2
-    return _Turned(mask, _relative(ours[~mask], theirs[~mask]))
 
 
 def vanishing(reference: Path, limit: float) -> tuple[int, int]:
