@@ -160,7 +160,7 @@ def _known_ranks(votes: Votes, test_puzzles: TestPuzzles, task: str) -> list[flo
 
 
 class _Puzzle(NamedTuple):
-    """What an identifier stands for."""
+    """The task and the augmentation of an identifier."""
 
     task: str
     dihedral: int
