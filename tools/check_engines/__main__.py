@@ -20,10 +20,10 @@ number of processes. Each run stops after step 1 and resumes from its checkpoint
 A turned element is one that step 1 moved the other way. Both optimizers follow the sign of a gradient, and where it
 vanishes but for rounding, the order of summation decides. Such an element is off by at most 2 x lr per step. It is
 excused only if its gradient is within the limit of the gradient's difference; what it does to the loss is not excused.
-In bf16 each process rounds its share of a gradient to 8 bits before the sum, so runs drift apart: rounding decides which
-answers are right in every cell and which sequences halt, and single steps then differ by up to a tenth. Means do not.
-Compared is the mean of the answer's loss over the steps (limit 2 x 2^-8) and the gradient (16 x 2^-8: the rows of an
-embedding add up many numbers of 8 bits).
+In bf16 each process rounds its share of a gradient to 8 bits before the sum, so runs drift apart: rounding decides
+which answers are right in every cell and which sequences halt, and single steps then differ by up to a tenth. Means
+do not. Compared is the mean of the answer's loss over the steps (limit 2 x 2^-8) and the gradient (16 x 2^-8: the
+rows of an embedding add up many numbers of 8 bits).
 
 Exit codes: 0 all equal, 1 a difference or a failed run, 2 bad input. The last line printed is one JSON object.
 """
