@@ -55,14 +55,14 @@ class TestBatch(TypedDict):
     example_index: torch.Tensor
 
 
-class _Opened(NamedTuple):
+class OpenedDataset(NamedTuple):
     """A dataset of which every file is there."""
 
     info: DatasetInfo
     indexes: dict[SplitName, SplitIndex]
 
 
-def _open(dataset_dir: Path) -> _Opened:
+def open_dataset(dataset_dir: Path) -> OpenedDataset:
     """Read what describes a dataset, and look whether its shards are there and as long as they were.
 
     So a run does not begin on a dataset of which only a part has been copied. Raises InputError.
@@ -78,7 +78,7 @@ def _open(dataset_dir: Path) -> _Opened:
             if sizes.get(shard.file) != shard.size_bytes:
                 state = "damaged, not as long as it was" if shard.file in sizes else "missing"
                 raise InputError(f"{dataset_dir / split / shard.file}: {state}; {REBUILD}.")
-    return _Opened(info, indexes)
+    return OpenedDataset(info, indexes)
 
 
 class _Shards:
@@ -113,7 +113,7 @@ class TrainReader:
         self, dataset_dir: Path | str, seed: int, global_batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
         check_divisible(global_batch_size, world_size)
-        self.info, indexes = _open(Path(dataset_dir))
+        self.info, indexes = open_dataset(Path(dataset_dir))
         self.metadata: DatasetMetadata = self.info.metadata("train")
         self._shards = _Shards(Path(dataset_dir), indexes["train"])
         index = self._shards.index
@@ -131,13 +131,13 @@ class TrainReader:
         numbers = list(dict.fromkeys(shard_number.tolist()))  # in order of use: the last stays cached
         if len(numbers) == 1:
             examples, identifiers = self._read(numbers[0], group, example)
-            return _tensors(examples, identifiers, self.info.pad_id)
+            return to_tensors(examples, identifiers, self.info.pad_id)
         examples = np.empty((len(row), 2, self.info.seq_len), dtype=np.uint8)
         identifiers = np.empty(len(row), dtype=np.int32)
         for number in numbers:
             chosen = shard_number == number
             examples[chosen], identifiers[chosen] = self._read(number, group[chosen], example[chosen])
-        return _tensors(examples, identifiers, self.info.pad_id)
+        return to_tensors(examples, identifiers, self.info.pad_id)
 
     def _read(
         self, shard_number: int, group: NDArray[np.int64], example: NDArray[np.int64]
@@ -157,7 +157,7 @@ class TestReader:
         self, dataset_dir: Path | str, max_groups: int | None = None, num_aug: int | None = None
     ) -> None:
         """Keep to the first `max_groups` groups, and to the original and `num_aug` augmentations of each."""
-        self.info, indexes = _open(Path(dataset_dir))
+        self.info, indexes = open_dataset(Path(dataset_dir))
         self.metadata: DatasetMetadata = self.info.metadata("test")
         self._shards = _Shards(Path(dataset_dir), indexes["test"])
         index = self._shards.index
@@ -203,7 +203,7 @@ class TestReader:
             identifiers.append(np.repeat(shard.identifiers, sizes)[chosen])
             example_index.append(index_in_puzzle[chosen].astype(np.int32))
             first = part_end
-        tensors = _tensors(np.concatenate(examples), np.concatenate(identifiers), self.info.pad_id)
+        tensors = to_tensors(np.concatenate(examples), np.concatenate(identifiers), self.info.pad_id)
         return TestBatch(
             inputs=tensors["inputs"],
             labels=tensors["labels"],
@@ -212,7 +212,7 @@ class TestReader:
         )
 
 
-def _tensors(
+def to_tensors(
     examples: NDArray[np.uint8], identifiers: NDArray[np.int32], pad_id: int
 ) -> dict[str, torch.Tensor]:
     """Examples [b, 2, S] and identifiers [b] as the model takes them."""
