@@ -15,66 +15,73 @@ from data_pipeline.base import jsonl
 from data_pipeline.base.files import replace_file
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import collectives
+from hrm_dist.model.losses import total_loss
 
 Row = dict[str, float | int | str]
 
-_SUMS = (
+# The order of sums in checkpoints; whatever else `act_loss` returns comes behind.
+_FIRST_SUMS = (
     "num_steps", "count", "accuracy", "exact_accuracy", "q_halt_accuracy", "steps",
     "lm_loss", "q_halt_loss", "q_continue_loss", "skipped_updates",
 )  # fmt: skip
+_NAMES_IN_ROW = {"accuracy": "cell_accuracy", "steps": "segments"}
 
 
 class MetricSums:
-    """Sums over the steps since the last logged row. Nothing here waits for the device before `row`."""
+    """Sums of all metrics over the steps since the last logged row; nothing waits for the device before `row`."""
 
     def __init__(self, device: torch.device) -> None:
-        self.values = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
+        self._names = list(_FIRST_SUMS)
+        self.values = torch.zeros(len(self._names), dtype=torch.float64, device=device)
 
     def add(self, metrics: dict[str, Tensor], made: Tensor) -> None:
         """Add a step's sums if its update was made (bool, on the device): others are not finite, and counted."""
+        self._names += [name for name in metrics if name not in self._names]
+        missing = max(0, len(self._names) - len(self.values))
+        self.values = torch.cat((self.values, self.values.new_zeros(missing)))
         zero = self.values.new_zeros(())
         share = zero + 1 / collectives.world_size()
         values, of_skipped = (
-            torch.stack([step.get(name, zero).to(torch.float64) for name in _SUMS])
+            torch.stack([step.get(name, zero).to(torch.float64) for name in self._names])
             for step in ({"num_steps": share, **metrics}, {"skipped_updates": share})
         )
         self.values += torch.where(made, values, of_skipped)
 
     def total(self) -> list[float]:
-        """The sums over all ranks."""
+        """Return the sums over all ranks."""
         return collectives.sum_over_ranks(self.values).tolist()
 
     def are_empty(self) -> bool:
-        """Whether no step came since the last row; the same on every rank, so ask all."""
-        sums = dict(zip(_SUMS, self.total(), strict=True))
+        """Return whether no step came since the last row; the same on every rank, so ask all."""
+        sums = self._by_name()
         return round(sums["num_steps"] + sums["skipped_updates"]) == 0
 
     def load(self, values: Tensor) -> None:
-        """Go on from this rank's part of sums."""
-        self.values[: len(values)] = values  # earlier checkpoints have no `skipped_updates`
+        """Continue from this rank's part of sums, in a checkpoint's order; old ones have no `skipped_updates`.
+
+        Names of metrics that came behind follow from the next step, which returns them in the same order.
+        """
+        missing = max(0, len(self._names) - len(values))
+        self.values = torch.cat((values.to(self.values), self.values.new_zeros(missing)))
+
+    def _by_name(self) -> dict[str, float]:
+        return dict(zip(self._names, self.total(), strict=False))  # the last may have no name yet
 
     def row(self, global_batch_size: int) -> Row:
-        """Averages over the steps summed up, over all ranks; then start anew.
+        """Return averages over the steps summed up, over all ranks; then start anew.
 
-        Losses are per sequence of the global batch (not a number where no update was made); accuracies and steps
-        per sequence that halted (0 when none did).
+        Losses are per sequence of the global batch (not a number where no update was made), all other metrics per
+        sequence that halted (0 when none did).
         """
-        sums = dict(zip(_SUMS, self.total(), strict=True))
+        sums = self._by_name()
         self.values.zero_()
-        sequences, halted = round(sums["num_steps"]) * global_batch_size or math.nan, max(sums["count"], 1)
-        q_loss = sums["q_halt_loss"] + sums["q_continue_loss"]
-        return {
-            "train/loss": (sums["lm_loss"] + 0.5 * q_loss) / sequences,
-            "train/lm_loss": sums["lm_loss"] / sequences,
-            "train/q_halt_loss": sums["q_halt_loss"] / sequences,
-            "train/q_continue_loss": sums["q_continue_loss"] / sequences,
-            "train/exact_accuracy": sums["exact_accuracy"] / halted,
-            "train/cell_accuracy": sums["accuracy"] / halted,
-            "train/q_halt_accuracy": sums["q_halt_accuracy"] / halted,
-            "train/segments": sums["steps"] / halted,
-            "train/halted": sums["count"] / sequences,
-            "train/skipped_updates": round(sums["skipped_updates"]),
-        }
+        skipped, count = sums.pop("skipped_updates"), sums.pop("count")
+        sequences, halted = round(sums.pop("num_steps")) * global_batch_size or math.nan, max(count, 1)
+        row: Row = {"train/loss": total_loss(sums) / sequences}
+        for name, value in sums.items():
+            divisor = sequences if name.endswith("_loss") else halted
+            row[f"train/{_NAMES_IN_ROW.get(name, name)}"] = value / divisor
+        return row | {"train/halted": count / sequences, "train/skipped_updates": round(skipped)}
 
 
 class Sink(Protocol):
@@ -145,12 +152,12 @@ class RunLog:
         step: int,
         last_step: int,
         last_row: int,
-        peak_seconds_per_step: float,
+        matmul_seconds_per_step: float,
     ) -> None:
         """`step`: the one reached; `last_row`: the last one whose row is kept, if an earlier process wrote it;
-        `peak_seconds_per_step`: what a step's matrix products take at the devices' full matmul rate."""
+        `matmul_seconds_per_step`: what a step's matrix products take at the measured matmul rate of the devices."""
         self._batch_size = config.global_batch_size
-        self._peak_seconds_per_step = peak_seconds_per_step
+        self._matmul_seconds_per_step = matmul_seconds_per_step
         self._sinks: list[Sink] = []
         if collectives.is_main():
             self._sinks.append(JsonLines(run_dir / "metrics.jsonl", last_row))
@@ -168,18 +175,18 @@ class RunLog:
         self._steps_timed, self._since = 0, time.perf_counter()
 
     def advance(self) -> None:
-        """A step is done."""
+        """Count a completed step."""
         self._steps_timed += 1
         self._bar.update()
 
     def speed(self) -> Row:
-        """Speed since the last row; not a number if this process made no step since."""
+        """Return the speed since the last row; not a number if this process made no step since."""
         seconds_per_step = math.nan
         if self._steps_timed:
             seconds_per_step = (time.perf_counter() - self._since) / self._steps_timed
         return {
             "examples_per_s": self._batch_size / seconds_per_step,
-            "matmul_utilization": self._peak_seconds_per_step / seconds_per_step,
+            "matmul_utilization": self._matmul_seconds_per_step / seconds_per_step,
         }
 
     def write(self, row: Row) -> None:

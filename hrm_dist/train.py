@@ -61,7 +61,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def dry_run(config: TrainConfig) -> str:
     """What would be trained: every setting, the size of the model, the memory of a rank, the steps."""
-    from hrm_dist.model import flops as cost
+    from hrm_dist.model.memory_estimate import memory_per_rank, num_parameters
 
     lines = [to_yaml(config).rstrip(), ""]
     try:
@@ -80,8 +80,8 @@ def dry_run(config: TrainConfig) -> str:
         )
     world_size = launch_env().world_size
     local_batch_size = -(-config.global_batch_size // world_size)
-    memory = cost.memory_per_rank(config, metadata, world_size)
-    lines.append(f"parameters: {cost.num_parameters(config.arch, metadata):,}")
+    memory = memory_per_rank(config, metadata, world_size)
+    lines.append(f"parameters: {num_parameters(config.arch, metadata):,}")
     lines.append(f"memory per rank, {local_batch_size} of {config.global_batch_size} sequences (estimate):")
     sizes = {**memory, "total": sum(memory.values())}
     lines += table(

@@ -28,9 +28,10 @@ from hrm_dist.evaluation import evaluate as evaluation
 from hrm_dist.metrics import MetricSums, Row, RunLog
 from hrm_dist.model.act import ACTModel, Batch, Carry, explore_halting
 from hrm_dist.model.flops import flops_per_sequence, matmul_rate
-from hrm_dist.model.layers import recompute_blocks
+from hrm_dist.model.initialization import initialize_module
+from hrm_dist.model.layers import checkpoint_activations
 from hrm_dist.model.losses import act_loss, finite_sequences
-from hrm_dist.model.network import Network, initialize_module
+from hrm_dist.model.network import Network
 from hrm_dist.model.puzzle_embedding import SignSGD, place_table
 from hrm_dist.schedule import Schedule
 from hrm_dist.skipped_updates import SkippedUpdates
@@ -59,11 +60,10 @@ class Trainer:
         with torch.device("meta"):
             network = Network(config.arch, metadata)
         if config.activation_checkpointing:
-            recompute_blocks(network)
+            checkpoint_activations(network)
         if config.compile:
-            for name, module in network.named_modules():
-                if name.endswith("_level"):
-                    module.compile()
+            for level in network.levels().values():
+                level.compile()
         self.engine = build_engine(network, config, device, self._initialize)
         table = place_table(config, metadata, world)
         with device:
@@ -186,13 +186,13 @@ class Trainer:
         device = self.world.device
         # The measurement draws random numbers, and a resumed run makes it once more.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            peak = matmul_rate(device, self.model.dtype) * self.world.world_size
+            rate = matmul_rate(device, self.model.dtype) * self.world.world_size
         flops = self.config.global_batch_size * flops_per_sequence(
             self.config.arch, self.reader.metadata, self.config.activation_checkpointing
         )
         # A process that ended between the row of a stopped evaluation and its checkpoint has left that row.
         last_row = self.step - 1 if self._row_is_missing() else self.step
-        return RunLog(self.config, self.run_dir, self.step, self.schedule.last_step, last_row, flops / peak)
+        return RunLog(self.config, self.run_dir, self.step, self.schedule.last_step, last_row, flops / rate)
 
     def _rehearse(self, batch: Batch) -> None:
         def backward() -> None:
@@ -316,8 +316,8 @@ class Trainer:
             place = Place((table.num_identifiers, width), first * width)
             if len(rows):
                 yield Piece("model.puzzle_emb.weights", place, rows.reshape(-1))
-        for key, tensor in collectives.only_on_rank0(self._initial_states()).items():
-            yield whole(key, tensor)
+        for name, tensor in collectives.only_on_rank0(self.model.initial_states()).items():
+            yield whole(f"model.{name}", tensor)
         yield from (whole(key, tensor) for key, tensor in self._states_of_rank().items())
         if self.config.save_carry:
             yield from carry_pieces(self.carries, self.world)
@@ -328,9 +328,6 @@ class Trainer:
         if device.type == "cuda":
             states[f"rank.rng_cuda.{rank}"] = torch.cuda.get_rng_state(device)
         return states
-
-    def _initial_states(self) -> dict[str, Tensor]:
-        return {"model.H_init": self.model.H_init, "model.L_init": self.model.L_init}
 
     def _start_run_folder(self, resumed_from: CheckpointState | None) -> None:
         try:
@@ -380,8 +377,8 @@ class Trainer:
             return opened.read(key, start, stop)
 
         self.engine.load(read, state.num_updates)
-        for key, tensor in self._initial_states().items():
-            fill(tensor, 0, key, read)
+        for name, tensor in self.model.initial_states().items():
+            fill(tensor, 0, f"model.{name}", read)
         table = self.model.puzzle_emb
         if table is not None:
             width = table.weights.shape[1]
@@ -390,7 +387,9 @@ class Trainer:
                     -1, width
                 )
             )
-        self.carries = read_carries(opened, self.world, self.config.gradient_accumulation_steps)
+        self.carries = read_carries(
+            opened, self.config.arch, self.world, self.config.gradient_accumulation_steps
+        )
         if state.world_size == self.world.world_size and opened.has("rank"):
             self._load_states_of_rank(opened)
         elif state.metric_sums:

@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 from hrm_dist.checkpoint.reader import Checkpoint
+from hrm_dist.config import ArchConfig
 from hrm_dist.distributed.process_group import World
-from hrm_dist.model.act import Carry
-from hrm_dist.model.hrm import InnerCarry
+from hrm_dist.model.act import Carry, inner_carry_type
 from hrm_dist.tensor_shards import Piece, Place
 
 _DATA = "carry.current_data."
 
 
 def carry_pieces(carries: Sequence[Carry], world: World) -> Iterator[Piece]:
-    """This rank's slice, given in the parts of its batch."""
+    """Yield this rank's slice, given in the parts of its batch."""
     for index, carry in enumerate(carries):
         part = world.rank * len(carries) + index
         for key, tensor in _tensors(carry).items():
@@ -23,8 +23,8 @@ def carry_pieces(carries: Sequence[Carry], world: World) -> Iterator[Piece]:
             yield Piece(key, Place(shape, part * tensor.numel()), tensor.reshape(-1))
 
 
-def read_carries(opened: Checkpoint, world: World, num_parts: int) -> list[Carry]:
-    """This rank's slice of a saved carry in so many parts; empty if it was not saved."""
+def read_carries(opened: Checkpoint, arch: ArchConfig, world: World, num_parts: int) -> list[Carry]:
+    """Read this rank's slice of a saved carry, in that many parts; none if it was not saved."""
     shapes = {key: shape for key, shape in opened.shapes.items() if key.startswith("carry.")}
     carries: list[Carry] = []
     for index in range(num_parts) if shapes else ():
@@ -37,17 +37,17 @@ def read_carries(opened: Checkpoint, world: World, num_parts: int) -> list[Carry
             tensors[key] = (
                 opened.read(key, part * size, (part + 1) * size).view(part_shape).clone().to(world.device)
             )
-        carries.append(_carry(tensors))
+        carries.append(_carry(tensors, arch))
     return carries
 
 
 def _tensors(carry: Carry) -> dict[str, Tensor]:
-    states = {"carry.z_H": carry.inner_carry.z_H, "carry.z_L": carry.inner_carry.z_L}
+    states = {f"carry.{name}": state for name, state in carry.inner_carry._asdict().items()}
     data = {f"{_DATA}{name}": tensor for name, tensor in carry.current_data.items()}
     return {**states, "carry.steps": carry.steps, "carry.halted": carry.halted, **data}
 
 
-def _carry(tensors: dict[str, Tensor]) -> Carry:
+def _carry(tensors: dict[str, Tensor], arch: ArchConfig) -> Carry:
     data = {key.removeprefix(_DATA): tensor for key, tensor in tensors.items() if key.startswith(_DATA)}
-    inner = InnerCarry(tensors["carry.z_H"], tensors["carry.z_L"])
-    return Carry(inner, tensors["carry.steps"], tensors["carry.halted"], data)
+    states = [tensors[f"carry.{name}"] for name in arch.description.states]
+    return Carry(inner_carry_type(arch.name)(*states), tensors["carry.steps"], tensors["carry.halted"], data)

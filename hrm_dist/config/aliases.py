@@ -4,13 +4,11 @@
 from collections.abc import Callable, Sequence
 
 from data_pipeline.base.models import shown
+from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.config.loader import Alias, Entries, Value
 
 _NAME_OF_PUBLISHED_ARCH = {
-    "hrm_v1": "hrm",
-    "hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1": "hrm",
-    "recursive_reasoning.hrm@HierarchicalReasoningModel_ACTV1": "hrm",
-    "recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1": "trm",
+    published: name for name, known in ARCHITECTURES.items() for published in known.published_names
 }
 
 

@@ -5,32 +5,21 @@ Nothing here imports torch, so that a bad configuration is refused within a mome
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.models import Strict
 from hrm_dist.config.aliases import ALIASES
+from hrm_dist.config.architectures import ARCHITECTURES, Architecture, problems
 from hrm_dist.config.loader import Settings
 
 if TYPE_CHECKING:
     from data_pipeline.schema import DatasetMetadata
 
-# What differs from the field defaults, which are those of the published HRM.
-_DEFAULTS_OF_ARCH: dict[str, dict[str, object]] = {
-    "hrm": {},
-    "trm": {
-        "H_cycles": 3,
-        "L_cycles": 6,
-        "H_layers": 0,
-        "L_layers": 2,
-        "puzzle_emb_len": 16,
-        "act_continue": False,
-        "gradient": "last_cycle",
-    },
-}
 _SECTIONS = ("arch", "dataset")
 _DTYPE_OF_PRECISION = {"bf16": "bfloat16", "fp32": "float32"}
 
@@ -39,10 +28,19 @@ class ConfigError(InputError):
     """Every problem of a configuration, one per line."""
 
 
+def _known(name: str) -> str:
+    if name not in ARCHITECTURES:
+        *others, last = map(repr, ARCHITECTURES)
+        raise PydanticCustomError(
+            "arch_name", "Input should be {names}", {"names": f"{', '.join(others)} or {last}"}
+        )
+    return name
+
+
 class ArchConfig(Strict):
     """The network and its halting; the defaults are the published ones of the chosen `name`."""
 
-    name: Literal["hrm", "trm"] = "hrm"
+    name: Annotated[str, AfterValidator(_known)] = "hrm"
     """hrm: two networks, H and L. trm: one network in both roles, its last cycle with full gradient."""
     H_cycles: int = Field(default=2, ge=1)
     """Slow updates per segment (N in the paper). TRM: 3."""
@@ -84,14 +82,24 @@ class ArchConfig(Strict):
     """Added to the mean square in RMSNorm."""
 
     @property
+    def description(self) -> Architecture:
+        """Return what is particular to the architecture of this name."""
+        return ARCHITECTURES[self.name]
+
+    @property
     def puzzle_emb_width(self) -> int:
-        """Numbers in a puzzle's embedding row: puzzle_emb_ndim, or hidden_size where that is null."""
+        """Return the numbers in a puzzle's embedding row: puzzle_emb_ndim, or hidden_size where that is null."""
         return self.hidden_size if self.puzzle_emb_ndim is None else self.puzzle_emb_ndim
 
     @property
     def prefix_len(self) -> int:
-        """Positions of the puzzle-embedding prefix (P)."""
+        """Return the positions of the puzzle-embedding prefix (P)."""
         return self.puzzle_emb_len or -(-self.puzzle_emb_width // self.hidden_size)
+
+    @property
+    def has_q_target(self) -> bool:
+        """Return whether a segment in training is followed by a forward of the next, to value it."""
+        return self.act_continue and self.halt_max_steps > 1
 
     @model_validator(mode="before")
     @classmethod
@@ -99,43 +107,40 @@ class ArchConfig(Strict):
         if not isinstance(data, dict):
             return data
         given = cast("dict[str, object]", data)
-        return {**_DEFAULTS_OF_ARCH.get(str(given.get("name")), {}), **given}
+        known = ARCHITECTURES.get(str(given.get("name", "hrm")))
+        return {**known.defaults, **known.fixed, **given} if known else given
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        problems: list[str] = []
+        lines = problems(self)
         if not self.mlp_t:
             if self.hidden_size % self.num_heads:
-                problems.append(
+                lines.append(
                     f"arch.hidden_size={self.hidden_size} is not divisible by "
                     f"arch.num_heads={self.num_heads}; set arch.hidden_size to a multiple of "
                     f"{self.num_heads}, or change arch.num_heads"
                 )
             elif self.pos_encodings == "rope" and self.hidden_size // self.num_heads % 2:
-                problems.append(
+                lines.append(
                     f"arch.pos_encodings=rope turns pairs of numbers, but a head is {self.hidden_size} / "
                     f"{self.num_heads} = {self.hidden_size // self.num_heads} wide; make that even by "
                     "arch.hidden_size or arch.num_heads, or set arch.pos_encodings to learned or none"
                 )
         if self.puzzle_emb_ndim == 0 and self.puzzle_emb_len > 0:
-            problems.append(
+            lines.append(
                 f"arch.puzzle_emb_len={self.puzzle_emb_len} keeps positions for a puzzle embedding, but "
                 "arch.puzzle_emb_ndim=0 turns it off; set arch.puzzle_emb_len=0 too (TRM's default is 16), "
                 "or leave arch.puzzle_emb_ndim out"
             )
         elif self.prefix_len * self.hidden_size < self.puzzle_emb_width:
             needed = -(-self.puzzle_emb_width // self.hidden_size)
-            problems.append(
+            lines.append(
                 f"arch.puzzle_emb_len={self.puzzle_emb_len} positions of arch.hidden_size={self.hidden_size} "
                 f"cannot hold arch.puzzle_emb_ndim={self.puzzle_emb_width}; set arch.puzzle_emb_len to 0 "
                 f"(derived) or to {needed} or more"
             )
-        if self.name == "hrm" and self.H_layers == 0:
-            problems.append("arch.H_layers=0 leaves HRM without its slow network; set it to 1 or more")
-        if self.name == "hrm" and self.mlp_t:
-            problems.append("arch.mlp_t=true exists for TRM only; set arch.name=trm, or leave arch.mlp_t out")
-        if problems:
-            raise ValueError("\n".join(problems))
+        if lines:
+            raise ValueError("\n".join(lines))
         return self
 
 

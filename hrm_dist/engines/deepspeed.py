@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hrm_dist.config import TrainConfig
+from hrm_dist.config.architectures import level_runs
 from hrm_dist.distributed import collectives
 from hrm_dist.engines.base import Initialize, gather_units, named_parameters
 from hrm_dist.engines.optimizer_state import copy_whole
@@ -128,7 +129,7 @@ def _units(network: nn.Module, config: TrainConfig) -> list[nn.Module]:
 
     Such a unit may carry gradient only once in a segment, or its gradients are reduced too early.
     """
-    carries_once = config.arch.name == "hrm" and config.arch.gradient == "one_step"
+    carries_once = all(runs.with_gradient == 1 for runs in level_runs(config.arch).values())
     if config.gather_unit != "loop" and not carries_once:
         return []
     return gather_units(network, config.gather_unit)

@@ -4,7 +4,10 @@ A batch slot holds one sequence for as many segments as the Q-head lets it think
 takes the next sequence. Shapes: B sequences, S positions, T tokens, D hidden_size, V vocabulary.
 """
 
-from typing import NamedTuple
+import functools
+from collections import namedtuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,19 +15,27 @@ from torch import Tensor, nn
 
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import ArchConfig
-from hrm_dist.model.hrm import InnerCarry
-from hrm_dist.model.layers import Draw
-from hrm_dist.model.network import DTYPES, Network, Segment, initialize
+from hrm_dist.config.architectures import ARCHITECTURES
+from hrm_dist.model.initialization import InitFn, initialize, truncated_normal
+from hrm_dist.model.layers import DTYPES
+from hrm_dist.model.network import Network, Segment
 from hrm_dist.model.puzzle_embedding import WHOLE_TABLE, PuzzleEmbedding, TablePlacement
+from hrm_dist.model.recurrence import States
 
 Batch = dict[str, Tensor]
 """inputs [B, T] int32, labels [B, T] int32 (-100 = ignored), puzzle_identifiers [B] int32"""
 
 
+@functools.cache
+def inner_carry_type(arch_name: str) -> Callable[..., Any]:
+    """Return the NamedTuple of an architecture's states."""
+    return namedtuple("InnerCarry", ARCHITECTURES[arch_name].states)
+
+
 class Carry(NamedTuple):
     """Everything a sequence takes from one segment to the next."""
 
-    inner_carry: InnerCarry
+    inner_carry: Any  # states [B, S, D] by the names of the description, such as z_H and z_L
     steps: Tensor  # [B] int32, segments run on the present sequence
     halted: Tensor  # [B] bool; a halted slot takes a new sequence from the next batch
     current_data: Batch
@@ -32,9 +43,6 @@ class Carry(NamedTuple):
 
 class ACTModel(nn.Module):
     """The network with its puzzle table and initial states; one call is one segment."""
-
-    H_init: Tensor
-    L_init: Tensor
 
     def __init__(
         self,
@@ -51,35 +59,40 @@ class ACTModel(nn.Module):
         self.network = Network(arch, metadata) if network is None else network
         width = arch.puzzle_emb_width
         self.puzzle_emb = PuzzleEmbedding(metadata.num_puzzle_identifiers, width, table) if width else None
-        self.register_buffer("H_init", torch.empty(arch.hidden_size))
-        self.register_buffer("L_init", torch.empty(arch.hidden_size))
+        self._new_states = inner_carry_type(arch.name)
+        for name in arch.description.states.values():
+            self.register_buffer(name, torch.empty(arch.hidden_size))
 
-    def reset_parameters(self, draw: Draw) -> None:
-        draw(self.H_init, "H_init", 1.0)
-        draw(self.L_init, "L_init", 1.0)
+    def initial_states(self) -> dict[str, Tensor]:
+        """Return the buffers, [D] each, that the states of a sequence begin with at every position."""
+        return {name: self.get_buffer(name) for name in self.arch.description.states.values()}
+
+    def init_weights(self, init: InitFn) -> None:
+        for name in self.initial_states():
+            init(name, truncated_normal(1.0))
 
     def initial_carry(self, batch: Batch) -> Carry:
-        """A carry whose every slot has halted, so that the first call fills all slots from its batch."""
+        """Return a carry whose every slot has halted, so that the first call fills all slots from its batch."""
         size, device = len(batch["inputs"]), batch["inputs"].device
         state = torch.zeros(size, self.seq_len, self.arch.hidden_size, dtype=self.dtype, device=device)
         return Carry(
-            InnerCarry(state, state),
+            self._new_states(*(state for _ in self.arch.description.states)),
             steps=torch.zeros(size, dtype=torch.int32, device=device),
             halted=torch.ones(size, dtype=torch.bool, device=device),
             current_data={name: torch.zeros_like(value) for name, value in batch.items()},
         )
 
     def _refill(self, carry: Carry, batch: Batch) -> Carry:
-        """Halted slots take their sequence from the batch and start over; the batch's other rows are unused."""
+        """Give halted slots their sequence from the batch, to start over; the batch's other rows are unused."""
         halted = carry.halted
 
         def choose(new: Tensor, old: Tensor) -> Tensor:
             return torch.where(halted.view(-1, *[1] * (old.ndim - 1)), new, old)
 
-        z_H = choose(self.H_init.to(self.dtype), carry.inner_carry.z_H)
-        z_L = choose(self.L_init.to(self.dtype), carry.inner_carry.z_L)
+        first = [initial.to(self.dtype) for initial in self.initial_states().values()]
+        states = self._new_states(*map(choose, first, carry.inner_carry))
         data = {name: choose(batch[name], old) for name, old in carry.current_data.items()}
-        return Carry(InnerCarry(z_H, z_L), torch.where(halted, 0, carry.steps), halted, data)
+        return Carry(states, torch.where(halted, 0, carry.steps), halted, data)
 
     def forward(
         self, carry: Carry, batch: Batch, min_halt_steps: Tensor | None = None
@@ -88,7 +101,7 @@ class ACTModel(nn.Module):
 
         min_halt_steps: [B] segments before which a slot may not halt (exploration, training only); drawn
         from torch's global generator when not given.
-        Gives the carry (without gradient) and `logits` [B, T, V], `q_halt_logits` [B], `q_continue_logits`
+        Return the carry (without gradient) and `logits` [B, T, V], `q_halt_logits` [B], `q_continue_logits`
         [B] and, in training with `act_continue`, `target_q_continue` [B].
         """
         carry = self._refill(carry, batch)
@@ -101,7 +114,8 @@ class ACTModel(nn.Module):
             "q_halt_logits": segment.q_halt_logits,
             "q_continue_logits": segment.q_continue_logits,
         }
-        inner = InnerCarry(segment.z_H.detach(), segment.z_L.detach())
+        num_states = len(carry.inner_carry)
+        states = self._new_states(*(state.detach() for state in segment.states[:num_states]))
         with torch.no_grad():
             steps = carry.steps + 1
             is_last = steps >= self.arch.halt_max_steps
@@ -117,16 +131,16 @@ class ACTModel(nn.Module):
                     )
                 halted = (is_last | self._wants_to_halt(segment)) & (steps >= min_halt_steps)
                 if self.arch.act_continue:
-                    outputs["target_q_continue"] = self._q_target(inner, data["inputs"], rows, is_last)
-        return Carry(inner, steps, halted, data), outputs
+                    outputs["target_q_continue"] = self._q_target(states, data["inputs"], rows, is_last)
+        return Carry(states, steps, halted, data), outputs
 
     def _wants_to_halt(self, segment: Segment) -> Tensor:
         threshold = segment.q_continue_logits if self.arch.act_continue else 0.0
         return segment.q_halt_logits > threshold
 
-    def _q_target(self, inner: InnerCarry, inputs: Tensor, rows: Tensor | None, is_last: Tensor) -> Tensor:
-        """Bootstrapped value of continuing: the better of the next segment's two values."""
-        following: Segment = self.network(inner, inputs, rows, want_logits=False)
+    def _q_target(self, states: States, inputs: Tensor, rows: Tensor | None, is_last: Tensor) -> Tensor:
+        """Bootstrap the value of continuing: the better of the next segment's two values."""
+        following: Segment = self.network(states, inputs, rows, want_logits=False)
         best = torch.maximum(following.q_halt_logits, following.q_continue_logits)
         return torch.sigmoid(torch.where(is_last, following.q_halt_logits, best))
 
@@ -136,7 +150,7 @@ def _min_halt_steps(uniform: Tensor, min_steps: Tensor, exploration_prob: float)
 
 
 def explore_halting(arch: ArchConfig, seed: int, step: int, global_batch_size: int) -> np.ndarray:
-    """Segments before which each slot of the global batch may not halt, [global_batch_size] int32.
+    """Return the segments before which each slot of the global batch may not halt, [global_batch_size] int32.
 
     A pure function of (seed, step): every rank draws the whole batch and takes its slice, so halting does
     not depend on the world size. 0 = free to halt.
@@ -152,7 +166,7 @@ def explore_halting(arch: ArchConfig, seed: int, step: int, global_batch_size: i
 def build_model(
     arch_config: ArchConfig, metadata: DatasetMetadata, seed: int = 0, table: TablePlacement = WHOLE_TABLE
 ) -> ACTModel:
-    """The model of a configuration for a dataset, initialised from the seed, on the current default device."""
+    """Make the model of a configuration for a dataset, initialised from the seed, on the current default device."""
     model = ACTModel(arch_config, metadata, table)
     initialize(model, seed)
     return model

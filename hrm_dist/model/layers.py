@@ -4,8 +4,6 @@ Shape legend. H and L name the two levels of the recurrence, so they are never d
   B sequences   S = P + T   P puzzle-embedding prefix   T tokens   D hidden_size   N heads   K head size
 """
 
-import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hrm_dist.config import ArchConfig
+from hrm_dist.model.initialization import InitFn, truncated_normal
 
-Draw = Callable[[Tensor, str, float], None]
-"""Fill a tensor of the given local name with a truncated normal of the given standard deviation."""
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Rope(NamedTuple):
@@ -26,19 +24,6 @@ class Rope(NamedTuple):
     sin_SK: Tensor
 
 
-def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator) -> None:
-    """Fill with a normal cut at two standard deviations, whose std *after* the cut is `std`.
-
-    Cutting a unit normal at +-2 leaves a std of 0.8796, for which the published initialisation corrects.
-    """
-    cut = 2.0
-    mass = math.erf(cut / math.sqrt(2))
-    density = math.exp(-0.5 * cut * cut) / math.sqrt(2 * math.pi)
-    scale = std / math.sqrt(1 - 2 * cut * density / mass)
-    tensor.uniform_(-mass, mass, generator=generator).erfinv_().mul_(math.sqrt(2) * scale)
-    tensor.clamp_(-cut * scale, cut * scale)
-
-
 class CastedLinear(nn.Module):
     """A linear map with float32 weights that computes in its input's dtype; LeCun-normal start."""
 
@@ -46,8 +31,8 @@ class CastedLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
 
-    def reset_parameters(self, draw: Draw) -> None:
-        draw(self.weight, "weight", self.weight.shape[1] ** -0.5)
+    def init_weights(self, init: InitFn) -> None:
+        init("weight", truncated_normal(self.weight.shape[1] ** -0.5))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
@@ -61,9 +46,9 @@ class QHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(2, hidden_size))
         self.bias = nn.Parameter(torch.empty(2))
 
-    def reset_parameters(self, _draw: Draw) -> None:
-        nn.init.zeros_(self.weight)
-        nn.init.constant_(self.bias, -5.0)
+    def init_weights(self, init: InitFn) -> None:
+        init("weight", 0.0)
+        init("bias", -5.0)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
@@ -77,8 +62,8 @@ class CastedEmbedding(nn.Module):
         self.dtype = dtype
         self.embedding_weight = nn.Parameter(torch.empty(num_embeddings, embedding_dim))
 
-    def reset_parameters(self, draw: Draw) -> None:
-        draw(self.embedding_weight, "embedding_weight", self.embedding_weight.shape[1] ** -0.5)
+    def init_weights(self, init: InitFn) -> None:
+        init("embedding_weight", truncated_normal(self.embedding_weight.shape[1] ** -0.5))
 
     def forward(self, index: Tensor) -> Tensor:
         return F.embedding(index, self.embedding_weight.to(self.dtype))
@@ -105,7 +90,7 @@ class Attention(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.hidden_size, self.num_heads = hidden_size, num_heads
         self.qkv_proj = CastedLinear(hidden_size, 3 * hidden_size)
         self.o_proj = CastedLinear(hidden_size, hidden_size)
 
@@ -120,6 +105,13 @@ class Attention(nn.Module):
         )
         return self.o_proj(mixed_BNSK.transpose(1, 2).flatten(2))
 
+    def flops(self, num_rows: int) -> int:
+        return num_rows * self.hidden_size * (8 * self.hidden_size + 4 * num_rows)
+
+    def saved_numbers(self, num_rows: int, *, rotates: bool) -> int:
+        """Count the input, the projected q, k and v, q and k rotated, and the output."""
+        return num_rows * self.hidden_size * (7 if rotates else 5)
+
 
 def swiglu_size(in_size: int, expansion: float) -> int:
     """Width of a SwiGLU's hidden layer: two thirds of the expansion, rounded up to a multiple of 256."""
@@ -131,13 +123,20 @@ class SwiGLU(nn.Module):
 
     def __init__(self, size: int, expansion: float) -> None:
         super().__init__()
-        inner = swiglu_size(size, expansion)
-        self.gate_up_proj = CastedLinear(size, 2 * inner)
-        self.down_proj = CastedLinear(inner, size)
+        self.size, self.inner_size = size, swiglu_size(size, expansion)
+        self.gate_up_proj = CastedLinear(size, 2 * self.inner_size)
+        self.down_proj = CastedLinear(self.inner_size, size)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
+
+    def flops(self, num_rows: int) -> int:
+        return num_rows * 6 * self.size * self.inner_size
+
+    def saved_numbers(self, num_rows: int) -> int:
+        """Count the input, gate and up, the activated gate, and their product."""
+        return num_rows * (self.size + 4 * self.inner_size)
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
@@ -148,46 +147,68 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
 class Block(nn.Module):
     """Post-norm block: mix the positions (attention, or TRM's MLP over the sequence), then feed forward."""
 
-    def __init__(self, arch: ArchConfig, seq_len: int) -> None:
+    def __init__(self, arch: ArchConfig, seq_len: int, feed_forward: type[SwiGLU] = SwiGLU) -> None:
         super().__init__()
-        self.eps = arch.rms_norm_eps
+        self.arch, self.seq_len = arch, seq_len
         if arch.mlp_t:
             self.mlp_t = SwiGLU(seq_len, arch.expansion)
         else:
             self.self_attn = Attention(arch.hidden_size, arch.num_heads)
-        self.mixes_by_mlp = arch.mlp_t
-        self.mlp = SwiGLU(arch.hidden_size, arch.expansion)
-        self.recomputes = False
+        self.mlp = feed_forward(arch.hidden_size, arch.expansion)
+        self.activation_checkpointing = False
 
     def forward(self, x_BSD: Tensor, rope: Rope | None) -> Tensor:
-        if self.recomputes and torch.is_grad_enabled():
+        if self.activation_checkpointing and torch.is_grad_enabled():
             # Inside the module: an engine's hooks, which gather its weights, are not run again with it.
             return checkpoint(self._compute, x_BSD, rope, use_reentrant=False, preserve_rng_state=False)
         return self._compute(x_BSD, rope)
 
     def _compute(self, x_BSD: Tensor, rope: Rope | None) -> Tensor:
-        if self.mixes_by_mlp:
+        eps = self.arch.rms_norm_eps
+        if self.arch.mlp_t:
             # As published, this norm is over the positions, not the channels.
             x_BDS = x_BSD.transpose(1, 2)
-            x_BSD = rms_norm(x_BDS + self.mlp_t(x_BDS), self.eps).transpose(1, 2)
+            x_BSD = rms_norm(x_BDS + self.mlp_t(x_BDS), eps).transpose(1, 2)
         else:
-            x_BSD = rms_norm(x_BSD + self.self_attn(x_BSD, rope), self.eps)
-        return rms_norm(x_BSD + self.mlp(x_BSD), self.eps)
+            x_BSD = rms_norm(x_BSD + self.self_attn(x_BSD, rope), eps)
+        return rms_norm(x_BSD + self.mlp(x_BSD), eps)
+
+    def flops(self) -> int:
+        """Return the matmul operations of a forward on one sequence (a multiply and an add are two)."""
+        mixing = (
+            self.mlp_t.flops(self.arch.hidden_size) if self.arch.mlp_t else self.self_attn.flops(self.seq_len)
+        )
+        return mixing + self.mlp.flops(self.seq_len)
+
+    def saved_bytes(self) -> int:
+        """Return the bytes kept of one sequence for the backward pass, the norms' float32 inputs among them."""
+        arch, seq_len = self.arch, self.seq_len
+        if arch.mlp_t:
+            mixing = self.mlp_t.saved_numbers(arch.hidden_size)
+        else:
+            mixing = self.self_attn.saved_numbers(seq_len, rotates=arch.pos_encodings == "rope")
+        numbers = mixing + self.mlp.saved_numbers(seq_len)
+        return DTYPES[arch.forward_dtype].itemsize * numbers + 2 * 4 * seq_len * arch.hidden_size
 
 
-def recompute_blocks(network: nn.Module) -> None:
+def checkpoint_activations(network: nn.Module) -> None:
     """From now on keep of each block only its input, and compute the block again in the backward pass."""
     for module in network.modules():
         if isinstance(module, Block):
-            module.recomputes = True
+            module.activation_checkpointing = True
 
 
 class Level(nn.Module):
     """One update of a latent state: add what is injected, then run the blocks."""
 
-    def __init__(self, arch: ArchConfig, num_layers: int, seq_len: int) -> None:
+    def __init__(
+        self, arch: ArchConfig, num_layers: int, seq_len: int, feed_forward: type[SwiGLU] = SwiGLU
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Block(arch, seq_len) for _ in range(num_layers))
+        self.layers = nn.ModuleList(Block(arch, seq_len, feed_forward) for _ in range(num_layers))
+
+    def blocks(self) -> list[Block]:
+        return [block for block in self.layers if isinstance(block, Block)]
 
     def forward(self, z_BSD: Tensor, injection_BSD: Tensor, rope: Rope | None) -> Tensor:
         z_BSD = z_BSD + injection_BSD

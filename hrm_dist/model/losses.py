@@ -1,7 +1,10 @@
-"""Losses: stablemax or softmax cross entropy of the answer, and the two Q-losses of ACT.
+"""Losses and metrics: stablemax or softmax cross entropy of the answer, the two Q-losses of ACT, and their total.
 
 Shapes: B sequences, T tokens, V vocabulary.
 """
+
+from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -12,7 +15,7 @@ from hrm_dist.model.act import Carry
 
 
 def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy [B, T] under stablemax (arXiv 2501.04697), in float64 as published; ignored labels give 0.
+    """Return the cross entropy [B, T] under stablemax (arXiv 2501.04697), in float64 as published; 0 where ignored.
 
     Stablemax replaces exp(x) by x + 1 for x >= 0 and 1 / (1 - x) below.
     """
@@ -24,7 +27,7 @@ def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy [B, T] under softmax, in float32; ignored labels give 0."""
+    """Return the cross entropy [B, T] under softmax, in float32; ignored labels give 0."""
     return F.cross_entropy(
         logits.to(torch.float32).transpose(1, 2),
         labels.long(),
@@ -37,13 +40,14 @@ LOSSES = {"stablemax_cross_entropy": stablemax_cross_entropy, "softmax_cross_ent
 
 
 def act_loss(carry: Carry, outputs: dict[str, Tensor], loss_type: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """The training loss of a segment and its metrics, all sums over the batch, as published.
+    """Return the training loss of a segment and its metrics, all sums over the batch, as published.
 
-    Loss: answer loss, averaged over each sequence's labelled cells, plus half of the Q-losses: halting
-    should foretell a fully right answer, continuing its bootstrapped target.
-    Metrics count sequences that halted in this segment and have labels: `count`, `accuracy` (of cells,
-    averaged within a sequence), `exact_accuracy` (every cell right), `q_halt_accuracy`, `steps`; and over all
-    sequences `lm_loss`, `q_halt_loss`, `q_continue_loss`.
+    Loss: see `total_loss`. The answer's is averaged over each sequence's labelled cells; halting should foretell a
+    fully right answer, continuing its bootstrapped target.
+    Metrics are over all sequences if they end in `_loss`: `lm_loss`, `q_halt_loss`, `q_continue_loss`. All others are
+    over the sequences that halted in this segment and have labels: `count`, `accuracy` (of cells, averaged within a
+    sequence), `exact_accuracy` (every cell right), `q_halt_accuracy`, `steps`. Whatever is returned here is summed up
+    and logged (hrm_dist/metrics.py).
     """
     labels, q_halt_logits = carry.current_data["labels"], outputs["q_halt_logits"]
     with torch.no_grad():
@@ -62,17 +66,25 @@ def act_loss(carry: Carry, outputs: dict[str, Tensor], loss_type: str) -> tuple[
         }
     lm_loss = (LOSSES[loss_type](outputs["logits"], labels) / divisor[:, None]).sum()
     q_halt_loss = _q_loss(q_halt_logits, all_right.to(q_halt_logits.dtype))
-    metrics |= {"lm_loss": lm_loss.detach(), "q_halt_loss": q_halt_loss.detach()}
-    q_loss = q_halt_loss
+    terms = {"lm_loss": lm_loss, "q_halt_loss": q_halt_loss}
     if "target_q_continue" in outputs:
-        q_continue_loss = _q_loss(outputs["q_continue_logits"], outputs["target_q_continue"])
-        metrics["q_continue_loss"] = q_continue_loss.detach()
-        q_loss = q_halt_loss + q_continue_loss
-    return lm_loss + 0.5 * q_loss, metrics
+        terms["q_continue_loss"] = _q_loss(outputs["q_continue_logits"], outputs["target_q_continue"])
+    return total_loss(terms), metrics | {name: term.detach() for name, term in terms.items()}
+
+
+Number = TypeVar("Number", Tensor, float)
+
+
+def total_loss(terms: Mapping[str, Number]) -> Number:
+    """Return what is differentiated: the loss of the answer plus half of the Q-losses, also of sums of them."""
+    q_loss = terms["q_halt_loss"]
+    if "q_continue_loss" in terms:
+        q_loss = q_loss + terms["q_continue_loss"]
+    return terms["lm_loss"] + 0.5 * q_loss
 
 
 def finite_sequences(outputs: dict[str, Tensor]) -> Tensor:
-    """Whether the outputs of a sequence are finite, [B] bool."""
+    """Return whether the outputs of each sequence are finite, [B] bool."""
     # A sum is finite only if all that goes into it is.
     sums = outputs["logits"].detach().sum((1, 2), dtype=torch.float32)
     return torch.isfinite(sums + outputs["q_halt_logits"].detach() + outputs["q_continue_logits"].detach())

@@ -5,9 +5,7 @@ table lives outside, and its rows are passed in.
 Shapes: B sequences, S = P + T positions (P prefix, T tokens), D hidden_size, V vocabulary.
 """
 
-import hashlib
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,19 +14,18 @@ from torch import Tensor, nn
 
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import ArchConfig
-from hrm_dist.model.hrm import HRMRecurrence, InnerCarry
-from hrm_dist.model.layers import CastedEmbedding, CastedLinear, QHead, rope_tables, truncated_normal_
+from hrm_dist.model.hrm import HRMRecurrence
+from hrm_dist.model.layers import DTYPES, CastedEmbedding, CastedLinear, Level, QHead, rope_tables
+from hrm_dist.model.recurrence import Recurrence, States
 from hrm_dist.model.trm import TRMRecurrence
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-RECURRENCES = {"hrm": HRMRecurrence, "trm": TRMRecurrence}
+RECURRENCES: dict[str, type[Recurrence]] = {"hrm": HRMRecurrence, "trm": TRMRecurrence}
 
 
 class Segment(NamedTuple):
     """What one segment gives."""
 
-    z_H: Tensor  # [B, S, D], with gradient
-    z_L: Tensor  # [B, S, D]
+    states: States  # [B, S, D] each, with gradient
     logits: Tensor | None  # [B, T, V]; None when only the Q-values were asked for
     q_logits: Tensor  # [B, 2] float32, halt and continue; not split here, as FSDP warns of views
 
@@ -56,6 +53,10 @@ class Network(nn.Module):
         self.lm_head = CastedLinear(arch.hidden_size, metadata.vocab_size)
         self.q_head = QHead(arch.hidden_size)
 
+    def levels(self) -> dict[str, Level]:
+        """Return the levels of the recurrence by name; each is compiled by itself."""
+        return {name: level for name, level in self.recurrence.named_children() if isinstance(level, Level)}
+
     def _embed(self, inputs_BT: Tensor, puzzle_rows: Tensor | None) -> Tensor:
         arch = self.arch
         embedding = self.embed_tokens(inputs_BT)
@@ -69,7 +70,7 @@ class Network(nn.Module):
         return math.sqrt(arch.hidden_size) * embedding
 
     def forward(
-        self, carry: InnerCarry, inputs: Tensor, puzzle_rows: Tensor | None, want_logits: bool = True
+        self, states: States, inputs: Tensor, puzzle_rows: Tensor | None, want_logits: bool = True
     ) -> Segment:
         """Run one segment.
 
@@ -80,36 +81,8 @@ class Network(nn.Module):
         if arch.pos_encodings == "rope" and not arch.mlp_t:
             head_size = arch.hidden_size // arch.num_heads
             rope = rope_tables(self.seq_len, head_size, arch.rope_theta, inputs.device)
-        z_H, z_L = self.recurrence(carry, self._embed(inputs, puzzle_rows), rope)
-        logits = self.lm_head(z_H[:, arch.prefix_len :]) if want_logits else None
+        states = self.recurrence(states, self._embed(inputs, puzzle_rows), rope)
+        answer = states[0]
+        logits = self.lm_head(answer[:, arch.prefix_len :]) if want_logits else None
         # The Q-head reads the first position: the puzzle embedding's where there is one.
-        return Segment(z_H, z_L, logits, self.q_head(z_H[:, 0]).to(torch.float32))
-
-
-def initialize_module(
-    name: str, module: nn.Module, copy: Callable[[Tensor, Tensor], object], seed: int
-) -> None:
-    """Give a module's own tensors their published initial distribution, drawn from (seed, tensor name) alone.
-
-    So the same model comes out on any device, in any order, whole or in parts. `copy` writes the values, which
-    are whole and on the CPU, to a tensor that may be split.
-    """
-    reset = getattr(module, "reset_parameters", None)
-    if reset is None:
-        return
-
-    def draw(tensor: Tensor, tensor_name: str, std: float) -> None:
-        key = hashlib.sha256(f"{seed}:{name}.{tensor_name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
-        values = torch.empty(tensor.shape, device="cpu")
-        truncated_normal_(values, std, generator)
-        copy(tensor, values)
-
-    with torch.no_grad():
-        reset(draw)
-
-
-def initialize(model: nn.Module, seed: int) -> None:
-    """Initialise every module of a model that is whole on this rank."""
-    for name, module in model.named_modules():
-        initialize_module(name, module, Tensor.copy_, seed)
+        return Segment(states, logits, self.q_head(answer[:, 0]).to(torch.float32))

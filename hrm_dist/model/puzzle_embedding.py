@@ -21,7 +21,7 @@ from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import collectives
 from hrm_dist.distributed.process_group import World
-from hrm_dist.model.layers import Draw
+from hrm_dist.model.initialization import InitFn
 
 _SHARD_ABOVE_BYTES = 2**30
 _READ_BYTES = 64 * 2**20
@@ -90,8 +90,8 @@ class PuzzleEmbedding(nn.Module):
         """What `.to(device)` and the like do; a table with a device of its own stays as it is."""
         return self if self.placement.device is not None else super()._apply(fn, recurse)
 
-    def reset_parameters(self, _draw: Draw) -> None:
-        nn.init.zeros_(self.weights)
+    def init_weights(self, init: InitFn) -> None:
+        init("weights", 0.0)
 
     def forward(self, identifiers: Tensor) -> Tensor:
         """Rows of the identifiers, [B, D] float32; in training, their gradient is kept for `SignSGD`.

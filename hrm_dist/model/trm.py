@@ -3,20 +3,17 @@
 Shapes: B sequences, S positions, D hidden_size.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from hrm_dist.config import ArchConfig
-from hrm_dist.model.hrm import InnerCarry, refine
+from hrm_dist.model.hrm import refine
 from hrm_dist.model.layers import Level, Rope
+from hrm_dist.model.recurrence import Recurrence, States
 
 
-class TRMRecurrence(nn.Module):
+class TRMRecurrence(Recurrence):
     """Refine the latent z_L, then the answer z_H; published with gradient in the last cycle."""
 
-    def __init__(self, arch: ArchConfig, seq_len: int) -> None:
-        super().__init__()
-        self.arch = arch
-        self.L_level = Level(arch, arch.L_layers, seq_len)
+    L_level: Level
 
-    def forward(self, carry: InnerCarry, input_BSD: Tensor, rope: Rope | None) -> InnerCarry:
-        return refine(self.arch, self.L_level, self.L_level, carry, input_BSD, rope)
+    def forward(self, states: States, input_BSD: Tensor, rope: Rope | None) -> States:
+        return refine(self.arch, self.L_level, self.L_level, states, input_BSD, rope)

@@ -16,7 +16,8 @@ from data_pipeline.schema import load_dataset_info
 from hrm_dist.config import load_config
 from hrm_dist.distributed.process_group import process_group
 from hrm_dist.engines.build import build_engine
-from hrm_dist.model.network import Network, initialize_module
+from hrm_dist.model.initialization import initialize_module
+from hrm_dist.model.network import Network
 
 
 def main() -> int:

@@ -6,9 +6,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from data_pipeline.schema import IGNORE_LABEL_ID, DatasetMetadata
 from hrm_dist.config import ArchConfig
+from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.model import build_model
 from hrm_dist.model.act import ACTModel, Batch
-from hrm_dist.model.layers import recompute_blocks
+from hrm_dist.model.layers import checkpoint_activations
 from hrm_dist.model.losses import act_loss
 
 METADATA = DatasetMetadata(
@@ -25,9 +26,11 @@ METADATA = DatasetMetadata(
 
 
 def arch_of(name: str, **fields: object) -> ArchConfig:
+    known = ARCHITECTURES[name]
     small = {"hidden_size": 32, "num_heads": 2, "L_layers": 1, "forward_dtype": "float32"}
-    layers = {"H_layers": 1} if name == "hrm" else {"puzzle_emb_len": 2}
-    return ArchConfig.model_validate({"name": name, **small, **layers, **fields})
+    small |= {level.num_layers: 1 for level in known.levels.values()}
+    prefix = {"puzzle_emb_len": 2} if "puzzle_emb_len" in known.defaults else {}
+    return ArchConfig.model_validate({"name": name, **small, **prefix, **fields})
 
 
 def random_batch(size: int, seed: int) -> Batch:
@@ -57,11 +60,11 @@ def segment_loss(model: ACTModel, batch: Batch) -> Tensor:
     return act_loss(carry, outputs, model.arch.loss_type)[0]
 
 
-def saved_bytes(arch: ArchConfig, batch_size: int, recomputes: bool = False) -> int:
+def saved_bytes(arch: ArchConfig, batch_size: int, checkpointing: bool = False) -> int:
     """Bytes of all storages, parameters apart, that the graph of one segment and its loss holds."""
     model = build_model(arch, METADATA)
-    if recomputes:
-        recompute_blocks(model)
+    if checkpointing:
+        checkpoint_activations(model)
     own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     storages: dict[int, torch.UntypedStorage] = {}
 

@@ -18,9 +18,9 @@ from hrm_dist.checkpoint import reader as checkpoint
 from hrm_dist.checkpoint.carry import carry_pieces, read_carries
 from hrm_dist.checkpoint.reader import CheckpointState
 from hrm_dist.checkpoint.writer import CheckpointWriter, finish, link, prune, put_back, write_files
+from hrm_dist.config import ArchConfig
 from hrm_dist.distributed.process_group import World
-from hrm_dist.model.act import Carry
-from hrm_dist.model.hrm import InnerCarry
+from hrm_dist.model.act import Carry, inner_carry_type
 from hrm_dist.tensor_shards import Piece, Place, share_out, whole
 
 WEIGHT = torch.arange(6.0).reshape(2, 3)
@@ -266,7 +266,7 @@ def test_in_the_background_the_state_of_the_moment_is_written_and_errors_come_wi
 
 
 def carry_of(rows: torch.Tensor) -> Carry:
-    states = InnerCarry(rows[:, None].to(torch.bfloat16), rows[:, None].to(torch.bfloat16) + 1)
+    states = inner_carry_type("hrm")(rows[:, None].to(torch.bfloat16), rows[:, None].to(torch.bfloat16) + 1)
     return Carry(states, rows[:, 0].to(torch.int32), rows[:, 1] > 9, {"inputs": rows.to(torch.int32)})
 
 
@@ -285,7 +285,11 @@ def test_the_carry_is_sliced_anew_for_other_numbers_of_ranks_and_parts(
         written.append(write_files(tmp_path / "temporary", list(pieces), rank))
     finish(tmp_path / "temporary", tmp_path / "step_1", state(1), written)
     opened = checkpoint.open_checkpoint(tmp_path / "step_1")
-    carries = [carry for rank in range(now[0]) for carry in read_carries(opened, world(rank, now[0]), now[1])]
+    carries = [
+        carry
+        for rank in range(now[0])
+        for carry in read_carries(opened, ArchConfig(), world(rank, now[0]), now[1])
+    ]
     assert len(carries) == now[0] * now[1]
     expected = carry_of(everything)
     assert torch.equal(torch.cat([carry.inner_carry.z_L for carry in carries]), expected.inner_carry.z_L)

@@ -6,8 +6,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hrm_dist.config import ArchConfig, TrainConfig
 from hrm_dist.model import build_model
-from hrm_dist.model.flops import activation_bytes, flops_per_sequence, memory_per_rank, num_parameters
-from hrm_dist.model.layers import recompute_blocks
+from hrm_dist.model.flops import flops_per_sequence
+from hrm_dist.model.layers import checkpoint_activations
+from hrm_dist.model.memory_estimate import activation_bytes, memory_per_rank, num_parameters
 from tests.unit.models import METADATA, arch_of, random_batch, saved_bytes, segment_loss
 from tools.bench_train.activation_memory import peak_activation_bytes
 
@@ -25,48 +26,48 @@ COSTED = {
     "trm, bptt": arch_of("trm", hidden_size=96, gradient="bptt", H_cycles=2, L_cycles=2),
 }
 every_arch = pytest.mark.parametrize("arch", COSTED.values(), ids=COSTED.keys())
-recomputed_or_not = pytest.mark.parametrize("recomputes", [False, True], ids=["kept", "recomputed"])
+recomputed_or_not = pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 
 
 @recomputed_or_not
 @every_arch
 def test_activation_bytes_are_what_torch_saves_for_a_sequence_to_one_percent(
-    arch: ArchConfig, recomputes: bool
+    arch: ArchConfig, checkpointing: bool
 ) -> None:
     # The difference leaves out what does not grow with the batch: rotary tables, weights cast to bfloat16.
-    measured = (saved_bytes(arch, 4, recomputes) - saved_bytes(arch, 2, recomputes)) / 2
-    assert activation_bytes(arch, METADATA, recomputes) == pytest.approx(measured, rel=0.01)
+    measured = (saved_bytes(arch, 4, checkpointing) - saved_bytes(arch, 2, checkpointing)) / 2
+    assert activation_bytes(arch, METADATA, checkpointing) == pytest.approx(measured, rel=0.01)
 
 
 @recomputed_or_not
 @every_arch
-def test_the_estimate_of_a_rank_is_near_the_peak_of_a_segment(arch: ArchConfig, recomputes: bool) -> None:
+def test_the_estimate_of_a_rank_is_near_the_peak_of_a_segment(arch: ArchConfig, checkpointing: bool) -> None:
     model = build_model(arch, METADATA)
-    if recomputes:
-        recompute_blocks(model)
+    if checkpointing:
+        checkpoint_activations(model)
     peak = peak_activation_bytes(model, random_batch(32, seed=0))
     config = TrainConfig(
-        data_path="unused", arch=arch, global_batch_size=32, activation_checkpointing=recomputes
+        data_path="unused", arch=arch, global_batch_size=32, activation_checkpointing=checkpointing
     )
     estimate = memory_per_rank(config, METADATA, world_size=1)["activations"]
     # Left out: what the backward pass of a block takes on top, which shows where little is kept.
-    assert estimate == pytest.approx(peak, rel=0.25 if recomputes else 0.15)
+    assert estimate == pytest.approx(peak, rel=0.25 if checkpointing else 0.15)
 
 
 @recomputed_or_not
 @every_arch
 def test_flops_per_sequence_are_what_torch_counts_to_a_ten_thousandth(
-    arch: ArchConfig, recomputes: bool
+    arch: ArchConfig, checkpointing: bool
 ) -> None:
     model, batch = build_model(arch, METADATA), random_batch(2, seed=0)
-    if recomputes:
-        recompute_blocks(model)
+    if checkpointing:
+        checkpoint_activations(model)
     # The fused kernels' backward computes the scores anew, which is not counted here.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         segment_loss(model, batch).backward()
     # Left out: the Q-head.
     counted = counter.get_total_flops() / 2
-    assert flops_per_sequence(arch, METADATA, recomputes) == pytest.approx(counted, rel=1e-4)
+    assert flops_per_sequence(arch, METADATA, checkpointing) == pytest.approx(counted, rel=1e-4)
 
 
 # How memory for the backward pass grows with the cycles (H_cycles, L_cycles)

@@ -8,8 +8,8 @@ from hrm_dist.config import ArchConfig, TrainConfig
 from hrm_dist.distributed.process_group import World
 from hrm_dist.model import build_model
 from hrm_dist.model.act import ACTModel
-from hrm_dist.model.hrm import InnerCarry
-from hrm_dist.model.layers import Block, recompute_blocks
+from hrm_dist.model.layers import Block, checkpoint_activations
+from hrm_dist.model.recurrence import States
 from hrm_dist.trainer import Trainer
 from tests.unit.models import METADATA, arch_of, let_halting_vary, random_batch, segment_loss
 from tools.bench_train.speed import RandomReader
@@ -43,15 +43,15 @@ def cut_by_hand(model: ACTModel) -> None:
     L_level = recurrence.get_submodule("L_level")
     H_level = recurrence.get_submodule("H_level") if model.arch.name == "hrm" else L_level
 
-    def forward(carry: InnerCarry, input_BSD: Tensor, rope: object) -> InnerCarry:
-        z_H, z_L = carry
+    def forward(states: States, input_BSD: Tensor, rope: object) -> States:
+        z_H, z_L = states
         for fast in range(1, 7):
             z_L = L_level(z_L, z_H + input_BSD, rope)
             z_L = z_L if fast in FAST_WITH_GRADIENT[mode] else z_L.detach()
             if fast in (3, 6):
                 z_H = H_level(z_H, z_L, rope)
                 z_H = z_H if fast // 3 in SLOW_WITH_GRADIENT[mode] else z_H.detach()
-        return InnerCarry(z_H, z_L)
+        return z_H, z_L
 
     recurrence.forward = forward  # type: ignore[method-assign]
 
@@ -109,7 +109,7 @@ RECOMPUTED = {
 @pytest.mark.parametrize("fields", RECOMPUTED.values(), ids=RECOMPUTED.keys())
 def test_recomputed_blocks_give_the_same_gradient_bit_for_bit(fields: dict[str, object]) -> None:
     kept, recomputed = model_of(**fields), model_of(**fields)  # type: ignore[arg-type]
-    recompute_blocks(recomputed)
+    checkpoint_activations(recomputed)
     expected, ours = gradients(kept), gradients(recomputed)
     assert ours.keys() == expected.keys()
     for key, gradient in expected.items():
@@ -119,7 +119,7 @@ def test_recomputed_blocks_give_the_same_gradient_bit_for_bit(fields: dict[str, 
 def test_hooks_of_a_recomputed_block_run_in_the_forward_alone() -> None:
     # An engine that gathers a block's weights in hooks must not do so once more for the recomputation.
     model = model_of("hrm", gradient="bptt")
-    recompute_blocks(model)
+    checkpoint_activations(model)
     called: list[str] = []
     for module in model.modules():
         if isinstance(module, Block):
@@ -141,7 +141,9 @@ def losses_of_a_run(**fields: object) -> list[float]:
     for step in range(4):
         trainer.train_step(trainer.reader.batch(step))
         trainer.step += 1
-    recomputes = {block.recomputes for block in trainer.model.modules() if isinstance(block, Block)}
+    recomputes = {
+        block.activation_checkpointing for block in trainer.model.modules() if isinstance(block, Block)
+    }
     assert recomputes == {config.activation_checkpointing}
     return trainer.sums.values.tolist()
 

@@ -5,6 +5,9 @@ import pytest
 import torch
 
 from hrm_dist.metrics import JsonLines, MetricSums
+from hrm_dist.model import build_model
+from hrm_dist.model.losses import act_loss
+from tests.unit.models import METADATA, arch_of, let_halting_vary, random_batch
 
 MADE = torch.tensor(True)
 
@@ -68,6 +71,39 @@ def test_losses_are_per_sequence_and_accuracies_per_halted_sequence() -> None:
     assert row["train/cell_accuracy"] == 0.5
     assert row["train/segments"] == 3.0
     assert row["train/halted"] == 0.25
+
+
+def test_the_logged_loss_is_the_one_that_is_differentiated() -> None:
+    sums = MetricSums(torch.device("cpu"))
+    model = build_model(arch_of("hrm"), METADATA)
+    let_halting_vary(model)
+    batch = random_batch(4, seed=0)
+    loss, metrics = act_loss(*model(model.initial_carry(batch), batch), model.arch.loss_type)
+    sums.add(metrics, MADE)
+    assert sums.row(global_batch_size=4)["train/loss"] == pytest.approx(loss.item() / 4)
+
+
+NEW_METRICS = {"lm_loss": 8.0, "q_halt_loss": 1.0, "count": 2.0, "right_rows": 3.0, "entropy_loss": 4.0}
+
+
+def as_tensors(metrics: dict[str, float]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(value) for name, value in metrics.items()}
+
+
+def test_a_new_metric_of_the_loss_is_summed_and_logged() -> None:
+    sums = MetricSums(torch.device("cpu"))
+    for _ in range(2):
+        sums.add(as_tensors(NEW_METRICS), MADE)
+    row = sums.row(global_batch_size=4)
+    assert (row["train/right_rows"], row["train/entropy_loss"]) == (6 / 4, 8 / 8)
+
+
+def test_sums_of_a_new_metric_survive_a_resume() -> None:
+    before, after = MetricSums(torch.device("cpu")), MetricSums(torch.device("cpu"))
+    before.add(as_tensors(NEW_METRICS), MADE)
+    after.load(before.values)
+    after.add(as_tensors(NEW_METRICS), MADE)
+    assert after.row(global_batch_size=4)["train/right_rows"] == 6 / 4
 
 
 def test_sums_start_anew_after_a_row() -> None:

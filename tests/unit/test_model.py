@@ -7,16 +7,21 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_pipeline.sampler import rank_slice
 from hrm_dist.config import ArchConfig
+from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.model import build_model
 from hrm_dist.model.act import ACTModel, Carry, explore_halting
-from hrm_dist.model.hrm import InnerCarry
-from hrm_dist.model.layers import truncated_normal_
-from hrm_dist.model.network import initialize
+from hrm_dist.model.initialization import initialize, truncated_normal_
+from hrm_dist.model.network import RECURRENCES
 from tests.unit.models import METADATA, arch_of, let_halting_vary, random_batch, segment_loss
+
+
+def test_every_description_has_its_module() -> None:
+    assert RECURRENCES.keys() == ARCHITECTURES.keys()
+
 
 # Gradient
 
@@ -101,7 +106,7 @@ def test_nothing_of_the_first_carry_is_used() -> None:
     model = build_model(arch_of("hrm"), METADATA).eval()
     batch = random_batch(2, seed=1)
     carry = model.initial_carry(batch)
-    spoiled = carry._replace(inner_carry=InnerCarry(*(state + math.nan for state in carry.inner_carry)))
+    spoiled = carry._replace(inner_carry=[state + math.nan for state in carry.inner_carry])
     with torch.no_grad():
         assert model(spoiled, batch)[1]["logits"].isfinite().all()
 
@@ -198,6 +203,19 @@ def test_a_model_made_without_memory_and_filled_later_starts_the_same(name: str)
     late = meta_then_materialised(arch, seed=1).state_dict()
     for key, tensor in build_model(arch, METADATA, seed=1).state_dict().items():
         assert torch.equal(late[key], tensor), key
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (nn.Linear(2, 2), "bias, weight"),
+        (nn.Conv1d(2, 2, 1, bias=False), "weight"),
+        (nn.BatchNorm1d(2, affine=False), "num_batches_tracked, running_mean, running_var"),
+    ],
+)
+def test_a_tensor_that_nobody_initialises_is_an_error(module: nn.Module, names: str) -> None:
+    with pytest.raises(ValueError, match=f"stack.0: {type(module).__name__} leaves {names} without"):
+        initialize(nn.ModuleDict({"stack": nn.Sequential(module)}), seed=0)
 
 
 def test_initial_weights_depend_on_seed_and_name_alone() -> None:

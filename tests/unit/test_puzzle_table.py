@@ -31,7 +31,7 @@ batches = st.lists(st.tuples(st.integers(0, NUM_ROWS - 1), grad_rows), min_size=
 
 def filled(placement: TablePlacement = WHOLE_TABLE) -> PuzzleEmbedding:
     table = PuzzleEmbedding(NUM_ROWS, WIDTH, placement)
-    table.reset_parameters(lambda *_: None)
+    table.init_weights(lambda *_: None)
     table.load_rows(lambda first, end: VALUES[first:end])
     return table
 

@@ -18,9 +18,9 @@ from hrm_dist.config import TrainConfig
 from hrm_dist.distributed.process_group import World
 from hrm_dist.model import build_model
 from hrm_dist.model.act import ACTModel, Batch
-from hrm_dist.model.flops import memory_per_rank
-from hrm_dist.model.layers import recompute_blocks
+from hrm_dist.model.layers import checkpoint_activations
 from hrm_dist.model.losses import act_loss
+from hrm_dist.model.memory_estimate import memory_per_rank
 from tools.bench_train.speed import RandomReader
 
 CYCLES = ((2, 2), (4, 4), (8, 8))
@@ -30,11 +30,11 @@ class Series(NamedTuple):
     """A line of the table."""
 
     gradient: str
-    recomputes: bool
+    activation_checkpointing: bool
 
     @property
     def label(self) -> str:
-        return f"{self.gradient}, recomputed" if self.recomputes else self.gradient
+        return f"{self.gradient}, recomputed" if self.activation_checkpointing else self.gradient
 
 
 SERIES = (
@@ -124,10 +124,10 @@ def measure(
             cycles = {"H_cycles": H_cycles, "L_cycles": L_cycles}
             arch = config.arch.model_copy(update={**cycles, "gradient": series.gradient})
             model = build_model(arch, metadata).to(world.device)
-            if series.recomputes:
-                recompute_blocks(model)
+            if series.activation_checkpointing:
+                checkpoint_activations(model)
             peaks[series.label].append(peak_activation_bytes(model, batch))
-            of_series = {"arch": arch, "activation_checkpointing": series.recomputes}
+            of_series = {"arch": arch, "activation_checkpointing": series.activation_checkpointing}
             estimate = memory_per_rank(config.model_copy(update=of_series), metadata, world.world_size)
             estimates[series.label].append(estimate["activations"])
     if world.is_main:
@@ -169,7 +169,7 @@ def draw(peaks: Peaks, about: str, path: Path) -> None:
     axes = figure.subplots()
     num_updates = [H_cycles * (L_cycles + 1) for H_cycles, L_cycles in CYCLES]
     for series in SERIES:
-        style = "s--" if series.recomputes else "o-"
+        style = "s--" if series.activation_checkpointing else "o-"
         megabytes = [size / 1e6 for size in peaks[series.label]]
         axes.plot(num_updates, megabytes, style, color=COLORS[series.gradient], label=series.label)
         axes.annotate(

@@ -14,7 +14,8 @@ from data_pipeline.sampler import rank_slice
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed.process_group import World
-from hrm_dist.model.flops import flops_per_sequence, matmul_rate, num_parameters
+from hrm_dist.model.flops import flops_per_sequence, matmul_rate
+from hrm_dist.model.memory_estimate import num_parameters
 from hrm_dist.trainer import Trainer
 
 
@@ -59,20 +60,20 @@ def measure(
         for compiles in ((False, True) if compare else (config.compile,))
     }
     dtype = next(iter(trainers.values())).model.dtype
-    peak = matmul_rate(world.device, dtype)
+    rate = matmul_rate(world.device, dtype)
     first = {mode: timed_step(trainer) for mode, trainer in trainers.items()}
     timed: dict[str, list[Time]] = {mode: [] for mode in trainers}
     for _ in range(steps):
         for mode, trainer in trainers.items():
             timed[mode].append(timed_step(trainer))
-    peak = max(peak, matmul_rate(world.device, dtype)) * world.world_size
+    rate = max(rate, matmul_rate(world.device, dtype)) * world.world_size
     flops = config.global_batch_size * flops_per_sequence(
         config.arch, metadata, config.activation_checkpointing
     )
     result: dict[str, object] = {
         "benchmark": "train",
         **_described(config, metadata, world),
-        "matmul_teraflops_per_s": round(peak / 1e12, 3),
+        "measured_matmul_teraflops_per_s": round(rate / 1e12, 3),
         "step_teraflops": round(flops / 1e12, 3),
         "peak_memory_mb": round(_peak_bytes(world.device) / 1e6, 1),
         "steps": steps,
@@ -86,7 +87,7 @@ def measure(
             "cpu_seconds_per_step": round(statistics.median(step.cpu for step in times), 4),
             "first_step_s": round(first[mode].wall, 2),
             "examples_per_s": round(config.global_batch_size / median, 2),
-            "share_of_matmul_peak": round(flops / median / peak, 4),
+            "share_of_measured_matmul_rate": round(flops / median / rate, 4),
         }
     if compare:
         turns = zip(timed["eager"], timed["compiled"], strict=True)

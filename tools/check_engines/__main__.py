@@ -48,6 +48,7 @@ from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.table import table
 from data_pipeline.sampler import check_divisible
 from hrm_dist.config import ConfigError, TrainConfig, load_config
+from hrm_dist.config.architectures import ARCHITECTURES
 from tools.check_engines.differences import (
     FIRST_STEPS,
     MOST_STEPS,
@@ -268,7 +269,7 @@ def _parse_arguments() -> argparse.Namespace:
     add("--engines", default=",".join(ENGINES), metavar="A,B", help="which to check (%(default)s)")
     add("--world-sizes", default="1,2,4", metavar="N,M", help="numbers of processes (%(default)s)")
     add("--steps", type=int, default=50, metavar="N", help="optimizer steps of each run (%(default)s)")
-    add("--arch", choices=("hrm", "trm"), default="hrm", help="(%(default)s)")
+    add("--arch", choices=tuple(ARCHITECTURES), default="hrm", help="(%(default)s)")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="(%(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
     add("--timeout", type=float, default=600, metavar="S", help="seconds that a run may take (%(default)s)")

@@ -15,6 +15,7 @@ import yaml
 from data_pipeline.build import build
 from data_pipeline.options import ArcOptions
 from data_pipeline.shards.plan import Request
+from hrm_dist.config.architectures import ARCHITECTURES
 
 LR = 1e-4
 LEAST_BATCH_SIZE = 16
@@ -49,15 +50,17 @@ def write_config(path: Path, data: Path, arch: str, precision: str, device: str,
     Few cycles, for TRM too: untrained, each amplifies rounding. With TRM's own 3 x 6, two right runs differ by 1e-5
     after 20 steps and 1e-2 after 50, with 2 x 2 by 2e-7 after 200.
     """
-    sizes = {"H_layers": 1} if arch == "hrm" else {"puzzle_emb_len": 2}
-    sizes |= {
-        "L_layers": 1,
+    known = ARCHITECTURES[arch]
+    sizes: dict[str, object] = {
         "H_cycles": 2,
         "L_cycles": 2,
         "hidden_size": 32,
         "num_heads": 2,
         "halt_max_steps": 4,
     }
+    sizes |= {**{level.num_layers: 1 for level in known.levels.values()}, **known.fixed}
+    if "puzzle_emb_len" in known.defaults:
+        sizes["puzzle_emb_len"] = 2
     config = {
         "arch": {"name": arch, **sizes},
         "data_path": str(data),

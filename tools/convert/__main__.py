@@ -1,4 +1,4 @@
-"""Convert weights: a checkpoint to a file under the published names, or published HRM or TRM weights to a checkpoint.
+"""Convert weights: a checkpoint to a file under the published names, or published weights to a checkpoint.
 
 examples:
   python -m tools.convert export runs/arc1/checkpoints/best --out arc1.safetensors

@@ -1,21 +1,24 @@
 """Whether published weights fit a configuration, and if not, which setting would make them."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.model.layers import swiglu_size
 from hrm_dist.model.released import published_name
 
 Shape = tuple[int, ...]
 TABLE = "puzzle_emb.weights"
 _LM_HEAD = "network.lm_head.weight"
-_LAYER = re.compile(r"network\.recurrence\.([HL])_level\.layers\.(\d+)\.(\w+)\.(\w+)\.weight")
+_LAYER = re.compile(r"network\.recurrence\.(\w+)\.layers\.(\d+)\.(\w+)\..+")
+_INITIAL_STATES = {buffer for known in ARCHITECTURES.values() for buffer in known.states.values()}
 # End of a name -> which of its axes is hidden_size.
 _HIDDEN_AXES = {
-    "_init": 0, "embedding_weight": 1, "lm_head.weight": 1, "q_head.weight": 1, "self_attn.qkv_proj.weight": 1,
+    "embedding_weight": 1, "lm_head.weight": 1, "q_head.weight": 1, "self_attn.qkv_proj.weight": 1,
     "self_attn.o_proj.weight": 1, "mlp.gate_up_proj.weight": 1, "mlp.down_proj.weight": 0,
-}  # fmt: skip
+} | dict.fromkeys(_INITIAL_STATES, 0)  # fmt: skip
 _OTHER_MODEL = "give weights of the architecture that the configuration describes, or another configuration"
 
 
@@ -42,8 +45,8 @@ def problems(found: Mapping[str, Shape], wanted: Mapping[str, Shape], seq_len: i
     """
     if len(found.get(_LM_HEAD, ())) != 2:
         return [
-            "holds no published model (there is no model.inner.lm_head.weight); give published HRM or TRM weights, or "
-            "the file of an export"
+            "holds no published model (there is no model.inner.lm_head.weight); give published weights, or the file of "
+            "an export"
         ]
     by_remedy: dict[str, list[_Misfit]] = {}
     for name in sorted({*found, *wanted}):
@@ -101,21 +104,36 @@ def _remedy_of_presence(misfit: _Misfit, found: Mapping[str, Shape], wanted: Map
         return f"set arch.puzzle_emb_ndim={misfit.found[1] if misfit.found else 0}"
     if "embed_pos" in misfit.name:
         return f"set arch.pos_encodings={'rope' if misfit.found is None else 'learned'}"
+    of_found, of_wanted = _levels(found), _levels(wanted)
     layer = _LAYER.fullmatch(misfit.name)
+    if misfit.name in _INITIAL_STATES or (layer and of_found.keys() != of_wanted.keys()):
+        return _remedy_of_architecture(found)
     if layer is None:
         return _OTHER_MODEL
     level = layer[1]
-    num_found, num_wanted = _num_layers(found, level), _num_layers(wanted, level)
-    if level == "H" and 0 in (num_found, num_wanted):
-        return f"set arch.name={'hrm' if num_found else 'trm'}"
-    if num_found != num_wanted:
-        return f"set arch.{level}_layers={num_found}"
-    mixes_by_mlp = any(".mlp_t." in name for name in found)
-    return f"set arch.mlp_t={'true' if mixes_by_mlp else 'false'}"
+    if of_found[level] != of_wanted[level]:
+        field = next(
+            known.levels[level].num_layers for known in ARCHITECTURES.values() if level in known.levels
+        )
+        return f"set arch.{field}={of_found[level]}"
+    if layer[3] in ("mlp_t", "self_attn"):
+        mixes_by_mlp = any(".mlp_t." in name for name in found)
+        return f"set arch.mlp_t={'true' if mixes_by_mlp else 'false'}"
+    return _OTHER_MODEL
 
 
-def _num_layers(names: Mapping[str, Shape], level: str) -> int:
-    return len({layer[2] for name in names if (layer := _LAYER.fullmatch(name)) and layer[1] == level})
+def _remedy_of_architecture(found: Mapping[str, Shape]) -> str:
+    """Name the architectures that have the weights' levels, and of these the one with their initial states."""
+    levels, states = _levels(found).keys(), _INITIAL_STATES & found.keys()
+    names = [name for name, known in ARCHITECTURES.items() if known.levels.keys() == levels]
+    exact = [name for name in names if states == set(ARCHITECTURES[name].states.values())]
+    return f"set arch.name={' or '.join(exact or names)}" if names else _OTHER_MODEL
+
+
+def _levels(names: Mapping[str, Shape]) -> dict[str, int]:
+    """Return the levels that tensors belong to, and the number of blocks of each."""
+    layers = {(layer[1], layer[2]) for name in names if (layer := _LAYER.fullmatch(name))}
+    return dict(Counter(level for level, _ in layers))
 
 
 def _num_positions(name: str, shape: Shape) -> int | None:

@@ -1,4 +1,4 @@
-"""Published HRM or TRM weights as a checkpoint of step 0, which evaluates, and from which training can start."""
+"""Published weights as a checkpoint of step 0, which evaluates, and from which training can start."""
 
 import json
 import zipfile

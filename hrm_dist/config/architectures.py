@@ -1,0 +1,121 @@
+"""The architectures, one description each, which all but an architecture's own module reads in place of its name.
+
+Configuration, carry, checkpoints, engines, cost and conversion follow from it. A new one is a description here, a
+recurrence in a module of its own, and its line in `RECURRENCES` (hrm_dist/model/network.py). No torch.
+"""
+# pyright: strict
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from hrm_dist.config.schema import ArchConfig
+
+
+class LevelInfo(NamedTuple):
+    """A stack of blocks in the recurrence: how many, and which updates run it."""
+
+    num_layers: str
+    """The field of ArchConfig that counts its blocks."""
+    is_fast: bool = True
+    """Runs in every L cycle."""
+    is_slow: bool = False
+    """Runs at the end of every H cycle."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is particular to an architecture, apart from its computation."""
+
+    levels: Mapping[str, LevelInfo]
+    """By the name of the module; published keys have the same, but for `level`, which they leave out."""
+    states: Mapping[str, str]
+    """Names of the states carried from one segment to the next -> names of the buffers that they begin with."""
+    published_names: tuple[str, ...] = ()
+    """Other spellings of `arch.name`."""
+    published_fields: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
+    """Fields under `arch` of its published configurations -> ours; None: without effect, there or here."""
+    defaults: Mapping[str, object] = field(default_factory=dict[str, object])
+    """What differs from the field defaults of ArchConfig."""
+    fixed: Mapping[str, object] = field(default_factory=lambda: {"mlp_t": False})
+    """Fields that can have no other value."""
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "hrm": Architecture(
+        levels={
+            "H_level": LevelInfo("H_layers", is_fast=False, is_slow=True),
+            "L_level": LevelInfo("L_layers"),
+        },
+        states={"z_H": "H_init", "z_L": "L_init"},
+        published_names=(
+            "hrm_v1",
+            "hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1",
+            "recursive_reasoning.hrm@HierarchicalReasoningModel_ACTV1",
+        ),
+    ),
+    "trm": Architecture(
+        levels={"L_level": LevelInfo("L_layers", is_slow=True)},
+        states={"z_H": "H_init", "z_L": "L_init"},
+        published_names=("recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1",),
+        defaults={
+            "H_cycles": 3,
+            "L_cycles": 6,
+            "H_layers": 0,
+            "L_layers": 2,
+            "puzzle_emb_len": 16,
+            "act_continue": False,
+            "gradient": "last_cycle",
+        },
+        fixed={},
+    ),
+}
+
+
+def problems(arch: "ArchConfig") -> list[str]:
+    """Return what the architecture of that name cannot have, a line with a remedy each."""
+    lines = [
+        f"arch.{level.num_layers}=0 leaves arch.name={arch.name} without its {name}; set it to 1 or more"
+        for name, level in arch.description.levels.items()
+        if getattr(arch, level.num_layers) == 0
+    ]
+    for key, only in arch.description.fixed.items():
+        if (value := getattr(arch, key)) != only:
+            others = [name for name, other in ARCHITECTURES.items() if other.fixed.get(key, value) == value]
+            lines.append(
+                f"arch.{key}={_spelled(value)}: with arch.name={arch.name} it can only be {_spelled(only)}; "
+                f"leave it out, or set arch.name={' or '.join(others)}"
+            )
+    return lines
+
+
+def _spelled(value: object) -> str:
+    """Spell a value as YAML does."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# How often a segment runs what
+
+
+class Runs(NamedTuple):
+    """How often a segment runs something."""
+
+    total: int
+    with_gradient: int
+
+
+def num_updates_with_gradient(arch: "ArchConfig") -> int:
+    """Return how many of a segment's H_cycles * L_cycles fast updates carry gradient, counted from its end."""
+    counts = {"one_step": 1, "last_cycle": arch.L_cycles, "bptt": arch.H_cycles * arch.L_cycles}
+    return counts[arch.gradient]
+
+
+def level_runs(arch: "ArchConfig") -> dict[str, Runs]:
+    """Return how often a segment runs each level."""
+    fast = Runs(arch.H_cycles * arch.L_cycles, num_updates_with_gradient(arch))
+    slow = Runs(arch.H_cycles, -(-fast.with_gradient // arch.L_cycles))
+    return {
+        name: Runs(*(level.is_fast * f + level.is_slow * s for f, s in zip(fast, slow, strict=True)))
+        for name, level in arch.description.levels.items()
+    }

@@ -1,0 +1,116 @@
+"""Bytes that training holds on a rank, estimated from the configuration alone."""
+
+import torch
+from torch import nn
+
+from data_pipeline.schema import DatasetMetadata
+from hrm_dist.config import ArchConfig, TrainConfig
+from hrm_dist.config.architectures import level_runs
+from hrm_dist.distributed.process_group import World
+from hrm_dist.model.layers import DTYPES, Block
+from hrm_dist.model.network import Network
+from hrm_dist.model.puzzle_embedding import place_table
+
+# What of weights, gradients, and optimizer with its average an engine splits over the ranks. DeepSpeed keeps the
+# weights twice: to compute with and, split, to update.
+_IS_SPLIT = {
+    "ddp": (False, False, False),
+    "zero1": (False, False, True),
+    "zero2": (False, True, True),
+    "zero3": (True, True, True),
+    "fsdp2": (True, True, True),
+}
+
+
+def num_parameters(arch: ArchConfig, metadata: DatasetMetadata) -> int:
+    """Return the number of trained weights, without the puzzle table."""
+    return _num_weights(_network(arch, metadata))
+
+
+def _network(arch: ArchConfig, metadata: DatasetMetadata) -> Network:
+    with torch.device("meta"):
+        return Network(arch, metadata)
+
+
+def _num_weights(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def memory_per_rank(config: TrainConfig, metadata: DatasetMetadata, world_size: int) -> dict[str, int]:
+    """Return the estimated bytes that training holds on each rank, by purpose."""
+    arch, network = config.arch, _network(config.arch, metadata)
+    weights = 4 * _num_weights(network)
+    share = -(-weights // world_size)
+    of_weights, of_gradients, of_optimizer = (
+        share if split else weights for split in _IS_SPLIT[config.engine]
+    )
+    item = DTYPES[arch.forward_dtype].itemsize
+    batch_size = -(-config.global_batch_size // world_size)
+    state = batch_size * network.seq_len * arch.hidden_size * item
+    at_a_time = -(-batch_size // config.gradient_accumulation_steps)
+    num_parts = place_table(config, metadata, World(0, world_size, torch.device("cpu"))).num_parts
+    # Of what is split, one unit at a time is whole, with its gradients in the backward pass.
+    levels = list(network.levels().values())
+    units = {
+        "loop": [network.recurrence],
+        "level": levels,
+        "layer": [block for level in levels for block in level.blocks()],
+    }[config.gather_unit]
+    gathered = 8 * max(map(_num_weights, units)) if _IS_SPLIT[config.engine][0] else 0
+    return {
+        "weights": of_weights + (share if config.engine.startswith("zero") else 0),
+        "gathered": gathered,
+        "gradients": of_gradients,
+        "optimizer": 2 * of_optimizer,
+        "moving average": of_optimizer if config.ema else 0,
+        "puzzle table": 4 * -(-metadata.num_puzzle_identifiers // num_parts) * arch.puzzle_emb_width,
+        "carry": len(arch.description.states) * state + batch_size * metadata.seq_len * 8,
+        "activations": _bytes_of_a_pass(arch, metadata, at_a_time, config.activation_checkpointing),
+    }
+
+
+def _blocks(arch: ArchConfig, metadata: DatasetMetadata) -> list[tuple[Block, int]]:
+    """Return every block, and how often a segment runs it with gradient."""
+    levels, runs = _network(arch, metadata).levels(), level_runs(arch)
+    return [(block, runs[name].with_gradient) for name, level in levels.items() for block in level.blocks()]
+
+
+def _bytes_of_a_pass(
+    arch: ArchConfig, metadata: DatasetMetadata, local_batch_size: int, activation_checkpointing: bool
+) -> int:
+    """Return the bytes held for the backward pass, and by it, which are gone after it."""
+    blocks = _blocks(arch, metadata)
+    num_runs = sum(runs for _, runs in blocks)
+    block_weights = _num_weights(blocks[0][0])
+    size = local_batch_size * activation_bytes(arch, metadata, activation_checkpointing)
+    if activation_checkpointing or arch.has_q_target:
+        # While all is kept, one block is computed again, or the Q-target's blocks one after the other.
+        size += local_batch_size * blocks[0][0].saved_bytes()
+    if arch.forward_dtype != "float32":  # a run casts the weights, and keeps that too
+        num_cast = 1 if activation_checkpointing else num_runs
+        size += num_cast * DTYPES[arch.forward_dtype].itemsize * block_weights
+    if activation_checkpointing and num_runs > len(blocks):
+        # The gradients of several uses of a weight add up apart. Where all is kept, what each use kept makes room.
+        size += 4 * len(blocks) * block_weights
+    return size
+
+
+def activation_bytes(
+    arch: ArchConfig, metadata: DatasetMetadata, activation_checkpointing: bool = False
+) -> int:
+    """Return the bytes that one sequence keeps for the backward pass, uncompiled, to about 1%.
+
+    Every run of a block with gradient keeps its own, or its input alone where it is computed again. The lm_head keeps
+    its input, a copy behind a prefix; the Q-head the answer's state whole. The loss keeps of each logit, under
+    stablemax, two float64 and a bool, under softmax a float32; of each token its input and label, under stablemax
+    two float64 and a bool more.
+    """
+    seq_len, state = metadata.seq_len, DTYPES[arch.forward_dtype].itemsize * arch.hidden_size
+    num_positions = arch.prefix_len + seq_len
+    blocks = sum(
+        runs * (num_positions * state if activation_checkpointing else block.saved_bytes())
+        for block, runs in _blocks(arch, metadata)
+    )
+    heads = state * (num_positions + (seq_len if arch.prefix_len else 0))
+    per_logit, per_token = (17, 29) if arch.loss_type == "stablemax_cross_entropy" else (4, 12)
+    return blocks + heads + seq_len * (per_logit * metadata.vocab_size + per_token)

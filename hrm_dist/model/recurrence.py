@@ -1,0 +1,52 @@
+"""What all recurrences share: levels made as the description says, and which updates of a segment carry gradient.
+
+The whole loop is one module, so that an engine that shards parameters gathers them once per segment instead of once
+per cycle. Its children are the levels, which are compiled, or gathered, one by one where that is asked for.
+Shapes: B sequences, S positions, D hidden_size.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from hrm_dist.config import ArchConfig
+from hrm_dist.config.architectures import num_updates_with_gradient
+from hrm_dist.model.layers import Level, Rope, SwiGLU
+
+States = tuple[Tensor, ...]
+"""[B, S, D] each, in the order of the description; the first is what the heads read."""
+
+
+class Recurrence(nn.Module):
+    """The loop of an architecture: new states from the old ones and the embedded input."""
+
+    feed_forward: type[SwiGLU] = SwiGLU
+    """The second half of every block."""
+
+    def __init__(self, arch: ArchConfig, seq_len: int) -> None:
+        super().__init__()
+        self.arch = arch
+        for name, level in arch.description.levels.items():
+            num_layers = getattr(arch, level.num_layers)
+            self.add_module(name, Level(arch, num_layers, seq_len, self.feed_forward))
+
+    def forward(self, states: States, input_BSD: Tensor, rope: Rope | None) -> States:
+        """Run one segment."""
+        raise NotImplementedError
+
+
+def run_updates(arch: ArchConfig, update: Callable[[int, States], States], states: States) -> States:
+    """Run a segment's H_cycles * L_cycles updates, `update(number, states)` with numbers from 1.
+
+    Those that `arch.gradient` leaves out run without gradient: memory is flat in all cycles with one_step, flat in
+    H_cycles with last_cycle.
+    """
+    last = arch.H_cycles * arch.L_cycles
+    first = last - num_updates_with_gradient(arch) + 1
+    with torch.no_grad():
+        for number in range(1, first):
+            states = update(number, states)
+    for number in range(first, last + 1):
+        states = update(number, states)
+    return states
