@@ -23,10 +23,10 @@ def _flag(value: Value) -> bool:
 
 
 def _only(accepted: Sequence[Value], reason: str) -> Callable[[Value], Entries]:
-    """A published key of which we know only the values that change nothing."""
+    """Accept of a published key only the values that change nothing; flags are spelled in any way."""
 
     def check(value: Value) -> Entries:
-        if value not in accepted:
+        if (_flag(value) if isinstance(accepted[0], bool) else value) not in accepted:
             raise ValueError(f"{reason} (got {shown(value)})")
         return {}
 
@@ -51,6 +51,10 @@ def _composed(value: Value) -> Entries:
     return _arch_name(names[0]) if names else {}
 
 
+def _renamed(field: str | None) -> Alias:
+    return None if field is None else lambda value: {f"arch.{field}": value}
+
+
 # Published key -> our keys and values, or a ValueError saying why not; None: ignored with a warning.
 ALIASES: dict[str, Alias] = {
     "defaults": _composed,
@@ -64,15 +68,31 @@ ALIASES: dict[str, Alias] = {
     "arch.puzzle_emb_ndim": lambda value: {
         "arch.puzzle_emb_ndim": None if value == "${.hidden_size}" else value
     },
+    **{
+        f"arch.{published}": _renamed(field)
+        for known in ARCHITECTURES.values()
+        for published, field in known.published_fields.items()
+    },
     "data_paths": _one_data_path,
     "data_paths_test": _only(
         [[], None], "should be empty: a dataset brings its own test split; leave it out"
     ),
     "load_checkpoint": lambda value: {"resume": value} if value else {},
-    "freeze_weights": lambda value: _only([False], "is not supported; leave it out")(_flag(value)),
+    "freeze_weights": _only([False], "is not supported; leave it out"),
+    "load_strict": _only([True], "should be true, as weights that do not fit are refused; leave it out"),
+    "load_optimizer_state": _only(
+        [True], "should be true; to start from weights alone, export and import them with tools.convert"
+    ),
+    "use_muon": _only([False], "should be false, as AdamATan2 trains all weights; leave it out"),
+    "grad_accum_steps": _only(
+        ["1"],
+        "multiplies the batch; raise global_batch_size, and set gradient_accumulation_steps to split it",
+    ),
     "hydra.output_subdir": None,
     "evaluators": None,
     "checkpoint_every_eval": None,
     "eval_save_outputs": None,
     "min_eval_interval": None,
+    "target_q_update_every": None,
+    "loop_deltas": None,
 }

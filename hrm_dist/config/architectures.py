@@ -70,6 +70,27 @@ ARCHITECTURES: dict[str, Architecture] = {
         },
         fixed={},
     ),
+    "urm": Architecture(
+        levels={"level": LevelInfo("L_layers")},
+        states={"current_hidden": "init_hidden"},
+        published_names=("urm.urm@URM",),
+        published_fields={
+            "loops": "halt_max_steps",
+            "num_layers": "L_layers",
+            # Never read there: neither by the model, nor, at this place, by the trainer.
+            **dict.fromkeys(("attn_dropout", "mlp_dropout", "causal", "loop_deltas", "profile")),
+            **dict.fromkeys(("ema", "ema_rate", "eval_interval", "checkpoint_every_eval", "checkpoint_path")),
+        },
+        defaults={
+            "H_cycles": 4,
+            "L_cycles": 3,
+            "H_layers": 0,
+            "L_layers": 8,
+            "act_continue": False,
+            "gradient": "last_cycle",
+        },
+        fixed={"mlp_t": False, "pos_encodings": "rope"},
+    ),
 }
 
 

@@ -41,15 +41,15 @@ class ArchConfig(Strict):
     """The network and its halting; the defaults are the published ones of the chosen `name`."""
 
     name: Annotated[str, AfterValidator(_known)] = "hrm"
-    """hrm: two networks, H and L. trm: one network in both roles, its last cycle with full gradient."""
+    """hrm: two networks, H and L. trm: one network in both roles. urm: one network, one state, convolutions."""
     H_cycles: int = Field(default=2, ge=1)
-    """Slow updates per segment (N in the paper). TRM: 3."""
+    """Slow updates per segment (N in the paper). TRM: 3. URM: 4."""
     L_cycles: int = Field(default=2, ge=1)
-    """Fast updates per slow one (T in the paper). TRM: 6."""
+    """Fast updates per slow one (T in the paper). TRM: 6. URM: 3."""
     H_layers: int = Field(default=4, ge=0)
-    """Transformer blocks of the slow network. TRM has none of its own: 0, and ignored."""
+    """Transformer blocks of the slow network. TRM and URM have none of its own: 0, and ignored."""
     L_layers: int = Field(default=4, ge=1)
-    """Transformer blocks of the fast network. TRM: 2."""
+    """Transformer blocks of the fast network, or of the only one. TRM: 2. URM: 8."""
     hidden_size: int = Field(default=512, ge=1)
     """Width of the residual stream (D)."""
     num_heads: int = Field(default=8, ge=1)
@@ -71,9 +71,9 @@ class ArchConfig(Strict):
     mlp_t: bool = False
     """TRM only: mix positions by an MLP over the sequence in place of attention."""
     act_continue: bool = True
-    """Learn the value of continuing from a bootstrapped target, which costs a second forward. TRM: false."""
+    """Learn the value of continuing from a bootstrapped target, which costs a second forward. TRM, URM: false."""
     gradient: Literal["one_step", "last_cycle", "bptt"] = "one_step"
-    """What of a segment carries gradient: the last update of each level, the last H cycle, or all. TRM: last_cycle."""
+    """What of a segment carries gradient: the last update of each level, the last H cycle (TRM, URM), or all."""
     loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"] = "stablemax_cross_entropy"
     """Loss per token; stablemax is computed in float64."""
     rope_theta: float = Field(default=10000.0, gt=0)

@@ -28,6 +28,11 @@ def truncated_normal(std: float) -> FillFn:
     return lambda tensor, generator: truncated_normal_(tensor, std, generator)
 
 
+def uniform(bound: float) -> FillFn:
+    """Return the distribution of numbers between -bound and bound."""
+    return lambda tensor, generator: tensor.uniform_(-bound, bound, generator=generator)
+
+
 def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator) -> None:
     """Fill with a normal cut at two standard deviations, whose std *after* the cut is `std`.
 

@@ -18,8 +18,13 @@ from hrm_dist.model.hrm import HRMRecurrence
 from hrm_dist.model.layers import DTYPES, CastedEmbedding, CastedLinear, Level, QHead, rope_tables
 from hrm_dist.model.recurrence import Recurrence, States
 from hrm_dist.model.trm import TRMRecurrence
+from hrm_dist.model.urm import URMRecurrence
 
-RECURRENCES: dict[str, type[Recurrence]] = {"hrm": HRMRecurrence, "trm": TRMRecurrence}
+RECURRENCES: dict[str, type[Recurrence]] = {
+    "hrm": HRMRecurrence,
+    "trm": TRMRecurrence,
+    "urm": URMRecurrence,
+}
 
 
 class Segment(NamedTuple):

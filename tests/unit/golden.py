@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import ArchConfig
+from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.model import build_model
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.released import convert_released
@@ -26,12 +27,8 @@ def load_golden(name: str) -> dict[str, Any]:
 
 def golden_model(golden: dict[str, Any], state_dict: dict[str, Tensor]) -> ACTModel:
     """Our model of a golden's configuration, with a published state dict."""
-    fields = golden["config"]
-    arch = ArchConfig(
-        name=golden["reference"],
-        loss_type=golden["loss_type"],
-        **{key: value for key, value in fields.items() if key not in _DATA_FIELDS},
-    )
+    fields, name = golden["config"], golden["reference"]
+    arch = ArchConfig(name=name, loss_type=golden["loss_type"], **arch_fields(golden))
     metadata = DatasetMetadata(
         seq_len=fields["seq_len"],
         vocab_size=fields["vocab_size"],
@@ -46,6 +43,13 @@ def golden_model(golden: dict[str, Any], state_dict: dict[str, Tensor]) -> ACTMo
     model = build_model(arch, metadata)
     model.load_state_dict(convert_released(state_dict))
     return model
+
+
+def arch_fields(golden: dict[str, Any]) -> dict[str, Any]:
+    """The fields of ArchConfig in a golden's configuration; nothing was recorded with exploration."""
+    ours = ARCHITECTURES[golden["reference"]].published_fields
+    fields = {ours.get(key, key): value for key, value in golden["config"].items() if key not in _DATA_FIELDS}
+    return {"halt_exploration_prob": 0.0, **fields}
 
 
 def assert_close(ours: Tensor, published: Tensor, rtol: float = RTOL) -> None:

@@ -20,6 +20,7 @@ from hrm_dist.config import (
     to_yaml,
     total_steps,
 )
+from hrm_dist.config.architectures import ARCHITECTURES
 
 
 def load(tmp_path: Path, text: str, *overrides: str) -> TrainConfig:
@@ -181,6 +182,7 @@ def test_a_value_out_of_range_or_type_is_one_plain_line(override: str, tmp_path:
         ("arch.puzzle_emb_ndim=1100 arch.puzzle_emb_len=2", "to 0 (derived) or to 3 or more"),
         ("arch.H_layers=0", "set it to 1 or more"),
         ("arch.mlp_t=true", "set arch.name=trm"),
+        ("arch=urm arch.pos_encodings=none", "can only be rope; leave it out, or set arch.name=hrm or trm"),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused_with_a_remedy(
@@ -241,7 +243,7 @@ text = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), mi
 
 @given(
     lr=st.floats(1e-30, 1e30),
-    name=st.sampled_from(["hrm", "trm"]),
+    name=st.sampled_from(list(ARCHITECTURES)),
     run_name=st.none() | text | st.sampled_from(["null", "~", "1e-4", "true", "a: b", "- x", "${.y}", "''"]),
     precision=st.sampled_from(["bf16", "fp32"]),
     seed=st.integers(0, 2**63 - 1),

@@ -65,6 +65,7 @@ TRM_SUDOKU = (
     "evaluators=[] epochs=50000 eval_interval=5000 lr=1e-4 puzzle_emb_lr=1e-4 weight_decay=1.0 "
     "puzzle_emb_weight_decay=1.0"
 )
+URM = "arch=urm arch.loops=16 arch.H_cycles=2 arch.L_cycles=6 arch.num_layers=4 +ema=True"
 PUBLISHED_COMMANDS = {
     "arc1": "data_path=data/arc1-aug-1000 eval_num_aug=32",
     "arc2": "data_path=data/arc2-aug-1000 eval_num_aug=32",
@@ -95,6 +96,19 @@ PUBLISHED_COMMANDS = {
     "trm_maze_hard": (
         f"arch=trm data_paths=[data/maze-30x30-hard-1k] {TRM_SUDOKU} arch.L_layers=2 arch.H_cycles=3 "
         "arch.L_cycles=4 ema=True"
+    ),
+    "urm_arc1": (
+        f"{URM} data_path=data/arc1-aug-1000 epochs=200000 eval_interval=2000 puzzle_emb_lr=1e-2 weight_decay=0.1 "
+        "eval_num_aug=32"
+    ),
+    # Published with use_muon=True too, which is refused.
+    "urm_arc2": (
+        f"{URM} data_path=data/arc2-concept-aug-1000 epochs=200000 eval_interval=2000 puzzle_emb_lr=1e-2 "
+        "weight_decay=0.1 eval_num_aug=32"
+    ),
+    "urm_sudoku": (
+        f"{URM} data_path=data/sudoku-extreme-1k-aug-1000 epochs=50000 eval_interval=2000 lr=1e-4 "
+        "puzzle_emb_lr=1e-4 weight_decay=1.0 puzzle_emb_weight_decay=1.0 global_batch_size=128"
     ),
 }
 
@@ -149,10 +163,35 @@ arch:
     assert load(tmp_path, text) == expected
 
 
+URM_FILE = """
+data_path: d
+target_q_update_every: 4
+use_muon: False
+grad_accum_steps: 1
+loop_deltas: [0, 8]
+arch:
+  name: urm.urm@URM
+  loops: 16
+  num_layers: 8
+  H_cycles: 4
+  L_cycles: 3
+  puzzle_emb_ndim: ${.hidden_size}
+  pos_encodings: rope
+  profile: true
+  ema: True
+"""
+
+
+def test_the_published_file_of_urm_has_its_defaults_and_no_average(tmp_path: Path) -> None:
+    expected = TrainConfig(data_path="d", arch=ArchConfig(name="urm"), checkpoint_path="runs/run")
+    assert load(tmp_path, URM_FILE) == expected
+
+
 ALIAS_CASES = [
     ("arch=trm", "arch.name", "trm"),
     ("arch=hrm", "arch.name", "hrm"),
     ("arch=hrm_v1", "arch.name", "hrm"),
+    ("arch.name=urm.urm@URM", "arch.name", "urm"),
     ("arch.name=hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1", "arch.name", "hrm"),
     ("arch.name=recursive_reasoning.hrm@HierarchicalReasoningModel_ACTV1", "arch.name", "hrm"),
     ("arch.name=recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1", "arch.name", "trm"),
@@ -168,6 +207,12 @@ ALIAS_CASES = [
     ("load_checkpoint=old/step_5", "resume", "old/step_5"),
     ("load_checkpoint=null", "resume", "auto"),
     ("freeze_weights=False", "data_path", "d"),
+    ("load_strict=True", "data_path", "d"),
+    ("load_optimizer_state=True", "data_path", "d"),
+    ("use_muon=False", "data_path", "d"),
+    ("grad_accum_steps=1", "gradient_accumulation_steps", 1),
+    ("arch.loops=24", "arch.halt_max_steps", 24),
+    ("arch.num_layers=3", "arch.L_layers", 3),
 ]
 IGNORED = [key for key, alias in ALIASES.items() if alias is None]
 
@@ -195,7 +240,9 @@ def test_every_alias_has_a_case_here() -> None:
     ("override", "reason"),
     [
         ("arch.loss.name=losses@Other", "losses@ACTLossHead"),
-        ("arch=urm", "Input should be 'hrm' or 'trm' (got 'urm')"),
+        ("arch=unet", "Input should be 'hrm', 'trm' or 'urm' (got 'unet')"),
+        ("use_muon=True", "AdamATan2 trains all weights"),
+        ("grad_accum_steps=2", "raise global_batch_size"),
         ("defaults=[{optim: adam}]", "`arch: NAME` and `_self_` only"),
         ("data_paths=[a,b]", "build one from several sources"),
         ("data_paths=a", "data_path=FOLDER"),

@@ -16,10 +16,13 @@ from torch import Tensor
 from data_pipeline.base.errors import exit_code
 from data_pipeline.schema import load_dataset_info
 from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.evaluation.load_model import load_model
+from hrm_dist.model.act import ACTModel
 from hrm_dist.model.released import published_name
 from hrm_dist.train import main as train
-from tests.unit.golden import GOLDEN, assert_close, load_golden
+from tests.unit.golden import GOLDEN, arch_fields, assert_close, load_golden
+from tests.unit.models import METADATA, arch_of
 from tools.convert import __main__ as convert
 from tools.convert.weights_fit import problems
 from tools.convert.weights_import import UNMATCHED, match_rows, take_rows
@@ -118,7 +121,7 @@ def test_training_starts_from_an_import(
 # Published weights
 
 
-@pytest.mark.parametrize("name", ["hrm", "trm"])
+@pytest.mark.parametrize("name", ["hrm", "trm", "urm"])
 def test_imported_published_weights_give_the_published_logits(
     name: str, run: Run, dataset: Path, tmp_path: Path
 ) -> None:
@@ -128,9 +131,8 @@ def test_imported_published_weights_give_the_published_logits(
     identifiers = tmp_path / "identifiers.json"
     identifiers.write_text(json.dumps([names[i].replace("|||", "_") for i in ours]))  # HRM's spelling
     torch.save(golden["state_dict"], tmp_path / "weights")
-    arch = {k: v for k, v in golden["config"].items() if k not in ("batch_size", "seq_len", "vocab_size")}
-    del arch["num_puzzle_identifiers"]
-    settings = {"data_path": "elsewhere", "arch": {"name": name, "loss_type": golden["loss_type"], **arch}}
+    arch = {"name": name, "loss_type": golden["loss_type"], **arch_fields(golden)}
+    settings = {"data_path": "elsewhere", "arch": arch}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
     given = ["--data", dataset, "--config", tmp_path / "c.yaml", "--identifiers", identifiers]
     assert run("import", tmp_path / "weights", *given, "--out", tmp_path / "run") == 0
@@ -291,6 +293,33 @@ def test_other_misfits_have_a_remedy_too(
     [line] = problems(theirs, ours, seq_len=36)
     assert line.startswith(published_name(name))
     assert remedy in line
+
+
+def shapes_of(name: str, **fields: object) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        state = ACTModel(arch_of(name, **fields), METADATA).state_dict()
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+
+@pytest.mark.parametrize("wanted", ARCHITECTURES)
+@pytest.mark.parametrize("found", ARCHITECTURES)
+def test_weights_of_another_architecture_are_refused_with_its_name(found: str, wanted: str) -> None:
+    lines = problems(shapes_of(found), shapes_of(wanted), METADATA.seq_len)
+    assert all(line.endswith(f"; set arch.name={found}") for line in lines)
+    assert bool(lines) == (found != wanted)
+
+
+@pytest.mark.parametrize(
+    ("fields", "remedy"),
+    [
+        ({"expansion": 16}, "set arch.expansion=1"),
+        ({"L_layers": 2}, "set arch.L_layers=1"),
+        ({"hidden_size": 512}, "set arch.hidden_size=32"),
+    ],
+)
+def test_weights_of_urm_that_do_not_fit_need_one_setting(fields: dict[str, object], remedy: str) -> None:
+    [line] = problems(shapes_of("urm"), shapes_of("urm", **fields), METADATA.seq_len)
+    assert line.endswith(f"; {remedy}")
 
 
 # Bad input

@@ -1,6 +1,9 @@
 """What a segment costs is what torch counts: bytes that the graph keeps, matmul operations."""
 
+import math
+
 import pytest
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,6 +26,8 @@ COSTED = {
     "mlp_t": arch_of("trm", hidden_size=96, mlp_t=True, pos_encodings="none", L_cycles=3),
     "trm with Q-target": arch_of("trm", hidden_size=96, act_continue=True, expansion=9, puzzle_emb_len=0),
     "trm, one step": arch_of("trm", hidden_size=96, gradient="one_step", L_cycles=2),
+    "urm": arch_of("urm", hidden_size=96, L_layers=2),
+    "urm, bfloat16": arch_of("urm", hidden_size=96, forward_dtype="bfloat16", L_cycles=2, gradient="bptt"),
     "trm, bptt": arch_of("trm", hidden_size=96, gradient="bptt", H_cycles=2, L_cycles=2),
 }
 every_arch = pytest.mark.parametrize("arch", COSTED.values(), ids=COSTED.keys())
@@ -54,6 +59,13 @@ def test_the_estimate_of_a_rank_is_near_the_peak_of_a_segment(arch: ArchConfig, 
     assert estimate == pytest.approx(peak, rel=0.25 if checkpointing else 0.15)
 
 
+def flops_of_convolution_backward(
+    grad_shape: torch.Size, _in_shape: torch.Size, weight_shape: torch.Size, *_: object, **__: object
+) -> int:
+    """Gradients of the input and of the weights, each a multiply and an add for each that the forward makes."""
+    return 2 * 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])
+
+
 @recomputed_or_not
 @every_arch
 def test_flops_per_sequence_are_what_torch_counts_to_a_ten_thousandth(
@@ -62,8 +74,13 @@ def test_flops_per_sequence_are_what_torch_counts_to_a_ten_thousandth(
     model, batch = build_model(arch, METADATA), random_batch(2, seed=0)
     if checkpointing:
         checkpoint_activations(model)
+    # torch's own count takes the gradient of a depthwise convolution's weights for that of a full one.
+    depthwise = {torch.ops.aten.convolution_backward: flops_of_convolution_backward}
     # The fused kernels' backward computes the scores anew, which is not counted here.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False, custom_mapping=depthwise) as counter,
+    ):
         segment_loss(model, batch).backward()
     # Left out: the Q-head.
     counted = counter.get_total_flops() / 2
@@ -78,7 +95,7 @@ def bytes_at(arch: ArchConfig, cycles: tuple[int, int]) -> int:
     return saved_bytes(arch.model_copy(update={"H_cycles": H_cycles, "L_cycles": L_cycles}), 2)
 
 
-@pytest.mark.parametrize("name", ["hrm", "trm"])
+@pytest.mark.parametrize("name", ["hrm", "trm", "urm"])
 @pytest.mark.parametrize("cycles", [(1, 1), (4, 4), (8, 8), (1, 9), (9, 1)])
 def test_one_step_keeps_the_same_bytes_at_any_number_of_cycles(name: str, cycles: tuple[int, int]) -> None:
     arch = arch_of(name, gradient="one_step")

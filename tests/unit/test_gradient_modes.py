@@ -40,6 +40,17 @@ def gradients(model: ACTModel) -> dict[str, Tensor]:
 def cut_by_hand(model: ACTModel) -> None:
     """Have the recurrence written out, every update with gradient, cut after those that carry none."""
     recurrence, mode = model.get_submodule("network.recurrence"), model.arch.gradient
+
+    def forward_of_one_state(states: States, input_BSD: Tensor, rope: object) -> States:
+        [z] = states
+        for fast in range(1, 7):
+            z = recurrence.get_submodule("level")(z, input_BSD, rope)
+            z = z if fast in FAST_WITH_GRADIENT[mode] else z.detach()
+        return (z,)
+
+    if model.arch.name == "urm":
+        recurrence.forward = forward_of_one_state  # type: ignore[method-assign]
+        return
     L_level = recurrence.get_submodule("L_level")
     H_level = recurrence.get_submodule("H_level") if model.arch.name == "hrm" else L_level
 
@@ -57,7 +68,7 @@ def cut_by_hand(model: ACTModel) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["hrm", "trm"])
+@pytest.mark.parametrize("name", ["hrm", "trm", "urm"])
 def test_the_gradient_is_that_of_a_graph_cut_by_hand(name: str, mode: str) -> None:
     model, reference = model_of(name, gradient=mode), model_of(name, gradient=mode)
     cut_by_hand(reference)
@@ -67,31 +78,33 @@ def test_the_gradient_is_that_of_a_graph_cut_by_hand(name: str, mode: str) -> No
         assert torch.equal(ours[key], gradient), key
 
 
-@pytest.mark.parametrize("name", ["hrm", "trm"])
+@pytest.mark.parametrize("name", ["hrm", "trm", "urm"])
 def test_modes_differ_in_gradient_and_in_no_output(name: str) -> None:
     models = [model_of(name, gradient=mode) for mode in MODES]
     batch = random_batch(4, seed=1)
     minimum = torch.zeros(4)
     runs = [model(model.initial_carry(batch), batch, minimum) for model in models]
     for carry, outputs in runs[1:]:
-        assert torch.equal(carry.inner_carry.z_H, runs[0][0].inner_carry.z_H)
-        assert torch.equal(carry.inner_carry.z_L, runs[0][0].inner_carry.z_L)
+        assert all(map(torch.equal, carry.inner_carry, runs[0][0].inner_carry))
         for key, value in outputs.items():
             assert torch.equal(value, runs[0][1][key]), key
-    weight = "network.recurrence.L_level.layers.0.mlp.down_proj.weight"
+    level = "level" if name == "urm" else "L_level"
+    weight = f"network.recurrence.{level}.layers.0.mlp.down_proj.weight"
     one_step, last_cycle, bptt = (gradients(model)[weight] for model in models)
     assert not torch.allclose(one_step, last_cycle)
     assert not torch.allclose(last_cycle, bptt)
 
 
-@pytest.mark.parametrize("name", ["hrm", "trm"])
+@pytest.mark.parametrize("name", ["hrm", "trm", "urm"])
 def test_bptt_stops_at_the_carry_of_the_segment_before(name: str) -> None:
     model, batch = model_of(name, gradient="bptt"), random_batch(2, seed=0)
     carry, _ = model(model.initial_carry(batch), batch)
     assert not any(state.requires_grad for state in carry.inner_carry)
 
 
-@pytest.mark.parametrize(("name", "mode"), [("hrm", "one_step"), ("trm", "last_cycle")])
+@pytest.mark.parametrize(
+    ("name", "mode"), [("hrm", "one_step"), ("trm", "last_cycle"), ("urm", "last_cycle")]
+)
 def test_the_published_gradient_is_the_default(name: str, mode: str) -> None:
     assert ArchConfig.model_validate({"name": name}).gradient == mode
 
@@ -101,6 +114,7 @@ RECOMPUTED = {
     "hrm bptt": {"name": "hrm", "gradient": "bptt"},
     "hrm bfloat16": {"name": "hrm", "gradient": "last_cycle", "forward_dtype": "bfloat16", "L_layers": 2},
     "trm": {"name": "trm"},
+    "urm": {"name": "urm"},
     "trm bptt": {"name": "trm", "gradient": "bptt"},
     "mlp_t": {"name": "trm", "mlp_t": True, "pos_encodings": "none"},
 }

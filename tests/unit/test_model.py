@@ -15,13 +15,7 @@ from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.model import build_model
 from hrm_dist.model.act import ACTModel, Carry, explore_halting
 from hrm_dist.model.initialization import initialize, truncated_normal_
-from hrm_dist.model.network import RECURRENCES
 from tests.unit.models import METADATA, arch_of, let_halting_vary, random_batch, segment_loss
-
-
-def test_every_description_has_its_module() -> None:
-    assert RECURRENCES.keys() == ARCHITECTURES.keys()
-
 
 # Gradient
 
@@ -69,9 +63,9 @@ def test_the_carry_brings_no_gradient_into_the_next_segment() -> None:
     assert not any(state.requires_grad for state in carry.inner_carry)
 
 
-@pytest.mark.parametrize("name", ["hrm", "trm"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
-    model = build_model(arch_of(name, pos_encodings="learned"), METADATA)
+    model = build_model(arch_of(name, **{"pos_encodings": "learned", **ARCHITECTURES[name].fixed}), METADATA)
     let_halting_vary(model)
     segment_loss(model, random_batch(4, seed=0)).backward()
     without = {key for key, parameter in model.named_parameters() if parameter.grad is None}
@@ -86,7 +80,7 @@ def rows_of(carry: Carry, outputs: dict[str, Tensor], rows: Tensor) -> list[Tens
     return [tensor[rows] for tensor in (*carry.inner_carry, carry.steps, *data, *outputs.values())]
 
 
-@pytest.mark.parametrize("name", ["hrm", "trm"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_halted_slot_takes_the_new_sequence_and_the_others_keep_theirs(name: str) -> None:
     model = build_model(arch_of(name, halt_max_steps=3), METADATA).eval()
     first, second = random_batch(4, seed=1), random_batch(4, seed=2)
@@ -197,9 +191,9 @@ def meta_then_materialised(arch: ArchConfig, seed: int) -> ACTModel:
     return model
 
 
-@pytest.mark.parametrize("name", ["hrm", "trm"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_model_made_without_memory_and_filled_later_starts_the_same(name: str) -> None:
-    arch = arch_of(name, pos_encodings="learned")
+    arch = arch_of(name, **{"pos_encodings": "learned", **ARCHITECTURES[name].fixed})
     late = meta_then_materialised(arch, seed=1).state_dict()
     for key, tensor in build_model(arch, METADATA, seed=1).state_dict().items():
         assert torch.equal(late[key], tensor), key

@@ -75,8 +75,11 @@ def _remedy(misfit: _Misfit, found: Mapping[str, Shape], wanted: Mapping[str, Sh
     axis = next((axis for end, axis in _HIDDEN_AXES.items() if name.endswith(end)), None)
     hidden_sizes = found[_LM_HEAD][1], wanted[_LM_HEAD][1]
     follows_hidden_size = (misfit.found[-1], misfit.wanted[-1]) == hidden_sizes
-    if (axis is not None and misfit.found[axis] != misfit.wanted[axis]) or (
-        name == TABLE and follows_hidden_size
+    of_convolution = ".dwconv." in name  # as wide as the layer inside, which follows hidden_size too
+    if (
+        (axis is not None and misfit.found[axis] != misfit.wanted[axis])
+        or (name == TABLE and follows_hidden_size)
+        or (of_convolution and hidden_sizes[0] != hidden_sizes[1])
     ):
         return f"set arch.hidden_size={hidden_sizes[0]}"
     if name == TABLE:
@@ -93,6 +96,8 @@ def _remedy(misfit: _Misfit, found: Mapping[str, Shape], wanted: Mapping[str, Sh
         return f"give --data of a canvas with {positions} cells or fewer"
     if name.endswith("gate_up_proj.weight"):
         return f"set arch.expansion={_expansion(misfit.found[1], misfit.found[0] // 2)}"
+    if of_convolution:
+        return f"set arch.expansion={_expansion(hidden_sizes[0], misfit.found[0])}"
     if name.endswith("down_proj.weight"):
         return f"set arch.expansion={_expansion(*misfit.found)}"
     return _OTHER_MODEL

@@ -1,0 +1,73 @@
+"""What holds for every architecture, since everything reads its description."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.checkpoint.carry import read_carries
+from hrm_dist.config import TrainConfig
+from hrm_dist.config.architectures import ARCHITECTURES
+from hrm_dist.distributed.process_group import World
+from hrm_dist.model import build_model
+from hrm_dist.model.network import RECURRENCES
+from hrm_dist.model.released import convert_released, published_name
+from hrm_dist.train import main as train
+from hrm_dist.trainer import Trainer
+from tests.training import digests
+from tests.unit.models import METADATA, arch_of
+from tools.bench_train.speed import RandomReader
+
+every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+def test_every_description_has_its_module() -> None:
+    assert RECURRENCES.keys() == ARCHITECTURES.keys()
+
+
+def test_no_two_architectures_share_a_published_name() -> None:
+    names = [name for known in ARCHITECTURES.values() for name in known.published_names]
+    assert len(names) == len(set(names) - ARCHITECTURES.keys())
+
+
+@every_architecture
+def test_names_of_weights_are_published_ones_and_lead_back(name: str) -> None:
+    state = build_model(arch_of(name), METADATA).state_dict()
+    published = {published_name(key): tensor for key, tensor in state.items()}
+    assert all(key.startswith("model.inner.") and ".level." not in key for key in published)
+    assert convert_released(published).keys() == state.keys()
+
+
+@every_architecture
+def test_each_level_is_compiled_by_itself(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
+    config = TrainConfig(data_path="none", arch=arch_of(name), precision="fp32", compile=True)
+    world = World(0, 1, torch.device("cpu"))
+    trainer = Trainer(config, world, RandomReader(METADATA, 2, world))
+    levels = [
+        trainer.model.get_submodule(f"network.recurrence.{level}") for level in ARCHITECTURES[name].levels
+    ]
+    assert compiled == levels
+
+
+@every_architecture
+def test_a_run_that_resumes_equals_one_that_never_stopped(name: str, config: Path, tmp_path: Path) -> None:
+    arch = arch_of(name)
+    small = arch.model_dump(include=arch.model_fields_set)
+    settings = [f"arch.{key}={value}" for key, value in {**small, "name": name}.items()]
+    for run, lengths in (("straight", (4,)), ("resumed", (2, 4))):
+        for max_steps in lengths:
+            overrides = [*settings, f"max_steps={max_steps}", f"checkpoint_path={tmp_path / run}"]
+            assert train([str(config), *overrides]) == 0
+    straight, resumed = digests(tmp_path / "straight"), digests(tmp_path / "resumed")
+    assert straight == resumed
+    [carry] = read_carries(
+        checkpoint.open_checkpoint(tmp_path / "resumed" / "checkpoints" / "latest"),
+        arch,
+        World(0, 1, torch.device("cpu")),
+        num_parts=1,
+    )
+    assert list(carry.inner_carry._asdict()) == list(ARCHITECTURES[name].states)
