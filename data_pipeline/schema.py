@@ -40,9 +40,9 @@ DOCUMENTS = ("identifiers.json", "test_puzzles.json", "train/index.json", "test/
 """The JSON files of a dataset beside dataset.json, which has their checksums."""
 SPLITS: tuple[SplitName, SplitName] = ("train", "test")
 BUILDING = "building"
-JOBS = "jobs"
-"""Where launch.submit keeps scripts and logs, in the folder of what is made."""
 """Folder in that of a dataset with what is needed only until the dataset is complete."""
+BLANK_NAME = "<blank>"
+"""Name of puzzle identifier 0, which no task may take."""
 NOTHING_HELD_OUT = "nothing is held out of training"
 HOW_TO_HOLD_OUT = "--source PATH:evaluation, or for ARC --holdout all"
 REBUILD = "delete the dataset's folder and build it again with `python -m data_pipeline.build`"
@@ -71,7 +71,7 @@ class Leak(Strict):
     held_out: str
     num_in_training: int
     in_training: tuple[str, ...]
-    """The first places where it stands."""
+    """The first of the training pairs that it is among."""
 
 
 class Leaks(Strict):

@@ -3,14 +3,15 @@
 import dataclasses
 from pathlib import Path
 
-from data_pipeline.arc import leaks
 from data_pipeline.arc import sources as arc
+from data_pipeline.arc.leaks import TaskLeaks, drop_from_training, find_in_tasks
 from data_pipeline.arc.rows import SplitPlan, plan_groups
 from data_pipeline.arc.task import Task
 from data_pipeline.arc.tokens import PAD_ID, VOCAB_SIZE
 from data_pipeline.base.errors import InputError
+from data_pipeline.leaks import settle
 from data_pipeline.options import ArcOptions, Identity, SourceInfo
-from data_pipeline.schema import SPLITS, DatasetHead, Leaks, SplitName
+from data_pipeline.schema import BLANK_NAME, SPLITS, DatasetHead, Leaks, SplitName
 from data_pipeline.shards.plan import DatasetPlan, Request
 
 
@@ -27,7 +28,7 @@ class ArcContent:
     def plan(self, folder: Path) -> DatasetPlan:
         """Groups and rows; everything workers need comes with the rows."""
         groups = plan_groups(self.tasks, self.options.num_aug, self.identity.seed)
-        names = [arc.BLANK_NAME, *(name for group in groups for name in group.names())]
+        names = [BLANK_NAME, *(name for group in groups for name in group.names())]
         canvas = self.options.canvas
         head = DatasetHead(
             **dict(self.identity),
@@ -75,11 +76,11 @@ def read(request: Request) -> ArcContent:
             "choose a larger canvas."
         )
     chosen = _held_out(fitting, options)[: options.limit_groups]
-    found = leaks.find_in_tasks(chosen)
+    found = find_in_tasks(chosen)
     is_published = request.preset != "arc" and _stand_in_preset(found, batches[0][1], options)
-    settled = leaks.settle(found.record(), options.leaks, is_published=is_published)
+    settled = settle(found.record(), options.leaks, is_published=is_published)
     if settled.dropped:
-        chosen = leaks.drop_from_training(chosen, found)
+        chosen = drop_from_training(chosen, found)
         if not any(task.training_pairs for task in chosen):
             raise InputError(
                 "--leaks drop leaves no pair to train on, since all are held out too; add tasks."
@@ -117,11 +118,11 @@ def _held_out(tasks: list[Task], options: ArcOptions) -> list[Task]:
     return tasks
 
 
-def _stand_in_preset(found: leaks.TaskLeaks, preset: list[Task], options: ArcOptions) -> bool:
+def _stand_in_preset(found: TaskLeaks, preset: list[Task], options: ArcOptions) -> bool:
     """Whether the bundled tasks alone, held out in the same way, have all of these leaks."""
     if not found.of_held_out:
         return True
-    own = leaks.find_in_tasks(_held_out(arc.merge(preset), options)).names()
+    own = find_in_tasks(_held_out(arc.merge(preset), options)).names()
     return all(trained <= own.get(held_out, frozenset()) for held_out, trained in found.names().items())
 
 

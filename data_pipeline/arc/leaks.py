@@ -1,6 +1,5 @@
-"""Held-out pairs that also stand in the training data, as they are or as an augmentation makes them."""
+"""Find held-out ARC pairs that also train, as they are or as an augmentation makes them."""
 
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,24 +10,19 @@ import numpy as np
 from data_pipeline.arc.augment import NUM_DIHEDRAL, dihedral
 from data_pipeline.arc.task import Pair, Task
 from data_pipeline.arc.tokens import NUM_COLOURS
-from data_pipeline.base.errors import InputError
-from data_pipeline.options import LeakPolicy
-from data_pipeline.schema import Leak, Leaks
-
-MAX_RECORDED = 1000
-"""Leaks listed in dataset.json; their number is always told."""
-
-MAX_PLACES = 10
-"""Places in the training data that are listed for each."""
-
-_SHOWN = 3
+from data_pipeline.leaks import leak
+from data_pipeline.schema import Leak
 
 
-class _Place(NamedTuple):
+class _TaskPair(NamedTuple):
     """A pair of a task, by its number in `Task.pairs`."""
 
     task: Task
     number: int
+
+    @property
+    def pair(self) -> Pair:
+        return self.task.pairs[self.number]
 
     def __str__(self) -> str:
         num_demos = len(self.task.demos)
@@ -38,49 +32,44 @@ class _Place(NamedTuple):
 
 
 class TaskLeaks(NamedTuple):
-    """Which held-out pairs of ARC tasks train, and where."""
+    """Which held-out pairs of ARC tasks train, and as which training pairs."""
 
-    of_held_out: dict[_Place, list[_Place]]
+    of_held_out: dict[_TaskPair, list[_TaskPair]]
 
     def names(self) -> dict[str, frozenset[str]]:
-        """Names of the held-out pairs, and of where each trains."""
+        """Return the names of the held-out pairs, and of the pairs that each of them trains as."""
         return {str(held_out): frozenset(map(str, trained)) for held_out, trained in self.of_held_out.items()}
 
     def record(self) -> list[Leak]:
-        """Them as dataset.json lists them."""
+        """Return them as dataset.json lists them."""
         return [
             leak(str(held_out), list(map(str, trained))) for held_out, trained in self.of_held_out.items()
         ]
 
 
 def find_in_tasks(tasks: Sequence[Task]) -> TaskLeaks:
-    """Held-out test pairs that some augmentation turns into a pair that trains, that of a task's own included.
+    """Find held-out test pairs that some augmentation turns into a pair that trains, their own task's included.
 
     Pairs whose output is hidden cannot be told.
     """
-    trained: dict[bytes, list[_Place]] = defaultdict(list)
-    held_out: list[_Place] = []
+    trained: dict[bytes, list[_TaskPair]] = defaultdict(list)
+    held_out: list[_TaskPair] = []
     for task in tasks:
         for number, pair in enumerate(task.pairs):
             if task.held_out and number >= len(task.demos):
-                held_out.append(_Place(task, number))
+                held_out.append(_TaskPair(task, number))
             elif pair.output is not None:
-                trained[pair_key(pair)].append(_Place(task, number))
-    keys = [
-        None if place.task.pairs[place.number].output is None else pair_key(place.task.pairs[place.number])
-        for place in held_out
-    ]
-    return TaskLeaks(
-        {place: trained[key] for place, key in zip(held_out, keys, strict=True) if key in trained}
-    )
+                trained[pair_key(pair)].append(_TaskPair(task, number))
+    keys = [pair_key(found.pair) if found.pair.output is not None else None for found in held_out]
+    return TaskLeaks({pair: trained[key] for pair, key in zip(held_out, keys, strict=True) if key in trained})
 
 
 def drop_from_training(tasks: Sequence[Task], found: TaskLeaks) -> list[Task]:
-    """The tasks, with the pairs that are held out elsewhere kept out of training."""
+    """Return the tasks with the pairs that are held out elsewhere kept out of training."""
     left_out: dict[str, set[int]] = defaultdict(set)
     for trained in found.of_held_out.values():
-        for place in trained:
-            left_out[place.task.id].add(place.number)
+        for found_pair in trained:
+            left_out[found_pair.task.id].add(found_pair.number)
     return [
         replace(task, left_out=frozenset(left_out[task.id])) if task.id in left_out else task
         for task in tasks
@@ -88,7 +77,7 @@ def drop_from_training(tasks: Sequence[Task], found: TaskLeaks) -> list[Task]:
 
 
 def pair_key(pair: Pair) -> bytes:
-    """What all augmentations of a pair have in common, and no other pair has.
+    """Return what all augmentations of a pair have in common, and no other pair has.
 
     Of the eight dihedral images, each with its colours 1..9 renamed in the order in which they first appear, it
     is the smallest.
@@ -106,41 +95,3 @@ def pair_key(pair: Pair) -> bytes:
         shapes = bytes(side for grid in grids for side in grid.shape)
         images.append(shapes + names[cells].tobytes())
     return min(images)
-
-
-def leak(held_out: str, in_training: Sequence[str]) -> Leak:
-    """A leak with as many of its places in training as are recorded."""
-    return Leak(
-        held_out=held_out, num_in_training=len(in_training), in_training=tuple(in_training[:MAX_PLACES])
-    )
-
-
-def settle(
-    pairs: Sequence[Leak], policy: LeakPolicy, *, is_published: bool, num_pairs: int | None = None
-) -> Leaks:
-    """What dataset.json says of the leaks; a warning if they stay because the dataset is published with them.
-
-    Raises InputError where nobody has decided what becomes of them.
-    """
-    num_pairs = len(pairs) if num_pairs is None else num_pairs
-    if num_pairs and policy == "refuse":
-        shown = "; ".join(f"{leak.held_out} = {_first(leak)}" for leak in pairs[:_SHOWN])
-        pairs_stand = "held-out pair also stands" if num_pairs == 1 else "held-out pairs also stand"
-        what = (
-            f"{num_pairs} {pairs_stand} in the training data, as they are or augmented: {shown}"
-            f"{'; ...' if num_pairs > _SHOWN else ''}"
-        )
-        if not is_published:
-            raise InputError(
-                f"{what}. Build with --leaks drop to remove them from training, or with --leaks keep to train on them."
-            )
-        print(
-            f"warning: {what}. They do so in the published data; --leaks drop removes them from training.",
-            file=sys.stderr,
-        )
-    return Leaks(dropped=policy == "drop", num_pairs=num_pairs, pairs=tuple(pairs[:MAX_RECORDED]))
-
-
-def _first(leak: Leak) -> str:
-    more = leak.num_in_training - _SHOWN
-    return ", ".join(leak.in_training[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -20,9 +20,7 @@ from data_pipeline.arc.json_format import as_list, describe, parse_grid, parse_t
 from data_pipeline.arc.task import Pair, Task
 from data_pipeline.arc.tokens import Grid
 from data_pipeline.base.errors import InputError
-
-BLANK_NAME = "<blank>"
-"""Name of puzzle identifier 0, which no task may take."""
+from data_pipeline.schema import BLANK_NAME
 
 Role = Literal["train", "evaluation"]
 BUNDLED = {"arc-agi-1": "arcagi", "arc-agi-2": "arcagi2"}

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data_pipeline.arc import leaks
-from data_pipeline.arc.sources import BLANK_NAME
+from data_pipeline import leaks
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS
 from data_pipeline.base.random import Bits
@@ -22,7 +21,7 @@ from data_pipeline.grid_puzzles.csv_source import HUB_PREFIX, Selection, find_fi
 from data_pipeline.grid_puzzles.puzzle_type import Game, MazeGame, SudokuGame, Tokens
 from data_pipeline.grid_puzzles.rows import PuzzleRows
 from data_pipeline.options import Generator, Identity, PuzzleOptions, SourceInfo
-from data_pipeline.schema import MAX_GROUPS, SPLITS, DatasetHead, Leak, Leaks, SplitName
+from data_pipeline.schema import BLANK_NAME, MAX_GROUPS, SPLITS, DatasetHead, Leak, Leaks, SplitName
 from data_pipeline.shards.plan import DatasetPlan, Request
 
 _BLOCK = 16384  # puzzles that are handled together

@@ -32,7 +32,6 @@ from data_pipeline.options import Identity
 from data_pipeline.schema import (
     BUILDING,
     DOCUMENTS,
-    JOBS,
     SPLITS,
     DatasetHead,
     DatasetInfo,
@@ -48,6 +47,9 @@ from data_pipeline.schema import (
 from data_pipeline.shards.reader import verify_shard
 from data_pipeline.shards.write_parallel import ShardPlace, WrittenShard, shard_places
 from data_pipeline.shards.writer import write_json
+
+JOBS = "jobs"
+"""Folder in that of a dataset with the scripts and logs of jobs that build it; it is theirs, and left alone."""
 
 
 class Journal:

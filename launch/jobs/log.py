@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.schema import JOBS
+from data_pipeline.shards.build_dir import JOBS
 
 Kind = Literal["train", "evaluate", "build"]
 

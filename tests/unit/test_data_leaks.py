@@ -13,18 +13,11 @@ from hypothesis.extra import numpy as hnp
 
 from data_pipeline.arc import sources as arc
 from data_pipeline.arc.augment import Augmentation, apply
-from data_pipeline.arc.leaks import (
-    MAX_PLACES,
-    MAX_RECORDED,
-    drop_from_training,
-    find_in_tasks,
-    leak,
-    pair_key,
-    settle,
-)
+from data_pipeline.arc.leaks import drop_from_training, find_in_tasks, pair_key
 from data_pipeline.arc.rows import plan_groups
 from data_pipeline.arc.task import Pair, Task
 from data_pipeline.base.errors import InputError
+from data_pipeline.leaks import MAX_OCCURRENCES, MAX_RECORDED, leak, settle
 from data_pipeline.schema import load_dataset_info, load_split_index
 
 grids = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=4), elements=st.integers(0, 9))
@@ -107,7 +100,7 @@ def test_only_so_many_leaks_and_places_are_listed_but_all_are_counted() -> None:
     many = [leak(f"held {i}", [f"trained {j}" for j in range(50)]) for i in range(MAX_RECORDED + 5)]
     settled = settle(many, "keep", is_published=False)
     assert (settled.num_pairs, len(settled.pairs)) == (MAX_RECORDED + 5, MAX_RECORDED)
-    assert (settled.pairs[0].num_in_training, len(settled.pairs[0].in_training)) == (50, MAX_PLACES)
+    assert (settled.pairs[0].num_in_training, len(settled.pairs[0].in_training)) == (50, MAX_OCCURRENCES)
     with pytest.raises(
         InputError, match=r"held 0 = trained 0, trained 1, trained 2 and 47 more; .*; \.\.\.\. Build"
     ) as error:
