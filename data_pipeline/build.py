@@ -23,21 +23,23 @@ import os
 import signal
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
+from annotated_types import Ge, Le
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from tqdm import tqdm
 
-from data_pipeline.arc import dataset as arc_dataset
-from data_pipeline.arc.tokens import MAX_GRID_SIDE
 from data_pipeline.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, exit_code
 from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS, Part, parse_part
-from data_pipeline.grid_puzzles import dataset as puzzle_dataset
-from data_pipeline.grid_puzzles.maze import MAX_SIDE, NUM_DIHEDRAL
-from data_pipeline.grid_puzzles.sudoku import BOX_SHAPES
-from data_pipeline.options import ArcOptions, Generator, PuzzleOptions
-from data_pipeline.schema import BUILDING, HOW_TO_HOLD_OUT, MAX_GROUPS, NOTHING_HELD_OUT, DatasetInfo
+from data_pipeline.build_spec import BuildSpec
+from data_pipeline.kind import Kind
+from data_pipeline.kinds import KIND_OF_PRESET, KINDS
+from data_pipeline.schema import BUILDING, HOW_TO_HOLD_OUT, NOTHING_HELD_OUT, DatasetInfo
 from data_pipeline.shards import build_dir as build_folder
 from data_pipeline.shards.plan import Content, Request
 from data_pipeline.shards.write_parallel import shard_places, write_shards
@@ -71,7 +73,7 @@ def main() -> int:
 def build(request: Request) -> DatasetInfo | None:
     """Build the dataset, or what is missing of it, unless the very same is there already.
 
-    None stands for a part, which makes no dataset. Raises InputError for sources that cannot be read and an output
+    Return None for a part, which makes no dataset. Raise InputError for sources that cannot be read and an output
     that cannot be written.
     """
     started = time.monotonic()
@@ -94,13 +96,14 @@ def build(request: Request) -> DatasetInfo | None:
 
 
 def read(request: Request) -> Content:
-    """Read the sources of a dataset. Raises InputError."""
-    return puzzle_dataset.read(request) if request.preset in ("sudoku", "maze") else arc_dataset.read(request)
+    """Read the sources of a dataset; raise InputError for what cannot be used as asked."""
+    return KIND_OF_PRESET[request.preset].read(request)
 
 
 def _write_missing(request: Request, content: Content) -> int:
-    """Write those shards of the part that are not there; gives their number."""
+    """Write those shards of the part that are not there; return their number."""
     with build_folder.begin(request.out, content.identity, request.part) as journal:
+        content.write_scratch(request.out / BUILDING)
         plan = content.plan(request.out / BUILDING)
         layouts = plan.layouts()
         build_folder.write_layouts(request.out, plan.head, layouts.values(), plan.documents)
@@ -123,7 +126,7 @@ def _say(request: Request, text: str) -> None:
 
 
 def summary(out: Path, info: DatasetInfo) -> str:
-    """The sizes of a dataset, for people."""
+    """Return the sizes of a dataset, for people."""
     train, test = info.splits.train, info.splits.test
     lines = [
         f"{out}: {train.total_groups} groups, {max(train.num_puzzles, info.num_puzzle_identifiers - 1)} puzzles",
@@ -142,105 +145,35 @@ def summary(out: Path, info: DatasetInfo) -> str:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Request:
-    """What the command line asks for; ends the process where it is wrong."""
+    """Return what the command line asks for; end the process where it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.build",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     presets = parser.add_subparsers(dest="preset", metavar="PRESET", required=True)
-    for preset, what in (
-        ("arc-agi-1", "the 800 tasks of ARC-AGI-1, and those of further sources"),
-        ("arc-agi-2", "the 1120 tasks of ARC-AGI-2, and those of further sources"),
-        ("arc", "ARC tasks of given sources alone"),
-    ):
-        _add_arc_arguments(presets.add_parser(preset, help=what, description=what))
-    what = "Sudokus of a CSV file (source,question,answer,rating), or new ones where there is no --source"
-    _add_sudoku_arguments(presets.add_parser("sudoku", help=what, description=what))
-    what = "mazes of a CSV file (source,question,answer,rating), or new ones where there is no --source"
-    _add_maze_arguments(presets.add_parser("maze", help=what, description=what))
-    given = parser.parse_args(arguments)
-    options = _puzzle_options(parser, given) if given.preset in ("sudoku", "maze") else _arc_options(given)
-    return Request(
-        given.preset, given.source, given.out, options, given.seed, given.workers, given.quiet, given.part
-    )
+    for kind in KINDS:
+        for preset, what in kind.presets.items():
+            _add_arguments(presets.add_parser(preset, help=what, description=what), kind)
+    given = vars(parser.parse_args(arguments))
+    out, workers, part, quiet = (given.pop(name) for name in ("out", "workers", "part", "quiet"))
+    try:
+        spec = BuildSpec.model_validate(given, context="--")
+    except ValidationError as error:
+        flags: defaultdict[str, list[str]] = defaultdict(list)
+        for problem in error.errors():
+            flags[problem["msg"]].append(_flag(str(problem["loc"][0])))
+        parser.error("; ".join(f"{', '.join(names)}: {why}" for why, names in flags.items()))
+    return Request(spec.preset, list(spec.source), out, spec.options, spec.seed, workers, quiet, part)
 
 
-def _add_arc_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_arguments(parser: argparse.ArgumentParser, kind: Kind) -> None:
     add = parser.add_argument
-    source_help = (
-        "task file, folder of task files, Kaggle *_challenges.json, or arc-agi-1 or arc-agi-2, to add; repeatable. "
-        "Test pairs are held out for tasks in folders named `evaluation` and in Kaggle files with `evaluation` or "
-        "`test` in their names, unless :train or :evaluation says otherwise"
-    )
-    add("--source", action="append", default=[], metavar=_SOURCE_FORM, help=source_help)
-    num_aug_help = "augmentations per task, at most (default: %(default)s)"
-    add("--num-aug", type=_at_least(0), default=1000, metavar="N", help=num_aug_help)
-    holdout_help = "whose test pairs stay out of training (default: %(default)s)"
-    add("--holdout", choices=("evaluation", "all"), default="evaluation", help=holdout_help)
-    canvas_help = "side of the canvas; tasks with a larger grid are left out (default: %(default)s)"
-    add("--canvas", type=_at_least(1, MAX_GRID_SIDE), default=MAX_GRID_SIDE, metavar="N", help=canvas_help)
-    conflicts_help = "two different tasks of one id: refuse them, or take the first (default: %(default)s)"
-    add("--conflicts", choices=("refuse", "first"), default="refuse", help=conflicts_help)
-    _add_common_arguments(parser, "keep the first N tasks by id")
-
-
-def _add_sudoku_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    num_aug_help = "augmentations per training puzzle (default: %(default)s)"
-    add("--num-aug", type=_at_least(0), default=0, metavar="N", help=num_aug_help)
-    difficulty_help = "smallest rating to keep; of new puzzles the backtracks of a solver"
-    add("--min-difficulty", type=_at_least(0), metavar="N", help=difficulty_help)
-    add("--side", type=int, choices=tuple(BOX_SHAPES), help="digits of new puzzles (default: 9)")
-    _add_puzzle_arguments(parser)
-
-
-def _add_maze_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    num_aug_help = "rotations and reflections of each training maze, at most 7 (default: %(default)s)"
-    add("--num-aug", type=_at_least(0, NUM_DIHEDRAL - 1), default=0, metavar="N", help=num_aug_help)
-    add("--min-difficulty", type=_at_least(0), metavar="N", help="smallest rating to keep of a --source")
-    add(
-        "--side", type=_at_least(2, MAX_SIDE), metavar="N", help="rows and columns of new mazes (default: 30)"
-    )
-    steps_help = "shortest paths of new mazes take more steps than this (default: 110)"
-    add("--min-steps", type=_at_least(0), metavar="N", help=steps_help)
-    _add_puzzle_arguments(parser)
-
-
-def _add_puzzle_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    source_help = (
-        "CSV file, folder with train.csv or test.csv, or hub:OWNER/NAME[@REVISION]; repeatable. A file with `test` "
-        "or `evaluation` in its name is the test split, unless :train or :evaluation says otherwise"
-    )
-    add("--source", action="append", default=[], metavar=_SOURCE_FORM, help=source_help)
-    add("--subsample", type=_at_least(1), metavar="N", help="keep N of the training puzzles, drawn at random")
-    add(
-        "--num-train",
-        type=_at_least(1, MAX_GROUPS),
-        metavar="N",
-        help="new puzzles to train on (default: 1000)",
-    )
-    add(
-        "--num-test",
-        type=_at_least(1, MAX_GROUPS),
-        metavar="N",
-        help="new puzzles to test on (default: 1000)",
-    )
-    _add_common_arguments(parser, "keep the first N puzzles of each split")
-
-
-def _add_common_arguments(parser: argparse.ArgumentParser, limit_help: str) -> None:
-    add = parser.add_argument
+    add("--source", action="append", default=[], metavar=_SOURCE_FORM, help=kind.source_help)
+    fields = {name: option.field for name, option in kind.options.by_name().items()}
+    for name, field in {**fields, "seed": BuildSpec.model_fields["seed"]}.items():
+        _add_option(parser, name, field)
     add("--out", type=Path, required=True, metavar="DIR", help="folder to make")
-    leaks_help = (
-        "held-out pairs that also stand in the training data: refuse to build (but for those that a published preset "
-        "has), drop them from training, or keep them (default: %(default)s)"
-    )
-    add("--leaks", choices=("refuse", "drop", "keep"), default="refuse", help=leaks_help)
-    add("--limit-groups", type=_at_least(1), metavar="N", help=limit_help)
-    add("--seed", type=_at_least(0), default=42, metavar="N", help="of all draws (default: %(default)s)")
     workers_help = "processes (default: one per CPU)"
     add("--workers", type=_at_least(1), default=os.cpu_count() or 1, metavar="N", help=workers_help)
     part_help = "build one of N parts, I from 0; see data_pipeline.merge"
@@ -248,59 +181,32 @@ def _add_common_arguments(parser: argparse.ArgumentParser, limit_help: str) -> N
     add("--quiet", action="store_true", help="no progress bar, no summary")
 
 
-def _arc_options(given: argparse.Namespace) -> ArcOptions:
-    return ArcOptions(
-        num_aug=given.num_aug,
-        holdout=given.holdout,
-        canvas=given.canvas,
-        limit_groups=given.limit_groups,
-        leaks=given.leaks,
-        conflicts=given.conflicts,
+def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    """Add the flag of an option: a choice, or a whole number."""
+    low = next((int(str(bound.ge)) for bound in field.metadata if isinstance(bound, Ge)), 0)
+    high = next((int(str(bound.le)) for bound in field.metadata if isinstance(bound, Le)), None)
+    choices: tuple[object, ...] = (
+        get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    )
+    notes = [f"{low} to {high}"] if high else []
+    notes += [f"default: {field.default}"] if field.default is not None else []
+    meaning = (field.description or "").rstrip(".")
+    parser.add_argument(
+        _flag(name),
+        type=(int if isinstance(choices[0], int) else str) if choices else _at_least(low, high),
+        choices=choices or None,
+        metavar=None if choices else "N",
+        default=argparse.SUPPRESS,
+        help=f"{meaning[:1].lower()}{meaning[1:]}" + (f" ({'; '.join(notes)})" if notes else ""),
     )
 
 
-def _puzzle_options(parser: argparse.ArgumentParser, given: argparse.Namespace) -> PuzzleOptions:
-    is_maze = given.preset == "maze"
-    of_source = {
-        "--subsample": given.subsample,
-        "--min-difficulty": given.min_difficulty if is_maze else None,
-    }
-    of_generator = {
-        "--side": given.side,
-        "--num-train": given.num_train,
-        "--num-test": given.num_test,
-        "--min-steps": given.min_steps if is_maze else None,
-    }
-    misplaced = [
-        option for option, value in (of_generator if given.source else of_source).items() if value is not None
-    ]
-    if misplaced:
-        what = (
-            "new puzzles; leave it out or leave out"
-            if given.source
-            else "puzzles of a source; leave it out or add"
-        )
-        parser.error(f"{', '.join(misplaced)}: only for {what} --source")
-    generator = None
-    if not given.source:
-        generator = Generator(
-            side=given.side or (30 if is_maze else 9),
-            num_train=given.num_train or 1000,
-            num_test=given.num_test or 1000,
-            min_steps=(110 if given.min_steps is None else given.min_steps) if is_maze else None,
-        )
-    return PuzzleOptions(
-        num_aug=given.num_aug,
-        subsample=given.subsample,
-        min_difficulty=given.min_difficulty,
-        limit_groups=given.limit_groups,
-        leaks=given.leaks,
-        generator=generator,
-    )
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _at_least(low: int, high: int | None = None) -> Callable[[str], int]:
-    """An argparse type: whole numbers from `low`, to `high` if there is one."""
+    """Return an argparse type: whole numbers from `low`, to `high` if there is one."""
 
     def parse(text: str) -> int:
         bounds = f"a whole number from {low}" + (f" to {high}" if high else "")

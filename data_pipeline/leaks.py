@@ -1,4 +1,4 @@
-"""Held-out pairs that also stand in the training data: how dataset.json lists them, and what becomes of them."""
+"""Held-out pairs that also train: how dataset.json lists them, what becomes of them."""
 
 import sys
 from collections.abc import Sequence

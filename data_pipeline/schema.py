@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import (
     ConfigDict,
     Field,
+    JsonValue,
     PlainSerializer,
     PlainValidator,
     TypeAdapter,
@@ -25,7 +26,6 @@ from pydantic import (
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.models import Strict, reason_of
-from data_pipeline.options import ArcOptions, Identity, Kind, PuzzleOptions, SourceInfo
 
 IGNORE_LABEL_ID = -100
 """Label that the loss leaves out; readers put it where the label is padding."""
@@ -46,6 +46,26 @@ BLANK_NAME = "<blank>"
 NOTHING_HELD_OUT = "nothing is held out of training"
 HOW_TO_HOLD_OUT = "--source PATH:evaluation, or for ARC --holdout all"
 REBUILD = "delete the dataset's folder and build it again with `python -m data_pipeline.build`"
+
+
+class SourceInfo(Strict):
+    """One source and the sha256 of its content: of the tasks read from it, or of the bytes of a CSV file."""
+
+    name: str
+    sha256: str
+    num_tasks: int
+    """Tasks or puzzles in it, chosen or not."""
+
+
+class Identity(Strict):
+    """What decides the bytes of a dataset."""
+
+    kind: str
+    """Of its puzzles; see data_pipeline.kinds."""
+    options: dict[str, JsonValue]
+    """Those of the kind."""
+    seed: int
+    sources: tuple[SourceInfo, ...]
 
 
 class DatasetMetadata(Strict):
@@ -103,7 +123,7 @@ class DatasetHead(Strict):
     """What dataset.json says before the sizes of the splits are known."""
 
     format_version: Literal[1] = FORMAT_VERSION
-    kind: Kind
+    kind: str
     canvas: int = Field(ge=1)
     """Side of a grid, with its padding."""
     seq_len: int
@@ -114,7 +134,7 @@ class DatasetHead(Strict):
     num_puzzle_identifiers: int
     sets: tuple[str, ...]
     seed: int
-    options: ArcOptions | PuzzleOptions
+    options: dict[str, JsonValue]
     sources: tuple[SourceInfo, ...]
     num_tasks_left_out: int
     """Tasks with a grid larger than the canvas."""

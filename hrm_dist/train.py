@@ -25,22 +25,16 @@ from pathlib import Path
 from data_pipeline.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError, exit_code
 from data_pipeline.base.table import table
 from data_pipeline.build import build
-from data_pipeline.options import ArcOptions
+from data_pipeline.build_spec import BuildSpec
+from data_pipeline.options import side_by_side
 from data_pipeline.sampler import check_divisible
-from data_pipeline.schema import NOTHING_HELD_OUT, DatasetMetadata, load_dataset_info
+from data_pipeline.schema import NOTHING_HELD_OUT, load_dataset_info
 from data_pipeline.shards.plan import Request
 from hrm_dist.config import TrainConfig, flat_settings, load_config, to_yaml, total_steps
 from hrm_dist.distributed.launch_env import launch_env
 from hrm_dist.run_lock import locked
 
 logger = logging.getLogger(__name__)
-
-
-# Sizes that a dry run assumes where the dataset is not built yet: ARC-AGI-1 and ConceptARC, 1000 augmentations.
-_ASSUMED = DatasetMetadata(
-    seq_len=900, vocab_size=12, pad_id=0, ignore_label_id=0, blank_identifier_id=0,
-    num_puzzle_identifiers=876_413, total_groups=960, mean_puzzle_examples=4.0, sets=("all",),
-)  # fmt: skip
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -73,10 +67,11 @@ def dry_run(config: TrainConfig) -> str:
         held_out = f"{test.num_examples:,} examples of {test.total_groups:,} groups"
         lines.append(f"held out: {held_out if test.total_groups else NOTHING_HELD_OUT}")
     except InputError as error:
-        metadata = _ASSUMED
+        spec = config.dataset or BuildSpec(preset="arc-agi-1")
+        metadata = spec.kind.expect(spec.options)
         lines.append(
-            f"note: {error}\nnote: the figures below assume ARC-AGI-1: {metadata.seq_len} tokens, a vocabulary of "
-            f"{metadata.vocab_size}, {metadata.num_puzzle_identifiers:,} puzzles."
+            f"note: {error}\nnote: the figures below assume {spec.preset}: {metadata.seq_len} tokens, a vocabulary of "
+            f"{metadata.vocab_size}, {metadata.num_puzzle_identifiers:,} puzzle identifiers."
         )
     world_size = launch_env().world_size
     local_batch_size = -(-config.global_batch_size // world_size)
@@ -93,21 +88,19 @@ def dry_run(config: TrainConfig) -> str:
 def build_if_missing(config: TrainConfig) -> None:
     """Build the dataset where the configuration says how and nothing is there."""
     path = Path(config.data_path)
-    if config.dataset is None:
-        return
     spec = config.dataset
-    options = ArcOptions(
-        num_aug=spec.num_aug, holdout=spec.holdout, canvas=spec.canvas, limit_groups=spec.limit_groups
-    )
+    if spec is None:
+        return
     if (path / "dataset.json").exists():
         info = load_dataset_info(path)
-        if (info.options, info.seed) != (options, spec.seed):
+        if (info.kind, info.options, info.seed) != (spec.kind.name, spec.options.model_dump(), spec.seed):
+            shown = " ".join(f"{key}={value}" for key, value in side_by_side(info.options).items())
             logger.warning(
-                "%s was built with %s, seed=%d, which is not what `dataset` says; it is used as it is",
-                path, info.options, info.seed,
+                "%s was built of kind %s with %s, seed=%d, which is not what `dataset` says; it is used as it is",
+                path, info.kind, shown, info.seed,
             )  # fmt: skip
         return
-    build(Request(spec.preset, [], path, options, spec.seed, workers=1, quiet=False))
+    build(Request(spec.preset, list(spec.source), path, spec.options, spec.seed, workers=1, quiet=False))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,8 +8,8 @@ from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded, here and in every process started
 
+from data_pipeline.arc.dataset import ArcOptions
 from data_pipeline.build import build
-from data_pipeline.options import ArcOptions
 from data_pipeline.shards.plan import Request
 
 TINY_CONFIG = """\

@@ -2,17 +2,34 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
 
 from data_pipeline.arc import sources as arc
 from data_pipeline.arc.leaks import TaskLeaks, drop_from_training, find_in_tasks
 from data_pipeline.arc.rows import SplitPlan, plan_groups
 from data_pipeline.arc.task import Task
-from data_pipeline.arc.tokens import PAD_ID, VOCAB_SIZE
+from data_pipeline.arc.tokens import MAX_GRID_SIDE, PAD_ID, VOCAB_SIZE
 from data_pipeline.base.errors import InputError
 from data_pipeline.leaks import settle
-from data_pipeline.options import ArcOptions, Identity, SourceInfo
-from data_pipeline.schema import BLANK_NAME, SPLITS, DatasetHead, Leaks, SplitName
+from data_pipeline.options import LeakPolicy, Options
+from data_pipeline.schema import BLANK_NAME, SPLITS, DatasetHead, Identity, Leaks, SourceInfo, SplitName
 from data_pipeline.shards.plan import DatasetPlan, Request
+
+
+class ArcOptions(Options):
+    num_aug: int = Field(default=1000, ge=0)
+    """Augmentations per task, at most."""
+    holdout: Literal["evaluation", "all"] = "evaluation"
+    """Whose test pairs stay out of training."""
+    canvas: int = Field(default=MAX_GRID_SIDE, ge=1, le=MAX_GRID_SIDE)
+    """Side of the canvas; tasks with a larger grid are left out."""
+    limit_groups: int | None = Field(default=None, ge=1)
+    """Keep the first N tasks by id."""
+    leaks: LeakPolicy = "refuse"
+    conflicts: Literal["refuse", "first"] = "refuse"
+    """Two different tasks of one id: refuse them, or take the first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +42,11 @@ class ArcContent:
     num_left_out: int
     leaks: Leaks
 
+    def write_scratch(self, folder: Path) -> None:
+        """Write nothing: everything workers need comes with the rows."""
+
     def plan(self, folder: Path) -> DatasetPlan:
-        """Groups and rows; everything workers need comes with the rows."""
+        """Return groups and rows."""
         groups = plan_groups(self.tasks, self.options.num_aug, self.identity.seed)
         names = [BLANK_NAME, *(name for group in groups for name in group.names())]
         canvas = self.options.canvas
@@ -57,7 +77,7 @@ class ArcContent:
 
 
 def read(request: Request) -> ArcContent:
-    """Read and choose the tasks; raises InputError for sources that cannot be used as asked."""
+    """Read and choose the tasks; raise InputError for sources that cannot be used as asked."""
     options = request.options
     assert isinstance(options, ArcOptions)
     batches = _read_sources(request)
@@ -86,7 +106,7 @@ def read(request: Request) -> ArcContent:
                 "--leaks drop leaves no pair to train on, since all are held out too; add tasks."
             )
     return ArcContent(
-        Identity(kind="arc", options=options, seed=request.seed, sources=sources),
+        request.identity("arc", sources),
         options,
         chosen,
         len(tasks) - len(fitting),
@@ -95,7 +115,7 @@ def read(request: Request) -> ArcContent:
 
 
 def _read_sources(request: Request) -> list[tuple[str, list[Task]]]:
-    """(name, tasks) of each source, that of the preset first."""
+    """Return (name, tasks) of each source, that of the preset first."""
     batches: list[tuple[str, list[Task]]] = []
     if request.preset != "arc":
         batches.append((request.preset, arc.bundled(request.preset)))
@@ -119,7 +139,7 @@ def _held_out(tasks: list[Task], options: ArcOptions) -> list[Task]:
 
 
 def _stand_in_preset(found: TaskLeaks, preset: list[Task], options: ArcOptions) -> bool:
-    """Whether the bundled tasks alone, held out in the same way, have all of these leaks."""
+    """Return whether the bundled tasks alone, held out in the same way, have all of these leaks."""
     if not found.of_held_out:
         return True
     own = find_in_tasks(_held_out(arc.merge(preset), options)).names()
@@ -129,5 +149,5 @@ def _stand_in_preset(found: TaskLeaks, preset: list[Task], options: ArcOptions) 
 def _refuse_output_within(path: Path, out: Path) -> None:
     if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
         raise InputError(
-            f"--out {out}: lies within the source {path}, whose *.json files are tasks; choose a place outside."
+            f"--out {out}: lies within the source {path}, whose *.json files are tasks; choose a folder outside."
         )

@@ -1,10 +1,11 @@
-"""A dataset of Sudokus or mazes: from CSV files, or new ones."""
+"""A dataset of grid puzzles: from CSV files, or new ones."""
 
 import hashlib
 import math
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,45 +16,68 @@ from data_pipeline import leaks
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS
 from data_pipeline.base.random import Bits
-from data_pipeline.grid_puzzles import generate as generated
 from data_pipeline.grid_puzzles import scratch
-from data_pipeline.grid_puzzles.csv_source import HUB_PREFIX, Selection, find_files
-from data_pipeline.grid_puzzles.puzzle_type import Game, MazeGame, SudokuGame, Tokens
+from data_pipeline.grid_puzzles.csv_source import HEADER, HUB_PREFIX, Selection, find_files
+from data_pipeline.grid_puzzles.generate import generate
+from data_pipeline.grid_puzzles.puzzle_type import Examples, PuzzleOptions, PuzzleType, Tokens
 from data_pipeline.grid_puzzles.rows import PuzzleRows
-from data_pipeline.options import Generator, Identity, PuzzleOptions, SourceInfo
-from data_pipeline.schema import BLANK_NAME, MAX_GROUPS, SPLITS, DatasetHead, Leak, Leaks, SplitName
+from data_pipeline.kind import Kind, Look
+from data_pipeline.options import Options
+from data_pipeline.schema import (
+    BLANK_NAME,
+    MAX_GROUPS,
+    SPLITS,
+    DatasetHead,
+    DatasetMetadata,
+    Identity,
+    Leak,
+    Leaks,
+    SourceInfo,
+    SplitName,
+)
 from data_pipeline.shards.plan import DatasetPlan, Request
 
 _BLOCK = 16384  # puzzles that are handled together
-_GAMES = {"sudoku": SudokuGame, "maze": MazeGame}
 
 
 @dataclass(frozen=True)
 class PuzzleContent:
     """The chosen puzzles, or what makes them."""
 
-    identity: Identity
-    options: PuzzleOptions
     request: Request
-    game: Game
+    options: PuzzleOptions
+    identity: Identity
+    puzzle_type: PuzzleType
     leaks: Leaks
-    puzzles: dict[SplitName, Tokens] | None
+    puzzles: dict[SplitName, Tokens] | None = None
     """None where they are still to be generated."""
 
-    def plan(self, folder: Path) -> DatasetPlan:
-        """Put the puzzles where workers find them."""
-        rows: dict[SplitName, PuzzleRows] = {}
+    def write_scratch(self, folder: Path) -> None:
+        """Write the puzzles of each split to a file, unless it is sound already."""
         for split in SPLITS:
-            file = folder / f"{split}.tokens"
-            if not scratch.is_sound(file):
-                self._write(split, file)
-            num_aug = self.options.num_aug if split == "train" else 0
-            rows[split] = PuzzleRows(self.game, file, num_aug, self.identity.seed)
+            file = _scratch_file(folder, split)
+            if scratch.is_sound(file):
+                continue
+            if self.puzzles is None:
+                scratch.write(file, [self._generate(split, folder)])
+            else:
+                tokens = self.puzzles.pop(split)  # no longer needed here
+                scratch.write(file, (block.examples() for block in _blocks(tokens)))
+
+    def plan(self, folder: Path) -> DatasetPlan:
+        """Return the rows of the puzzles in the scratch files."""
+        num_aug: dict[SplitName, int] = {"train": self.options.num_aug, "test": 0}
+        rows: dict[SplitName, PuzzleRows] = {
+            split: PuzzleRows(
+                self.puzzle_type, _scratch_file(folder, split), num_aug[split], self.request.seed
+            )
+            for split in SPLITS
+        }
         head = DatasetHead(
             **dict(self.identity),
-            canvas=self.game.side,
-            seq_len=self.game.side**2,
-            vocab_size=self.game.vocab_size,
+            canvas=self.puzzle_type.side,
+            seq_len=self.puzzle_type.side**2,
+            vocab_size=self.puzzle_type.vocab_size,
             pad_id=0,
             ignore_label_id=0,
             blank_identifier_id=0,
@@ -64,40 +88,37 @@ class PuzzleContent:
         )
         return DatasetPlan(head, rows, {"identifiers.json": [BLANK_NAME], "test_puzzles.json": {}})
 
-    def _write(self, split: SplitName, file: Path) -> None:
-        if self.puzzles is not None:
-            tokens = self.puzzles.pop(split)  # no longer needed here
-            scratch.write(file, (block.examples() for block in _blocks(tokens)))
-            return
-        generator, request = self.options.generator, self.request
-        assert generator is not None
-        count = generator.num_train if split == "train" else generator.num_test
-        examples = generated.generate(
-            self.game, request.seed, split, count, file.parent, request.part, request.workers,
+    def _generate(self, split: SplitName, folder: Path) -> Examples:
+        new, request = self.options.generator, self.request
+        assert new is not None
+        count = new.num_train if split == "train" else new.num_test
+        return generate(
+            self.puzzle_type, request.seed, split, count, folder, request.part, request.workers,
             show_progress=not request.quiet,
         )  # fmt: skip
-        scratch.write(file, [examples])
 
 
-def read(request: Request) -> PuzzleContent:
-    """Read and choose the puzzles of the sources; raises InputError for what cannot be used as asked."""
+def _scratch_file(folder: Path, split: SplitName) -> Path:
+    return folder / f"{split}.tokens"
+
+
+def read(puzzle_type: type[PuzzleType], request: Request) -> PuzzleContent:
+    """Read and choose the puzzles of the sources; raise InputError for what cannot be used as asked."""
     options = request.options
     assert isinstance(options, PuzzleOptions)
-    generator = options.generator
-    if generator is not None:
-        identity = _identity(request, ())
+    if options.generator is not None:
+        identity = request.identity(puzzle_type.kind, ())
         no_leaks = Leaks(dropped=False, num_pairs=0, pairs=())  # see the generators
-        return PuzzleContent(identity, options, request, _generating_game(request, generator), no_leaks, None)
+        return PuzzleContent(request, options, identity, puzzle_type.of_new(options), no_leaks)
     files: dict[SplitName, list[Path]] = {"train": [], "test": []}
     for source in request.sources:
         found = find_files(source)
         files["train"] += found.train
         files["test"] += found.test
     sources = tuple(_source_info(file, split) for split in SPLITS for file in files[split])
-    puzzles = _read_files(request, options, files)
-    side = math.isqrt(puzzles["train"].inputs.shape[1])
-    game = _GAMES[request.preset](side)
-    found_leaks = _find_leaks(game, puzzles, request)
+    puzzles = _read_files(puzzle_type, request, options, files)
+    sized = puzzle_type(math.isqrt(puzzles["train"].inputs.shape[1]))
+    found_leaks = _find_leaks(sized, puzzles, request)
     settled = leaks.settle(
         found_leaks.named(),
         options.leaks,
@@ -110,23 +131,12 @@ def read(request: Request) -> PuzzleContent:
             raise InputError(
                 "--leaks drop leaves no training puzzle, since all are held out too; give others."
             )
-    return PuzzleContent(_identity(request, sources), options, request, game, settled, puzzles)
-
-
-def _identity(request: Request, sources: tuple[SourceInfo, ...]) -> Identity:
-    kind = "sudoku" if request.preset == "sudoku" else "maze"
-    return Identity(kind=kind, options=request.options, seed=request.seed, sources=sources)
-
-
-def _generating_game(request: Request, generator: Generator) -> Game:
-    if request.preset == "sudoku":
-        assert isinstance(request.options, PuzzleOptions)
-        return SudokuGame(generator.side, request.options.min_difficulty or 0)
-    return MazeGame(generator.side, generator.min_steps or 0)
+    identity = request.identity(puzzle_type.kind, sources)
+    return PuzzleContent(request, options, identity, sized, settled, puzzles)
 
 
 def _source_info(file: Path, split: SplitName) -> SourceInfo:
-    """A file by its bytes; its lines after the header are puzzles."""
+    """Describe a file by its bytes; its lines after the header are puzzles."""
     digest = hashlib.sha256()
     num_lines, last = 0, b"\n"
     try:
@@ -147,15 +157,17 @@ def _source_info(file: Path, split: SplitName) -> SourceInfo:
 
 
 def _read_files(
-    request: Request, options: PuzzleOptions, files: dict[SplitName, list[Path]]
+    puzzle_type: type[PuzzleType],
+    request: Request,
+    options: PuzzleOptions,
+    files: dict[SplitName, list[Path]],
 ) -> dict[SplitName, Tokens]:
-    game = _GAMES[request.preset]
     puzzles: dict[SplitName, Tokens] = {}
     for split in SPLITS:
         if files[split]:
             subsample = options.subsample if split == "train" else None  # as published
             selection = Selection(options.min_difficulty, subsample, request.seed)
-            found = game.read_csv(files[split], selection, show_progress=not request.quiet)
+            found = puzzle_type.read_csv(files[split], selection, show_progress=not request.quiet)
             puzzles[split] = found.take(slice(options.limit_groups))
             if puzzles[split].num_puzzles > MAX_GROUPS:
                 raise InputError(
@@ -185,36 +197,36 @@ class _PuzzleLeaks:
         return int(self.is_leaked_test.sum())
 
     def named(self) -> list[Leak]:
-        """The first of them, by their numbers, from 0, among the chosen puzzles of their split."""
+        """Name the first of them by their numbers, from 0, among the chosen puzzles of their split."""
         found = np.flatnonzero(self.is_leaked_test)[: leaks.MAX_RECORDED]
         trained: dict[int, list[int]] = defaultdict(list)
-        for place in np.flatnonzero(self.is_leaked_train).tolist():
-            trained[int(self._train_keys[place])].append(place)
+        for number in np.flatnonzero(self.is_leaked_train).tolist():
+            trained[int(self._train_keys[number])].append(number)
         return [
             leaks.leak(
-                f"test puzzle {place}",
-                [f"train puzzle {other}" for other in trained[int(self._test_keys[place])]],
+                f"test puzzle {number}",
+                [f"train puzzle {other}" for other in trained[int(self._test_keys[number])]],
             )
-            for place in found.tolist()
+            for number in found.tolist()
         ]
 
 
 def _is_in(keys: Bits, others: Bits) -> NDArray[np.bool_]:
-    """Which of the keys are among the others; in less memory than np.isin."""
+    """Tell which of the keys are among the others, in less memory than np.isin."""
     if not len(others):
         return np.zeros(len(keys), dtype=np.bool_)
     ordered = np.sort(others)
     return ordered[np.searchsorted(ordered, keys).clip(max=len(ordered) - 1)] == keys
 
 
-def _find_leaks(game: Game, puzzles: dict[SplitName, Tokens], request: Request) -> _PuzzleLeaks:
+def _find_leaks(puzzle_type: PuzzleType, puzzles: dict[SplitName, Tokens], request: Request) -> _PuzzleLeaks:
     if not all(tokens.num_puzzles for tokens in puzzles.values()):
         none = np.zeros(0, dtype=np.uint64)
         return _PuzzleLeaks(none, none)
     blocks = [block for split in SPLITS for block in _blocks(puzzles[split])]
 
     def keys_of(block: Tokens) -> Bits:
-        return game.content_keys(block.examples())
+        return puzzle_type.content_keys(block.examples())
 
     keys: list[Bits] = []
     with (
@@ -233,11 +245,11 @@ def _find_leaks(game: Game, puzzles: dict[SplitName, Tokens], request: Request) 
 
 
 def _without(tokens: Tokens, is_dropped: NDArray[np.bool_]) -> Tokens:
-    """The other puzzles, moved together in place: millions of them are not to be there twice."""
+    """Return the other puzzles, moved together in place: millions of them are not to be there twice."""
     num_kept = 0
     for start in range(0, tokens.num_puzzles, _BLOCK):
-        part = slice(start, start + _BLOCK)
-        kept = tokens.take(part).take(~is_dropped[part])
+        block = slice(start, start + _BLOCK)
+        kept = tokens.take(block).take(~is_dropped[block])
         for column, values in zip(tokens, kept, strict=True):
             column[num_kept : num_kept + kept.num_puzzles] = values
         num_kept += kept.num_puzzles
@@ -246,3 +258,32 @@ def _without(tokens: Tokens, is_dropped: NDArray[np.bool_]) -> Tokens:
 
 def _blocks(tokens: Tokens) -> list[Tokens]:
     return [tokens.take(slice(start, start + _BLOCK)) for start in range(0, tokens.num_puzzles, _BLOCK)]
+
+
+def kind_of(puzzle_type: type[PuzzleType], puzzles: str) -> Kind:
+    """Return what the registry lists of a type of grid puzzles; `puzzles` is their plural."""
+
+    def expect(options: Options) -> DatasetMetadata:
+        assert isinstance(options, PuzzleOptions)
+        sized = puzzle_type.of_new(options)
+        return DatasetMetadata(
+            seq_len=sized.side**2, vocab_size=sized.vocab_size, pad_id=0, ignore_label_id=0, blank_identifier_id=0,
+            num_puzzle_identifiers=1, total_groups=options.generator.num_train if options.generator else 1000,
+            mean_puzzle_examples=1.0, sets=("all",),
+        )  # fmt: skip
+
+    def look(canvas: int) -> Look:
+        return puzzle_type(canvas).look()
+
+    return Kind(
+        name=puzzle_type.kind,
+        presets={
+            puzzle_type.kind: f"{puzzles} of a CSV file ({HEADER}), or new ones where there is no --source"
+        },
+        source_help="CSV file, folder with train.csv or test.csv, or hub:OWNER/NAME[@REVISION]; repeatable. A file "
+        "with `test` or `evaluation` in its name is the test split, unless :train or :evaluation says otherwise",
+        options=puzzle_type.options,
+        read=partial(read, puzzle_type),
+        expect=expect,
+        look=look,
+    )

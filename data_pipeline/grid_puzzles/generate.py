@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS, Part, run_jobs
 from data_pipeline.grid_puzzles import scratch
-from data_pipeline.grid_puzzles.puzzle_type import Examples, Game
+from data_pipeline.grid_puzzles.puzzle_type import Examples, PuzzleType
 from data_pipeline.schema import SplitName
 
 _BLOCK = 128  # puzzles in a block
@@ -24,19 +24,19 @@ _MAX_REPEATS = 5_000  # puzzles in a row that were there before
 class _Blocks(NamedTuple):
     """The blocks of one split."""
 
-    game: Game
+    puzzle_type: PuzzleType
     seed: int
     split: SplitName
     folder: Path
 
     def make(self, number: int) -> None:
-        """See to it that a block is there."""
+        """Make a block unless it is there."""
         if not scratch.is_sound(self._file(number)):
             indices = np.arange(number * _BLOCK, (number + 1) * _BLOCK)
-            scratch.write(self._file(number), [self.game.generate(self.seed, self.split, indices)])
+            scratch.write(self._file(number), [self.puzzle_type.generate(self.seed, self.split, indices)])
 
     def read(self, number: int) -> Examples:
-        """A block's puzzles."""
+        """Return a block's puzzles."""
         self.make(number)
         file = self._file(number)
         return scratch.read(file, scratch.num_bytes(file)).reshape(_BLOCK, 2, -1)
@@ -46,7 +46,7 @@ class _Blocks(NamedTuple):
 
 
 def generate(
-    game: Game,
+    puzzle_type: PuzzleType,
     seed: int,
     split: SplitName,
     count: int,
@@ -56,12 +56,12 @@ def generate(
     *,
     show_progress: bool,
 ) -> Examples:
-    """`count` puzzles of which no two are the same (but for the names of digits, or turned).
+    """Return `count` puzzles of which no two are the same (but for the names of digits, or turned).
 
-    They are those numbered 0, 1, ... less the ones that were there before, so fewer are a prefix of more. Raises
-    InputError where there are not so many, or none as hard as asked for.
+    They are those numbered 0, 1, ... less the ones that were there before, so fewer are a prefix of more. Raise
+    InputError where there are not that many, or none as hard as asked for.
     """
-    blocks = _Blocks(game, seed, split, folder)
+    blocks = _Blocks(puzzle_type, seed, split, folder)
     num_blocks = -(-count // _BLOCK)
     first = num_blocks * part.number // part.count
     numbers = [*range(first, num_blocks), *range(first)]
@@ -75,8 +75,8 @@ def generate(
 
 
 def _distinct(blocks: _Blocks, count: int) -> Examples:
-    game = blocks.game
-    kept = [np.zeros((0, 2, game.side**2), dtype=np.uint8)]
+    puzzle_type = blocks.puzzle_type
+    kept = [np.zeros((0, 2, puzzle_type.side**2), dtype=np.uint8)]
     seen: set[int] = set()
     in_vain = 0
     for number in itertools.count():
@@ -84,17 +84,18 @@ def _distinct(blocks: _Blocks, count: int) -> Examples:
             break
         if in_vain >= _MAX_REPEATS:
             raise InputError(
-                f"{count} {blocks.split} puzzles of kind {game.kind} and side {game.side}: only {len(seen)} different "
-                "ones as hard as asked for came up, since there are few so small; ask for fewer, or for a larger side."
+                f"{count} {blocks.split} puzzles of kind {puzzle_type.kind} and side {puzzle_type.side}: only "
+                f"{len(seen)} different ones as hard as asked for came up, since there are few so small; "
+                "ask for fewer, or for a larger side."
             )
         examples = blocks.read(number)
         fresh: list[int] = []
-        for place, key in enumerate(game.same_keys(examples).tolist()):
+        for i, key in enumerate(puzzle_type.same_keys(examples).tolist()):
             if key in seen:
                 in_vain += 1
             elif len(seen) < count:
                 seen.add(key)
-                fresh.append(place)
+                fresh.append(i)
                 in_vain = 0
         kept.append(examples[fresh])
     return np.concatenate(kept)

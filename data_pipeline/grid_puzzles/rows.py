@@ -1,7 +1,7 @@
-"""What stands in each row of a split of Sudokus or mazes.
+"""What each row of a split of grid puzzles holds.
 
 Every puzzle of the source is a group of its own: itself and its augmentations. Row r of the training split holds
-one of each group; the rows take them in order, each group beginning at a place of its own. There may be millions of
+one of each group; the rows take them in order, each group beginning at one of its own. There may be millions of
 groups, so workers get the path of a file and read from it what a shard needs.
 """
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.base.random import stream_key, words_at
 from data_pipeline.grid_puzzles import scratch
-from data_pipeline.grid_puzzles.puzzle_type import Examples, Game
+from data_pipeline.grid_puzzles.puzzle_type import Examples, PuzzleType
 from data_pipeline.schema import GroupTable
 from data_pipeline.shards.sample_format import Samples
 from data_pipeline.shards.writer import Compression
@@ -23,7 +23,7 @@ from data_pipeline.shards.writer import Compression
 class PuzzleRows:
     """The rows of one split, to be asked for in any order and from any process."""
 
-    game: Game
+    puzzle_type: PuzzleType
     file: Path
     """The originals, uint8 [groups, 2, tokens] in a file of `scratch`."""
     num_aug: int
@@ -31,25 +31,25 @@ class PuzzleRows:
 
     @property
     def compression(self) -> Compression:
-        """The fast one: the other gains nothing here."""
+        """Return the fast one: the other gains nothing here."""
         return "fast"
 
     @property
     def group_table(self) -> GroupTable:
-        """The groups as the split's index lists them; as published, all puzzles have identifier 0."""
+        """Return the groups as the split's index lists them; as published, all puzzles have identifier 0."""
         ones = np.ones(scratch.num_bytes(self.file) // self._bytes_of_puzzle, dtype=np.int32)
         return GroupTable(
             num_puzzles=ones * (1 + self.num_aug), num_examples=ones, first_identifier=0 * ones, names=None
         )
 
     def samples(self, row: int, groups: NDArray[np.int64]) -> Samples:
-        """The samples of these groups, which follow one another, in a row."""
+        """Return the samples that these groups, which follow one another, have in a row."""
         examples = self._originals(groups)
         if self.num_aug:
             num_puzzles = 1 + self.num_aug
-            first = words_at(groups, 0, stream_key(self.seed, "puzzle order", self.game.kind))[:, 0]
+            first = words_at(groups, 0, stream_key(self.seed, "puzzle order", self.puzzle_type.kind))[:, 0]
             augmentations = (row + (first % np.uint64(num_puzzles)).astype(np.int64)) % num_puzzles
-            examples = self.game.augment(examples, self.seed, groups, augmentations)
+            examples = self.puzzle_type.augment(examples, self.seed, groups, augmentations)
         return Samples(groups, np.zeros_like(groups), np.ones_like(groups), examples)
 
     def _originals(self, groups: NDArray[np.int64]) -> Examples:
@@ -58,4 +58,4 @@ class PuzzleRows:
 
     @property
     def _bytes_of_puzzle(self) -> int:
-        return 2 * self.game.side**2
+        return 2 * self.puzzle_type.side**2

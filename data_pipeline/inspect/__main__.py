@@ -14,21 +14,21 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.arc.tokens import COLOURS, FIRST_COLOUR_ID
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.files import replace_file
 from data_pipeline.base.table import table
-from data_pipeline.grid_puzzles import maze, sudoku
-from data_pipeline.inspect.plot import Token, draw, read_puzzles
+from data_pipeline.inspect.plot import draw, read_puzzles
 from data_pipeline.inspect.verify import Dataset, verify
-from data_pipeline.options import PuzzleOptions
+from data_pipeline.kind import Look, Token
+from data_pipeline.kinds import kind_named
+from data_pipeline.options import side_by_side
 from data_pipeline.schema import NOTHING_HELD_OUT, REBUILD, DatasetInfo, SplitIndex, SplitName
 from data_pipeline.shards.reader import read_shard
 
@@ -38,65 +38,11 @@ _MAX_BARS = 10  # of a histogram
 _BAR_WIDTHS = {1: 60, 2: 30, 4: 10}  # by the number of histograms side by side
 
 Counts = NDArray[np.int64]  # [largest value + 1], how often each value comes
-Boards = NDArray[np.uint8]  # [n, canvas, canvas]
-
-_MAZE_CELLS = (
-    ("wall", "#30343b"),
-    ("free", "#ffffff"),
-    ("start", "#2ecc40"),
-    ("goal", "#ff4136"),
-    ("path", "#ffb84d"),
-)
 
 
-class Kind(NamedTuple):
-    """What one kind of puzzles has of its own."""
-
-    tokens: tuple[Token, ...]
-    measured: str
-    measure: Callable[[Boards, Boards], dict[str, NDArray[np.int64]]]
-    """Inputs and labels to what is counted of them, by the name of the histogram."""
-    box: tuple[int, int] | None = None
-    """Rows and columns of cells that a picture draws heavy lines around."""
-
-
-def kind_of(info: DatasetInfo) -> Kind:
-    """The kind of a dataset."""
-    padding = Token("padding", "#e4e4e4")
-    match info.kind:
-        case "arc":
-            eos = Token("end of a row or column", "#5f5f5f")
-            colours = (Token(f"colour {i}, {name}", code) for i, (name, code) in enumerate(COLOURS))
-            return Kind((padding, eos, *colours), "longer side of the grids", _longer_sides)
-        case "sudoku":
-            boxes = sudoku.BOX_SHAPES.get(info.canvas)
-            box = (boxes.rows, boxes.cols) if boxes else None
-            digits = (Token(f"digit {i}", "white", str(i)) for i in range(1, info.canvas + 1))
-            return Kind((padding, Token("blank", "white"), *digits), "givens", _num_givens, box)
-        case "maze":
-            cells = (
-                Token(f"{char!r} {name}", code)
-                for char, (name, code) in zip(maze.CHARSET, _MAZE_CELLS, strict=True)
-            )
-            return Kind((padding, *cells), "length of the path", _path_lengths)
-
-
-def _longer_sides(inputs: Boards, labels: Boards) -> dict[str, NDArray[np.int64]]:
-    """Augmentation turns grids and moves them on the canvas; neither changes how long their longer side is."""
-    sides: dict[str, NDArray[np.int64]] = {}
-    for name, boards in (("inputs", inputs), ("outputs", labels)):
-        coloured = boards >= FIRST_COLOUR_ID
-        longer = np.maximum(coloured.any(axis=1).sum(axis=1), coloured.any(axis=2).sum(axis=1))
-        sides[name] = longer[longer > 0]  # a hidden output is all padding
-    return sides
-
-
-def _num_givens(inputs: Boards, labels: Boards) -> dict[str, NDArray[np.int64]]:
-    return {"": (inputs > sudoku.FIRST_TOKEN_ID).sum(axis=(1, 2))}
-
-
-def _path_lengths(inputs: Boards, labels: Boards) -> dict[str, NDArray[np.int64]]:
-    return {"": (labels == maze.PATH_ID).sum(axis=(1, 2)) + 1}
+def look_of(info: DatasetInfo) -> Look:
+    """Return how a dataset's puzzles are drawn and measured."""
+    return kind_named(info.kind).look(info.canvas)
 
 
 def main() -> int:
@@ -131,17 +77,17 @@ def _write_picture(dataset: Dataset, path: Path, num_groups: int) -> None:
     split = dataset.splits_with_rows[0]
     index = dataset.indexes[split]
     lines = read_puzzles(dataset.folder / split, index, dataset.names, num_groups)
-    kind = kind_of(dataset.info)
-    replace_file(path, draw(lines, kind.tokens, kind.box))
+    look = look_of(dataset.info)
+    replace_file(path, draw(lines, look.tokens, look.box))
 
 
 def summary(dataset: Dataset) -> str:
     """What is in a sound dataset, for people; at most 100 columns wide."""
-    info, kind = dataset.info, kind_of(dataset.info)
-    if info.vocab_size != len(kind.tokens):
+    info, look = dataset.info, look_of(dataset.info)
+    if info.vocab_size != len(look.tokens):
         raise InputError(
             f"{dataset.folder / 'dataset.json'}: vocab_size is {info.vocab_size}, but {info.kind} has "
-            f"{len(kind.tokens)} tokens; {REBUILD}."
+            f"{len(look.tokens)} tokens; {REBUILD}."
         )
     splits: dict[SplitName, SplitIndex] = {
         split: dataset.indexes[split] for split in dataset.splits_with_rows
@@ -151,7 +97,7 @@ def summary(dataset: Dataset) -> str:
         split: np.bincount(index.groups.num_examples, weights=index.groups.num_puzzles).astype(np.int64)
         for split, index in splits.items()
     }
-    first_rows = {split: _count_first_row(dataset, split, kind) for split in splits}
+    first_rows = {split: _count_first_row(dataset, split, look) for split in splits}
     measured = {
         f"{split} {name}".strip(): counts
         for split, row in first_rows.items()
@@ -163,8 +109,8 @@ def summary(dataset: Dataset) -> str:
         _size_table(dataset),
         histograms("puzzles per group (number of groups)", group_sizes),
         histograms("examples per puzzle (number of puzzles)", puzzle_sizes),
-        histograms(f"{kind.measured}, row 0 of each split", measured),
-        _vocabulary(kind.tokens, first_rows[vocabulary_split].tokens, vocabulary_split),
+        histograms(f"{look.measured}, row 0 of each split", measured),
+        _vocabulary(look.tokens, first_rows[vocabulary_split].tokens, vocabulary_split),
     )
     return "\n\n".join("\n".join(part) for part in parts)
 
@@ -176,8 +122,8 @@ class _FirstRow(NamedTuple):
     measured: dict[str, Counts]
 
 
-def _count_first_row(dataset: Dataset, split: SplitName, kind: Kind) -> _FirstRow:
-    index, vocab_size = dataset.indexes[split], len(kind.tokens)
+def _count_first_row(dataset: Dataset, split: SplitName, look: Look) -> _FirstRow:
+    index, vocab_size = dataset.indexes[split], len(look.tokens)
     counted = np.zeros((2, vocab_size), dtype=np.int64)
     measured: defaultdict[str, Counts] = defaultdict(lambda: np.zeros(index.seq_len + 2, dtype=np.int64))
     for part in index.shards:
@@ -192,15 +138,13 @@ def _count_first_row(dataset: Dataset, split: SplitName, kind: Kind) -> _FirstRo
             )
         for side in range(2):
             counted[side] += np.bincount(boards[:, side].reshape(-1), minlength=vocab_size)
-        for name, values in kind.measure(boards[:, 0], boards[:, 1]).items():
+        for name, values in look.measure(boards[:, 0], boards[:, 1]).items():
             measured[name] += np.bincount(values, minlength=index.seq_len + 2)
     return _FirstRow(counted, measured)
 
 
 def _head(info: DatasetInfo) -> list[str]:
-    options: dict[str, object] = {"seed": info.seed, **info.options.model_dump(exclude={"generator"})}
-    if isinstance(info.options, PuzzleOptions) and info.options.generator is not None:
-        options |= info.options.generator.model_dump()
+    options = {"seed": info.seed, **side_by_side(info.options)}
     lines = [
         f"  kind         {info.kind}, grids on a canvas of {info.canvas} x {info.canvas}",
         f"  options      {' '.join(f'{key}={value}' for key, value in options.items() if value is not None)}",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.kind import Token
 from data_pipeline.schema import SplitIndex
 from data_pipeline.shards.reader import read_shard
 
@@ -28,14 +29,6 @@ _LINE, _HEAVY_LINE = "#80808060", "#404040"
 _GIVEN, _SOLVED = "black", "#1f4fd8"
 
 Board = NDArray[np.uint8]  # [canvas, canvas]
-
-
-class Token(NamedTuple):
-    """What a token stands for, and how its cells are drawn."""
-
-    meaning: str
-    colour: str
-    text: str = ""
 
 
 class Puzzle(NamedTuple):

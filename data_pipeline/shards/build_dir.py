@@ -28,13 +28,14 @@ from data_pipeline.base.errors import InputError, WriteError
 from data_pipeline.base.files import TEMPORARY_SUFFIX, put_if_missing, sync
 from data_pipeline.base.models import reason_of
 from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS, Part
-from data_pipeline.options import Identity
+from data_pipeline.options import side_by_side
 from data_pipeline.schema import (
     BUILDING,
     DOCUMENTS,
     SPLITS,
     DatasetHead,
     DatasetInfo,
+    Identity,
     ShardIndex,
     SplitIndex,
     SplitInfo,
@@ -117,7 +118,7 @@ def _refuse_other(out: Path, verb: str, there: Identity, asked: Identity) -> Non
             if before != source
         ]
         settings_there, settings = (
-            {"seed": side.seed, **side.options.model_dump()} for side in (there, asked)
+            {"seed": side.seed, **side_by_side(side.options)} for side in (there, asked)
         )
         differences += [
             f"with {key}={settings_there.get(key)}, not {value}"

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from data_pipeline.base.parallel import Part
-from data_pipeline.options import ArcOptions, Identity, PuzzleOptions
-from data_pipeline.schema import DatasetHead, SplitLayout, SplitName
+from data_pipeline.options import Options
+from data_pipeline.schema import DatasetHead, Identity, SourceInfo, SplitLayout, SplitName
 from data_pipeline.shards.write_parallel import Rows
 
 
@@ -14,14 +14,18 @@ class Request(NamedTuple):
     """What to build and how; `preset`, `sources`, `options` and `seed` decide the bytes."""
 
     preset: str
-    """One of arc-agi-1, arc-agi-2, arc, sudoku and maze."""
+    """One of those that data_pipeline.kinds lists."""
     sources: list[str]
     out: Path
-    options: ArcOptions | PuzzleOptions
+    options: Options
     seed: int
     workers: int
     quiet: bool
     part: Part = Part()
+
+    def identity(self, kind: str, sources: tuple[SourceInfo, ...]) -> Identity:
+        """Return what decides the bytes, now that the sources have been read."""
+        return Identity(kind=kind, options=self.options.model_dump(), seed=self.seed, sources=sources)
 
 
 class DatasetPlan(NamedTuple):
@@ -33,7 +37,7 @@ class DatasetPlan(NamedTuple):
     """Content of the further JSON files in its folder."""
 
     def layouts(self) -> dict[SplitName, SplitLayout]:
-        """What the splits consist of."""
+        """Return what the splits consist of."""
         return {
             split: SplitLayout(
                 split=split,
@@ -52,6 +56,10 @@ class Content(Protocol):
     @property
     def identity(self) -> Identity: ...
 
+    def write_scratch(self, folder: Path) -> None:
+        """Write what workers need to find on disk, unless it is there already."""
+        ...
+
     def plan(self, folder: Path) -> DatasetPlan:
-        """Everything up to the shards; what workers need to find on disk goes into the folder."""
+        """Return everything but the shards; the scratch files are in the folder."""
         ...

@@ -3,7 +3,6 @@
 from hrm_dist.config.schema import (
     ArchConfig,
     ConfigError,
-    DatasetBuildConfig,
     TrainConfig,
     flat_settings,
     load_config,
@@ -14,7 +13,6 @@ from hrm_dist.config.schema import (
 __all__ = [
     "ArchConfig",
     "ConfigError",
-    "DatasetBuildConfig",
     "TrainConfig",
     "flat_settings",
     "load_config",

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.models import Strict
+from data_pipeline.build_spec import BuildSpec
 from hrm_dist.config.aliases import ALIASES
 from hrm_dist.config.architectures import ARCHITECTURES, Architecture, problems
 from hrm_dist.config.loader import Settings
@@ -144,23 +145,6 @@ class ArchConfig(Strict):
         return self
 
 
-class DatasetBuildConfig(Strict):
-    """The dataset that the trainer builds at `data_path` when nothing is there; see data_pipeline.build."""
-
-    preset: Literal["arc-agi-1", "arc-agi-2"]
-    """Bundled tasks to start from."""
-    num_aug: int = Field(default=1000, ge=0)
-    """Augmentations per task, at most."""
-    holdout: Literal["evaluation", "all"] = "evaluation"
-    """Whose test pairs are kept from training: the evaluation tasks', or every task's."""
-    canvas: int = Field(default=30, ge=1, le=30)
-    """Side of the square canvas in cells; tasks with a larger grid are left out."""
-    limit_groups: int | None = Field(default=None, ge=1)
-    """Only this many groups; null: all."""
-    seed: int = Field(default=42, ge=0, lt=2**63)
-    """Seed of augmentations and placement."""
-
-
 class TrainConfig(Strict):
     """A training run. `epochs` and `eval_interval` count passes (every group once)."""
 
@@ -168,7 +152,7 @@ class TrainConfig(Strict):
     """Folder of a built dataset."""
     arch: ArchConfig = Field(default_factory=ArchConfig)
     """The network."""
-    dataset: DatasetBuildConfig | None = None
+    dataset: BuildSpec | None = None
     """How to build data_path if it is missing; null: never build."""
 
     global_batch_size: int = Field(default=768, ge=1)
@@ -322,7 +306,7 @@ def to_yaml(config: TrainConfig) -> str:
 _VALID_KEYS = frozenset(
     {*TrainConfig.model_fields}
     | {f"arch.{name}" for name in ArchConfig.model_fields}
-    | {f"dataset.{name}" for name in DatasetBuildConfig.model_fields}
+    | {f"dataset.{name}" for name in BuildSpec.all_keys()}
 )
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.arc.dataset import ArcOptions
 from data_pipeline.base.errors import EXIT_LOST
 from data_pipeline.build import build
-from data_pipeline.options import ArcOptions
 from data_pipeline.shards.plan import Request
 from tests.training import (
     Finished,

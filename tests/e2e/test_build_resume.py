@@ -19,8 +19,8 @@ from data_pipeline.arc import dataset as arc_dataset
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import Part
 from data_pipeline.build import build
+from data_pipeline.grid_puzzles.sudoku_type import SudokuOptions
 from data_pipeline.merge import merge
-from data_pipeline.options import PuzzleOptions
 from data_pipeline.schema import load_dataset_info
 from data_pipeline.shards import build_dir as build_folder
 from data_pipeline.shards.plan import Request
@@ -244,9 +244,9 @@ def test_what_differs_from_the_beginning_is_said(source: Path, tmp_path: Path) -
             build(other)
 
 
-def _sudoku_options() -> PuzzleOptions:
+def _sudoku_options() -> SudokuOptions:
     generator = {"side": 4, "num_train": 1, "num_test": 1, "min_steps": None}
-    return PuzzleOptions.model_validate(
+    return SudokuOptions.model_validate(
         {
             "num_aug": 0,
             "subsample": None,
@@ -354,7 +354,7 @@ def test_killed_at_its_very_end_it_is_complete(source: Path, whole: Path, tmp_pa
 def test_puzzles_damaged_between_the_parts_are_made_again(file: str, how: str, tmp_path: Path) -> None:
     generator = {"side": 4, "num_train": 200, "num_test": 20, "min_steps": None}
     defaults = {"subsample": None, "min_difficulty": None, "limit_groups": None}
-    options = PuzzleOptions.model_validate(defaults | {"num_aug": 3, "generator": generator})
+    options = SudokuOptions.model_validate(defaults | {"num_aug": 3, "generator": generator})
     asked = Request("sudoku", [], tmp_path / "whole", options, 42, 1, quiet=True)
     build(asked)
     parts = [asked._replace(out=tmp_path / "out", part=Part(number, 2)) for number in range(2)]

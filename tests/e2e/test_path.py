@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.arc.dataset import ArcOptions
 from data_pipeline.build import build
-from data_pipeline.options import ArcOptions
 from data_pipeline.reader import TestReader
 from data_pipeline.shards.plan import Request
 from hrm_dist.evaluation.predictions import MAX_ROWS_PER_FILE, read_prediction_file

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from data_pipeline.base.errors import InputError
+from data_pipeline.build_spec import BuildSpec
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import (
     ArchConfig,
     ConfigError,
-    DatasetBuildConfig,
     TrainConfig,
     load_config,
     to_yaml,
@@ -69,7 +69,7 @@ def test_null_turns_a_section_off_and_a_key_turns_it_on_again(tmp_path: Path) ->
     text = "data_path: d\ndataset: {preset: arc-agi-1}"
     assert load(tmp_path, text, "dataset=null").dataset is None
     again = load(tmp_path, text, "dataset=null", "dataset.preset=arc-agi-2").dataset
-    assert again == DatasetBuildConfig(preset="arc-agi-2")
+    assert again == BuildSpec(preset="arc-agi-2")
 
 
 def test_precision_and_forward_dtype_set_each_other(tmp_path: Path) -> None:
@@ -128,8 +128,10 @@ def test_a_typo_gets_the_nearest_key(typo: str, nearest: str, tmp_path: Path) ->
 def test_a_key_like_no_other_lists_the_valid_ones(tmp_path: Path) -> None:
     (error,) = errors_of(tmp_path, "data_path: d\ndataset: {preset: arc-agi-1, zzz: 1}")
     assert error == (
-        "run.yaml: unknown key 'dataset.zzz'; valid keys are dataset.canvas, dataset.holdout, "
-        "dataset.limit_groups, dataset.num_aug, dataset.preset, dataset.seed"
+        "run.yaml: unknown key 'dataset.zzz'; valid keys are dataset.canvas, dataset.conflicts, dataset.holdout, "
+        "dataset.leaks, dataset.limit_groups, dataset.min_difficulty, dataset.min_steps, dataset.num_aug, "
+        "dataset.num_test, dataset.num_train, dataset.preset, dataset.seed, dataset.side, dataset.source, "
+        "dataset.subsample"
     )
 
 
@@ -248,7 +250,7 @@ text = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), mi
     precision=st.sampled_from(["bf16", "fp32"]),
     seed=st.integers(0, 2**63 - 1),
     max_steps=st.none() | st.integers(1, 10**9),
-    dataset=st.none() | st.builds(DatasetBuildConfig, preset=st.just("arc-agi-2"), num_aug=st.integers(0, 9)),
+    dataset=st.none() | st.builds(BuildSpec, preset=st.just("arc-agi-2"), num_aug=st.integers(0, 9)),
 )
 def test_the_resolved_yaml_loads_back_equal(
     tmp_path_factory: pytest.TempPathFactory, **fields: object

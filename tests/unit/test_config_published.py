@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hrm_dist.config import ArchConfig, ConfigError, DatasetBuildConfig, TrainConfig, load_config
+from data_pipeline.build_spec import BuildSpec
+from hrm_dist.config import ArchConfig, ConfigError, TrainConfig, load_config
 from hrm_dist.config.aliases import ALIASES
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -35,9 +36,7 @@ def test_every_shipped_config_loads_and_holds_only_differences(path: Path) -> No
     defaults = TrainConfig(data_path="x", arch=ArchConfig(name=config.arch.name), checkpoint_path="runs/demo")
     differing = {k for k, v in config if v != getattr(defaults, k)}
     differing |= {k for k, v in config.arch if v != getattr(defaults.arch, k)}
-    allowed = (
-        differing | {"data_path", "checkpoint_path", "arch", "name"} | set(DatasetBuildConfig.model_fields)
-    )
+    allowed = differing | {"data_path", "checkpoint_path", "arch", "name"} | BuildSpec.all_keys()
     assert set(given_keys) <= allowed
 
 
@@ -51,9 +50,7 @@ def test_every_shipped_config_says_how_to_get_data_and_start(path: Path) -> None
 
 def test_the_debug_config_can_build_its_dataset() -> None:
     config = load_config(CONFIGS / "debug.yaml")
-    assert config.dataset == DatasetBuildConfig(
-        preset="arc-agi-1", num_aug=8, holdout="all", canvas=6, limit_groups=8
-    )
+    assert config.dataset == BuildSpec(preset="arc-agi-1", num_aug=8, holdout="all", canvas=6, limit_groups=8)
 
 
 # Published commands and files

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from data_pipeline.arc import sources as arc
 from data_pipeline.arc.augment import apply, parse_name
+from data_pipeline.arc.dataset import ArcOptions
 from data_pipeline.arc.rows import SplitPlan, plan_groups
 from data_pipeline.arc.task import Pair, Task
 from data_pipeline.arc.tokens import encode
 from data_pipeline.base.errors import InputError
 from data_pipeline.build import build
-from data_pipeline.options import ArcOptions
 from data_pipeline.schema import load_dataset_info, load_split_index
 from data_pipeline.shards import write_parallel as shard_workers
 from data_pipeline.shards.plan import Request

@@ -14,7 +14,9 @@ from data_pipeline import build
 from data_pipeline.base.errors import exit_code
 from data_pipeline.grid_puzzles.csv_source import HEADER
 from data_pipeline.grid_puzzles.maze import CHARSET
-from data_pipeline.grid_puzzles.puzzle_type import MazeGame, SudokuGame
+from data_pipeline.grid_puzzles.maze_type import MazeType
+from data_pipeline.grid_puzzles.puzzle_type import PuzzleType
+from data_pipeline.grid_puzzles.sudoku_type import SudokuType
 from data_pipeline.reader import TestReader, TrainReader
 
 PAIR = {"input": [[0, 1], [2, 3]], "output": [[9]]}
@@ -22,8 +24,8 @@ TASK = {"train": [PAIR, PAIR], "test": [PAIR]}
 KAGGLE = {"0a": TASK, "0b": TASK}
 
 
-def csv_of(game: SudokuGame | MazeGame, characters: str) -> bytes:
-    examples = game.generate(0, "train", np.arange(6))
+def csv_of(puzzle_type: PuzzleType, characters: str) -> bytes:
+    examples = puzzle_type.generate(0, "train", np.arange(6))
     lines = [
         ",".join(["made", *("".join(characters[token] for token in side) for side in example.tolist()), "7"])
         for example in examples
@@ -31,8 +33,8 @@ def csv_of(game: SudokuGame | MazeGame, characters: str) -> bytes:
     return "\n".join([HEADER, *lines, ""]).encode()
 
 
-SUDOKU_CSV = csv_of(SudokuGame(4), "?.1234")
-MAZE_CSV = csv_of(MazeGame(4, min_steps=3), f"?{CHARSET}")
+SUDOKU_CSV = csv_of(SudokuType(4), "?.1234")
+MAZE_CSV = csv_of(MazeType(4, min_steps=3), f"?{CHARSET}")
 
 INPUTS = {
     "task.json": ("arc", json.dumps(TASK).encode()),

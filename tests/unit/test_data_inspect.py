@@ -15,7 +15,7 @@ from matplotlib import image
 
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.grid_puzzles import maze, sudoku
-from data_pipeline.inspect.__main__ import histograms, kind_of, main
+from data_pipeline.inspect.__main__ import histograms, look_of, main
 from data_pipeline.inspect.verify import verify
 from data_pipeline.schema import GroupTable, SplitIndex, SplitName, load_dataset_info, load_split_index
 from data_pipeline.shards.reader import read_shard
@@ -240,8 +240,8 @@ def test_the_picture_shows_every_token_in_its_colour(dataset: Path, tmp_path: Pa
     assert code == 0
     assert str(picture) in text
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert len({token.colour for token in kind_of(load_dataset_info(dataset)).tokens}) == 12
-    assert {token.colour for token in kind_of(load_dataset_info(dataset)).tokens} <= colours(picture)
+    assert len({token.colour for token in look_of(load_dataset_info(dataset)).tokens}) == 12
+    assert {token.colour for token in look_of(load_dataset_info(dataset)).tokens} <= colours(picture)
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
 
 
@@ -314,7 +314,7 @@ def test_mazes_are_measured_by_their_paths(dataset: Path, tmp_path: Path, comman
     assert code == 0
     lengths = {label: cells for label, cells in table(text, "length of the path").items() if label.isdigit()}
     assert lengths == {"1": ["1", "1"], "2": ["2", "1"], "4": ["2", "1"]}
-    padding, *cells = (token.colour for token in kind_of(load_dataset_info(tmp_path / "maze")).tokens)
+    padding, *cells = (token.colour for token in look_of(load_dataset_info(tmp_path / "maze")).tokens)
     shown = colours(tmp_path / "out.png")
     assert set(cells) <= shown
     assert padding not in shown

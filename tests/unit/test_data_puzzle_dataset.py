@@ -17,9 +17,11 @@ from data_pipeline.grid_puzzles import dataset as puzzle_dataset
 from data_pipeline.grid_puzzles import generate as generated
 from data_pipeline.grid_puzzles import maze, scratch
 from data_pipeline.grid_puzzles.csv_source import HEADER
-from data_pipeline.grid_puzzles.puzzle_type import Examples, Game, MazeGame, SudokuGame
+from data_pipeline.grid_puzzles.maze_type import MazeType
+from data_pipeline.grid_puzzles.puzzle_type import Examples, PuzzleOptions, PuzzleType
 from data_pipeline.grid_puzzles.rows import PuzzleRows
-from data_pipeline.options import Generator, PuzzleOptions
+from data_pipeline.grid_puzzles.sudoku_type import SudokuType
+from data_pipeline.kinds import kind_named
 from data_pipeline.reader import TestReader, TrainReader
 from data_pipeline.schema import load_dataset_info, load_split_index
 from data_pipeline.shards.plan import Request
@@ -27,16 +29,16 @@ from data_pipeline.shards.reader import read_shard
 from tests.unit.test_data_build import checksums
 
 CHARACTERS = {"sudoku": "?.123456789", "maze": f"?{maze.CHARSET}"}
-GAMES: dict[str, Game] = {"sudoku": SudokuGame(6), "maze": MazeGame(7, min_steps=6)}
+TYPES: dict[str, PuzzleType] = {"sudoku": SudokuType(6), "maze": MazeType(7, min_steps=6)}
 NUM_TRAIN, NUM_TEST = 40, 15
 
 
-def new_puzzles(game: Game, split: str, count: int) -> Examples:
-    return game.generate(3, split, np.arange(count))  # type: ignore[arg-type]
+def new_puzzles(puzzle_type: PuzzleType, split: str, count: int) -> Examples:
+    return puzzle_type.generate(3, split, np.arange(count))  # type: ignore[arg-type]
 
 
-def write_csv(path: Path, game: Game, examples: Examples) -> Path:
-    characters = CHARACTERS[game.kind]
+def write_csv(path: Path, puzzle_type: PuzzleType, examples: Examples) -> Path:
+    characters = CHARACTERS[puzzle_type.kind]
     lines = [
         ",".join(["made", *("".join(characters[t] for t in side) for side in e.tolist()), "5"])
         for e in examples
@@ -46,7 +48,7 @@ def write_csv(path: Path, game: Game, examples: Examples) -> Path:
     return path
 
 
-def options(**changes: object) -> PuzzleOptions:
+def options(kind: str, **changes: object) -> PuzzleOptions:
     defaults = {
         "num_aug": 0,
         "subsample": None,
@@ -54,24 +56,24 @@ def options(**changes: object) -> PuzzleOptions:
         "limit_groups": None,
         "generator": None,
     }
-    return PuzzleOptions.model_validate(defaults | changes)
+    return kind_named(kind).options.model_validate(defaults | changes)  # type: ignore[return-value]
 
 
 def request(kind: str, source: Path | None, out: Path, *, workers: int = 1, **changes: object) -> Request:
     sources = [] if source is None else [str(source)]
-    return Request(kind, sources, out, options(**changes), 42, workers, quiet=True)
+    return Request(kind, sources, out, options(kind, **changes), 42, workers, quiet=True)
 
 
 @pytest.fixture(scope="module", params=["sudoku", "maze"])
-def game(request: pytest.FixtureRequest) -> Game:
-    return GAMES[request.param]
+def puzzle_type(request: pytest.FixtureRequest) -> PuzzleType:
+    return TYPES[request.param]
 
 
 @pytest.fixture(scope="module")
-def source(game: Game, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("csv") / game.kind
-    write_csv(folder / "train.csv", game, new_puzzles(game, "train", NUM_TRAIN))
-    write_csv(folder / "test.csv", game, new_puzzles(game, "test", NUM_TEST))
+def source(puzzle_type: PuzzleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("csv") / puzzle_type.kind
+    write_csv(folder / "train.csv", puzzle_type, new_puzzles(puzzle_type, "train", NUM_TRAIN))
+    write_csv(folder / "test.csv", puzzle_type, new_puzzles(puzzle_type, "test", NUM_TEST))
     return folder
 
 
@@ -83,40 +85,40 @@ def rows_of(dataset: Path, split: str) -> list[Examples]:
 
 
 def test_without_augmentations_the_shards_hold_the_puzzles_as_they_are(
-    game: Game, source: Path, tmp_path: Path
+    puzzle_type: PuzzleType, source: Path, tmp_path: Path
 ) -> None:
-    build(request(game.kind, source, tmp_path / "out"))
+    build(request(puzzle_type.kind, source, tmp_path / "out"))
     info = load_dataset_info(tmp_path / "out")
     assert (info.kind, info.canvas, info.seq_len, info.vocab_size) == (
-        game.kind, game.side, game.side**2, game.vocab_size,
+        puzzle_type.kind, puzzle_type.side, puzzle_type.side**2, puzzle_type.vocab_size,
     )  # fmt: skip
     assert [(s.num_tasks, s.name) for s in info.sources] == [
         (NUM_TRAIN, "train.csv:train"), (NUM_TEST, "test.csv:evaluation"),
     ]  # fmt: skip
     [train], [test] = rows_of(tmp_path / "out", "train"), rows_of(tmp_path / "out", "test")
-    np.testing.assert_array_equal(train, new_puzzles(game, "train", NUM_TRAIN))
-    np.testing.assert_array_equal(test, new_puzzles(game, "test", NUM_TEST))
+    np.testing.assert_array_equal(train, new_puzzles(puzzle_type, "train", NUM_TRAIN))
+    np.testing.assert_array_equal(test, new_puzzles(puzzle_type, "test", NUM_TEST))
 
 
 def test_each_group_goes_through_its_augmentations_once_and_the_test_split_has_none(
-    game: Game, source: Path, tmp_path: Path
+    puzzle_type: PuzzleType, source: Path, tmp_path: Path
 ) -> None:
-    build(request(game.kind, source, tmp_path / "out", num_aug=7))
-    originals = new_puzzles(game, "train", NUM_TRAIN)
+    build(request(puzzle_type.kind, source, tmp_path / "out", num_aug=7))
+    originals = new_puzzles(puzzle_type, "train", NUM_TRAIN)
     rows = rows_of(tmp_path / "out", "train")
     assert len(rows) == 8
-    keys = game.content_keys(originals)
+    keys = puzzle_type.content_keys(originals)
     for row in rows:
-        np.testing.assert_array_equal(game.content_keys(row), keys)
+        np.testing.assert_array_equal(puzzle_type.content_keys(row), keys)
     is_original = np.array([(row == originals).all(axis=(1, 2)) for row in rows])
     assert is_original.any(axis=0).all()  # each comes once as it is (a symmetric maze more often) ...
     assert (is_original.sum(axis=1) < NUM_TRAIN // 2).all()  # ... and not all of them in the same row
     numbers = np.arange(NUM_TRAIN)
     for k in range(8):  # in the order of some row on, and then from the beginning
-        image = game.augment(originals, 42, numbers, np.full(NUM_TRAIN, k))
+        image = puzzle_type.augment(originals, 42, numbers, np.full(NUM_TRAIN, k))
         assert np.array([(row == image).all(axis=(1, 2)) for row in rows]).any(axis=0).all()
     [test] = rows_of(tmp_path / "out", "test")
-    np.testing.assert_array_equal(test, new_puzzles(game, "test", NUM_TEST))
+    np.testing.assert_array_equal(test, new_puzzles(puzzle_type, "test", NUM_TEST))
 
 
 @settings(max_examples=20, deadline=None)
@@ -125,43 +127,45 @@ def test_the_rows_of_some_groups_are_those_of_all(
     tmp_path_factory: pytest.TempPathFactory, num_aug: int, row: int, first: int
 ) -> None:
     file = tmp_path_factory.mktemp("rows") / "train.tokens"
-    game = GAMES["sudoku"]
-    scratch.write(file, [new_puzzles(game, "train", NUM_TRAIN)])
-    rows = PuzzleRows(game, file, num_aug, seed=1)
+    puzzle_type = TYPES["sudoku"]
+    scratch.write(file, [new_puzzles(puzzle_type, "train", NUM_TRAIN)])
+    rows = PuzzleRows(puzzle_type, file, num_aug, seed=1)
     assert len(rows.group_table) == NUM_TRAIN
     together = rows.samples(row, np.arange(NUM_TRAIN)).examples
     np.testing.assert_array_equal(rows.samples(row, np.arange(first, NUM_TRAIN)).examples, together[first:])
 
 
-def test_bytes_depend_on_neither_workers_nor_parts(game: Game, source: Path, tmp_path: Path) -> None:
+def test_bytes_depend_on_neither_workers_nor_parts(
+    puzzle_type: PuzzleType, source: Path, tmp_path: Path
+) -> None:
     for name, workers in (("one", 1), ("two", 2)):
-        build(request(game.kind, source, tmp_path / name, workers=workers, num_aug=5))
+        build(request(puzzle_type.kind, source, tmp_path / name, workers=workers, num_aug=5))
     assert checksums(tmp_path / "one") == checksums(tmp_path / "two")
 
 
 def test_batches_are_tokens_with_identifier_zero_and_the_loss_covers_every_cell(
-    game: Game, source: Path, tmp_path: Path
+    puzzle_type: PuzzleType, source: Path, tmp_path: Path
 ) -> None:
-    build(request(game.kind, source, tmp_path / "out", num_aug=2))
+    build(request(puzzle_type.kind, source, tmp_path / "out", num_aug=2))
     batch = TrainReader(tmp_path / "out", 0, 16).batch(5)
-    assert batch["inputs"].shape == (16, game.side**2)
+    assert batch["inputs"].shape == (16, puzzle_type.side**2)
     assert int(batch["labels"].min()) > 0
-    assert int(batch["labels"].max()) < game.vocab_size
+    assert int(batch["labels"].max()) < puzzle_type.vocab_size
     assert not batch["puzzle_identifiers"].any()
     assert len(TestReader(tmp_path / "out")) == NUM_TEST
 
 
 @pytest.mark.parametrize("policy", ["refuse", "drop", "keep"])
 def test_a_test_puzzle_that_also_trains_in_disguise_is_dealt_with(
-    policy: str, game: Game, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    policy: str, puzzle_type: PuzzleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(puzzle_dataset, "_BLOCK", 7)  # that more than one is moved together
-    train, test = new_puzzles(game, "train", NUM_TRAIN), new_puzzles(game, "test", NUM_TEST)
+    train, test = new_puzzles(puzzle_type, "train", NUM_TRAIN), new_puzzles(puzzle_type, "test", NUM_TEST)
     one, seven = np.array([1]), np.array([7])
-    train[11] = game.augment(test[5:6], 0, one, seven)[0]
-    write_csv(tmp_path / "csv/train.csv", game, train)
-    write_csv(tmp_path / "csv/test.csv", game, test)
-    asked = request(game.kind, tmp_path / "csv", tmp_path / "out", leaks=policy)
+    train[11] = puzzle_type.augment(test[5:6], 0, one, seven)[0]
+    write_csv(tmp_path / "csv/train.csv", puzzle_type, train)
+    write_csv(tmp_path / "csv/test.csv", puzzle_type, test)
+    asked = request(puzzle_type.kind, tmp_path / "csv", tmp_path / "out", leaks=policy)
     if policy == "refuse":
         with pytest.raises(InputError, match=r"test puzzle 5 = train puzzle 11.*--leaks drop"):
             build(asked)
@@ -177,32 +181,34 @@ def test_a_test_puzzle_that_also_trains_in_disguise_is_dealt_with(
     np.testing.assert_array_equal(found, np.delete(train, 11, axis=0) if policy == "drop" else train)
 
 
-def test_dropping_every_training_puzzle_is_refused(game: Game, tmp_path: Path) -> None:
-    puzzles = new_puzzles(game, "test", NUM_TEST)
+def test_dropping_every_training_puzzle_is_refused(puzzle_type: PuzzleType, tmp_path: Path) -> None:
+    puzzles = new_puzzles(puzzle_type, "test", NUM_TEST)
     for name in ("train.csv", "test.csv"):
-        write_csv(tmp_path / "csv" / name, game, puzzles)
+        write_csv(tmp_path / "csv" / name, puzzle_type, puzzles)
     with pytest.raises(InputError, match="leaves no training puzzle"):
-        build(request(game.kind, tmp_path / "csv", tmp_path / "out", leaks="drop"))
+        build(request(puzzle_type.kind, tmp_path / "csv", tmp_path / "out", leaks="drop"))
 
 
-def test_selection_is_of_the_training_puzzles_alone(game: Game, source: Path, tmp_path: Path) -> None:
-    build(request(game.kind, source, tmp_path / "out", subsample=9))
+def test_selection_is_of_the_training_puzzles_alone(
+    puzzle_type: PuzzleType, source: Path, tmp_path: Path
+) -> None:
+    build(request(puzzle_type.kind, source, tmp_path / "out", subsample=9))
     [train], [test] = rows_of(tmp_path / "out", "train"), rows_of(tmp_path / "out", "test")
     assert (len(train), len(test)) == (9, NUM_TEST)
-    pool = {puzzle.tobytes() for puzzle in new_puzzles(game, "train", NUM_TRAIN)}
+    pool = {puzzle.tobytes() for puzzle in new_puzzles(puzzle_type, "train", NUM_TRAIN)}
     assert {puzzle.tobytes() for puzzle in train} <= pool
-    build(request(game.kind, source, tmp_path / "few", limit_groups=4))
+    build(request(puzzle_type.kind, source, tmp_path / "few", limit_groups=4))
     assert [len(rows_of(tmp_path / "few", split)[0]) for split in ("train", "test")] == [4, 4]
 
 
 def test_new_puzzles_are_distinct_and_fewer_are_a_prefix_of_more(tmp_path: Path) -> None:
     few, many = (
         generated.generate(
-            SudokuGame(4), 0, "train", count, tmp_path, Part(), 1, show_progress=False
+            SudokuType(4), 0, "train", count, tmp_path, Part(), 1, show_progress=False
         )
         for count in (70, 300)
     )  # fmt: skip
-    assert len(np.unique(SudokuGame(4).same_keys(many))) == 300
+    assert len(np.unique(SudokuType(4).same_keys(many))) == 300
     np.testing.assert_array_equal(few, many[:70])
 
 
@@ -211,13 +217,13 @@ def test_more_new_puzzles_than_there_are_is_an_error(tmp_path: Path, monkeypatch
     with pytest.raises(
         InputError, match=r"3000 train puzzles of kind sudoku and side 4: only [0-9]+ different"
     ):
-        generated.generate(SudokuGame(4), 0, "train", 3000, tmp_path, Part(), 1, show_progress=False)
+        generated.generate(SudokuType(4), 0, "train", 3000, tmp_path, Part(), 1, show_progress=False)
 
 
-def test_new_mazes_and_sudokus_make_datasets(game: Game, tmp_path: Path) -> None:
-    steps = 6 if game.kind == "maze" else None
-    generator = Generator(side=game.side, num_train=30, num_test=10, min_steps=steps)
-    build(request(game.kind, None, tmp_path / "out", generator=generator.model_dump(), num_aug=1))
+def test_new_mazes_and_sudokus_make_datasets(puzzle_type: PuzzleType, tmp_path: Path) -> None:
+    steps = 6 if puzzle_type.kind == "maze" else None
+    generator = {"side": puzzle_type.side, "num_train": 30, "num_test": 10, "min_steps": steps}
+    build(request(puzzle_type.kind, None, tmp_path / "out", generator=generator, num_aug=1))
     info = load_dataset_info(tmp_path / "out")
     assert (info.splits.train.num_puzzles, info.splits.test.num_puzzles) == (60, 10)
     assert info.sources == ()
@@ -240,8 +246,8 @@ BAD_COMMANDS = {
 
 
 def test_bad_commands_exit_with_2_and_one_message(tmp_path: Path) -> None:
-    write_csv(tmp_path / "two/train.csv", SudokuGame(4), new_puzzles(SudokuGame(4), "train", 3))
-    write_csv(tmp_path / "six/test.csv", SudokuGame(6), new_puzzles(SudokuGame(6), "test", 3))
+    write_csv(tmp_path / "two/train.csv", SudokuType(4), new_puzzles(SudokuType(4), "train", 3))
+    write_csv(tmp_path / "six/test.csv", SudokuType(6), new_puzzles(SudokuType(6), "test", 3))
     running = {
         command: subprocess.Popen(
             [sys.executable, "-m", "data_pipeline.build", *command.split(), "--out", "out"],

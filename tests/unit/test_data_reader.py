@@ -16,11 +16,11 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 from zstandard import ZstdCompressor, ZstdDecompressor
 
 from data_pipeline.arc.augment import apply, parse_name
+from data_pipeline.arc.dataset import ArcOptions
 from data_pipeline.arc.sources import bundled
 from data_pipeline.arc.tokens import crop
 from data_pipeline.base.errors import InputError
 from data_pipeline.build import build
-from data_pipeline.options import ArcOptions
 from data_pipeline.reader import TestReader, TrainReader
 from data_pipeline.sampler import SamplePlan
 from data_pipeline.schema import IGNORE_LABEL_ID, SplitIndex, load_dataset_info, load_split_index

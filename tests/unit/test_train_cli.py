@@ -8,9 +8,9 @@ from unittest import mock
 
 import pytest
 
+from data_pipeline.arc.dataset import ArcOptions
 from data_pipeline.base.errors import exit_code
 from data_pipeline.build import build
-from data_pipeline.options import ArcOptions
 from data_pipeline.shards.plan import Request
 from hrm_dist.checkpoint.config_changes import FILE
 from hrm_dist.config import load_config

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import yaml
 
+from data_pipeline.arc.dataset import ArcOptions
 from data_pipeline.build import build
-from data_pipeline.options import ArcOptions
 from data_pipeline.shards.plan import Request
 from hrm_dist.config.architectures import ARCHITECTURES
 

@@ -1,0 +1,101 @@
+"""Sudoku as a kind of grid puzzles."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field
+
+from data_pipeline.base.random import Bits
+from data_pipeline.grid_puzzles import sudoku, sudoku_generator, sudoku_symmetry
+from data_pipeline.grid_puzzles.csv_source import Selection
+from data_pipeline.grid_puzzles.dataset import kind_of
+from data_pipeline.grid_puzzles.puzzle_type import Examples, NewPuzzles, PuzzleOptions, PuzzleType, Tokens
+from data_pipeline.kind import PADDING, Boards, Look, Measured, Token
+from data_pipeline.schema import SplitName
+
+
+def _number(value: object) -> object:
+    """Turn the text of a configuration into the number that a literal is compared with."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+class NewSudokus(NewPuzzles):
+    side: Annotated[Literal[4, 6, 9], BeforeValidator(_number)] = 9  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Digits of new puzzles."""
+    min_steps: None = None
+    """No option: dataset.json has had the key of all new puzzles."""
+
+
+class SudokuOptions(PuzzleOptions):
+    min_difficulty: int | None = Field(default=None, ge=0)
+    """Smallest rating to keep; of new puzzles the backtracks of a solver."""
+    generator: NewSudokus | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+@dataclass(frozen=True)
+class SudokuType(PuzzleType):
+    """Sudoku with 4, 6 or 9 digits."""
+
+    kind = "sudoku"
+    options = SudokuOptions
+
+    min_difficulty: int = 0
+
+    @classmethod
+    def of_new(cls, options: PuzzleOptions) -> Self:
+        return cls((options.generator or NewSudokus()).side, options.min_difficulty or 0)
+
+    @classmethod
+    def read_csv(cls, files: list[Path], selection: Selection, *, show_progress: bool) -> Tokens:
+        puzzles = sudoku.read_csv(files, selection, show_progress=show_progress)
+        for grids in (puzzles.inputs, puzzles.labels):
+            grids += sudoku.FIRST_TOKEN_ID  # as `encode` does, but in place
+        return Tokens(puzzles.inputs, puzzles.labels)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._boxes.vocab_size
+
+    def augment(
+        self, examples: Examples, seed: int, puzzles: NDArray[np.int64], augmentations: NDArray[np.int64]
+    ) -> Examples:
+        numbers = sudoku_symmetry.draw(seed, puzzles, augmentations, self._boxes)
+        return _examples(sudoku_symmetry.augment(self._array(examples), numbers))
+
+    def content_keys(self, examples: Examples) -> Bits:
+        return sudoku.content_keys(self._array(examples))
+
+    def same_keys(self, examples: Examples) -> Bits:
+        return sudoku.relabelling_keys(self._array(examples))
+
+    def generate(self, seed: int, split: SplitName, indices: NDArray[np.int64]) -> Examples:
+        recipe = sudoku_generator.Recipe(self._boxes, self.min_difficulty, seed)
+        return _examples(sudoku_generator.generate(recipe, split, indices))
+
+    def look(self) -> Look:
+        boxes = sudoku.BOX_SHAPES.get(self.side)
+        digits = (Token(f"digit {i}", "white", str(i)) for i in range(1, self.side + 1))
+        tokens = (PADDING, Token("blank", "white"), *digits)
+        return Look(tokens, "givens", _num_givens, boxes and (boxes.rows, boxes.cols))
+
+    @property
+    def _boxes(self) -> sudoku.BoxShape:
+        return sudoku.BOX_SHAPES[self.side]
+
+    def _array(self, examples: Examples) -> sudoku.PuzzleArray:
+        inputs, labels = (sudoku.decode(examples[:, side]) for side in (0, 1))
+        return sudoku.PuzzleArray(inputs, labels, np.zeros(len(examples), dtype=np.int32), self._boxes)
+
+
+def _examples(puzzles: sudoku.PuzzleArray) -> Examples:
+    return np.stack([sudoku.encode(puzzles.inputs), sudoku.encode(puzzles.labels)], axis=1)
+
+
+def _num_givens(inputs: Boards, labels: Boards) -> Measured:
+    return {"": (inputs > sudoku.FIRST_TOKEN_ID).sum(axis=(1, 2))}
+
+
+SUDOKU = kind_of(SudokuType, "Sudokus")

@@ -1,0 +1,56 @@
+"""What there is to know of a kind of puzzles, for building, inspecting and scoring."""
+
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.options import Options
+from data_pipeline.schema import DatasetMetadata
+from data_pipeline.shards.plan import Content, Request
+
+Boards = NDArray[np.uint8]  # [n, canvas, canvas]
+Measured = dict[str, NDArray[np.int64]]
+
+
+class Token(NamedTuple):
+    """What a token stands for, and how its cells are drawn."""
+
+    meaning: str
+    colour: str
+    text: str = ""
+
+
+PADDING = Token("padding", "#e4e4e4")
+
+
+class Look(NamedTuple):
+    """How puzzles are drawn and measured."""
+
+    tokens: tuple[Token, ...]
+    measured: str
+    measure: Callable[[Boards, Boards], Measured]
+    """Inputs and labels to what is counted of them, by the name of the histogram."""
+    box: tuple[int, int] | None = None
+    """Rows and columns of cells that a picture draws heavy lines around."""
+
+
+class Kind(NamedTuple):
+    """A kind of puzzles. `data_pipeline.kinds` lists them."""
+
+    name: str
+    """In dataset.json."""
+    presets: Mapping[str, str]
+    """Names on the command line, and what is built by each."""
+    source_help: str
+    """What may be given as a source."""
+    options: type[Options]
+    read: Callable[[Request], Content]
+    """Read the sources; raise InputError for what cannot be used as asked."""
+    expect: Callable[[Options], DatasetMetadata]
+    """Tell what a dataset with these options will look like, as far as that is known without its sources."""
+    look: Callable[[int], Look]
+    """By the side of the canvas."""
+    scorer: Literal["votes"] | None = None
+    """What scores a test split beside the share of right answers: the votes of each task's augmentations."""
