@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from data_pipeline.build_spec import BuildSpec
 from hrm_dist.checkpoint.config_changes import (
     FILE,
     NOT_IN_THE_RESULT,
@@ -12,7 +13,7 @@ from hrm_dist.checkpoint.config_changes import (
     of_the_result,
     record,
 )
-from hrm_dist.config import DatasetBuildConfig, TrainConfig
+from hrm_dist.config import TrainConfig
 
 
 def config(**values: Any) -> TrainConfig:
@@ -37,7 +38,7 @@ def test_every_changed_setting_is_named_with_both_values() -> None:
 
 
 def test_a_section_that_comes_or_goes_is_named_by_its_keys() -> None:
-    built = {"dataset": DatasetBuildConfig(preset="arc-agi-1")}
+    built = {"dataset": BuildSpec.model_validate({"preset": "arc-agi-1"})}
     coming = changed_settings(dumped(), config(**built))
     assert coming["dataset.preset"] == (None, "arc-agi-1")
     going = changed_settings(dumped(**built), config())

@@ -15,9 +15,9 @@ import torch
 from torch.utils.data import DataLoader
 from webdataset.pipeline import DataPipeline
 
+from data_pipeline.arc.dataset import ArcOptions
 from data_pipeline.base.errors import InputError
 from data_pipeline.build import build
-from data_pipeline.options import ArcOptions
 from data_pipeline.reader import TestReader, TrainReader
 from data_pipeline.schema import load_split_index
 from data_pipeline.shards.plan import Request

@@ -17,7 +17,7 @@ from launch.jobs.cluster import Cluster
 from tests.conftest import TINY_CONFIG
 from tests.training import rows
 from tests.unit.test_data_build import write_tasks
-from tests.unit.test_data_puzzle_dataset import GAMES, new_puzzles, write_csv
+from tests.unit.test_data_puzzle_dataset import TYPES, new_puzzles, write_csv
 from tools import evaluate, report, vote
 
 KINDS = ("arc", "sudoku")
@@ -36,7 +36,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("source")
     if request.param == "sudoku":
         return "sudoku", write_csv(
-            folder / "train.csv", GAMES["sudoku"], new_puzzles(GAMES["sudoku"], "train", 24)
+            folder / "train.csv", TYPES["sudoku"], new_puzzles(TYPES["sudoku"], "train", 24)
         )
     write_tasks(folder)
     shutil.rmtree(folder / "evaluation")
