@@ -162,8 +162,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Request:
     except ValidationError as error:
         flags: defaultdict[str, list[str]] = defaultdict(list)
         for problem in error.errors():
-            flags[problem["msg"]].append(_flag(str(problem["loc"][0])))
-        parser.error("; ".join(f"{', '.join(names)}: {why}" for why, names in flags.items()))
+            flags[problem["msg"].removeprefix("Value error, ")] += [
+                _flag(str(name)) for name in problem["loc"]
+            ]
+        parser.error(
+            "; ".join(f"{', '.join(names)}: {why}" if names else why for why, names in flags.items())
+        )
     return Request(spec.preset, list(spec.source), out, spec.options, spec.seed, workers, quiet, part)
 
 

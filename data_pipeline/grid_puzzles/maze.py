@@ -49,10 +49,11 @@ def read_csv(
 
     Raises InputError naming file, line, column and value at the first one that is not as it should be.
     """
-    return MazeArray(*read_rows(files, _decode, selection or Selection(), show_progress=show_progress))
+    return MazeArray(*read_rows(files, decode, selection or Selection(), show_progress=show_progress))
 
 
-def _decode(file: Path, block: CsvBlock) -> tuple[Mazes, Mazes]:
+def decode(file: Path, block: CsvBlock) -> tuple[Mazes, Mazes]:
+    """Return inputs and labels of a block of lines; raise InputError at the first that is not as it should be."""
     side = math.isqrt(block.questions.shape[1])
     if side * side != block.questions.shape[1] or not 2 <= side <= MAX_SIDE:
         raise bad_row(
