@@ -6,6 +6,7 @@ A new one is a module of its own, which describes it, and a line here.
 from data_pipeline.arc.kind import ARC
 from data_pipeline.base.errors import InputError
 from data_pipeline.grid_puzzles.maze_type import MAZE
+from data_pipeline.grid_puzzles.maze_unique import MAZE_UNIQUE
 from data_pipeline.grid_puzzles.sudoku_type import SUDOKU
 from data_pipeline.kind import Kind
 
@@ -13,6 +14,7 @@ KINDS = (
     ARC,
     SUDOKU,
     MAZE,
+    MAZE_UNIQUE,
 )
 KIND_OF_PRESET = {preset: kind for kind in KINDS for preset in kind.presets}
 

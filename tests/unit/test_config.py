@@ -129,9 +129,9 @@ def test_a_key_like_no_other_lists_the_valid_ones(tmp_path: Path) -> None:
     (error,) = errors_of(tmp_path, "data_path: d\ndataset: {preset: arc-agi-1, zzz: 1}")
     assert error == (
         "run.yaml: unknown key 'dataset.zzz'; valid keys are dataset.canvas, dataset.conflicts, dataset.holdout, "
-        "dataset.leaks, dataset.limit_groups, dataset.min_difficulty, dataset.min_steps, dataset.num_aug, "
-        "dataset.num_test, dataset.num_train, dataset.preset, dataset.seed, dataset.side, dataset.source, "
-        "dataset.subsample"
+        "dataset.leaks, dataset.limit_groups, dataset.max_steps, dataset.min_difficulty, dataset.min_steps, "
+        "dataset.num_aug, dataset.num_test, dataset.num_train, dataset.preset, dataset.seed, dataset.side, "
+        "dataset.source, dataset.subsample"
     )
 
 

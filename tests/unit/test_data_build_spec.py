@@ -22,6 +22,10 @@ TINY = {
         "--side 4 --num-train 9 --num-test 5 --num-aug 2",
         "side: 4, num_train: 9, num_test: 5, num_aug: 2",
     ),
+    "maze-unique": (
+        "--side 6 --min-steps 6 --max-steps 9 --num-train 9 --num-test 5 --num-aug 7",
+        "side: 6, min_steps: 6, max_steps: 9, num_train: 9, num_test: 5, num_aug: 7",
+    ),
     "maze": (
         "--side 6 --min-steps 8 --num-train 9 --num-test 5",
         "side: 6, min_steps: 8, num_train: 9, num_test: 5",

@@ -18,6 +18,7 @@ from data_pipeline.grid_puzzles import generate as generated
 from data_pipeline.grid_puzzles import maze, scratch
 from data_pipeline.grid_puzzles.csv_source import HEADER
 from data_pipeline.grid_puzzles.maze_type import MazeType
+from data_pipeline.grid_puzzles.maze_unique import MazeUniqueType
 from data_pipeline.grid_puzzles.puzzle_type import Examples, PuzzleOptions, PuzzleType
 from data_pipeline.grid_puzzles.rows import PuzzleRows
 from data_pipeline.grid_puzzles.sudoku_type import SudokuType
@@ -28,8 +29,17 @@ from data_pipeline.shards.plan import Request
 from data_pipeline.shards.reader import read_shard
 from tests.unit.test_data_build import checksums
 
-CHARACTERS = {"sudoku": "?.123456789", "maze": f"?{maze.CHARSET}"}
-TYPES: dict[str, PuzzleType] = {"sudoku": SudokuType(6), "maze": MazeType(7, min_steps=6)}
+CHARACTERS = {"sudoku": "?.123456789", "maze": f"?{maze.CHARSET}", "maze-unique": f"?{maze.CHARSET}"}
+TYPES: dict[str, PuzzleType] = {
+    "sudoku": SudokuType(6),
+    "maze": MazeType(7, min_steps=6),
+    "maze-unique": MazeUniqueType(7, min_steps=6, max_steps=12),
+}
+LENGTHS: dict[str, dict[str, int | None]] = {
+    "sudoku": {"min_steps": None},
+    "maze": {"min_steps": 6},
+    "maze-unique": {"min_steps": 6, "max_steps": 12},
+}
 NUM_TRAIN, NUM_TEST = 40, 15
 
 
@@ -64,7 +74,7 @@ def request(kind: str, source: Path | None, out: Path, *, workers: int = 1, **ch
     return Request(kind, sources, out, options(kind, **changes), 42, workers, quiet=True)
 
 
-@pytest.fixture(scope="module", params=["sudoku", "maze"])
+@pytest.fixture(scope="module", params=TYPES)
 def puzzle_type(request: pytest.FixtureRequest) -> PuzzleType:
     return TYPES[request.param]
 
@@ -220,9 +230,8 @@ def test_more_new_puzzles_than_there_are_is_an_error(tmp_path: Path, monkeypatch
         generated.generate(SudokuType(4), 0, "train", 3000, tmp_path, Part(), 1, show_progress=False)
 
 
-def test_new_mazes_and_sudokus_make_datasets(puzzle_type: PuzzleType, tmp_path: Path) -> None:
-    steps = 6 if puzzle_type.kind == "maze" else None
-    generator = {"side": puzzle_type.side, "num_train": 30, "num_test": 10, "min_steps": steps}
+def test_new_puzzles_make_datasets(puzzle_type: PuzzleType, tmp_path: Path) -> None:
+    generator = {"side": puzzle_type.side, "num_train": 30, "num_test": 10, **LENGTHS[puzzle_type.kind]}
     build(request(puzzle_type.kind, None, tmp_path / "out", generator=generator, num_aug=1))
     info = load_dataset_info(tmp_path / "out")
     assert (info.splits.train.num_puzzles, info.splits.test.num_puzzles) == (60, 10)
