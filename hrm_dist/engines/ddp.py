@@ -10,9 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import collectives
-from hrm_dist.engines.base import Initialize, named_parameters
-from hrm_dist.engines.optimizer_state import LocalState, copy_whole
-from hrm_dist.tensor_shards import Piece, Place, Read, share_out
+from hrm_dist.engines.base import InitModuleFn, copy_whole, named_parameters
+from hrm_dist.engines.optimizer_state import LocalState
+from hrm_dist.tensor_shards import ReadFn, TensorShard, partition_by_size
 
 
 # DDP checks that the return annotation is this very one.
@@ -27,14 +27,16 @@ class DDPEngine:
     """Replicated weights, optimizer and moving average."""
 
     def __init__(
-        self, network: nn.Module, config: TrainConfig, device: torch.device, initialize: Initialize
+        self, network: nn.Module, config: TrainConfig, device: torch.device, init_module: InitModuleFn
     ) -> None:
         network.to_empty(device=device)
         for name, module in network.named_modules():
-            initialize(name, module, copy_whole)
-        params = named_parameters(network)
-        places = {name: Place(tuple(param.shape), 0) for name, param in params.items()}
-        self._state = LocalState(params, places, config)
+            init_module(name, module, copy_whole)
+        shards = {
+            name: TensorShard(name, tuple(param.shape), 0, param)
+            for name, param in named_parameters(network).items()
+        }
+        self._state = LocalState(shards, config)
         self.network, self._ddp = network, None
         if collectives.world_size() > 1:
             # The initial weights are a function of the seed and the same everywhere.
@@ -42,14 +44,14 @@ class DDPEngine:
             self._ddp.register_comm_hook(None, _sum_gradients)
             self.network = self._ddp
 
-    def rehearse(self, backward: Callable[[], None]) -> None:
+    def warm_up_backward(self, forward_backward: Callable[[], None]) -> None:
         # After a process's first backward DDP lays out its buckets anew, by when gradients came. In a sum over more
-        # than two ranks the place in a bucket decides on rounding: no step may be made with the first layout.
+        # than two ranks the position in a bucket decides on rounding: no step may be made with the first layout.
         if self._ddp is not None:
-            backward()
+            forward_backward()
             self._state.clear_gradients(keep=True)
 
-    def begin_micro_batch(self, *, is_last: bool) -> None:
+    def set_requires_gradient_sync(self, is_last: bool) -> None:
         if self._ddp is not None:
             self._ddp.require_backward_grad_sync = is_last  # as DDP's no_sync() does
 
@@ -57,21 +59,21 @@ class DDPEngine:
         loss.backward()
 
     def step(self, lr: float, finite: Tensor) -> Tensor:
-        made = self._state.step(lr, finite)
+        update_applied = self._state.step(lr, finite)
         self._state.clear_gradients(keep=True)  # they are views of DDP's buckets
-        return made
+        return update_applied
 
-    def averaged(self) -> AbstractContextManager[None]:
-        return self._state.averaged()
+    def ema_weights(self) -> AbstractContextManager[None]:
+        return self._state.ema_weights()
 
     def num_updates(self) -> int:
         return self._state.num_updates()
 
-    def pieces(self) -> Iterator[Piece]:
+    def tensor_shards(self) -> Iterator[TensorShard]:
         # Every rank has everything, and writes some.
         sizes = {name: tensor.numel() for name, tensor in self._state.tensors.items()}
-        share_of = share_out(sizes, collectives.world_size())
-        return self._state.pieces([name for name in sizes if share_of[name] == collectives.rank()])
+        writer_of = partition_by_size(sizes, collectives.world_size())
+        return self._state.tensor_shards(name for name in sizes if writer_of[name] == collectives.rank())
 
-    def load(self, read: Read, num_updates: int) -> None:
+    def load(self, read: ReadFn, num_updates: int) -> None:
         self._state.load(read, num_updates)

@@ -12,16 +12,16 @@ from torch.distributed.tensor import DTensor
 
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import collectives
-from hrm_dist.engines.base import Initialize, gather_units, named_parameters
+from hrm_dist.engines.base import InitModuleFn, gather_units, named_parameters
 from hrm_dist.engines.optimizer_state import LocalState
-from hrm_dist.tensor_shards import Piece, Place, Read
+from hrm_dist.tensor_shards import ReadFn, TensorShard
 
 
 class FSDPEngine:
     """Every parameter split by rows; whole only while it is used."""
 
     def __init__(
-        self, network: nn.Module, config: TrainConfig, device: torch.device, initialize: Initialize
+        self, network: nn.Module, config: TrainConfig, device: torch.device, init_module: InitModuleFn
     ) -> None:
         mesh = init_device_mesh(device.type, (collectives.world_size(),))
         for module in (*gather_units(network, config.gather_unit), network):
@@ -33,22 +33,26 @@ class FSDPEngine:
             sharded.set_force_sum_reduction_for_comms(True)
         network.to_empty(device=device)
         for name, module in network.named_modules():
-            initialize(name, module, _copy_own_rows)
+            init_module(name, module, _copy_own_rows)
         self.network = network
         self._params = {name: cast(DTensor, param) for name, param in named_parameters(network).items()}
         # The optimizer works on this rank's rows, as plain tensors.
-        rows = {name: param.to_local().detach() for name, param in self._params.items()}
-        places = {
-            name: Place(tuple(param.shape), _rows_before(param) * (param.numel() // param.shape[0]))
+        shards = {
+            name: TensorShard(
+                name,
+                tuple(param.shape),
+                _rows_before(param) * (param.numel() // param.shape[0]),
+                param.to_local().detach(),
+            )
             for name, param in self._params.items()
         }
-        self._state = LocalState(rows, places, config)
+        self._state = LocalState(shards, config)
 
-    def rehearse(self, backward: Callable[[], None]) -> None:
-        """Nothing to do: every step is computed in the same way."""
+    def warm_up_backward(self, forward_backward: Callable[[], None]) -> None:
+        """Do nothing: every step is computed in the same way."""
 
-    def begin_micro_batch(self, *, is_last: bool) -> None:
-        """Nothing to do: the gradients of every part are summed over the ranks, so that none is kept whole."""
+    def set_requires_gradient_sync(self, is_last: bool) -> None:
+        """Do nothing: the gradients of every part are summed over the ranks, so that none is kept whole."""
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -58,25 +62,25 @@ class FSDPEngine:
             grad = None if param.grad is None else cast(DTensor, param.grad).to_local()
             self._state.tensors[name].grad = grad
             param.grad = None
-        made = self._state.step(lr, finite)
+        update_applied = self._state.step(lr, finite)
         self._state.clear_gradients(keep=False)
-        return made
+        return update_applied
 
-    def averaged(self) -> AbstractContextManager[None]:
-        return self._state.averaged()
+    def ema_weights(self) -> AbstractContextManager[None]:
+        return self._state.ema_weights()
 
     def num_updates(self) -> int:
         return self._state.num_updates()
 
-    def pieces(self) -> Iterator[Piece]:
-        return self._state.pieces([name for name, rows in self._state.tensors.items() if rows.numel()])
+    def tensor_shards(self) -> Iterator[TensorShard]:
+        return self._state.tensor_shards(name for name, rows in self._state.tensors.items() if rows.numel())
 
-    def load(self, read: Read, num_updates: int) -> None:
+    def load(self, read: ReadFn, num_updates: int) -> None:
         self._state.load(read, num_updates)
 
 
 def _rows_before(param: Tensor) -> int:
-    """Rows of a parameter that earlier ranks have, as `Shard(0)` splits them: the last may have fewer, or none."""
+    """Count a parameter's rows on earlier ranks, as `Shard(0)` splits them: the last may have fewer, or none."""
     rows = param.shape[0]
     return min(rows, collectives.rank() * -(-rows // collectives.world_size()))
 
