@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,33 +31,28 @@ class MetricSums:
     def __init__(self, device: torch.device) -> None:
         self.values = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
 
-    def add(self, metrics: dict[str, Tensor], made: Tensor) -> None:
-        """Add a step's sums if its update was made (bool, on the device): others are not finite, and counted."""
+    def add(self, metrics: dict[str, Tensor], update_applied: Tensor) -> None:
+        """Add a step's sums if its update was applied (bool, on the device): others are not finite, and counted."""
         zero = self.values.new_zeros(())
         share = zero + 1 / collectives.world_size()
         values, of_skipped = (
             torch.stack([step.get(name, zero).to(torch.float64) for name in _SUMS])
             for step in ({"num_steps": share, **metrics}, {"skipped_updates": share})
         )
-        self.values += torch.where(made, values, of_skipped)
+        self.values += torch.where(update_applied, values, of_skipped)
 
     def total(self) -> list[float]:
-        """The sums over all ranks."""
+        """Return the sums over all ranks."""
         return collectives.sum_over_ranks(self.values).tolist()
 
-    def are_empty(self) -> bool:
-        """Whether no step came since the last row; the same on every rank, so ask all."""
-        sums = dict(zip(_SUMS, self.total(), strict=True))
-        return round(sums["num_steps"] + sums["skipped_updates"]) == 0
-
     def load(self, values: Tensor) -> None:
-        """Go on from this rank's part of sums."""
+        """Take over this rank's share of sums."""
         self.values[: len(values)] = values  # earlier checkpoints have no `skipped_updates`
 
     def row(self, global_batch_size: int) -> Row:
-        """Averages over the steps summed up, over all ranks; then start anew.
+        """Return averages over the steps summed up, over all ranks, and start anew.
 
-        Losses are per sequence of the global batch (not a number where no update was made); accuracies and steps
+        Losses are per sequence of the global batch (not a number where no update was applied); accuracies and steps
         per sequence that halted (0 when none did).
         """
         sums = dict(zip(_SUMS, self.total(), strict=True))
@@ -86,12 +82,13 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """`metrics.jsonl`: one object per row, whole lines only, no step twice."""
+    """`metrics.jsonl`: one object per line; of a step at most a row of training and one of scores."""
 
-    def __init__(self, path: Path, last_row: int) -> None:
-        """Open for appending after dropping rows beyond step `last_row`, and a line that a crash cut short."""
-        kept = [line for line in _lines(path) if line.endswith("\n") and _step_of(line) <= last_row]
-        replace_file(path, "".join(kept).encode())
+    def __init__(self, path: Path, step: int, redone: tuple[str, ...]) -> None:
+        """Open for appending. Drop rows beyond a step, its own if they have keys that begin with one of `redone`, and
+        a line that a crash cut short."""
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        replace_file(path, "".join(line for line in lines if _is_kept(line, step, redone)).encode())
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Row) -> None:
@@ -105,23 +102,23 @@ class JsonLines:
         self._file.close()
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-
-
-def _step_of(line: str) -> float:
+def _is_kept(line: str, step: int, redone: tuple[str, ...]) -> bool:
     try:
-        return int(json.loads(line)["step"])
+        row = json.loads(line)
+        is_redone = row["step"] == step and any(key.startswith(redone) for key in row)
+        return line.endswith("\n") and row["step"] <= step and not is_redone
     except (ValueError, KeyError, TypeError):
-        return math.inf
+        return False
 
 
 class WandB:
     """Weights & Biases; the run continues under the same id after a restart."""
 
-    def __init__(self, config: TrainConfig, run_dir: Path) -> None:
+    def __init__(self, config: TrainConfig, run_dir: Path, step: int) -> None:
+        """step: the one reached before."""
         import wandb  # slow, and rarely wanted
 
+        self._first_step = step
         run_id_file = run_dir / "wandb_run_id"
         known = run_id_file.read_text().strip() if run_id_file.exists() else None
         self._run: Any = wandb.init(
@@ -136,7 +133,10 @@ class WandB:
         replace_file(run_id_file, self._run.id.encode())
 
     def write(self, row: Row) -> None:
-        self._run.log(row, step=int(row["step"]))
+        step = int(row["step"])
+        # Rows of one step become one. But the step at which an earlier process stopped is closed: what is made up for
+        # it goes with the next.
+        self._run.log(row, step=step + 1 if step == self._first_step else step)
 
     def close(self) -> None:
         self._run.finish()
@@ -151,18 +151,18 @@ class RunLog:
         run_dir: Path,
         step: int,
         last_step: int,
-        last_row: int,
+        redone: tuple[str, ...],
         peak_seconds_per_step: float,
     ) -> None:
-        """`step`: the one reached; `last_row`: the last one whose row is kept, if an earlier process wrote it;
-        `peak_seconds_per_step`: what a step's matrix products take at the devices' full matmul rate."""
+        """step: the one reached; redone: `train/` or `eval/` if its row of these is to come, whether or not an earlier
+        process wrote it; peak_seconds_per_step: what a step's matrix products take at the devices' full matmul rate."""
         self._batch_size = config.global_batch_size
         self._peak_seconds_per_step = peak_seconds_per_step
         self._sinks: list[Sink] = []
         if collectives.is_main():
-            self._sinks.append(JsonLines(run_dir / "metrics.jsonl", last_row))
+            self._sinks.append(JsonLines(run_dir / "metrics.jsonl", step, redone))
             if config.wandb_mode != "disabled":
-                self._sinks.append(WandB(config, run_dir))
+                self._sinks.append(WandB(config, run_dir, step))
         # In a job's log, where every update is a line, one in half a minute is enough.
         interval = 0.5 if sys.stderr.isatty() else 30.0
         self._bar = tqdm(
@@ -172,33 +172,40 @@ class RunLog:
             disable=not collectives.is_main(),
             mininterval=interval,
         )
+        self._start_timing()
+
+    def _start_timing(self) -> None:
         self._steps_timed, self._since = 0, time.perf_counter()
 
     def advance(self) -> None:
-        """A step is done."""
+        """Count a step that is done."""
         self._steps_timed += 1
         self._bar.update()
 
-    def speed(self) -> Row:
-        """Speed since the last row; not a number if this process made no step since."""
-        seconds_per_step = math.nan
+    def write_row(self, row: Row) -> None:
+        """Write a row of training with the speed since the last one, and show it in the bar."""
+        seconds_per_step = math.nan  # if this process made no step since
         if self._steps_timed:
             seconds_per_step = (time.perf_counter() - self._since) / self._steps_timed
-        return {
-            "examples_per_s": self._batch_size / seconds_per_step,
-            "matmul_utilization": self._peak_seconds_per_step / seconds_per_step,
-        }
-
-    def write(self, row: Row) -> None:
-        """Hand a row to every sink and show it in the bar."""
-        for sink in self._sinks:
-            sink.write(row)
+        speed = self._batch_size / seconds_per_step
+        utilization = self._peak_seconds_per_step / seconds_per_step
+        self._write({**row, "examples_per_s": speed, "matmul_utilization": utilization})
         self._bar.set_postfix_str(
-            f"loss {row['train/loss']:.3f}, exact {row['train/exact_accuracy']:.1%}, "
-            f"{row['examples_per_s']:.0f} examples/s",
+            f"loss {row['train/loss']:.3f}, exact {row['train/exact_accuracy']:.1%}, {speed:.0f} examples/s",
             refresh=False,
         )
-        self._steps_timed, self._since = 0, time.perf_counter()
+
+    def write_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Write a row of scores, if there are any; the evaluation does not count in the speed of training."""
+        self._write(
+            {"step": step, **{f"eval/{name}": score for name, score in scores.items()}} if scores else {}
+        )
+
+    def _write(self, row: Row) -> None:
+        if row:
+            for sink in self._sinks:
+                sink.write(row)
+        self._start_timing()
 
     def close(self) -> None:
         self._bar.close()

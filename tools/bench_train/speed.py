@@ -101,8 +101,7 @@ def _mode(compiled: bool) -> str:
 def timed_step(trainer: Trainer) -> Time:
     """Time of one more training step."""
     wall, cpu = time.perf_counter(), time.process_time()
-    trainer.train_step(trainer.reader.batch(trainer.step))
-    trainer.step += 1
+    trainer.train_step(trainer.reader.batch(trainer.state.step))
     if trainer.world.device.type == "cuda":
         torch.cuda.synchronize(trainer.world.device)
     return Time(time.perf_counter() - wall, time.process_time() - cpu)
