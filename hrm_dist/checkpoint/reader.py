@@ -220,19 +220,23 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def saved_steps(folder: Path) -> list[tuple[int, Path]]:
+    """Return the steps that have a checkpoint in a run's folder of them, whole or not, in order."""
+    return sorted(
+        (int(match[1]), path) for path in folder.glob("*") if (match := STEP_DIR.fullmatch(path.name))
+    )
+
+
 def is_up_to(link: Path, path: Path) -> bool:
     """Return whether a link such as `best` leads to a checkpoint beside another one, and not beyond it."""
-    target = link.resolve()
-    match = [STEP_DIR.fullmatch(folder.name) for folder in (target, path.resolve())]
-    is_beside = target.is_dir() and target.parent == path.resolve().parent
-    return is_beside and all(match) and int(target.name[5:]) <= int(path.resolve().name[5:])
+    step_of = {other: step for step, other in saved_steps(path.resolve().parent)}
+    target = step_of.get(link.resolve())
+    return target is not None and target <= step_of.get(path.resolve(), -1)
 
 
 def previous_complete(path: Path) -> Path | None:
     """Return the latest complete checkpoint beside a damaged one, if there is one, after verifying every file of it."""
-    folder = path.resolve().parent
-    found = [(int(m[1]), p) for p in folder.glob("step_*") if (m := STEP_DIR.fullmatch(p.name))]
-    for _, other in sorted(found, reverse=True):
+    for _, other in reversed(saved_steps(path.resolve().parent)):
         if other != path.resolve():
             try:
                 state = read_state(other)

@@ -11,7 +11,6 @@ from hrm_dist.checkpoint.carry import carry_shards, read_carries
 from hrm_dist.checkpoint.reader import FORMAT, Checkpoint, CheckpointState, is_up_to
 from hrm_dist.checkpoint.resume import environment
 from hrm_dist.config import TrainConfig
-from hrm_dist.distributed import collectives
 from hrm_dist.distributed.process_group import World
 from hrm_dist.engines.base import Engine
 from hrm_dist.metrics import MetricSums
@@ -117,6 +116,7 @@ class TrainState:
             cuda = f"rank.rng_cuda.{rank}"
             if device.type == "cuda" and cuda in opened.shapes:
                 torch.cuda.set_rng_state(opened.tensor(cuda).clone(), device)
-        if any(total):
-            share = collectives.share_of_sum(torch.tensor(total, dtype=torch.float64))
-            self.sums.load(opened.tensor(f"rank.metric_sums.{rank}") if is_same else share)
+        if any(total) and is_same:
+            self.sums.load(opened.tensor(f"rank.metric_sums.{rank}"))
+        elif any(total) and self._world.is_main:
+            self.sums.load(torch.tensor(total, dtype=torch.float64))

@@ -11,7 +11,6 @@ from data_pipeline.base.errors import WriteError
 from data_pipeline.base.files import replace_file, sync
 from hrm_dist.checkpoint.reader import (
     STATE_FILE,
-    STEP_DIR,
     CheckpointState,
     StoredRange,
     TensorEntry,
@@ -19,6 +18,7 @@ from hrm_dist.checkpoint.reader import (
     is_up_to,
     name_in_file,
     read_state,
+    saved_steps,
 )
 from hrm_dist.checkpoint.safetensors_writer import Entry, write_tensors
 from hrm_dist.distributed import collectives
@@ -200,9 +200,8 @@ def rewind(path: Path) -> None:
     best = folder / "best"
     if best.is_symlink() and not is_up_to(best, path):
         best.unlink()
-    for other in list(folder.glob("step_*")):
-        match = STEP_DIR.fullmatch(other.name)
-        if match and int(match[1]) > step:
+    for beyond, other in saved_steps(folder):
+        if beyond > step:
             abandoned = other.with_name(f"abandoned_{other.name}")
             if abandoned.exists():
                 shutil.rmtree(abandoned)
@@ -220,12 +219,11 @@ def _remove(path: Path) -> None:
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the last `keep` checkpoints up to `latest`, and those that `latest` and `best` point to.
 
-    What lies beyond `latest` was left by a run that was then set back; it is in nobody's way.
+    What lies beyond `latest` was left by a run that was killed before that moved.
     """
     latest = (folder / "latest").resolve()
     linked = {latest, (folder / "best").resolve()}
-    steps = sorted((int(m[1]), p) for p in folder.iterdir() if (m := STEP_DIR.fullmatch(p.name)))
     newest = int(latest.name.removeprefix("step_"))
-    for _, path in [(step, path) for step, path in steps if step <= newest][:-keep]:
+    for path in [path for step, path in saved_steps(folder) if step <= newest][:-keep]:
         if path.resolve() not in linked:
             _remove(path)

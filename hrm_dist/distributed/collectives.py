@@ -74,11 +74,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def only_on_rank0(items: dict[str, T]) -> dict[str, T]:
-    """What one process does for all: everything on the main one, nothing on the others."""
-    return items if is_main() else {}
-
-
 def all_gather_rows(rows: Tensor) -> Tensor:
     """Return the rows of all ranks, in rank order; every rank has the same number."""
     if world_size() == 1:
@@ -113,11 +108,6 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     total = values.clone()
     dist.all_reduce(total)
     return total
-
-
-def share_of_sum(total: Tensor) -> Tensor:
-    """Return what this rank holds of a sum over ranks: all of it on the main process, nothing on the others."""
-    return total if is_main() else torch.zeros_like(total)
 
 
 def all_reduce_and(flag: Tensor) -> Tensor:

@@ -43,14 +43,6 @@ class Heartbeat(NamedTuple):
     exit_code: int = 0
 
 
-class _Exit(NamedTuple):
-    """How this rank leaves: the last fields of its heartbeat."""
-
-    status: str = ""
-    message: str = ""
-    exit_code: int = 0
-
-
 class LastHeartbeat(NamedTuple):
     """A heartbeat, and for how long there has been no newer one."""
 
@@ -146,9 +138,8 @@ class Monitor:
         self._silence_s, self._end = silence_s, end
         # All ranks read all lines: 0.4 ms of the store's time per rank and beat with 64 ranks, 2.6 ms with 512.
         self._beat_s = min(beat_s * max(1, world_size / 64), silence_s / 5)
-        self._exit = _Exit()
+        self._own = Heartbeat()
         self._leaving = threading.Lock()  # one thread decides how this process ends
-        self._beat = 0
         self._heartbeats = [Heartbeat()] * world_size
         self._rounds = 0
         self._store_error = ""
@@ -184,7 +175,7 @@ class Monitor:
     def close(self) -> None:
         """Tell the others that this rank is done, unless an error was reported, and stop."""
         with self._leaving:
-            if not self._exit.status:
+            if not self._own.status:
                 self._leave("done")
             self._stay_for_the_others()
         self._closed.set()
@@ -192,9 +183,9 @@ class Monitor:
         for thread in self._threads:
             thread.join(self._beat_s)
 
-    def _leave(self, how: str, message: str = "", exit_code: int = 0) -> None:
+    def _leave(self, status: str, message: str = "", exit_code: int = 0) -> None:
         """Tell the others how this rank leaves, if they can still be told."""
-        self._exit = _Exit(how, message, exit_code)
+        self._own = Heartbeat(status=status, message=message, exit_code=exit_code)
         self._wake.set()
         for _ in self._until(2 * self._beat_s):
             if self._told.is_set() or self._store_error:
@@ -232,17 +223,16 @@ class Monitor:
             except RuntimeError as error:  # also of torch's own kinds
                 self._store_error = str(error).splitlines()[0]
                 return
-            self._wake.wait(self._beat_s / 20 if self._exit.status else self._beat_s)
+            self._wake.wait(self._beat_s / 20 if self._own.status else self._beat_s)
             self._wake.clear()
 
     def _exchange(self) -> None:
-        self._beat += 1
-        leaving = self._exit
-        self._store.set(str(self._rank), json.dumps(Heartbeat(self._beat, self.step, *leaving)))
+        own = self._own._replace(beat=self._rounds + 1, step=self.step)
+        self._store.set(str(self._rank), json.dumps(own))
         lines = self._store.multi_get([str(rank) for rank in range(self._world_size)])
         self._heartbeats = [Heartbeat(*json.loads(line)) for line in lines]
         self._rounds += 1
-        if leaving.status:
+        if own.status:
             self._told.set()
 
     def _keep_looking(self) -> None:
@@ -261,13 +251,13 @@ class Monitor:
             reason = self._find_failure(self._silence_s, _GRACE_S)
             if reason is not None and self._leaving.acquire(blocking=False):
                 try:
-                    if not self._exit.status:
+                    if not self._own.status:
                         self._follow(reason)
                 finally:
                     self._leaving.release()
-            leaving_s += elapsed if self._exit.status else 0.0
+            leaving_s += elapsed if self._own.status else 0.0
             if leaving_s > 2 * _LEAVING_S:  # what is cleaned up after an error may hang too
-                self._end(Failure("this process hung while it ended", self._exit.exit_code or EXIT_FAILED))
+                self._end(Failure("this process hung while it ended", self._own.exit_code or EXIT_FAILED))
 
     def _find_failure(self, silence_s: float, grace_s: float = 0.0) -> Failure | None:
         if not self._store_error and self._store_age_s < silence_s:

@@ -1,13 +1,18 @@
-"""What the trainer asks of an engine: hold the trained network, turn losses into updates, give up its state."""
+"""What the trainer asks of an engine: hold the trained network, turn losses into updates, give up its state.
 
-from collections.abc import Callable, Iterator
+`Engine` is the interface, `LocalEngine` what the engines of torch share.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from hrm_dist.tensor_shards import ReadFn, TensorShard
+from hrm_dist.config import TrainConfig
+from hrm_dist.optim import AdamATan2
+from hrm_dist.tensor_shards import ReadFn, TensorShard, load_into
 
 CopyFn = Callable[[Tensor, Tensor], None]
 """Overwrite a (perhaps split) parameter by a whole tensor."""
@@ -64,6 +69,57 @@ class Engine(Protocol):
     def load(self, read: ReadFn, num_updates: int) -> None:
         """Take over a state after `num_updates` updates."""
         ...
+
+
+class LocalEngine:
+    """What engines of torch have in common: AdamATan2 works on this rank's weights, which autograd gives gradients."""
+
+    def __init__(self, network: nn.Module, shards: Sequence[TensorShard], config: TrainConfig) -> None:
+        """shards: by name in a state; their data, of any shape, are the tensors to train."""
+        self.network = network
+        self._weights = {shard.key: shard for shard in shards}
+        self._optimizer = AdamATan2([shard.data for shard in shards], **optimizer_settings(config))
+
+    def warm_up_backward(self, forward_backward: Callable[[], None]) -> None:
+        """Do nothing: every step is computed in the same way."""
+
+    def set_requires_gradient_sync(self, is_last: bool) -> None:
+        """Do nothing: the gradients of every part are summed over the ranks, so that none is kept whole."""
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self, lr: float, finite: Tensor) -> Tensor:
+        self._optimizer.prepare(lr, finite)
+        self._optimizer.step()
+        return self._optimizer.update_applied
+
+    def ema_weights(self) -> AbstractContextManager[None]:
+        return self._optimizer.ema_weights()
+
+    def num_updates(self) -> int:
+        return int(self._optimizer.num_updates.item())
+
+    def tensor_shards(self) -> Iterator[TensorShard]:
+        """Yield views of the weights and of what the optimizer keeps for them."""
+        for name, weight in self._weights.items():
+            for kind, state in {"model": weight.data, **self._optimizer.state_of(weight.data)}.items():
+                yield weight._replace(key=f"{kind}.{name}", data=state.detach().view(-1))
+
+    def load(self, read: ReadFn, num_updates: int) -> None:
+        for shard in LocalEngine.tensor_shards(self):  # all that is here, whichever rank writes it
+            load_into(shard, read)
+        self._optimizer.num_updates.fill_(num_updates)
+
+
+def optimizer_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return AdamATan2's arguments beside the tensors."""
+    return {
+        "lr": config.lr,
+        "betas": (config.beta1, config.beta2),
+        "weight_decay": config.weight_decay,
+        "ema_rate": config.ema_rate if config.ema else None,
+    }
 
 
 def named_parameters(network: nn.Module) -> dict[str, nn.Parameter]:

@@ -21,8 +21,13 @@ from torch import Tensor, nn
 
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import collectives
-from hrm_dist.engines.base import InitModuleFn, copy_whole, gather_units, named_parameters
-from hrm_dist.engines.optimizer_state import optimizer_settings
+from hrm_dist.engines.base import (
+    InitModuleFn,
+    copy_whole,
+    gather_units,
+    named_parameters,
+    optimizer_settings,
+)
 from hrm_dist.optim import AdamATan2
 from hrm_dist.tensor_shards import ReadFn, TensorShard, load_into
 

@@ -1,7 +1,6 @@
 """The engine that splits weights, gradients, optimizer and moving average over the ranks (FSDP2, `fully_shard`)."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -12,12 +11,11 @@ from torch.distributed.tensor import DTensor
 
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import collectives
-from hrm_dist.engines.base import InitModuleFn, gather_units, named_parameters
-from hrm_dist.engines.optimizer_state import LocalState
-from hrm_dist.tensor_shards import ReadFn, TensorShard
+from hrm_dist.engines.base import InitModuleFn, LocalEngine, gather_units, named_parameters
+from hrm_dist.tensor_shards import TensorShard
 
 
-class FSDPEngine:
+class FSDPEngine(LocalEngine):
     """Every parameter split by rows; whole only while it is used."""
 
     def __init__(
@@ -34,49 +32,26 @@ class FSDPEngine:
         network.to_empty(device=device)
         for name, module in network.named_modules():
             init_module(name, module, _copy_own_rows)
-        self.network = network
         self._params = {name: cast(DTensor, param) for name, param in named_parameters(network).items()}
-        # The optimizer works on this rank's rows, as plain tensors.
-        shards = {
-            name: TensorShard(
-                name,
-                tuple(param.shape),
-                _rows_before(param) * (param.numel() // param.shape[0]),
-                param.to_local().detach(),
-            )
-            for name, param in self._params.items()
-        }
-        self._state = LocalState(shards, config)
-
-    def warm_up_backward(self, forward_backward: Callable[[], None]) -> None:
-        """Do nothing: every step is computed in the same way."""
-
-    def set_requires_gradient_sync(self, is_last: bool) -> None:
-        """Do nothing: the gradients of every part are summed over the ranks, so that none is kept whole."""
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        super().__init__(network, [_own_rows(name, param) for name, param in self._params.items()], config)
 
     def step(self, lr: float, finite: Tensor) -> Tensor:
         for name, param in self._params.items():
             grad = None if param.grad is None else cast(DTensor, param.grad).to_local()
-            self._state.tensors[name].grad = grad
+            self._weights[name].data.grad = grad
             param.grad = None
-        update_applied = self._state.step(lr, finite)
-        self._state.clear_gradients(keep=False)
+        update_applied = super().step(lr, finite)
+        self._optimizer.zero_grad()
         return update_applied
 
-    def ema_weights(self) -> AbstractContextManager[None]:
-        return self._state.ema_weights()
-
-    def num_updates(self) -> int:
-        return self._state.num_updates()
-
     def tensor_shards(self) -> Iterator[TensorShard]:
-        return self._state.tensor_shards(name for name, rows in self._state.tensors.items() if rows.numel())
+        return (shard for shard in super().tensor_shards() if len(shard.data))
 
-    def load(self, read: ReadFn, num_updates: int) -> None:
-        self._state.load(read, num_updates)
+
+def _own_rows(name: str, param: DTensor) -> TensorShard:
+    """Return this rank's rows of a parameter as a plain tensor, which the optimizer works on."""
+    offset = _rows_before(param) * (param.numel() // param.shape[0])
+    return TensorShard(name, tuple(param.shape), offset, param.to_local().detach())
 
 
 def _rows_before(param: Tensor) -> int:

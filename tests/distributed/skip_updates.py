@@ -112,7 +112,7 @@ def spoil_partition(trainer: Trainer, world: World) -> Any:
     if world.rank != world.world_size - 1:
         return lambda: None
     engine: Any = trainer.engine
-    optimizer = engine._optimizer if hasattr(engine, "_optimizer") else engine._state._optimizer
+    optimizer = engine._optimizer
     whole_step = optimizer.step
 
     def step_with_infinity() -> None:
