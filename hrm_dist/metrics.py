@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,8 +35,8 @@ class MetricSums:
         self._names = list(_FIRST_SUMS)
         self.values = torch.zeros(len(self._names), dtype=torch.float64, device=device)
 
-    def add(self, metrics: dict[str, Tensor], made: Tensor) -> None:
-        """Add a step's sums if its update was made (bool, on the device): others are not finite, and counted."""
+    def add(self, metrics: dict[str, Tensor], update_applied: Tensor) -> None:
+        """Add a step's sums if its update was applied (bool, on the device): others are not finite, and counted."""
         self._names += [name for name in metrics if name not in self._names]
         missing = max(0, len(self._names) - len(self.values))
         self.values = torch.cat((self.values, self.values.new_zeros(missing)))
@@ -45,19 +46,14 @@ class MetricSums:
             torch.stack([step.get(name, zero).to(torch.float64) for name in self._names])
             for step in ({"num_steps": share, **metrics}, {"skipped_updates": share})
         )
-        self.values += torch.where(made, values, of_skipped)
+        self.values += torch.where(update_applied, values, of_skipped)
 
     def total(self) -> list[float]:
         """Return the sums over all ranks."""
         return collectives.sum_over_ranks(self.values).tolist()
 
-    def are_empty(self) -> bool:
-        """Return whether no step came since the last row; the same on every rank, so ask all."""
-        sums = self._by_name()
-        return round(sums["num_steps"] + sums["skipped_updates"]) == 0
-
     def load(self, values: Tensor) -> None:
-        """Continue from this rank's part of sums, in a checkpoint's order; old ones have no `skipped_updates`.
+        """Take over this rank's share of sums, in a checkpoint's order; old ones have no `skipped_updates`.
 
         Names of metrics that came behind follow from the next step, which returns them in the same order.
         """
@@ -68,9 +64,9 @@ class MetricSums:
         return dict(zip(self._names, self.total(), strict=False))  # the last may have no name yet
 
     def row(self, global_batch_size: int) -> Row:
-        """Return averages over the steps summed up, over all ranks; then start anew.
+        """Return averages over the steps summed up, over all ranks, and start anew.
 
-        Losses are per sequence of the global batch (not a number where no update was made), all other metrics per
+        Losses are per sequence of the global batch (not a number where no update was applied), all other metrics per
         sequence that halted (0 when none did).
         """
         sums = self._by_name()
@@ -93,11 +89,12 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """`metrics.jsonl`: one object per row, whole lines only, no step twice."""
+    """`metrics.jsonl`: one object per line; of a step at most a row of training and one of scores."""
 
-    def __init__(self, path: Path, last_row: int) -> None:
-        """Drop rows beyond step `last_row`, and what cannot be read, such as a line that a crash cut short."""
-        replace_file(path, jsonl.select(path, lambda row: _step_of(row) <= last_row))
+    def __init__(self, path: Path, step: int, redone: tuple[str, ...]) -> None:
+        """Drop rows beyond a step, its own if they have keys that begin with one of `redone`, and what cannot be
+        read, such as a line that a crash cut short."""
+        replace_file(path, jsonl.select(path, lambda row: _is_kept(row, step, redone)))
         self._path = path
 
     def write(self, row: Row) -> None:
@@ -109,19 +106,22 @@ class JsonLines:
     def close(self) -> None: ...
 
 
-def _step_of(row: Any) -> float:
+def _is_kept(row: Any, step: int, redone: tuple[str, ...]) -> bool:
     try:
-        return int(row["step"])
+        is_redone = row["step"] == step and any(key.startswith(redone) for key in row)
+        return row["step"] <= step and not is_redone
     except (ValueError, KeyError, TypeError):
-        return math.inf
+        return False
 
 
 class WandB:
     """Weights & Biases; the run continues under the same id after a restart."""
 
-    def __init__(self, config: TrainConfig, run_dir: Path) -> None:
+    def __init__(self, config: TrainConfig, run_dir: Path, step: int) -> None:
+        """step: the one reached before."""
         import wandb  # slow, and rarely wanted
 
+        self._first_step = step
         run_id_file = run_dir / "wandb_run_id"
         known = run_id_file.read_text().strip() if run_id_file.exists() else None
         self._run: Any = wandb.init(
@@ -136,7 +136,10 @@ class WandB:
         replace_file(run_id_file, self._run.id.encode())
 
     def write(self, row: Row) -> None:
-        self._run.log(row, step=int(row["step"]))
+        step = int(row["step"])
+        # Rows of one step become one. But the step at which an earlier process stopped is closed: what is made up for
+        # it goes with the next.
+        self._run.log(row, step=step + 1 if step == self._first_step else step)
 
     def close(self) -> None:
         self._run.finish()
@@ -151,18 +154,19 @@ class RunLog:
         run_dir: Path,
         step: int,
         last_step: int,
-        last_row: int,
+        redone: tuple[str, ...],
         matmul_seconds_per_step: float,
     ) -> None:
-        """`step`: the one reached; `last_row`: the last one whose row is kept, if an earlier process wrote it;
-        `matmul_seconds_per_step`: what a step's matrix products take at the measured matmul rate of the devices."""
+        """step: the one reached; redone: `train/` or `eval/` if its row of these is to come, whether or not an earlier
+        process wrote it; matmul_seconds_per_step: what a step's matrix products take at the measured matmul rate of the
+        devices."""
         self._batch_size = config.global_batch_size
         self._matmul_seconds_per_step = matmul_seconds_per_step
         self._sinks: list[Sink] = []
         if collectives.is_main():
-            self._sinks.append(JsonLines(run_dir / "metrics.jsonl", last_row))
+            self._sinks.append(JsonLines(run_dir / "metrics.jsonl", step, redone))
             if config.wandb_mode != "disabled":
-                self._sinks.append(WandB(config, run_dir))
+                self._sinks.append(WandB(config, run_dir, step))
         # In a job's log, where every update is a line, one in half a minute is enough.
         interval = 0.5 if sys.stderr.isatty() else 30.0
         self._bar = tqdm(
@@ -172,33 +176,40 @@ class RunLog:
             disable=not collectives.is_main(),
             mininterval=interval,
         )
+        self._start_timing()
+
+    def _start_timing(self) -> None:
         self._steps_timed, self._since = 0, time.perf_counter()
 
     def advance(self) -> None:
-        """Count a completed step."""
+        """Count a step that is done."""
         self._steps_timed += 1
         self._bar.update()
 
-    def speed(self) -> Row:
-        """Return the speed since the last row; not a number if this process made no step since."""
-        seconds_per_step = math.nan
+    def write_row(self, row: Row) -> None:
+        """Write a row of training with the speed since the last one, and show it in the bar."""
+        seconds_per_step = math.nan  # if this process made no step since
         if self._steps_timed:
             seconds_per_step = (time.perf_counter() - self._since) / self._steps_timed
-        return {
-            "examples_per_s": self._batch_size / seconds_per_step,
-            "matmul_utilization": self._matmul_seconds_per_step / seconds_per_step,
-        }
-
-    def write(self, row: Row) -> None:
-        """Hand a row to every sink and show it in the bar."""
-        for sink in self._sinks:
-            sink.write(row)
+        speed = self._batch_size / seconds_per_step
+        utilization = self._matmul_seconds_per_step / seconds_per_step
+        self._write({**row, "examples_per_s": speed, "matmul_utilization": utilization})
         self._bar.set_postfix_str(
-            f"loss {row['train/loss']:.3f}, exact {row['train/exact_accuracy']:.1%}, "
-            f"{row['examples_per_s']:.0f} examples/s",
+            f"loss {row['train/loss']:.3f}, exact {row['train/exact_accuracy']:.1%}, {speed:.0f} examples/s",
             refresh=False,
         )
-        self._steps_timed, self._since = 0, time.perf_counter()
+
+    def write_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Write a row of scores, if there are any; the evaluation does not count in the speed of training."""
+        self._write(
+            {"step": step, **{f"eval/{name}": score for name, score in scores.items()}} if scores else {}
+        )
+
+    def _write(self, row: Row) -> None:
+        if row:
+            for sink in self._sinks:
+                sink.write(row)
+        self._start_timing()
 
     def close(self) -> None:
         self._bar.close()

@@ -1,7 +1,8 @@
-"""AdamATan2, the learning-rate schedule, and the moving average of the weights."""
+"""AdamATan2, with the moving average (EMA) of the weights that it updates."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,18 +25,33 @@ class AdamATan2(torch.optim.Optimizer):
     no factor of 1.27, and the bias of m is corrected outside of atan2, that of v inside. Tensors are updated
     together, by torch's foreach kernels, as many at a time as need little memory beside them.
 
-    An update is made only if all is finite on every rank, squares of gradients too: otherwise tensors, moments
-    and count stay as they are. The decision stays on the device, so nobody waits for it.
+    An update is applied only if all is finite on every rank, squares of gradients too: otherwise tensors, moments,
+    average and count stay as they are. The decision stays on the device, so nobody waits for it.
     """
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float, betas: tuple[float, float], weight_decay: float
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        ema_rate: float | None = None,
     ) -> None:
+        """ema_rate: what the average of the weights keeps of itself in an update; None: keep no average."""
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+        self._ema_rate = ema_rate
         device = self.param_groups[0]["params"][0].device
         self.num_updates = torch.zeros((), dtype=torch.float64, device=device)
         self.finite = torch.ones((), dtype=torch.bool, device=device)
-        """Set before a step: whether the loss is finite on this rank. After it: whether the update was made."""
+        """Whether the loss is finite on this rank, which `step` needs to know."""
+        self.update_applied = self.finite
+        """Whether the last `step` changed anything; the same on every rank."""
+
+    def prepare(self, lr: float, finite: Tensor) -> None:
+        """Set the learning rate of the next `step`, and whether the loss is finite on this rank."""
+        for group in self.param_groups:
+            group["lr"] = lr
+        self.finite = finite
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -45,14 +61,18 @@ class AdamATan2(torch.optim.Optimizer):
         # The largest elements, whose squares go into the second moment.
         norms = torch._foreach_norm([p.grad for p in params if p.numel()], math.inf)
         finite = torch.stack([self.finite, *(norm < _LARGEST for norm in norms)]).all()
-        self.finite = collectives.all_reduce_and(finite)
-        self.num_updates += self.finite
+        self.update_applied = collectives.all_reduce_and(finite)
+        self.num_updates += self.update_applied
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            moments = [self.moments(p) for p in params]
-            exp_avgs, exp_avg_sqs = [m for m, _ in moments], [v for _, v in moments]
-            for parts in _in_parts(params, [p.grad for p in params], exp_avgs, exp_avg_sqs):
-                self._update(group, *parts)
+            states = [self.state_of(p) for p in params]
+            moments = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+            for chunk in _in_chunks(params, [p.grad for p in params], *moments):
+                self._update(group, *chunk)
+        if self._ema_rate is not None:
+            weight = torch.where(self.update_applied, 1 - self._ema_rate, 0.0).to(torch.float32)
+            for param, state in self.state.items():
+                state["ema"].lerp_(param, weight)
 
     def _update(
         self,
@@ -62,17 +82,21 @@ class AdamATan2(torch.optim.Optimizer):
         exp_avgs: list[Tensor],
         exp_avg_sqs: list[Tensor],
     ) -> None:
-        lr, (beta1, beta2), finite, count = group["lr"], group["betas"], self.finite, self.num_updates
+        lr, (beta1, beta2), applied, count = (
+            group["lr"],
+            group["betas"],
+            self.update_applied,
+            self.num_updates,
+        )
 
         def factor(value: float | Tensor, otherwise: float) -> Tensor:
-            return torch.where(finite, value, otherwise).to(torch.float32)
+            return torch.where(applied, value, otherwise).to(torch.float32)
 
         # Where something is not finite, m moves towards itself and all factors are 1 or 0: nothing changes.
-        made = factor(1.0, 0.0)
-        grads = [torch.where(finite, grad, m) for grad, m in zip(grads, exp_avgs, strict=True)]
+        grads = [torch.where(applied, grad, m) for grad, m in zip(grads, exp_avgs, strict=True)]
         torch._foreach_mul_(params, factor(1 - lr * group["weight_decay"], 1.0))
         torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
-        torch._foreach_mul_(grads, made)
+        torch._foreach_mul_(grads, factor(1.0, 0.0))
         torch._foreach_mul_(exp_avg_sqs, factor(beta2, 1.0))
         torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
 
@@ -85,53 +109,47 @@ class AdamATan2(torch.optim.Optimizer):
         torch._foreach_mul_(updates, factor(lr / (1 - beta1**count), 0.0))
         torch._foreach_sub_(params, updates)
 
-    def moments(self, param: Tensor) -> tuple[Tensor, Tensor]:
-        """The running means of a tensor's gradient and of its square."""
+    def state_of(self, param: Tensor) -> dict[str, Tensor]:
+        """Return what is kept for a tensor: `exp_avg` and `exp_avg_sq`, the running means of its gradient and of the
+        gradient's square, and `ema`, its own, if averages are kept."""
         state = self.state[param]
         if not state:
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
-        return state["exp_avg"], state["exp_avg_sq"]
+            if self._ema_rate is not None:
+                state["ema"] = param.detach().clone()
+        return state
+
+    @contextmanager
+    def ema_weights(self, on_swap: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Let the tensors hold their averages within a context, where averages are kept.
+
+        on_swap: called after tensors and averages have changed places, at the beginning and at the end.
+        """
+        if self._ema_rate is None:
+            yield
+            return
+        self._swap_ema()
+        on_swap()
+        try:
+            yield
+        finally:
+            self._swap_ema()
+            on_swap()
+
+    @torch.no_grad()
+    def _swap_ema(self) -> None:
+        for param, state in self.state.items():
+            for [own], [average] in _in_chunks([param], [state["ema"]]):
+                kept = own.clone()
+                own.copy_(average)
+                average.copy_(kept)
 
 
-def _in_parts(*lists: list[Tensor]) -> Iterator[list[list[Tensor]]]:
-    """The same lists, a part of their elements at a time; tensors of one place are equally long."""
+def _in_chunks(*lists: list[Tensor]) -> Iterator[list[list[Tensor]]]:
+    """Yield the same lists, some of their elements at a time; tensors at the same index have the same size."""
     if sum(tensor.numel() for tensor in lists[0]) <= _MAX_ELEMENTS:
         yield list(lists)
         return
     for tensors in zip(*lists, strict=True):
-        pieces = [tensor.view(-1).split(_MAX_ELEMENTS) for tensor in tensors]
-        for piece in zip(*pieces, strict=True):
-            yield [[part] for part in piece]
-
-
-def learning_rate(step: int, base_lr: float, warmup_steps: int, total_steps: int, min_ratio: float) -> float:
-    """Linear warm-up, then a half cosine from base_lr to min_ratio * base_lr; steps count from 1."""
-    if step < warmup_steps:
-        return base_lr * step / max(1, warmup_steps)
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return base_lr * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-class EMA:
-    """Exponential moving average of the trained parameters, used for evaluation."""
-
-    def __init__(self, params: Sequence[Tensor], rate: float) -> None:
-        self.rate = rate
-        self.params = list(params)
-        self.averages = [p.detach().clone() for p in self.params]
-
-    @torch.no_grad()
-    def update(self, made: Tensor) -> None:
-        """Follow the parameters after an update, if it was made (a bool on their device)."""
-        weight = torch.where(made, 1 - self.rate, 0.0).to(torch.float32)
-        for average, param in zip(self.averages, self.params, strict=True):
-            average.lerp_(param, weight)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange weights and averages; a second call puts them back."""
-        for param, average in zip(self.params, self.averages, strict=True):
-            for [own], [other] in _in_parts([param], [average]):
-                kept = own.clone()
-                own.copy_(other)
-                other.copy_(kept)
+        for chunks in zip(*(tensor.view(-1).split(_MAX_ELEMENTS) for tensor in tensors), strict=True):
+            yield [[chunk] for chunk in chunks]

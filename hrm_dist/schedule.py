@@ -1,12 +1,13 @@
 """What is due at which step of a run. A step is named by its number when it is completed, the first is 1."""
 
+import math
+
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import TrainConfig, total_steps
-from hrm_dist.optim import learning_rate
 
 
 class Schedule:
-    """The last step, those with a row of metrics, an evaluation or a checkpoint, and the learning rate of each."""
+    """Know the last step, those with a row of metrics, an evaluation or a checkpoint, and the learning rate of each."""
 
     def __init__(self, config: TrainConfig, metadata: DatasetMetadata) -> None:
         self._config = config
@@ -35,9 +36,17 @@ class Schedule:
         return self._due(step, self._config.checkpoint_interval) or self.evaluates(step) or self.is_last(step)
 
     def lr(self, step: int, base_lr: float) -> float:
-        """Learning rate of the step's update."""
+        """Return the learning rate of a step's update."""
         config = self._config
         return learning_rate(step, base_lr, config.lr_warmup_steps, self.total_steps, config.lr_min_ratio)
 
     def _due(self, step: int, interval: int | None) -> bool:
         return interval is not None and (step % interval == 0 or self.is_last(step))
+
+
+def learning_rate(step: int, base_lr: float, warmup_steps: int, total_steps: int, min_ratio: float) -> float:
+    """Return the rate of a step: a linear warm-up, then a half cosine from base_lr to min_ratio * base_lr."""
+    if step < warmup_steps:
+        return base_lr * step / max(1, warmup_steps)
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return base_lr * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -1,4 +1,4 @@
-"""Updates that were not made because a loss or gradient was not finite: how many, from when on, and through whom."""
+"""Updates that were skipped because a loss or gradient was not finite: how many, since which step, by whose fault."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ _NOBODY = -1
 
 
 class Skipped(NamedTuple):
-    """What has been skipped since the last report."""
+    """What was skipped since the last report."""
 
     num_updates: int
     in_a_row: int
@@ -23,7 +23,7 @@ class Skipped(NamedTuple):
     """Puzzles whose own loss, or gradient of the embedding, was not finite in the first of these steps."""
 
     def describe(self, data_path: Path) -> str:
-        """In words; the puzzles by the names that the dataset has for them."""
+        """Return it in words, with the puzzles' names in the dataset."""
         names = json.loads((data_path / "identifiers.json").read_bytes())
         puzzles = ", ".join(str(names[identifier]) for identifier in self.identifiers[:10])
         if len(self.identifiers) > 10:
@@ -35,7 +35,7 @@ class Skipped(NamedTuple):
 
 
 class SkippedUpdates:
-    """Keeps count on the device, so that no step waits for it."""
+    """Keep count on the device, so that no step waits for it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -49,9 +49,9 @@ class SkippedUpdates:
         self._count, self._first_step = self._number(0), self._number(0)
         self._culprits: Tensor | None = None  # [b] identifiers, or _NOBODY
 
-    def add(self, step: int, made: Tensor, finite: Tensor, identifiers: Tensor) -> None:
-        """Note a step: whether its update was made, and which of this rank's sequences, [b], were finite."""
-        skipped = ~made
+    def add(self, step: int, update_applied: Tensor, finite: Tensor, identifiers: Tensor) -> None:
+        """Note a step: whether its update was applied, and which of this rank's sequences, [b], were finite."""
+        skipped = ~update_applied
         is_first = skipped & (self._count == 0)
         culprits = torch.where(finite, _NOBODY, identifiers)
         before = torch.full_like(culprits, _NOBODY) if self._culprits is None else self._culprits
@@ -61,7 +61,7 @@ class SkippedUpdates:
         self._in_a_row = torch.where(skipped, self._in_a_row + 1, 0)
 
     def report(self) -> Skipped | None:
-        """What was skipped since the last report, the same on every rank; None if nothing was."""
+        """Return what was skipped since the last report, the same on every rank; None if nothing was."""
         count, first_step = int(self._count.item()), int(self._first_step.item())
         culprits = self._culprits
         self._start()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipeline.base.errors import exit_code
-from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.checkpoint.reader import open_checkpoint
 
 TIMEOUT = 120.0  # seconds; for a process that hangs
 SPEED_KEYS = ("examples_per_s", "matmul_utilization")
@@ -156,17 +156,29 @@ def command_line(*command: object, environment: Mapping[str, str] | None = None)
 # What a run leaves behind
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl without the measured speed; a last line still being written is left out."""
+def lines(run: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl as they are; a last line still being written is left out."""
     path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    parsed = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [{key: value for key, value in row.items() if key not in SPEED_KEYS} for row in parsed]
+    text = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in text if line.endswith("\n")]
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """What metrics.jsonl says of each step, without the measured speed: of training, and the scores if it has any."""
+    steps: list[dict[str, Any]] = []
+    for line in lines(run):
+        if steps and steps[-1]["step"] == line["step"]:
+            assert steps[-1].keys() & line.keys() == {"step"}, f"step {line['step']} stands twice"
+            assert all(key.startswith("eval/") for key in line.keys() - {"step"})
+            steps[-1] |= line
+        else:
+            steps.append(line)
+    return [{key: value for key, value in row.items() if key not in SPEED_KEYS} for row in steps]
 
 
 def num_rows(run: Path) -> int:
-    path = run / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+    """Number of steps of which metrics.jsonl has a row."""
+    return len({line["step"] for line in lines(run)})
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -175,12 +187,12 @@ def losses(run: Path) -> dict[int, float]:
 
 def digests(run: Path, name: str = "latest") -> dict[str, str]:
     """sha256 of every tensor file of a checkpoint, which must be whole."""
-    return checkpoint.open_checkpoint(run / "checkpoints" / name).state.sha256
+    return open_checkpoint(run / "checkpoints" / name).state.sha256
 
 
 def saved_step(run: Path) -> int:
     """The step of `latest`, which must be whole."""
-    return checkpoint.open_checkpoint(run / "checkpoints" / "latest").state.step
+    return open_checkpoint(run / "checkpoints" / "latest").state.step
 
 
 def saved_steps(run: Path) -> list[int]:

@@ -9,18 +9,18 @@ from hrm_dist.checkpoint.reader import Checkpoint
 from hrm_dist.config import ArchConfig
 from hrm_dist.distributed.process_group import World
 from hrm_dist.model.act import Carry, inner_carry_type
-from hrm_dist.tensor_shards import Piece, Place
+from hrm_dist.tensor_shards import TensorShard
 
 _DATA = "carry.current_data."
 
 
-def carry_pieces(carries: Sequence[Carry], world: World) -> Iterator[Piece]:
+def carry_shards(carries: Sequence[Carry], world: World) -> Iterator[TensorShard]:
     """Yield this rank's slice, given in the parts of its batch."""
     for index, carry in enumerate(carries):
         part = world.rank * len(carries) + index
         for key, tensor in _tensors(carry).items():
             shape = (world.world_size * len(carries) * len(tensor), *tensor.shape[1:])
-            yield Piece(key, Place(shape, part * tensor.numel()), tensor.reshape(-1))
+            yield TensorShard(key, shape, part * tensor.numel(), tensor.reshape(-1))
 
 
 def read_carries(opened: Checkpoint, arch: ArchConfig, world: World, num_parts: int) -> list[Carry]:

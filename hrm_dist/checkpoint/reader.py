@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on, whole or not at all; written by any engine, read by any other.
+"""Read checkpoints: everything a run needs to resume, whole or not at all; written by any engine, read by any other.
 
     checkpoints/step_N/state.json                    step, configuration, versions, where each tensor is, sha256
                        model-00000.safetensors       rank 0's share of weights, initial states, puzzle table
@@ -8,9 +8,8 @@
                        model-00001.safetensors ...   the same of rank 1, and so on
     checkpoints/latest -> step_N,  checkpoints/best -> step_M
 
-A rank's share is a number of tensors, or of runs of flattened tensors, named `NAME[START:STOP]`. A checkpoint is
-written under a temporary name, synced, and renamed; links move only to complete ones. hrm_dist/checkpoint/writer.py
-writes, this module reads.
+A rank's share is a number of tensors, or of ranges of flattened tensors, named `NAME[START:STOP]`. A checkpoint is
+written under a temporary name, synced, and renamed; links move only to complete ones (writer.py).
 """
 
 import functools
@@ -42,7 +41,7 @@ _STEM_OF_KIND = {
 _REMEDY = "choose another checkpoint, such as a step_N folder beside it, or start over in another folder."
 
 
-class Part(NamedTuple):
+class StoredRange(NamedTuple):
     """Elements start..stop-1 of a flattened tensor, and the file that has them."""
 
     file: str
@@ -51,10 +50,10 @@ class Part(NamedTuple):
 
 
 class TensorEntry(Strict):
-    """A tensor of a checkpoint: its shape, and its parts in order."""
+    """A tensor of a checkpoint: its shape, and where its elements are, in order."""
 
     shape: tuple[int, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[StoredRange, ...]
 
 
 class CheckpointState(Strict):
@@ -75,6 +74,8 @@ class CheckpointState(Strict):
     metric_sums: list[float]
     """Over all ranks, since the last logged row; each rank's own are in its file."""
     best_score: float | None
+    evaluation_is_due: bool = False
+    """Whether a signal stopped the evaluation of this step, so that it is the first thing to do."""
     tensors: dict[str, TensorEntry] = Field(default_factory=dict)
     """By `KIND.NAME`; see hrm_dist/tensor_shards.py."""
     sha256: dict[str, str] = Field(default_factory=dict)
@@ -83,26 +84,26 @@ class CheckpointState(Strict):
     """Of all the rest of this content."""
 
     def digest(self) -> str:
-        """What `own_sha256` has to be."""
+        """Return what `own_sha256` has to be; fields that an older file does not have do not count."""
         rest = self.model_copy(update={"own_sha256": ""})
-        return hashlib.sha256(rest.model_dump_json().encode()).hexdigest()
+        return hashlib.sha256(rest.model_dump_json(exclude_unset=True).encode()).hexdigest()
 
 
 def file_of(kind: str, rank: int) -> str:
-    """The file to which a rank writes tensors of a kind."""
+    """Return the file to which a rank writes tensors of a kind."""
     return f"{_STEM_OF_KIND[kind]}-{rank:05d}.safetensors"
 
 
-def name_in_file(key: str, part: Part, shape: Sequence[int]) -> str:
-    """What a part is called in its file: plain where it is the whole tensor of a model or of its average."""
+def name_in_file(key: str, stored: StoredRange, shape: Sequence[int]) -> str:
+    """Return the name of a range in its file: plain where it is the whole tensor of a model or of its average."""
     kind, name = key.split(".", 1)
-    stored = name if kind in ("model", "ema") else key
-    is_whole = part.stop - part.start == torch.Size(shape).numel()
-    return stored if is_whole else f"{stored}[{part.start}:{part.stop}]"
+    plain = name if kind in ("model", "ema") else key
+    is_whole = stored.stop - stored.start == torch.Size(shape).numel()
+    return plain if is_whole else f"{plain}[{stored.start}:{stored.stop}]"
 
 
 class Checkpoint:
-    """A complete checkpoint, of which any part of any tensor can be read; files are mapped, not loaded."""
+    """Read any range of any tensor of a complete checkpoint; files are mapped, not loaded."""
 
     def __init__(self, path: Path, state: CheckpointState) -> None:
         self.path, self.state = path, state
@@ -110,19 +111,19 @@ class Checkpoint:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor, by `KIND.NAME`."""
+        """Return the shape of every tensor, by `KIND.NAME`."""
         return {key: entry.shape for key, entry in self.state.tensors.items()}
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Elements start..stop-1 of a flattened tensor."""
+        """Return elements start..stop-1 of a flattened tensor."""
         entry = self._entry(key)
         stop = torch.Size(entry.shape).numel() if stop is None else stop
         found: list[Tensor] = []
-        for part in entry.parts:
-            first, last = max(start, part.start), min(stop, part.stop)
+        for stored in entry.parts:
+            first, last = max(start, stored.start), min(stop, stored.stop)
             if first < last:
-                whole = self._stored(part.file, name_in_file(key, part, entry.shape))
-                found.append(whole.reshape(-1)[first - part.start : last - part.start])
+                tensor = self._stored(stored.file, name_in_file(key, stored, entry.shape))
+                found.append(tensor.reshape(-1)[first - stored.start : last - stored.start])
         if sum(map(len, found)) != max(0, stop - start):
             raise InputError(
                 f"{self.path / STATE_FILE}: does not say where all of {key} is; the checkpoint is damaged: {_REMEDY}"
@@ -130,16 +131,16 @@ class Checkpoint:
         return found[0] if len(found) == 1 else torch.cat(found) if found else torch.empty(0)
 
     def tensor(self, key: str) -> Tensor:
-        """A whole tensor."""
+        """Return a whole tensor."""
         return self.read(key).reshape(self._entry(key).shape)
 
     def tensors(self, kind: str) -> dict[str, Tensor]:
-        """The whole tensors of a kind, by NAME."""
+        """Return the whole tensors of a kind, by NAME."""
         keys = [key for key in self.state.tensors if key.startswith(f"{kind}.")]
         return {key.removeprefix(f"{kind}."): self.tensor(key) for key in keys}
 
     def has(self, kind: str) -> bool:
-        """Whether there is any tensor of a kind."""
+        """Return whether there is any tensor of a kind."""
         return any(key.startswith(f"{kind}.") for key in self.state.tensors)
 
     def _entry(self, key: str) -> TensorEntry:
@@ -176,7 +177,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_state(path: Path) -> CheckpointState:
-    """What state.json says; raises InputError when it is missing, damaged, or of another format."""
+    """Return what state.json says; raise InputError when it is missing, damaged, or of another format."""
     is_checkpoint = (path / STATE_FILE).exists() or STEP_DIR.fullmatch(path.resolve().name)
     if not path.is_dir() or not is_checkpoint:
         raise InputError(
@@ -212,19 +213,23 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def saved_steps(folder: Path) -> list[tuple[int, Path]]:
+    """Return the steps that have a checkpoint in a run's folder of them, whole or not, in order."""
+    return sorted(
+        (int(match[1]), path) for path in folder.glob("*") if (match := STEP_DIR.fullmatch(path.name))
+    )
+
+
 def is_up_to(link: Path, path: Path) -> bool:
-    """Whether a link such as `best` leads to a checkpoint beside another one, and not beyond it."""
-    target = link.resolve()
-    match = [STEP_DIR.fullmatch(folder.name) for folder in (target, path.resolve())]
-    is_beside = target.is_dir() and target.parent == path.resolve().parent
-    return is_beside and all(match) and int(target.name[5:]) <= int(path.resolve().name[5:])
+    """Return whether a link such as `best` leads to a checkpoint beside another one, and not beyond it."""
+    step_of = {other: step for step, other in saved_steps(path.resolve().parent)}
+    target = step_of.get(link.resolve())
+    return target is not None and target <= step_of.get(path.resolve(), -1)
 
 
 def previous_complete(path: Path) -> Path | None:
-    """The latest complete checkpoint beside a damaged one, if there is one; takes a while, for it is verified."""
-    folder = path.resolve().parent
-    found = [(int(m[1]), p) for p in folder.glob("step_*") if (m := STEP_DIR.fullmatch(p.name))]
-    for _, other in sorted(found, reverse=True):
+    """Return the latest complete checkpoint beside a damaged one, if there is one, after verifying every file of it."""
+    for _, other in reversed(saved_steps(path.resolve().parent)):
         if other != path.resolve():
             try:
                 state = read_state(other)
@@ -237,7 +242,7 @@ def previous_complete(path: Path) -> Path | None:
 
 
 def dataset_identity(data_path: Path, metadata: DatasetMetadata) -> dict[str, Any]:
-    """What makes two datasets the same for a model: sizes, and the digest of what lists their content."""
+    """Return what makes two datasets the same for a model: sizes, and the digest of what lists their content."""
     digest = hashlib.sha256()
     for name in ("dataset.json", "train/index.json"):
         digest.update((data_path / name).read_bytes())
@@ -245,5 +250,5 @@ def dataset_identity(data_path: Path, metadata: DatasetMetadata) -> dict[str, An
 
 
 def identity(path: Path) -> str:
-    """A short name of a checkpoint's exact content, to tell whose predictions are whose."""
+    """Return a short name of a checkpoint's exact content, to tell whose predictions are whose."""
     return f"{path.resolve().name}-{_sha256(path / STATE_FILE)[:12]}"

@@ -1,5 +1,11 @@
-"""Which checkpoint a run goes on from, whether it may, and whether it will be bit for bit."""
+"""Which checkpoint a run resumes from, whether it may, whether it will be bit for bit, and what the folder says of it.
 
+`resume` with one of the run's own checkpoints rewinds the run, once: rewind.json in the run folder keeps the setting
+that did so, {"resume": "runs/x/checkpoints/step_400", "step": 400}. The same command then resumes from `latest`, as
+after any interruption; a start with another `resume` deletes the record.
+"""
+
+import json
 import logging
 import platform
 from pathlib import Path
@@ -8,17 +14,19 @@ from typing import Any, NamedTuple
 import torch
 
 from data_pipeline.base.errors import InputError
-from hrm_dist.checkpoint import reader as checkpoint
-from hrm_dist.checkpoint.config_changes import Changes, changed_settings, described, of_the_result
-from hrm_dist.checkpoint.reader import Checkpoint, CheckpointState
-from hrm_dist.checkpoint.writer import link, put_back
-from hrm_dist.config import ConfigError, TrainConfig, flat_settings
+from data_pipeline.base.files import replace_file
+from hrm_dist.checkpoint import config_changes
+from hrm_dist.checkpoint.config_changes import changed_settings, described, of_the_result
+from hrm_dist.checkpoint.reader import Checkpoint, CheckpointState, open_checkpoint, previous_complete
+from hrm_dist.checkpoint.writer import link, rewind
+from hrm_dist.config import ConfigError, TrainConfig, flat_settings, to_yaml
 from hrm_dist.distributed import collectives
 from hrm_dist.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
-# A resumed run goes on with the same batches and carry, so these must be what they were, and all of `arch`.
+REWIND_FILE = "rewind.json"
+# A resumed run goes through the same batches with the same carry, so these must be what they were, and all of `arch`.
 _FIXED = ("global_batch_size", "seed")
 
 
@@ -26,34 +34,68 @@ class Start(NamedTuple):
     """Where a run begins, if not at its first step."""
 
     checkpoint: Checkpoint
-    sets_back: bool
-    """Whether the checkpoint is the run's own, named by the user: `latest` goes back to it."""
+    rewinds: bool
+    """Whether the run goes back to this checkpoint of its own, and what lies beyond is abandoned."""
 
 
-def find_start(config: TrainConfig, run_dir: Path) -> Start | None:
-    """The checkpoint that `resume` names: `auto` (the run's latest, if any), `never`, or a path.
+def find_start(
+    config: TrainConfig, run_dir: Path, dataset: dict[str, Any], schedule: Schedule, device: torch.device
+) -> Start | None:
+    """Return the checkpoint that `resume` names: `auto` (the run's latest, if any), `never`, or a path.
 
-    A checkpoint of another run is where this one starts, and one of its own sets the run back. Having got further
-    from there, it goes on from its latest, so that the same command continues it. Call on all ranks.
+    A path within another run is where this one starts; one of its own rewinds the run, once. After either, the same
+    command resumes from the run's latest. Say what has changed since, and raise ConfigError where the run cannot
+    resume with these settings and this dataset. Call on all ranks.
     """
-    path, sets_back = collectives.run_on_rank0(lambda: _choose(config, run_dir))
+    path, rewinds = collectives.run_on_rank0(lambda: _choose(config, run_dir))
     if path is None:
         return None
     try:
-        return Start(checkpoint.open_checkpoint(path), sets_back)
+        opened = open_checkpoint(path)
     except InputError as error:
-        complete = collectives.run_on_rank0(lambda: checkpoint.previous_complete(path))
+        complete = collectives.run_on_rank0(lambda: previous_complete(path))
         if complete is None:
             raise
         raise InputError(
             f"{error} The last complete one beside it: resume={complete}; the run then goes on from there."
         ) from error
+    state = opened.state
+    _check_same_run(state, opened.path, config, dataset, schedule)
+    changes = changed_settings(state.config, config)
+    if changes:
+        log = logger.warning if of_the_result(changes) else logger.info
+        collectives.log_once(log, f"changed settings from step {state.step} on: {described(changes)}")
+    _warn_if_inexact(state, environment(config, device))
+    return Start(opened, rewinds)
+
+
+def start_run_folder(config: TrainConfig, run_dir: Path, start: Start | None) -> None:
+    """Note in the run folder what begins now, and take its checkpoints back if it rewinds. Call on rank 0."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    step, then = (0, config.model_dump(mode="json"))
+    if start is not None:
+        step, then = start.checkpoint.state.step, start.checkpoint.state.config
+    config_changes.record(run_dir, step, then, changed_settings(then, config))
+    replace_file(run_dir / "config.yaml", to_yaml(config).encode())
+    if start is not None and start.rewinds:
+        rewind(start.checkpoint.path.resolve())
+        record = {"resume": config.resume, "step": step}
+        replace_file(run_dir / REWIND_FILE, f"{json.dumps(record)}\n".encode())
+    elif not _has_rewound(run_dir, config.resume):
+        (run_dir / REWIND_FILE).unlink(missing_ok=True)
+
+
+def _has_rewound(run_dir: Path, resume: str) -> bool:
+    """Return whether the run was last rewound by this very setting, and has not been started with another since."""
+    try:
+        return json.loads((run_dir / REWIND_FILE).read_bytes())["resume"] == resume
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _choose(config: TrainConfig, run_dir: Path) -> tuple[Path | None, bool]:
-    """The checkpoint to start from, if any, and whether it sets the run back."""
+    """Return the checkpoint to start from, if any, and whether the run goes back to it."""
     latest = run_dir / "checkpoints" / "latest"
-    put_back(latest)
     has_latest = latest.is_symlink()  # even if what it points to is gone, which is an error
     if latest.exists() and not has_latest:
         raise ConfigError(
@@ -61,7 +103,7 @@ def _choose(config: TrainConfig, run_dir: Path) -> tuple[Path | None, bool]:
             "from the newest of its step_N folders."
         )
     if not has_latest and config.resume in ("auto", "never"):
-        newest = checkpoint.previous_complete(latest)  # the link got lost, or was never made
+        newest = previous_complete(latest)  # the link got lost, or was never made
         if newest is not None:
             logger.warning(
                 "%s: there is no such link; the newest complete checkpoint is %s", latest, newest.name
@@ -79,23 +121,12 @@ def _choose(config: TrainConfig, run_dir: Path) -> tuple[Path | None, bool]:
         return (latest if has_latest else None), False
     given = Path(config.resume)
     is_own = given.resolve().parent == latest.parent.resolve()
-    if is_own and not _has_gone_on(latest, given, config.resume):
+    if is_own and not (has_latest and _has_rewound(run_dir, config.resume)):
         return given, True
     return (latest if has_latest else given), False
 
 
-def _has_gone_on(latest: Path, given: Path, command: str) -> bool:
-    """Whether the run was set back to `given` before, by the same words, and has saved its progress since."""
-    if not latest.is_dir() or latest.resolve() == given.resolve():
-        return False
-    try:
-        state = checkpoint.read_state(latest)
-        return state.config["resume"] == command and state.step > checkpoint.read_state(given).step
-    except InputError:
-        return False
-
-
-def check_same_run(
+def _check_same_run(
     state: CheckpointState, path: Path, config: TrainConfig, dataset: dict[str, Any], schedule: Schedule
 ) -> None:
     """Raise ConfigError unless a run with these settings and this dataset can go on from a checkpoint.
@@ -131,22 +162,15 @@ def check_same_run(
         )
 
 
-def report_changes(changes: Changes, step: int) -> None:
-    """Log the settings that are not those of the checkpoint of a step."""
-    if changes:
-        log = logger.warning if of_the_result(changes) else logger.info
-        collectives.log_once(log, f"changed settings from step {step} on: {described(changes)}")
-
-
 def _fixed_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings that a resumed run must share with its checkpoint, with dotted keys."""
+    """Return the settings that a resumed run must share with its checkpoint, with dotted keys."""
     return {
         key: value for key, value in flat_settings(config).items() if key in _FIXED or key.startswith("arch.")
     }
 
 
 def environment(config: TrainConfig, device: torch.device) -> dict[str, str | int | bool]:
-    """What bit-for-bit equality depends on beside the configuration."""
+    """Return what bit-for-bit equality depends on beside the configuration."""
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -159,8 +183,8 @@ def environment(config: TrainConfig, device: torch.device) -> dict[str, str | in
     }
 
 
-def warn_if_inexact(state: CheckpointState, now: dict[str, str | int | bool]) -> None:
-    """Say so if going on will not be bit for bit."""
+def _warn_if_inexact(state: CheckpointState, now: dict[str, str | int | bool]) -> None:
+    """Say so if the run will not be equal bit for bit."""
     then = state.environment
     changed = [
         f"{key} {then[key]}, now {value}" for key, value in now.items() if then.get(key, value) != value

@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 
 
 def write_tensors(path: Path, entries: Iterable[Entry], contents: Iterable[Tensor]) -> str:
-    """Write a file and wait until it is on disk; gives its sha256. See `stream_tensors`."""
+    """Write a file and wait until it is on disk; return its sha256. See `stream_tensors`."""
     with path.open("wb") as file:
         digest = stream_tensors(file, entries, contents)
     sync(path)
@@ -48,7 +48,7 @@ def stream_tensors(
     contents: Iterable[Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> str:
-    """Write the content of a file; gives its sha256.
+    """Write the content of a file; return its sha256.
 
     contents: one tensor per entry in the same order, on any device, of any shape with as many elements. Wider
     dtypes have to come first, so that every tensor is aligned.

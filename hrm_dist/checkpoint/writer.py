@@ -8,27 +8,28 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from data_pipeline.base.errors import WriteError
-from data_pipeline.base.files import sync
+from data_pipeline.base.files import replace_file, sync
 from hrm_dist.checkpoint.reader import (
     STATE_FILE,
-    STEP_DIR,
     CheckpointState,
-    Part,
+    StoredRange,
     TensorEntry,
     file_of,
     is_up_to,
     name_in_file,
+    read_state,
+    saved_steps,
 )
 from hrm_dist.checkpoint.safetensors_writer import Entry, write_tensors
 from hrm_dist.distributed import collectives
-from hrm_dist.tensor_shards import Piece
+from hrm_dist.tensor_shards import TensorShard
 
-Written = dict[str, tuple[str, list[tuple[str, tuple[int, ...], Part]]]]
-"""File -> its sha256, and of everything in it the key, the shape of the whole, and the part."""
+Written = dict[str, tuple[str, list[tuple[str, tuple[int, ...], StoredRange]]]]
+"""File -> its sha256, and of everything in it the key, the shape of the whole tensor, and the range."""
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run, one at a time; call every method on all ranks."""
+    """Write the checkpoints of a run, one at a time; call every method on all ranks."""
 
     def __init__(self, folder: Path, keep: int, *, in_background: bool, timeout_s: float = 1800.0) -> None:
         """`folder`: the run's checkpoints; `keep`: how many of the latest; `timeout_s`: to wait for other ranks."""
@@ -41,25 +42,26 @@ class CheckpointWriter:
     def write(
         self,
         state: CheckpointState,
-        pieces: Iterable[Piece],
+        shards: Iterable[TensorShard],
         names: Sequence[str] = ("latest",),
         *,
         prunes: bool = True,
     ) -> None:
         """Write a checkpoint, point the links `names` to it, and delete old ones if it `prunes`.
 
-        state: but for `tensors` and `sha256`; pieces: this rank's share of the tensors. In the background, they
-        are copied before this returns, and an error is raised by the next call.
+        state: but for `tensors` and `sha256`; shards: this rank's share of the tensors. In the background, they
+        are copied before this returns, and an error is raised by the next call. Where `latest` is of this step, its
+        tensors are left as they are: no step was made, but the evaluation that a signal had stopped.
         """
         self.wait()
         if self._thread is None:
-            self._write(state, list(pieces), names, prunes)
+            self._write(state, list(shards), names, prunes)
             return
-        copies = [piece._replace(data=piece.data.detach().to("cpu", copy=True)) for piece in pieces]
+        copies = [shard._replace(data=shard.data.detach().to("cpu", copy=True)) for shard in shards]
         self._pending = self._thread.submit(self._write, state, copies, names, prunes)
 
     def is_idle(self) -> bool:
-        """Whether nothing is being written."""
+        """Return whether nothing is being written."""
         return self._pending is None or self._pending.done()
 
     def raise_failure(self) -> None:
@@ -80,8 +82,14 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.shutdown()
 
-    def _write(self, state: CheckpointState, pieces: list[Piece], names: Sequence[str], prunes: bool) -> None:
-        def prepare() -> Path:
+    def _write(
+        self, state: CheckpointState, shards: list[TensorShard], names: Sequence[str], prunes: bool
+    ) -> None:
+        final = self._folder / f"step_{state.step}"
+
+        def prepare() -> Path | None:
+            if (self._folder / "latest").resolve() == final.resolve() and final.is_dir():
+                return None
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 for leftover in self._folder.glob(".step_*"):
@@ -93,49 +101,46 @@ class CheckpointWriter:
             except OSError as error:
                 raise _not_written(self._folder, error) from error
 
-        temporary = collectives.run_on_rank0(prepare, self._group)
-        written = collectives.run_on_all_ranks(
-            lambda: write_files(temporary, pieces, collectives.rank()), self._group
-        )
-
         def complete() -> None:
-            # `latest` moves last: a run killed before that goes on before this step, and comes to `best` again.
-            # Where this step is the latest already, and was stopped in its evaluation, `finish` makes the move.
-            final = self._folder / f"step_{state.step}"
-            replaces_latest = (self._folder / "latest").resolve() == final.resolve()
-            before, after = (names, ()) if replaces_latest else ((), names)
-            for name in before:
+            if temporary is not None:
+                finish(temporary, final, state, written)
+            # `latest` moves last: a run killed before that resumes before this step, and comes to `best` again.
+            for name in names:
                 link(self._folder / name, final)
-            finish(temporary, final, state, written)
-            for name in after:
-                link(self._folder / name, final)
+            if temporary is None:  # likewise
+                _replace_state(final, state)
             if prunes:
                 prune(self._folder, self._keep)
 
+        temporary = collectives.run_on_rank0(prepare, self._group)
+        written: list[Written] = []
+        if temporary is not None:
+            written = collectives.run_on_all_ranks(
+                lambda: write_files(temporary, shards, collectives.rank()), self._group
+            )
         collectives.run_on_rank0(complete, self._group)
 
 
-def write_files(folder: Path, pieces: Sequence[Piece], rank: int) -> Written:
+def write_files(folder: Path, shards: Sequence[TensorShard], rank: int) -> Written:
     """Write a rank's files."""
-    by_file: dict[str, list[tuple[Entry, Part, Piece]]] = {}
-    for piece in pieces:
-        name = file_of(piece.key.split(".", 1)[0], rank)
-        part = Part(name, piece.place.start, piece.place.start + len(piece.data))
-        stored_as = name_in_file(piece.key, part, piece.place.shape)
-        shape = (len(piece.data),) if stored_as.endswith("]") else piece.place.shape
-        by_file.setdefault(name, []).append((Entry(stored_as, shape, piece.data.dtype), part, piece))
+    by_file: dict[str, list[tuple[Entry, StoredRange, TensorShard]]] = {}
+    for shard in shards:
+        name = file_of(shard.key.split(".", 1)[0], rank)
+        stored = StoredRange(name, shard.offset, shard.offset + len(shard.data))
+        stored_as = name_in_file(shard.key, stored, shard.shape)
+        shape = (len(shard.data),) if stored_as.endswith("]") else shard.shape
+        by_file.setdefault(name, []).append((Entry(stored_as, shape, shard.data.dtype), stored, shard))
     written: Written = {}
-    for name, rows in by_file.items():
-        rows.sort(key=lambda row: -row[0].dtype.itemsize)
+    for name, content in by_file.items():
+        content.sort(key=lambda item: -item[0].dtype.itemsize)
         path = folder / name
         try:
             digest = write_tensors(
-                path, [entry for entry, _, _ in rows], (piece.data for _, _, piece in rows)
+                path, [entry for entry, _, _ in content], (shard.data for _, _, shard in content)
             )
         except OSError as error:
             raise _not_written(path, error) from error
-        places = [(piece.key, piece.place.shape, part) for _, part, piece in rows]
-        written[name] = digest, places
+        written[name] = digest, [(shard.key, shard.shape, stored) for _, stored, shard in content]
     return written
 
 
@@ -147,45 +152,36 @@ def _not_written(path: Path, error: OSError) -> WriteError:
 
 
 def finish(temporary: Path, final: Path, state: CheckpointState, written: Sequence[Written]) -> None:
-    """Write state.json and give the folder its name, in the place of one that has it; see `put_back`."""
+    """Write state.json and give the folder its name; one that has it was saved, but never became the latest."""
     digests = {name: digest for of_rank in written for name, (digest, _) in of_rank.items()}
     shapes: dict[str, tuple[int, ...]] = {}
-    parts: dict[str, list[Part]] = {}
+    ranges: dict[str, list[StoredRange]] = {}
     for of_rank in written:
-        for _, places in of_rank.values():
-            for key, shape, part in places:
+        for _, content in of_rank.values():
+            for key, shape, stored in content:
                 shapes[key] = shape
-                parts.setdefault(key, []).append(part)
+                ranges.setdefault(key, []).append(stored)
     tensors = {
-        key: TensorEntry(shape=shape, parts=tuple(sorted(parts[key], key=lambda part: part.start)))
+        key: TensorEntry(shape=shape, parts=tuple(sorted(ranges[key], key=lambda stored: stored.start)))
         for key, shape in shapes.items()
     }
-    path = temporary / STATE_FILE
-    state = state.model_copy(update={"tensors": tensors, "sha256": digests})
-    state = state.model_copy(update={"own_sha256": state.digest()})
-    path.write_text(state.model_dump_json(indent=1))
-    sync(path)
+    _write_state(temporary, state.model_copy(update={"tensors": tensors, "sha256": digests}))
     sync(temporary)
-    replaced = _replaced(final)
     if final.exists():
-        final.rename(replaced)
+        _remove(final)
     temporary.rename(final)
     sync(final.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
 
 
-def put_back(latest: Path) -> None:
-    """Give the checkpoint that a link names its place again, if a run was killed just when another was to take it."""
-    final = latest.resolve()
-    replaced = _replaced(final)
-    if not final.exists() and replaced.exists():
-        replaced.rename(final)
-        sync(final.parent)
+def _write_state(folder: Path, state: CheckpointState) -> None:
+    state = state.model_copy(update={"own_sha256": state.digest()})
+    replace_file(folder / STATE_FILE, state.model_dump_json(indent=1, exclude_unset=True).encode())
 
 
-def _replaced(final: Path) -> Path:
-    return final.with_name(f".{final.name}.replaced")
+def _replace_state(folder: Path, state: CheckpointState) -> None:
+    """Note in a checkpoint what an evaluation has changed since it was written."""
+    changed = {name: getattr(state, name) for name in ("metric_sums", "best_score", "evaluation_is_due")}
+    _write_state(folder, read_state(folder).model_copy(update=changed))
 
 
 def link(name: Path, target: Path) -> None:
@@ -197,16 +193,15 @@ def link(name: Path, target: Path) -> None:
     sync(name.parent)
 
 
-def set_back(path: Path) -> None:
+def rewind(path: Path) -> None:
     """Make a checkpoint its run's latest again; those beyond it get names that nothing looks for."""
     folder, step = path.parent, int(path.name.removeprefix("step_"))
     link(folder / "latest", path)
     best = folder / "best"
     if best.is_symlink() and not is_up_to(best, path):
         best.unlink()
-    for other in list(folder.glob("step_*")):
-        match = STEP_DIR.fullmatch(other.name)
-        if match and int(match[1]) > step:
+    for beyond, other in saved_steps(folder):
+        if beyond > step:
             abandoned = other.with_name(f"abandoned_{other.name}")
             if abandoned.exists():
                 shutil.rmtree(abandoned)
@@ -224,12 +219,11 @@ def _remove(path: Path) -> None:
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the last `keep` checkpoints up to `latest`, and those that `latest` and `best` point to.
 
-    What lies beyond `latest` was left by a run that was then set back; it is in nobody's way.
+    What lies beyond `latest` was left by a run that was killed before that moved.
     """
     latest = (folder / "latest").resolve()
     linked = {latest, (folder / "best").resolve()}
-    steps = sorted((int(m[1]), p) for p in folder.iterdir() if (m := STEP_DIR.fullmatch(p.name)))
     newest = int(latest.name.removeprefix("step_"))
-    for _, path in [(step, path) for step, path in steps if step <= newest][:-keep]:
+    for path in [path for step, path in saved_steps(folder) if step <= newest][:-keep]:
         if path.resolve() not in linked:
             _remove(path)

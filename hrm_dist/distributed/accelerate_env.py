@@ -1,7 +1,7 @@
 """Settings of `accelerate launch` that have no effect here, and what to set in their place.
 
-It only starts the processes: its library, which would act on what it leaves in the environment, is not used. To
-ignore that would train something else than asked for, so it is refused.
+It only starts the processes: its library, which would act on what it leaves in the environment, is not used. Ignoring
+these settings would train something other than what was asked for, so they are refused.
 """
 
 from collections.abc import Mapping

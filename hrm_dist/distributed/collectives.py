@@ -1,6 +1,6 @@
-"""What the processes of a run do together: reductions, gathers, decisions, errors that all of them raise.
+"""Reductions, gathers and decisions of all ranks, and errors that all of them raise.
 
-Alone, a process forms no group, and every function here is the identity.
+A process alone forms no group; every function here is then the identity.
 """
 
 import sys
@@ -29,11 +29,11 @@ def assert_same_on_all_ranks(facts: Callable[[], Mapping[str, object]]) -> None:
     problems = _errors([facts if isinstance(facts, str) else "" for facts in by_rank])
     problems = problems or _differences([facts for facts in by_rank if not isinstance(facts, str)])
     if problems:
-        raise _agreed(ConfigError("\n".join(problems)))
+        raise _on_all_ranks(ConfigError("\n".join(problems)))
 
 
 def _errors(by_rank: Sequence[str]) -> list[str]:
-    """Errors of ranks (empty: none), with their ranks unless all have the same."""
+    """Return the errors of ranks (empty: none), with the ranks unless all have the same."""
     groups = _ranks_by(by_rank)
     if len(groups) == 1:
         return [error for error in groups if error]
@@ -70,17 +70,12 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes what is written once."""
+    """Return whether this process writes what is written once."""
     return rank() == 0
 
 
-def only_on_rank0(items: dict[str, T]) -> dict[str, T]:
-    """What one process does for all: everything on the main one, nothing on the others."""
-    return items if is_main() else {}
-
-
 def all_gather_rows(rows: Tensor) -> Tensor:
-    """Rows of all ranks, in rank order; every rank has equally many."""
+    """Return the rows of all ranks, in rank order; every rank has the same number."""
     if world_size() == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(world_size())]
@@ -89,7 +84,7 @@ def all_gather_rows(rows: Tensor) -> Tensor:
 
 
 def exchange_blocks(rows: Tensor) -> Tensor:
-    """Send block r of world_size equal blocks of rows to rank r; gives the blocks received, in rank order."""
+    """Send block r of world_size equal blocks of rows to rank r; return the blocks received, in rank order."""
     if world_size() == 1:
         return rows
     received = torch.empty_like(rows, memory_format=torch.contiguous_format)
@@ -98,7 +93,7 @@ def exchange_blocks(rows: Tensor) -> Tensor:
 
 
 def max_over_ranks(value: int) -> int:
-    """The largest of the ranks' values, on every rank; exchanged between hosts, so no device is waited for."""
+    """Return the largest of the ranks' values, on every rank, without waiting for a device."""
     if world_size() == 1:
         return value
     largest = torch.tensor(value)
@@ -107,7 +102,7 @@ def max_over_ranks(value: int) -> int:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Sum of the ranks' tensors, on every rank; the argument is left as it is."""
+    """Return the sum of the ranks' tensors, on every rank; the argument is left as it is."""
     if world_size() == 1:
         return values
     total = values.clone()
@@ -115,13 +110,8 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
-def share_of_sum(total: Tensor) -> Tensor:
-    """What this rank holds of a sum over ranks: all of it on the main process, nothing on the others."""
-    return total if is_main() else torch.zeros_like(total)
-
-
 def all_reduce_and(flag: Tensor) -> Tensor:
-    """Whether a flag (bool, on the device) is set on every rank, without waiting for it."""
+    """Return whether a flag (bool, on the device) is set on every rank, without waiting for it."""
     if world_size() == 1:
         return flag
     votes = flag.to(torch.int32)
@@ -130,17 +120,17 @@ def all_reduce_and(flag: Tensor) -> Tensor:
 
 
 def all_true(condition: bool) -> bool:
-    """Whether a condition holds on every rank."""
+    """Return whether a condition holds on every rank."""
     return all(gather_objects(condition))
 
 
 def any_true(condition: bool) -> bool:
-    """Whether a condition holds on some rank."""
+    """Return whether a condition holds on some rank."""
     return max_over_ranks(int(condition)) > 0
 
 
 def background_group(timeout_s: float) -> dist.ProcessGroup | None:
-    """A second group of all ranks, on the CPU, for a thread beside the main one; call on every rank."""
+    """Form a second group of all ranks, on the CPU, for a thread beside the main one; call on every rank."""
     if world_size() == 1:
         return None
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
@@ -149,7 +139,7 @@ def background_group(timeout_s: float) -> dist.ProcessGroup | None:
 
 
 def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
-    """The (picklable) values of all ranks, in rank order, on every rank."""
+    """Return the (picklable) values of all ranks, in rank order, on every rank."""
     if world_size() == 1:
         return [value]
     values: list[T] = [value] * world_size()
@@ -158,7 +148,7 @@ def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
 
 
 def gather_to_rank0(value: T) -> list[T]:
-    """The (picklable) values of all ranks, in rank order, on the main one; an empty list on the others."""
+    """Return the (picklable) values of all ranks, in rank order, on the main one; an empty list on the others."""
     if world_size() == 1:
         return [value]
     values: list[T] = [value] * world_size() if is_main() else []
@@ -167,11 +157,11 @@ def gather_to_rank0(value: T) -> list[T]:
 
 
 def run_on_all_ranks(function: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
-    """Run a function on every rank and give all results; if it fails on any, raise that error on all."""
+    """Run a function on every rank and return all results; if it fails on any, raise that error on all."""
     outcomes = gather_objects(_outcome(function), group)
     for _, error in outcomes:
         if error is not None:
-            raise _agreed(error)
+            raise _on_all_ranks(error)
     return [result for result, _ in outcomes]  # type: ignore[misc]
 
 
@@ -181,7 +171,7 @@ def barrier() -> None:
 
 
 def run_on_rank0(function: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-    """Run a function on the main process alone and give its result, or raise its error, on all."""
+    """Run a function on the main process alone; return its result, or raise its error, on all."""
     outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
     if is_main():
         outcome = [_outcome(function)]
@@ -189,7 +179,7 @@ def run_on_rank0(function: Callable[[], T], group: dist.ProcessGroup | None = No
         dist.broadcast_object_list(outcome, src=0, group=group)
     result, error = outcome[0]
     if error is not None:
-        raise _agreed(error)
+        raise _on_all_ranks(error)
     return result  # type: ignore[return-value]
 
 
@@ -200,14 +190,14 @@ def _outcome(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
         return None, error
 
 
-def _agreed(error: Exception) -> Exception:
+def _on_all_ranks(error: Exception) -> Exception:
     """Mark an error that is raised on all ranks alike."""
     error.on_all_ranks = True  # type: ignore[attr-defined]
     return error
 
 
 def is_reported_by_rank0(error: Exception) -> bool:
-    """Whether all ranks have this error and another one, the main one, says it."""
+    """Return whether all ranks have this error, and the main one, which is another, reports it."""
     return getattr(error, "on_all_ranks", False) and not is_main()
 
 

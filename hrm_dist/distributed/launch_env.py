@@ -1,4 +1,4 @@
-"""What the environment says of the processes that train together: which one this is, of how many, and where they meet.
+"""Read from the environment which process this is, of how many that train together, and where they meet.
 
 | started by | told by | rank, number of processes, local rank |
 |---|---|---|
@@ -12,7 +12,7 @@ A batch script and a shell of salloc have variables of Slurm too, even SLURM_PRO
 SLURM_NTASKS does not tell: it is the job's, and an interactive step of one task inherits it.
 The tasks that submitit starts on Slurm are srun's.
 
-Tasks of srun and submitit on one machine need no port: rank 0 takes a free one and tells the others, see `meeting`.
+Tasks of srun and submitit on one machine need no port: rank 0 takes a free one and tells the others, see rendezvous.py.
 On several, the port follows from the job. MASTER_PORT counts before either.
 """
 
@@ -25,7 +25,7 @@ from hrm_dist.config import ConfigError
 from hrm_dist.distributed.accelerate_env import refuse_accelerate_settings
 
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-_MEETING_PLACE = ("MASTER_ADDR", "MASTER_PORT")
+_RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")
 # Launcher; number of this task, number of all, and the former on its machine, in the order of _RANKS.
 _SRUN = ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 _SUBMITIT = ("submitit", "SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID")
@@ -47,13 +47,13 @@ class DistEnv(NamedTuple):
     local_rank: int
     master_addr: str = ""
     master_port: int = 0
-    """0: rank 0 takes a free one, and tells the others under meeting_name."""
-    meeting_name: str = ""
-    """Of these processes alone among those of their user on the machine where all of them are."""
+    """0: rank 0 takes a free one, and tells the others under `rendezvous_name`."""
+    rendezvous_name: str = ""
+    """Unique to these processes among those of their user on the machine where all of them are."""
     by_srun: bool = False
     """Whether the ranks are srun's, which may show each of its tasks a single GPU."""
     warning: str = ""
-    """What is legitimate, but perhaps not meant."""
+    """Of something that is allowed, but perhaps not meant."""
 
 
 class _Tasks(NamedTuple):
@@ -70,7 +70,7 @@ class _Tasks(NamedTuple):
 
 
 def launch_env(environment: Mapping[str, str] = os.environ) -> DistEnv:
-    """Rank, number of processes and local rank. Raises ConfigError where they are half there or contradict."""
+    """Return rank, number of processes and local rank; raise ConfigError where they are incomplete or contradict."""
     refuse_accelerate_settings(environment)
     tasks = list(_tasks(environment))
     launchers = {task.launcher for task in tasks}
@@ -96,8 +96,8 @@ def launch_env(environment: Mapping[str, str] = os.environ) -> DistEnv:
         raise ConfigError(f"RANK={rank} is not below WORLD_SIZE={world_size}; both come from the launcher.")
     for task in tasks:
         _check_agreement(rank, world_size, task, environment)
-    place = _meeting_place(environment, ranks_of) if world_size > 1 else _Place()
-    return DistEnv(rank, world_size, local_rank, *place, by_srun=ranks_of is _SRUN and not given)
+    rendezvous = _rendezvous_of(environment, ranks_of) if world_size > 1 else _Rendezvous()
+    return DistEnv(rank, world_size, local_rank, *rendezvous, by_srun=ranks_of is _SRUN and not given)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
@@ -111,7 +111,7 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 
 def _tasks(environment: Mapping[str, str]) -> Iterator[_Tasks]:
-    """Launchers of several tasks that this process runs under."""
+    """Yield the launchers of several tasks that this process runs under."""
     for launcher, rank_name, size_name, _ in _TASKS:
         is_launcher = {"srun": _in_step(environment), "submitit": _in_submitit(environment)}
         if not is_launcher.get(launcher, size_name in environment):
@@ -126,7 +126,7 @@ def _in_step(environment: Mapping[str, str]) -> bool:
 
 
 def _in_submitit(environment: Mapping[str, str]) -> bool:
-    """Whether this is a task of its local executor; a Slurm job submitted by one inherits the other variables."""
+    """Return whether this is a task of its local executor, whose other variables a Slurm job may inherit."""
     return environment.get("SUBMITIT_EXECUTOR") == "local"
 
 
@@ -135,7 +135,7 @@ def _ranks_of_tasks(names: tuple[str, ...], environment: Mapping[str, str]) -> d
 
 
 def _check_agreement(rank: int, world_size: int, task: _Tasks, environment: Mapping[str, str]) -> None:
-    """Refuse ranks that cannot be those of this task: it is one rank, or starts equally many as each other."""
+    """Refuse ranks that cannot be those of this task: it is one rank, or starts as many as every other task."""
     if "TORCHELASTIC_RUN_ID" in environment:
         if (
             environment.get("GROUP_WORLD_SIZE") == "1"
@@ -154,18 +154,18 @@ def _check_agreement(rank: int, world_size: int, task: _Tasks, environment: Mapp
         )
 
 
-class _Place(NamedTuple):
-    """Where the processes meet; see DistEnv."""
+class _Rendezvous(NamedTuple):
+    """Where the processes meet: fields of DistEnv."""
 
     addr: str = ""
     port: int = 0
-    meeting_name: str = ""
+    rendezvous_name: str = ""
 
 
-def _meeting_place(environment: Mapping[str, str], ranks_of: tuple[str, ...] | None) -> _Place:
-    """Where rank 0's store is: as MASTER_ADDR and MASTER_PORT say or, for tasks, on their first machine."""
-    given = {name: environment[name] for name in _MEETING_PLACE if environment.get(name)}
-    missing = [name for name in _MEETING_PLACE if name not in given]
+def _rendezvous_of(environment: Mapping[str, str], ranks_of: tuple[str, ...] | None) -> _Rendezvous:
+    """Return where rank 0's store is: as MASTER_ADDR and MASTER_PORT say or, for tasks, on their first machine."""
+    given = {name: environment[name] for name in _RENDEZVOUS if environment.get(name)}
+    missing = [name for name in _RENDEZVOUS if name not in given]
     if missing and ranks_of is None:
         raise ConfigError(
             f"WORLD_SIZE={environment.get('WORLD_SIZE')} without {' and '.join(missing)}: the processes do not know "
@@ -176,15 +176,15 @@ def _meeting_place(environment: Mapping[str, str], ranks_of: tuple[str, ...] | N
     addr = given.get("MASTER_ADDR") or ("127.0.0.1" if on_one_machine else _first_host_of_step(environment))
     if "MASTER_PORT" not in given:
         if on_one_machine:
-            return _Place(addr, meeting_name=_meeting_name(environment, ranks_of is _SUBMITIT))
-        return _Place(addr, _port_of_step(environment))
+            return _Rendezvous(addr, rendezvous_name=_rendezvous_name(environment, ranks_of is _SUBMITIT))
+        return _Rendezvous(addr, _port_of_step(environment))
     port = _number(environment, "MASTER_PORT")
     if not 1 <= port <= 65_535:
         raise ConfigError(f"MASTER_PORT={port} is not a port; set it to one that is free, at most 65535.")
-    return _Place(addr, port)
+    return _Rendezvous(addr, port)
 
 
-def _meeting_name(environment: Mapping[str, str], of_submitit: bool) -> str:
+def _rendezvous_name(environment: Mapping[str, str], of_submitit: bool) -> str:
     if of_submitit:
         return f"submitit-{_number(environment, 'SUBMITIT_LOCAL_JOB_ID')}"
     job, step = (_number(environment, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
@@ -203,7 +203,7 @@ def _first_host_of_step(environment: Mapping[str, str]) -> str:
 
 
 def _port_of_step(environment: Mapping[str, str]) -> int:
-    """The same port in every task, another one in steps that run beside; below those that connections are given."""
+    """Return the same port in every task, another in concurrent steps; below those that connections are given."""
     return (
         10_000 + (31 * _number(environment, "SLURM_JOB_ID") + _number(environment, "SLURM_STEP_ID")) % 20_000
     )
@@ -211,7 +211,7 @@ def _port_of_step(environment: Mapping[str, str]) -> int:
 
 def _alone(environment: Mapping[str, str]) -> DistEnv:
     is_one_task = _in_step(environment) or _in_submitit(environment)
-    left_over = {name: environment[name] for name in _MEETING_PLACE if name in environment}
+    left_over = {name: environment[name] for name in _RENDEZVOUS if name in environment}
     if left_over and not is_one_task:
         raise ConfigError(
             f"the environment has {left_over} but not RANK, WORLD_SIZE and LOCAL_RANK, so this process would train "

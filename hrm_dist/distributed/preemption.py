@@ -13,7 +13,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 class PreemptionHandler:
-    """Signals that ask to stop, from its creation to `close`, and the ranks' agreement on when.
+    """Catch the signals that ask a run to stop, until `close`, and let the ranks agree on when.
 
     After a signal to any rank all stop after the same step, or before the same batch of an evaluation. A vote is an
     all-reduce on the CPU whose result is read by the next one, a step or batch later, so that nobody waits.
@@ -32,7 +32,7 @@ class PreemptionHandler:
             raise KeyboardInterrupt
 
     def completes(self, function: Callable[[], object]) -> bool:
-        """Run a function that a signal may break off at any point; gives False if one did, or came before."""
+        """Run a function that a signal may break off at any point; return False if one did, or came before."""
         try:
             self._interrupts = True
             if self.signal_name is None:
@@ -44,7 +44,7 @@ class PreemptionHandler:
             self._interrupts = False
 
     def agreed(self) -> bool:
-        """Whether to stop now; call once per step and batch of an evaluation, on every rank equally often."""
+        """Return whether to stop now. Call once per step and batch of an evaluation, equally often on every rank."""
         if collectives.world_size() == 1:
             return self.signal_name is not None
         stop = False
@@ -56,12 +56,12 @@ class PreemptionHandler:
         return stop
 
     def finish_vote(self) -> None:
-        """Wait for the vote under way, so that no rank is left in it; call before ranks go apart."""
+        """Wait for the vote under way, so that no rank is left in it; call before the ranks part."""
         if self._pending is not None:
             self._pending.wait()
             self._pending = None
 
     def close(self) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers that were there before."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)

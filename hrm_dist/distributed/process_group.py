@@ -1,6 +1,6 @@
 """Join the other processes of a run, and leave them in order.
 
-`launch_env` reads who they are from the environment, and `heartbeat` watches over them.
+launch_env.py reads from the environment who they are; heartbeat.py finds out when one is gone.
 """
 
 import errno
@@ -25,7 +25,7 @@ from hrm_dist.distributed.launch_env import DistEnv, launch_env
 
 logger = logging.getLogger(__name__)
 
-_watch: heartbeat.Watch | None = None  # while there is a group of several processes
+_monitor: heartbeat.Monitor | None = None  # while there is a group of several processes
 
 
 class World(NamedTuple):
@@ -45,7 +45,7 @@ def process_group(device: str, even_alone: bool = False, timeout_s: float = 1800
     """Join the other processes; `device` is `auto`, `cpu` or `cuda`.
 
     A single process forms no group, unless `even_alone`: some engines ask for one. If another process is gone for
-    min(timeout_s, 60) seconds, or a collective waits for timeout_s, this one ends with exit code 1.
+    min(timeout_s, 60) seconds, this one ends with exit code 69; if a collective waits for timeout_s, with 1.
     """
     launch = launch_env()
     if launch.warning:
@@ -84,20 +84,20 @@ def _device(device: str, launch: DistEnv) -> torch.device:
 
 @contextmanager
 def _group_of_several(launch: DistEnv, backend: str, timeout_s: float) -> Iterator[None]:
-    global _watch
+    global _monitor
     timeout = timedelta(seconds=timeout_s)
-    store, watch = _meet(launch, timeout_s)
-    _watch = watch
+    store, monitor = _meet(launch, timeout_s)
+    _monitor = monitor
     try:
         dist.init_process_group(
             backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout
         )
         yield
     except BaseException as error:
-        watch.explain(error)
+        monitor.report_error(error)
         raise
     finally:
-        _watch = None
+        _monitor = None
         # DDP's wrapper must not be the last to hold the group: it ends the group's threads without letting them have
         # Python's lock, for which one may still wait, to let go of the tensors of a gather.
         gc.collect()
@@ -105,15 +105,15 @@ def _group_of_several(launch: DistEnv, backend: str, timeout_s: float) -> Iterat
             if dist.is_initialized():
                 dist.destroy_process_group()
         finally:
-            watch.close()
+            monitor.close()
 
 
-def _meet(launch: DistEnv, timeout_s: float) -> tuple[dist.Store, heartbeat.Watch]:
-    """The store that all processes share, and what watches over them; waits until all are there."""
+def _meet(launch: DistEnv, timeout_s: float) -> tuple[dist.Store, heartbeat.Monitor]:
+    """Wait until all processes are there; return the store that they share, and the monitor of their heartbeats."""
     try:
         with _in_time(launch, timeout_s):
             store = _store(launch, timeout_s)
-        return store, heartbeat.Watch(
+        return store, heartbeat.Monitor(
             store.clone(),  # pyright: ignore[reportAttributeAccessIssue]
             launch.rank,
             launch.world_size,
@@ -127,10 +127,10 @@ def _meet(launch: DistEnv, timeout_s: float) -> tuple[dist.Store, heartbeat.Watc
 
 @contextmanager
 def _in_time(launch: DistEnv, timeout_s: float) -> Iterator[None]:
-    """End the process if this takes too long: torch has no limit for a listener that is no store and never answers."""
+    """End the process if the block takes too long: torch waits forever for a listener that is no store."""
     reason = _not_met(launch, timeout_s, TimeoutError("what listens there does not answer"))
     # torch's own limit comes first, where it has one.
-    alarm = threading.Timer(timeout_s + 5.0, heartbeat.end_process, [heartbeat.Verdict(reason, EXIT_FAILED)])
+    alarm = threading.Timer(timeout_s + 5.0, heartbeat.end_process, [heartbeat.Failure(reason, EXIT_FAILED)])
     alarm.daemon = True
     alarm.start()
     try:
@@ -140,7 +140,7 @@ def _in_time(launch: DistEnv, timeout_s: float) -> Iterator[None]:
 
 
 def _store(launch: DistEnv, timeout_s: float) -> dist.Store:
-    """Raises DistError or, where rank 0 tells the port, OSError."""
+    """Connect to the store, or hold it on rank 0. Raise DistError or, where rank 0 tells the port, OSError."""
     timeout = timedelta(seconds=timeout_s)
     # torchrun and accelerate launch set them themselves. rendezvous looks nowhere else.
     os.environ.update(MASTER_ADDR=launch.master_addr, MASTER_PORT=str(launch.master_port))
@@ -148,20 +148,20 @@ def _store(launch: DistEnv, timeout_s: float) -> dist.Store:
         url = f"env://?rank={launch.rank}&world_size={launch.world_size}"
         return next(dist.rendezvous(url, timeout=timeout))[0]
     if launch.rank:
-        port = rendezvous.ask(launch.meeting_name, timeout_s)
+        port = rendezvous.request_port(launch.rendezvous_name, timeout_s)
         store = dist.TCPStore(launch.master_addr, port, timeout=timeout)
     else:
-        with rendezvous.listen(launch.meeting_name) as listener:
+        with rendezvous.listen(launch.rendezvous_name) as listener:
             store = dist.TCPStore(
                 launch.master_addr, 0, is_master=True, wait_for_workers=False, timeout=timeout
             )
-            rendezvous.tell(listener, store.port, launch.world_size - 1, timeout_s)
+            rendezvous.serve_port(listener, store.port, launch.world_size - 1, timeout_s)
     os.environ["MASTER_PORT"] = str(store.port)
     return store
 
 
 def _not_met(launch: DistEnv, timeout_s: float, error: Exception) -> str:
-    """Why a process has not met the others, and what to do."""
+    """Say why a process has not met the others, and what to do."""
     reason = str(error).splitlines()[0]
     if launch.rank == 0 and "EADDRINUSE" in reason:
         return (
@@ -170,8 +170,8 @@ def _not_met(launch: DistEnv, timeout_s: float, error: Exception) -> str:
         )
     if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
         return (
-            f"another process that runs as rank 0 of {launch.meeting_name} waits for its others on this machine; wait "
-            "for it or stop it, or set MASTER_PORT to a free port, the same for all processes of this run."
+            f"another process that runs as rank 0 of {launch.rendezvous_name} waits for its others on this machine; "
+            "wait for it or stop it, or set MASTER_PORT to a free port, the same for all processes of this run."
         )
     port = f"MASTER_PORT={launch.master_port}" if launch.master_port else "a port that rank 0 tells"
     return (
@@ -183,5 +183,5 @@ def _not_met(launch: DistEnv, timeout_s: float, error: Exception) -> str:
 
 def report_step(step: int) -> None:
     """Note the step that this process has reached, for messages about processes that are gone."""
-    if _watch is not None:
-        _watch.step = step
+    if _monitor is not None:
+        _monitor.step = step

@@ -1,8 +1,7 @@
-"""How processes on one machine learn the port that rank 0 took, when nobody has given them one.
+"""Tell the processes on one machine the port that rank 0 took, when nobody has given them one.
 
-Rank 0 listens on a socket of Linux's abstract namespace and tells everyone who asks. Its name is free again with the
-end of the process, however that comes, and it is seen where 127.0.0.1 is the same: nothing is left over or needed on
-a disk.
+Rank 0 listens on a socket of Linux's abstract namespace and tells everyone who asks. Its name is free again when the
+process ends, however that comes, and is visible wherever 127.0.0.1 is the same: nothing is needed or left on a disk.
 """
 
 import os
@@ -10,7 +9,7 @@ import socket
 import struct
 import time
 
-_ASK_AGAIN_S = 0.02
+_RETRY_S = 0.02
 
 
 def _address(name: str) -> str:
@@ -18,7 +17,7 @@ def _address(name: str) -> str:
 
 
 def listen(name: str) -> socket.socket:
-    """Where the others will ask; the caller closes it. Raises OSError if the name is taken."""
+    """Return the socket where the others will ask; the caller closes it. Raise OSError if the name is taken."""
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(_address(name))
@@ -29,24 +28,24 @@ def listen(name: str) -> socket.socket:
     return listener
 
 
-def tell(listener: socket.socket, port: int, num_others: int, timeout_s: float) -> None:
-    """Tell the port to so many others. Raises TimeoutError, which says how many have asked."""
+def serve_port(listener: socket.socket, port: int, num_others: int, timeout_s: float) -> None:
+    """Tell the port to that many others. Raise TimeoutError, which says how many have asked."""
     deadline = time.monotonic() + timeout_s
-    told = 0
-    while told < num_others:
+    num_told = 0
+    while num_told < num_others:
         try:
             listener.settimeout(_until(deadline))
             connection, _ = listener.accept()
         except TimeoutError:
-            raise TimeoutError(f"{told} of the other {num_others} have come") from None
+            raise TimeoutError(f"{num_told} of the other {num_others} have come") from None
         with connection:
             if _is_own_user(connection):
                 connection.sendall(f"{port}\n".encode())
-                told += 1
+                num_told += 1
 
 
-def ask(name: str, timeout_s: float) -> int:
-    """The port that rank 0 tells, once it is there. Raises TimeoutError."""
+def request_port(name: str, timeout_s: float) -> int:
+    """Return the port that rank 0 tells, once it listens. Raise TimeoutError."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -61,7 +60,7 @@ def ask(name: str, timeout_s: float) -> int:
             raise TimeoutError("rank 0 has not come") from None
         except OSError:  # it does not listen yet
             pass
-        time.sleep(_ASK_AGAIN_S)
+        time.sleep(_RETRY_S)
 
 
 def _until(deadline: float) -> float:
@@ -72,7 +71,7 @@ def _until(deadline: float) -> float:
 
 
 def _is_own_user(connection: socket.socket) -> bool:
-    """Whether the other side belongs to this user; anyone may take a name or ask."""
+    """Return whether the other side belongs to this user; anyone may take a name or ask."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, user, _ = struct.unpack("3i", credentials)
     return user == os.geteuid()

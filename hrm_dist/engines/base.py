@@ -1,16 +1,22 @@
-"""What the trainer asks of an engine: hold the trained network, turn losses into updates, give up its state."""
+"""What the trainer asks of an engine: hold the trained network, turn losses into updates, give up its state.
 
-from collections.abc import Callable, Iterator
+`Engine` is the interface, `LocalEngine` what the engines of torch share.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from hrm_dist.tensor_shards import Piece, Read
+from hrm_dist.config import TrainConfig
+from hrm_dist.optim import AdamATan2
+from hrm_dist.tensor_shards import ReadFn, TensorShard, load_into
 
-Copy = Callable[[Tensor, Tensor], None]
+CopyFn = Callable[[Tensor, Tensor], None]
 """Overwrite a (perhaps split) parameter by a whole tensor."""
-Initialize = Callable[[str, nn.Module, Copy], None]
+InitModuleFn = Callable[[str, nn.Module, CopyFn], None]
 """Give the parameters of one module, known by its name in the network, their initial values."""
 
 PREFIX = "network"
@@ -21,19 +27,19 @@ class Engine(Protocol):
     """One way to spread the network, its optimizer and its moving average over the ranks.
 
     An engine is made of a network on the meta device, so that it never holds more than its share. State is
-    exchanged in pieces and by name, so a checkpoint does not know which engine wrote it: `model.NAME`,
+    exchanged as shards of tensors, by name, so a checkpoint does not know which engine wrote it: `model.NAME`,
     `exp_avg.NAME`, `exp_avg_sq.NAME` and `ema.NAME`, with NAME as in the model that has the network.
     """
 
     network: nn.Module
     """The module to call in place of the network given to the engine."""
 
-    def rehearse(self, backward: Callable[[], None]) -> None:
-        """Call before the first step of a process; it may call `backward`: a forward and backward of no effect."""
+    def warm_up_backward(self, forward_backward: Callable[[], None]) -> None:
+        """Call before the first step of a process; it may call `forward_backward`, which has no effect on the state."""
         ...
 
-    def begin_micro_batch(self, *, is_last: bool) -> None:
-        """Call before the forward of each part of a step's batch."""
+    def set_requires_gradient_sync(self, is_last: bool) -> None:
+        """Call before the forward of each part of a step's batch, saying whether it is the last one."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -43,35 +49,86 @@ class Engine(Protocol):
     def step(self, lr: float, finite: Tensor) -> Tensor:
         """Update the weights and their moving average, and clear the gradients.
 
-        finite: whether this rank found nothing else than finite numbers (bool, on the device). Gives whether
-        the update was made: on every rank, or, if a loss or gradient of any is not finite, on none.
+        finite: whether this rank found nothing else than finite numbers (bool, on the device). Return whether the
+        update was applied: on every rank, or, if a loss or gradient of any is not finite, on none.
         """
         ...
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Within this context the network has its averaged weights (its own, where there is no average)."""
+    def ema_weights(self) -> AbstractContextManager[None]:
+        """Let the network have its averaged weights within a context (its own, where there is no average)."""
         ...
 
     def num_updates(self) -> int:
-        """Updates made so far."""
+        """Return the number of updates so far."""
         ...
 
-    def pieces(self) -> Iterator[Piece]:
-        """This rank's share of the state; the shares of all ranks are the whole state once."""
+    def tensor_shards(self) -> Iterator[TensorShard]:
+        """Yield this rank's share of the state; the shares of all ranks are the whole state once."""
         ...
 
-    def load(self, read: Read, num_updates: int) -> None:
+    def load(self, read: ReadFn, num_updates: int) -> None:
         """Take over a state after `num_updates` updates."""
         ...
 
 
+class LocalEngine:
+    """What engines of torch have in common: AdamATan2 works on this rank's weights, which autograd gives gradients."""
+
+    def __init__(self, network: nn.Module, shards: Sequence[TensorShard], config: TrainConfig) -> None:
+        """shards: by name in a state; their data, of any shape, are the tensors to train."""
+        self.network = network
+        self._weights = {shard.key: shard for shard in shards}
+        self._optimizer = AdamATan2([shard.data for shard in shards], **optimizer_settings(config))
+
+    def warm_up_backward(self, forward_backward: Callable[[], None]) -> None:
+        """Do nothing: every step is computed in the same way."""
+
+    def set_requires_gradient_sync(self, is_last: bool) -> None:
+        """Do nothing: the gradients of every part are summed over the ranks, so that none is kept whole."""
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self, lr: float, finite: Tensor) -> Tensor:
+        self._optimizer.prepare(lr, finite)
+        self._optimizer.step()
+        return self._optimizer.update_applied
+
+    def ema_weights(self) -> AbstractContextManager[None]:
+        return self._optimizer.ema_weights()
+
+    def num_updates(self) -> int:
+        return int(self._optimizer.num_updates.item())
+
+    def tensor_shards(self) -> Iterator[TensorShard]:
+        """Yield views of the weights and of what the optimizer keeps for them."""
+        for name, weight in self._weights.items():
+            for kind, state in {"model": weight.data, **self._optimizer.state_of(weight.data)}.items():
+                yield weight._replace(key=f"{kind}.{name}", data=state.detach().view(-1))
+
+    def load(self, read: ReadFn, num_updates: int) -> None:
+        for shard in LocalEngine.tensor_shards(self):  # all that is here, whichever rank writes it
+            load_into(shard, read)
+        self._optimizer.num_updates.fill_(num_updates)
+
+
+def optimizer_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return AdamATan2's arguments beside the tensors."""
+    return {
+        "lr": config.lr,
+        "betas": (config.beta1, config.beta2),
+        "weight_decay": config.weight_decay,
+        "ema_rate": config.ema_rate if config.ema else None,
+    }
+
+
 def named_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """The network's parameters under their names in a state."""
+    """Return the network's parameters under their names in a state."""
     return dict(network.named_parameters(prefix=PREFIX))
 
 
 def gather_units(network: nn.Module, gather_unit: str) -> list[nn.Module]:
-    """The modules whose weights are whole at a time, in an engine that splits them.
+    """Return the modules whose weights are gathered together, in an engine that splits them.
 
     loop: the recurrence, gathered once per segment, however many cycles it has. level: each of its levels,
     gathered once per update. layer: each block of them.
@@ -83,3 +140,9 @@ def gather_units(network: nn.Module, gather_unit: str) -> list[nn.Module]:
     if gather_unit == "level":
         return levels
     return [layer for level in levels for layer in level.get_submodule("layers").children()]
+
+
+@torch.no_grad()
+def copy_whole(parameter: Tensor, values: Tensor) -> None:
+    """Overwrite a parameter that is whole on this rank."""
+    parameter.copy_(values)

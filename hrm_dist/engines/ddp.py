@@ -1,7 +1,6 @@
 """The engine of one process, and of many with a whole copy each (DistributedDataParallel)."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
@@ -10,9 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import collectives
-from hrm_dist.engines.base import Initialize, named_parameters
-from hrm_dist.engines.optimizer_state import LocalState, copy_whole
-from hrm_dist.tensor_shards import Piece, Place, Read, share_out
+from hrm_dist.engines.base import InitModuleFn, LocalEngine, copy_whole, named_parameters
+from hrm_dist.tensor_shards import TensorShard, partition_by_size
 
 
 # DDP checks that the return annotation is this very one.
@@ -23,55 +21,48 @@ def _sum_gradients(_state: None, bucket: dist.GradBucket) -> torch.futures.Futur
     return work.get_future().then(lambda future: future.value()[0])
 
 
-class DDPEngine:
+class DDPEngine(LocalEngine):
     """Replicated weights, optimizer and moving average."""
 
     def __init__(
-        self, network: nn.Module, config: TrainConfig, device: torch.device, initialize: Initialize
+        self, network: nn.Module, config: TrainConfig, device: torch.device, init_module: InitModuleFn
     ) -> None:
         network.to_empty(device=device)
         for name, module in network.named_modules():
-            initialize(name, module, copy_whole)
+            init_module(name, module, copy_whole)
         params = named_parameters(network)
-        places = {name: Place(tuple(param.shape), 0) for name, param in params.items()}
-        self._state = LocalState(params, places, config)
-        self.network, self._ddp = network, None
+        shards = [TensorShard(name, tuple(param.shape), 0, param) for name, param in params.items()]
+        super().__init__(network, shards, config)
+        sizes = {name: param.numel() for name, param in params.items()}
+        self._writer_of = partition_by_size(sizes, collectives.world_size())
+        self._ddp = None
         if collectives.world_size() > 1:
             # The initial weights are a function of the seed and the same everywhere.
             self._ddp = DistributedDataParallel(network, init_sync=False, gradient_as_bucket_view=True)
             self._ddp.register_comm_hook(None, _sum_gradients)
-            self.network = self._ddp
+            self.network: nn.Module = self._ddp
 
-    def rehearse(self, backward: Callable[[], None]) -> None:
+    def warm_up_backward(self, forward_backward: Callable[[], None]) -> None:
         # After a process's first backward DDP lays out its buckets anew, by when gradients came. In a sum over more
-        # than two ranks the place in a bucket decides on rounding: no step may be made with the first layout.
+        # than two ranks the position in a bucket decides on rounding: no step may be made with the first layout.
         if self._ddp is not None:
-            backward()
-            self._state.clear_gradients(keep=True)
+            forward_backward()
+            self._clear_gradients()
 
-    def begin_micro_batch(self, *, is_last: bool) -> None:
+    def set_requires_gradient_sync(self, is_last: bool) -> None:
         if self._ddp is not None:
             self._ddp.require_backward_grad_sync = is_last  # as DDP's no_sync() does
 
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
     def step(self, lr: float, finite: Tensor) -> Tensor:
-        made = self._state.step(lr, finite)
-        self._state.clear_gradients(keep=True)  # they are views of DDP's buckets
-        return made
+        update_applied = super().step(lr, finite)
+        self._clear_gradients()
+        return update_applied
 
-    def averaged(self) -> AbstractContextManager[None]:
-        return self._state.averaged()
+    def _clear_gradients(self) -> None:
+        self._optimizer.zero_grad(set_to_none=False)  # they are views of DDP's buckets
 
-    def num_updates(self) -> int:
-        return self._state.num_updates()
-
-    def pieces(self) -> Iterator[Piece]:
-        # Every rank has everything, and writes some.
-        sizes = {name: tensor.numel() for name, tensor in self._state.tensors.items()}
-        share_of = share_out(sizes, collectives.world_size())
-        return self._state.pieces([name for name in sizes if share_of[name] == collectives.rank()])
-
-    def load(self, read: Read, num_updates: int) -> None:
-        self._state.load(read, num_updates)
+    def tensor_shards(self) -> Iterator[TensorShard]:
+        """Yield some of the weights: every rank has them all."""
+        for shard in super().tensor_shards():
+            if self._writer_of[shard.key.split(".", 1)[1]] == collectives.rank():
+                yield shard

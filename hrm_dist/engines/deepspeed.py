@@ -13,8 +13,8 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,17 @@ from torch import Tensor, nn
 from hrm_dist.config import TrainConfig
 from hrm_dist.config.architectures import level_runs
 from hrm_dist.distributed import collectives
-from hrm_dist.engines.base import Initialize, gather_units, named_parameters
-from hrm_dist.engines.optimizer_state import copy_whole
-from hrm_dist.optim import EMA, AdamATan2
-from hrm_dist.tensor_shards import Piece, Place, Read, fill
+from hrm_dist.engines.base import (
+    InitModuleFn,
+    copy_whole,
+    gather_units,
+    named_parameters,
+    optimizer_settings,
+)
+from hrm_dist.optim import AdamATan2
+from hrm_dist.tensor_shards import ReadFn, TensorShard, load_into
 
 _STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 _BUCKET_ELEMENTS = 2**25
 # DeepSpeed calls them by the names that torch deprecated in 2.13.
 _OLD_COLLECTIVES = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)`"
@@ -48,13 +52,13 @@ class _SummingAdamATan2(AdamATan2):
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether DeepSpeed says something else than that AdamATan2 is not its own."""
+    """Return whether DeepSpeed says something else than that AdamATan2 is not its own."""
     return "untested optimizer" not in record.getMessage()
 
 
 @contextmanager
 def _variables(**values: str) -> Iterator[None]:
-    """Environment variables that have these values within, unless they were set before."""
+    """Set environment variables within a context, unless they were set before."""
     missing = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(missing)
     try:
@@ -64,15 +68,8 @@ def _variables(**values: str) -> Iterator[None]:
             del os.environ[name]
 
 
-class _Run(NamedTuple):
-    """The part of a parameter that this rank keeps, as views of DeepSpeed's float32 partitions."""
-
-    place: Place
-    states: dict[str, Tensor]  # by kind: model, exp_avg, exp_avg_sq, ema
-
-
 def _settings(stage: int, num_params: int) -> dict[str, Any]:
-    """DeepSpeed's configuration. Numeric precision is the model's own affair: here everything is float32."""
+    """Return DeepSpeed's configuration. Numeric precision is the model's own affair: here everything is float32."""
     zero: dict[str, Any] = {
         "stage": stage,
         # Allocated whole, so not larger than what it can hold, and small beside a large model.
@@ -98,7 +95,7 @@ def _settings(stage: int, num_params: int) -> dict[str, Any]:
 
 @contextmanager
 def _quiet(device: torch.device) -> Iterator[None]:
-    """Around the import of DeepSpeed and what it makes: its environment, without its warnings."""
+    """Give the import of DeepSpeed and what it makes their environment, without their warnings."""
     warnings.filterwarnings("ignore", _OLD_COLLECTIVES, FutureWarning)
     # It asks for LOCAL_RANK even where there is one process. What torch deprecates of its own, it imports.
     with (
@@ -108,7 +105,7 @@ def _quiet(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _materialize(network: nn.Module, stage: int, device: torch.device, initialize: Initialize) -> None:
+def _materialize(network: nn.Module, stage: int, device: torch.device, init_module: InitModuleFn) -> None:
     """Give a network on the meta device its initial weights; in stage 3 one module at a time is whole."""
     import deepspeed
 
@@ -118,14 +115,14 @@ def _materialize(network: nn.Module, stage: int, device: torch.device, initializ
         partitioner = deepspeed.zero.Init(config_dict_or_path=settings, dtype=torch.float32)
     for name, module in network.named_modules():
         module.to_empty(device=device, recurse=False)
-        initialize(name, module, copy_whole)
+        init_module(name, module, copy_whole)
         if partitioner is not None:
             for param in module.parameters(recurse=False):
                 partitioner._zero_init_param(param)
 
 
 def _units(network: nn.Module, config: TrainConfig) -> list[nn.Module]:
-    """What stage 3 gathers as a whole; without any, it gathers every weight by itself.
+    """Return what stage 3 gathers as a whole; without any, it gathers every weight by itself.
 
     Such a unit may carry gradient only once in a segment, or its gradients are reduced too early.
     """
@@ -138,7 +135,7 @@ def _units(network: nn.Module, config: TrainConfig) -> list[nn.Module]:
 def _initialize(
     network: nn.Module, optimizer: AdamATan2, stage: int, units: Sequence[nn.Module]
 ) -> tuple[Any, Any]:
-    """DeepSpeed's wrappers of the network and of the optimizer."""
+    """Return DeepSpeed's wrappers of the network and of the optimizer."""
     import deepspeed
 
     params: list[Any] = list(network.parameters())
@@ -168,16 +165,14 @@ class DeepSpeedEngine:
     """ZeRO in stage 1, 2 or 3, with our optimizer and its state split over the ranks."""
 
     def __init__(
-        self, network: nn.Module, config: TrainConfig, device: torch.device, initialize: Initialize
+        self, network: nn.Module, config: TrainConfig, device: torch.device, init_module: InitModuleFn
     ) -> None:
         self._stage = _STAGES[config.engine]
         with _quiet(device):
             _prepare_import()
-            _materialize(network, self._stage, device, initialize)
+            _materialize(network, self._stage, device, init_module)
             self._params = named_parameters(network)
-            self._optimizer = _SummingAdamATan2(
-                self._params.values(), config.lr, (config.beta1, config.beta2), config.weight_decay
-            )
+            self._optimizer = _SummingAdamATan2(self._params.values(), **optimizer_settings(config))
             self._engine, self._zero = _initialize(
                 network, self._optimizer, self._stage, _units(network, config)
             )
@@ -187,46 +182,28 @@ class DeepSpeedEngine:
             if self._stage == 3
             else self._zero.single_partition_of_fp32_groups
         )
-        self._ema = EMA(partitions, config.ema_rate) if config.ema else None
-        # The average is one more state of the optimizer, so that it is cut into parameters like the moments.
-        self._keys = [*_MOMENTS, "ema"] if self._ema is not None else [*_MOMENTS]
-        for index, partition in enumerate(partitions):
-            self._optimizer.moments(partition)
-            if self._ema is not None:
-                self._optimizer.state[partition]["ema"] = self._ema.averages[index]
+        for partition in partitions:
+            self._optimizer.state_of(partition)
+        self._kinds = list(self._optimizer.state_of(partitions[0]))
         if self._stage < 3:
             self._zero._lazy_init_hp_params_optimizer_state()
 
-    def rehearse(self, backward: Callable[[], None]) -> None:
-        """Nothing to do: every step is computed in the same way."""
+    def warm_up_backward(self, forward_backward: Callable[[], None]) -> None:
+        """Do nothing: every step is computed in the same way."""
 
-    def begin_micro_batch(self, *, is_last: bool) -> None:
-        """Nothing to do: DeepSpeed adds up gradients until `step`."""
+    def set_requires_gradient_sync(self, is_last: bool) -> None:
+        """Do nothing: DeepSpeed adds up gradients until `step`."""
 
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)
 
     def step(self, lr: float, finite: Tensor) -> Tensor:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._optimizer.finite = finite
+        self._optimizer.prepare(lr, finite)
         self._engine.step()
-        if self._ema is not None:
-            self._ema.update(self._optimizer.finite)
-        return self._optimizer.finite
+        return self._optimizer.update_applied
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        if self._ema is None:
-            yield
-            return
-        self._ema.swap()
-        self._use_partitions()
-        try:
-            yield
-        finally:
-            self._ema.swap()
-            self._use_partitions()
+    def ema_weights(self) -> AbstractContextManager[None]:
+        return self._optimizer.ema_weights(on_swap=self._use_partitions)
 
     def _use_partitions(self) -> None:
         """Let the network compute with what the optimizer's float32 partitions hold now."""
@@ -240,48 +217,44 @@ class DeepSpeedEngine:
     def num_updates(self) -> int:
         return int(self._optimizer.num_updates.item())
 
-    def pieces(self) -> Iterator[Piece]:
-        for name, run in self._runs():
-            for kind, values in run.states.items():
-                yield Piece(f"{kind}.{name}", run.place, values)
+    def tensor_shards(self) -> Iterator[TensorShard]:
+        """Yield views of what this rank has of every parameter, cut out of DeepSpeed's float32 partitions."""
+        shards_of = _shards_in_stage_3 if self._stage == 3 else _shards_in_stages_1_and_2
+        for name, param in self._params.items():
+            yield from shards_of(name, param, self._kinds)
 
     @torch.no_grad()
-    def load(self, read: Read, num_updates: int) -> None:
-        for name, run in self._runs():
-            for kind, values in run.states.items():
-                fill(values, run.place.start, f"{kind}.{name}", read)
+    def load(self, read: ReadFn, num_updates: int) -> None:
+        for shard in self.tensor_shards():
+            load_into(shard, read)
         self._optimizer.num_updates.fill_(num_updates)
         self._use_partitions()
 
-    def _runs(self) -> Iterator[tuple[str, _Run]]:
-        """This rank's part of every parameter of which it has one."""
-        run_of = _run_of_stage_3 if self._stage == 3 else _run_of_stages_1_and_2
-        for name, param in self._params.items():
-            run = run_of(param, self._keys)
-            if run is not None:
-                yield name, run
 
-
-def _run_of_stages_1_and_2(param: Any, keys: list[str]) -> _Run | None:
+def _shards_in_stages_1_and_2(name: str, param: Any, kinds: Sequence[str]) -> Iterator[TensorShard]:
     mapping = param._hp_mapping
     if mapping is None:
-        return None
-    states = {"model": mapping.get_hp_fragment(), **{key: mapping.get_hp_fragment(key) for key in keys}}
-    return _Run(Place(tuple(param.shape), mapping.lp_fragment_address.start), states)
+        return
+    shape, offset = tuple(param.shape), mapping.lp_fragment_address.start
+    yield TensorShard(f"model.{name}", shape, offset, mapping.get_hp_fragment())
+    for kind in kinds:
+        yield TensorShard(f"{kind}.{name}", shape, offset, mapping.get_hp_fragment(kind))
 
 
-def _run_of_stage_3(param: Any, keys: list[str]) -> _Run | None:
-    """An equal share of the flattened parameter; what pads the last ones is left out."""
+def _shards_in_stage_3(name: str, param: Any, kinds: Sequence[str]) -> Iterator[TensorShard]:
+    """Yield an equal share of the flattened parameter; what pads the last ones is left out."""
     from deepspeed import utils
 
     size = param.ds_tensor.numel()
-    start = collectives.rank() * size
-    length = min(size, param.ds_numel - start)
+    shape, offset = tuple(param.ds_shape), collectives.rank() * size
+    length = min(size, param.ds_numel - offset)
     if length <= 0:
-        return None
-    states: dict[str, Any] = {"model": utils.safe_get_local_fp32_param(param)}
-    states |= {key: utils.safe_get_local_optimizer_state(param, key) for key in keys}
-    return _Run(Place(tuple(param.ds_shape), start), {kind: part[:length] for kind, part in states.items()})
+        return
+    weights: Any = utils.safe_get_local_fp32_param(param)
+    yield TensorShard(f"model.{name}", shape, offset, weights[:length])
+    for kind in kinds:
+        state: Any = utils.safe_get_local_optimizer_state(param, kind)
+        yield TensorShard(f"{kind}.{name}", shape, offset, state[:length])
 
 
 def _prepare_import() -> None:

@@ -1,7 +1,6 @@
 """The engine that splits weights, gradients, optimizer and moving average over the ranks (FSDP2, `fully_shard`)."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -12,16 +11,15 @@ from torch.distributed.tensor import DTensor
 
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import collectives
-from hrm_dist.engines.base import Initialize, gather_units, named_parameters
-from hrm_dist.engines.optimizer_state import LocalState
-from hrm_dist.tensor_shards import Piece, Place, Read
+from hrm_dist.engines.base import InitModuleFn, LocalEngine, gather_units, named_parameters
+from hrm_dist.tensor_shards import TensorShard
 
 
-class FSDPEngine:
+class FSDPEngine(LocalEngine):
     """Every parameter split by rows; whole only while it is used."""
 
     def __init__(
-        self, network: nn.Module, config: TrainConfig, device: torch.device, initialize: Initialize
+        self, network: nn.Module, config: TrainConfig, device: torch.device, init_module: InitModuleFn
     ) -> None:
         mesh = init_device_mesh(device.type, (collectives.world_size(),))
         for module in (*gather_units(network, config.gather_unit), network):
@@ -33,50 +31,31 @@ class FSDPEngine:
             sharded.set_force_sum_reduction_for_comms(True)
         network.to_empty(device=device)
         for name, module in network.named_modules():
-            initialize(name, module, _copy_own_rows)
-        self.network = network
+            init_module(name, module, _copy_own_rows)
         self._params = {name: cast(DTensor, param) for name, param in named_parameters(network).items()}
-        # The optimizer works on this rank's rows, as plain tensors.
-        rows = {name: param.to_local().detach() for name, param in self._params.items()}
-        places = {
-            name: Place(tuple(param.shape), _rows_before(param) * (param.numel() // param.shape[0]))
-            for name, param in self._params.items()
-        }
-        self._state = LocalState(rows, places, config)
-
-    def rehearse(self, backward: Callable[[], None]) -> None:
-        """Nothing to do: every step is computed in the same way."""
-
-    def begin_micro_batch(self, *, is_last: bool) -> None:
-        """Nothing to do: the gradients of every part are summed over the ranks, so that none is kept whole."""
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        super().__init__(network, [_own_rows(name, param) for name, param in self._params.items()], config)
 
     def step(self, lr: float, finite: Tensor) -> Tensor:
         for name, param in self._params.items():
             grad = None if param.grad is None else cast(DTensor, param.grad).to_local()
-            self._state.tensors[name].grad = grad
+            self._weights[name].data.grad = grad
             param.grad = None
-        made = self._state.step(lr, finite)
-        self._state.clear_gradients(keep=False)
-        return made
+        update_applied = super().step(lr, finite)
+        self._optimizer.zero_grad()
+        return update_applied
 
-    def averaged(self) -> AbstractContextManager[None]:
-        return self._state.averaged()
+    def tensor_shards(self) -> Iterator[TensorShard]:
+        return (shard for shard in super().tensor_shards() if len(shard.data))
 
-    def num_updates(self) -> int:
-        return self._state.num_updates()
 
-    def pieces(self) -> Iterator[Piece]:
-        return self._state.pieces([name for name, rows in self._state.tensors.items() if rows.numel()])
-
-    def load(self, read: Read, num_updates: int) -> None:
-        self._state.load(read, num_updates)
+def _own_rows(name: str, param: DTensor) -> TensorShard:
+    """Return this rank's rows of a parameter as a plain tensor, which the optimizer works on."""
+    offset = _rows_before(param) * (param.numel() // param.shape[0])
+    return TensorShard(name, tuple(param.shape), offset, param.to_local().detach())
 
 
 def _rows_before(param: Tensor) -> int:
-    """Rows of a parameter that earlier ranks have, as `Shard(0)` splits them: the last may have fewer, or none."""
+    """Count a parameter's rows on earlier ranks, as `Shard(0)` splits them: the last may have fewer, or none."""
     rows = param.shape[0]
     return min(rows, collectives.rank() * -(-rows // collectives.world_size()))
 

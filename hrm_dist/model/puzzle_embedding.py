@@ -39,7 +39,7 @@ WHOLE_TABLE = TablePlacement()
 
 
 def place_table(config: TrainConfig, metadata: DatasetMetadata, world: World) -> TablePlacement:
-    """Where the configuration puts the table of a rank."""
+    """Return where the configuration puts the table of a rank."""
     shard = config.puzzle_emb_shard
     if shard is None:
         shard = 4 * metadata.num_puzzle_identifiers * config.arch.puzzle_emb_width > _SHARD_ABOVE_BYTES
@@ -49,7 +49,7 @@ def place_table(config: TrainConfig, metadata: DatasetMetadata, world: World) ->
 
 
 def rows_of_part(num_rows: int, part: int, num_parts: int) -> range:
-    """The rows of one of num_parts blocks of equal size; the last ones have fewer, or none."""
+    """Return the rows of one of num_parts blocks of equal size; the last ones have fewer, or none."""
     size = -(-num_rows // num_parts)
     return range(min(part * size, num_rows), min((part + 1) * size, num_rows))
 
@@ -87,14 +87,14 @@ class PuzzleEmbedding(nn.Module):
         return self.placement.num_parts > 1
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `.to(device)` and the like do; a table with a device of its own stays as it is."""
+        """Do what `.to(device)` and the like ask for; a table with a device of its own stays as it is."""
         return self if self.placement.device is not None else super()._apply(fn, recurse)
 
     def init_weights(self, init: InitFn) -> None:
         init("weights", 0.0)
 
     def forward(self, identifiers: Tensor) -> Tensor:
-        """Rows of the identifiers, [B, D] float32; in training, their gradient is kept for `SignSGD`.
+        """Return the rows of the identifiers, [B, D] float32; in training, their gradient is kept for `SignSGD`.
 
         Of a sharded table all ranks look up at the same time, in training equally many rows.
         """
@@ -104,7 +104,7 @@ class PuzzleEmbedding(nn.Module):
         return rows
 
     def local_index(self, identifiers: Tensor) -> Tensor:
-        """Where in `weights` the rows of the identifiers are; those of other ranks, in the last row."""
+        """Return where in `weights` the rows of the identifiers are; those of other ranks, in the last row."""
         if not self.is_sharded:
             return identifiers
         is_here = (identifiers >= self.rows.start) & (identifiers < self.rows.stop)
@@ -115,7 +115,7 @@ class PuzzleEmbedding(nn.Module):
         return self.weights[index].to(identifiers.device)
 
     def _ask_all_ranks(self, identifiers: Tensor) -> Tensor:
-        """Rows of the identifiers from whichever rank holds them, [B, D].
+        """Return the rows of the identifiers from whichever rank holds them, [B, D].
 
         Every rank sends and receives W * B * D numbers, all of the global batch, however many ranks there are.
         """
@@ -139,13 +139,13 @@ class PuzzleEmbedding(nn.Module):
         rows.requires_grad_().register_post_accumulate_grad_hook(collect)
 
     def finite_gradients(self) -> Tensor:
-        """For each identifier looked up since the last step, whether its gradient is finite, [B] bool."""
+        """Return, for each identifier looked up since the last step, whether its gradient is finite, [B] bool."""
         return torch.cat([torch.isfinite(part.grads).all(-1) for part in self.gradients])
 
     # For checkpoints
 
     def own_rows(self) -> tuple[int, Tensor]:
-        """The first of this rank's share of the rows, and the share, [n, D], a view.
+        """Return the first of this rank's share of the rows, and the share, [n, D], a view.
 
         The shares of all ranks together are the table, each row once, also where every rank holds all.
         """
@@ -175,11 +175,11 @@ class SignSGD:
         self.weight_decay = weight_decay
 
     @torch.no_grad()
-    def step(self, lr: float, ok: Tensor | None = None) -> None:
+    def step(self, lr: float, update_applied: Tensor | None = None) -> None:
         """Move each used row by lr against the sign of its gradient, summed over the global batch.
 
-        ok: [] bool, whether to change anything, the same on every rank. Whatever it says, the gradients since
-        the last step are used up.
+        update_applied: [] bool, whether the engine applied its update; if not, nothing changes here either, but the
+        gradients since the last step are used up all the same.
         Every rank finds the same update and makes it on the rows it holds. A gradient that vanishes but for
         rounding has a sign that depends on the order of summation.
         """
@@ -197,4 +197,6 @@ class SignSGD:
         index = self.table.local_index(identifiers).to(weights.device)
         rows = weights[index]
         moved = (rows * (1 - lr * self.weight_decay)).add_(direction, alpha=-lr)
-        weights[index] = moved if ok is None else torch.where(ok.to(weights.device), moved, rows)
+        if update_applied is not None:
+            moved = torch.where(update_applied.to(weights.device), moved, rows)
+        weights[index] = moved

@@ -252,14 +252,15 @@ def _last_step(config: TrainConfig, state: Mapping[str, Any]) -> int | None:
 
 
 def _metrics(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """The last whole row, the last one with an evaluation, and the number of skipped updates in all."""
+    """The last row of training, the last one of scores (in older runs one row has both), and the number of skips."""
     try:
         content = path.read_bytes()
     except OSError:
         return {}, {}, 0
     content = content[: content.rfind(b"\n") + 1]
     skipped = sum(map(int, re.findall(rb'"train/skipped_updates": (\d+)', content)))
-    return _row_before(content, len(content)), _row_before(content, content.rfind(b'"eval/')), skipped
+    row, scores = (_row_before(content, content.rfind(key)) for key in (b'"train/', b'"eval/'))
+    return row, scores, skipped
 
 
 def _row_before(content: bytes, position: int) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def _check(num_rows: int, world: World) -> None:
                     rows = table(identifiers[half])
                     assert torch.equal(rows, before[identifiers[half]])
                     (rows * grads[half]).sum().backward()
-                optimizer.step(0.01, ok=torch.tensor(factor == 1.0))
+                optimizer.step(0.01, update_applied=torch.tensor(factor == 1.0))
             _check_shares(whole, part)
         assert not torch.equal(whole.weights, values)
 

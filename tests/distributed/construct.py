@@ -29,12 +29,12 @@ def main() -> int:
         sizes = [param.numel() * 4 for param in network.parameters()]
         held: list[int] = []
 
-        def initialize(name: str, module: nn.Module, copy: Callable[[Tensor, Tensor], None]) -> None:
+        def init_module(name: str, module: nn.Module, copy: Callable[[Tensor, Tensor], None]) -> None:
             initialize_module(name, module, copy, config.seed)
             held.append(sum(map(held_bytes, network.parameters())))
 
-        engine = build_engine(network, config, world.device, initialize)
-        own = sum(piece.data.nbytes for piece in engine.pieces() if piece.key.startswith("model."))
+        engine = build_engine(network, config, world.device, init_module)
+        own = sum(shard.data.nbytes for shard in engine.tensor_shards() if shard.key.startswith("model."))
         print(json.dumps({"whole": sum(sizes), "largest": max(sizes), "peak": max(held), "own": own}))
     return 0
 

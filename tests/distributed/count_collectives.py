@@ -63,7 +63,6 @@ def main() -> int:
             counting.bytes.clear()
             with counting:
                 trainer.train_step(trainer.reader.batch(step))
-            trainer.step += 1
     print(json.dumps({"calls": counting.counts, "bytes": counting.bytes, "waits": len(waits)}))
     return 0
 

@@ -46,12 +46,12 @@ def main() -> int:
                     "names": report.describe(Path(config.data_path)),
                     "row": {
                         k: v
-                        for k, v in trainer.sums.row(config.global_batch_size).items()
+                        for k, v in trainer.state.sums.row(config.global_batch_size).items()
                         if k == "train/loss"
                     },
                     "next_is_clean": trainer.skipped.report() is None,
                     "carry_is_finite": all(
-                        carry.inner_carry.z_H.isfinite().all().item() for carry in trainer.carries
+                        carry.inner_carry.z_H.isfinite().all().item() for carry in trainer.state.carries
                     ),
                 }
             )
@@ -60,24 +60,23 @@ def main() -> int:
 
 
 def step(trainer: Trainer) -> None:
-    trainer.train_step(trainer.reader.batch(trainer.step))
-    trainer.step += 1
+    trainer.train_step(trainer.reader.batch(trainer.state.step))
 
 
 def digests(trainer: Trainer) -> dict[str, str]:
-    """sha256 of every piece of weights, moments, average and table that this rank holds."""
+    """sha256 of every shard of weights, moments, average and table that this rank holds."""
     kinds = ("model.", "ema.", "exp_avg")
     return {
-        piece.key: hashlib.sha256(piece.data.detach().contiguous().numpy().tobytes()).hexdigest()
-        for piece in trainer.pieces()
-        if piece.key.startswith(kinds)
+        shard.key: hashlib.sha256(shard.data.detach().contiguous().numpy().tobytes()).hexdigest()
+        for shard in trainer.state.tensor_shards()
+        if shard.key.startswith(kinds)
     }
 
 
 def spoil_row(trainer: Trainer, world: World) -> Any:
-    """Put a NaN into the row of the last rank's first puzzle, wherever that row is; gives what puts it back."""
-    carry = trainer.carries[0]
-    batch = trainer.reader.batch(trainer.step)
+    """Put a NaN into the row of the last rank's first puzzle, wherever that row is; gives what restores it."""
+    carry = trainer.state.carries[0]
+    batch = trainer.reader.batch(trainer.state.step)
     coming = torch.where(carry.halted, batch["puzzle_identifiers"], carry.current_data["puzzle_identifiers"])
     identifier = collectives.gather_objects(int(coming[0]))[-1]
     table = trainer.model.puzzle_emb
@@ -88,11 +87,11 @@ def spoil_row(trainer: Trainer, world: World) -> Any:
     kept = table.weights[index].clone()
     table.weights[index] = torch.nan
 
-    def put_back() -> None:
+    def restore() -> None:
         assert torch.isnan(table.weights[index]).all()
         table.weights[index] = kept
 
-    return put_back
+    return restore
 
 
 def spoil_gradient(trainer: Trainer, world: World) -> Any:
@@ -113,7 +112,7 @@ def spoil_partition(trainer: Trainer, world: World) -> Any:
     if world.rank != world.world_size - 1:
         return lambda: None
     engine: Any = trainer.engine
-    optimizer = engine._optimizer if hasattr(engine, "_optimizer") else engine._state._optimizer
+    optimizer = engine._optimizer
     whole_step = optimizer.step
 
     def step_with_infinity() -> None:
@@ -123,10 +122,10 @@ def spoil_partition(trainer: Trainer, world: World) -> Any:
 
     optimizer.step = step_with_infinity
 
-    def put_back() -> None:
+    def restore() -> None:
         optimizer.step = whole_step
 
-    return put_back
+    return restore
 
 
 if __name__ == "__main__":

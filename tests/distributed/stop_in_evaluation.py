@@ -26,7 +26,7 @@ def main() -> int:
 
     def counted_evaluate(self: Trainer, *arguments: Any) -> Any:
         nonlocal count
-        count = 0 if self.step == step else -1
+        count = 0 if self.state.step == step else -1
         return evaluate(self, *arguments)
 
     def signalled_predict(model: ACTModel, fields: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,7 +22,6 @@ def _train(world: World) -> dict[str, object]:
     trainer = Trainer(load_config(sys.argv[1], sys.argv[2:]), world)
     for step in range(3):
         trainer.train_step(trainer.reader.batch(step))
-        trainer.step += 1
     table = trainer.model.puzzle_emb
     assert table is not None
     first, rows = table.own_rows()

@@ -22,7 +22,7 @@ def main() -> int:
     train_step = Trainer.train_step
 
     def faulty(self: Trainer, batch: Batch) -> None:
-        if self.step == int(where):
+        if self.state.step == int(where):
             if fault == "error":
                 raise ZeroDivisionError("this rank cannot go on")
             time.sleep(3600)

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import random
 import re
 import shutil
@@ -6,13 +8,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from data_pipeline.shards.build_dir import written_shards
+from hrm_dist import metrics
+from hrm_dist.checkpoint.reader import CheckpointState, read_state
 from tests.training import (
     Finished,
     Started,
     assert_same_run,
     digests,
+    lines,
     num_rows,
     rows,
     saved_step,
@@ -177,7 +184,8 @@ def test_a_run_stopped_in_an_evaluation_equals_one_never_stopped(
         finished = stop_in_evaluation(step, 1, config, run)
         assert finished.exit_code == 75, finished.output
         assert re.findall(r"batch (\d) of the evaluation", finished.output) == ["1"] * times
-        assert (saved_step(run), num_rows(run)) == (step, step - 1)
+        assert (saved_step(run), num_rows(run)) == (step, step)
+        assert not any(key.startswith("eval/") for key in rows(run)[-1])
     finished = train(config, run, *overrides("hrm"))
     assert finished.exit_code == 0, finished.output
     assert_same_run(run, references["hrm"])
@@ -192,16 +200,58 @@ def test_a_signal_in_the_last_batch_of_the_last_evaluation_finds_the_run_done(
     assert_same_run(tmp_path / "run", references["hrm"])
 
 
-def test_a_run_killed_between_the_row_and_the_checkpoint_of_a_stopped_evaluation_has_the_row_once(
+def test_a_run_killed_between_the_scores_and_the_checkpoint_of_a_stopped_evaluation_has_them_once(
     references: dict[str, Path], config: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     assert stop_in_evaluation(STEPS, 1, config, run).exit_code == 75
-    written = (references["hrm"] / "metrics.jsonl").read_text().splitlines(keepends=True)
-    with (run / "metrics.jsonl").open("a") as metrics:
-        metrics.write(written[STEPS - 1])
+    scores = (references["hrm"] / "metrics.jsonl").read_text().splitlines(keepends=True)[-1]
+    assert "eval/" in scores
+    assert "train/" not in scores
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(scores)
     assert train(config, run, *overrides("hrm")).exit_code == 0
     assert_same_run(run, references["hrm"])
+
+
+def test_an_evaluation_that_an_earlier_version_stopped_is_made_up_for_with_its_row(
+    references: dict[str, Path], config: Path, tmp_path: Path
+) -> None:
+    """It left the row out, too, and its sums in the checkpoint."""
+    run = tmp_path / "run"
+    assert stop_in_evaluation(STEPS, 1, config, run).exit_code == 75
+    kept = lines(run)
+    row = kept.pop()
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+    as_an_earlier_version_saved_it(run, {"num_steps": 1.0, "lm_loss": 8 * row["train/lm_loss"]})
+    assert train(config, run, *overrides("hrm")).exit_code == 0
+    assert rows(run)[:-1] == rows(references["hrm"])[:-1]
+    made_up, expected = rows(run)[-1], rows(references["hrm"])[-1]
+    assert made_up["train/lm_loss"] == pytest.approx(expected["train/lm_loss"])
+    assert {k: v for k, v in made_up.items() if "eval/" in k} == {
+        k: v for k, v in expected.items() if "eval/" in k
+    }
+    finished = train(config, run, *overrides("hrm"))  # it is done
+    assert finished.exit_code == 0
+    assert len(lines(run)) == len(lines(references["hrm"]))
+
+
+def as_an_earlier_version_saved_it(run: Path, sums: dict[str, float]) -> None:
+    """Put sums of metrics into the latest checkpoint, and take out the field that says that an evaluation is due."""
+    path = run / "checkpoints" / "latest"
+    state = read_state(path)
+    values = torch.zeros(len(state.metric_sums), dtype=torch.float64)
+    for name, value in sums.items():
+        values[metrics._SUMS.index(name)] = value
+    file = path / "rank-00000.safetensors"
+    tensors = load_file(file)
+    tensors["rank.metric_sums.0"] = values
+    save_file(tensors, file)
+    digests = state.sha256 | {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
+    fields = state.model_dump(exclude={"evaluation_is_due", "own_sha256", "sha256", "metric_sums"})
+    state = CheckpointState(**fields, own_sha256="", sha256=digests, metric_sums=values.tolist())
+    state = state.model_copy(update={"own_sha256": state.digest()})
+    (path / "state.json").write_text(state.model_dump_json(exclude_unset=True))
 
 
 def stop_in_evaluation(step: int, batch: int, config: Path, run: Path) -> Finished:

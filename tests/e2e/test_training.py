@@ -6,10 +6,20 @@ from safetensors.torch import load_file
 
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import load_dataset_info
-from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.checkpoint.reader import read_state
 from hrm_dist.evaluation import evaluate as evaluation
 from hrm_dist.evaluation.load_model import load_model
-from tests.training import Started, command_line, digests, num_rows, rows, saved_step, saved_steps, train
+from tests.training import (
+    Started,
+    command_line,
+    digests,
+    lines,
+    num_rows,
+    rows,
+    saved_step,
+    saved_steps,
+    train,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -48,7 +58,9 @@ def test_evaluations_do_not_change_the_training_that_they_interrupt(
     assert digests(run) == digests(evaluated)
 
 
-def test_scores_stand_in_the_row_of_their_step(evaluated: Path) -> None:
+def test_scores_have_a_row_of_their_own_after_that_of_training(evaluated: Path) -> None:
+    kinds = [{key.partition("/")[0] for key in line if "/" in key} for line in lines(evaluated)]
+    assert kinds == 3 * [{"train"}, {"train"}, {"train"}, {"train"}, {"eval"}]
     steps_with_scores = [row["step"] for row in rows(evaluated) if "eval/task/pass@2" in row]
     assert steps_with_scores == [4, 8, 12]
     assert [row["step"] for row in rows(evaluated)] == list(range(1, STEPS + 1))
@@ -81,7 +93,7 @@ def test_the_average_follows_the_weights_at_its_rate(evaluated: Path) -> None:
 
 def test_best_is_the_first_checkpoint_with_the_highest_score(evaluated: Path) -> None:
     scores = {row["step"]: row["eval/task/pass@2"] for row in rows(evaluated) if "eval/task/pass@2" in row}
-    best = checkpoint.read_state(evaluated / "checkpoints" / "best")
+    best = read_state(evaluated / "checkpoints" / "best")
     assert best.step == max(scores, key=lambda step: (scores[step], -step))
     assert best.best_score == max(scores.values())
 
@@ -91,7 +103,7 @@ def test_the_last_k_checkpoints_and_the_best_are_kept(config: Path, tmp_path: Pa
     # No task is solved within 12 steps, so that the first evaluation stays the best.
     settings = ["epochs=250", "eval_interval=1", "eval_num_aug=0", "checkpoint_interval=1"]
     assert train(config, run, "max_steps=12", "keep_checkpoints=3", *settings).exit_code == 0
-    assert checkpoint.read_state(run / "checkpoints" / "best").step == 4
+    assert read_state(run / "checkpoints" / "best").step == 4
     assert saved_steps(run) == [4, 10, 11, 12]
     assert saved_step(run) == 12
 
@@ -143,6 +155,31 @@ def test_a_command_that_sets_a_run_back_goes_on_when_it_is_given_again(config: P
     finished = train(config, run, "max_steps=10", *command)  # as after an interruption
     assert finished.exit_code == 0, finished.output
     assert "at step 6" in finished.output
+    assert [row["step"] for row in rows(run)] == list(range(1, 11))
+
+
+def test_a_command_that_rewinds_still_resumes_when_its_checkpoint_is_gone(
+    config: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    settings = ["checkpoint_interval=2", "keep_checkpoints=3"]
+    assert train(config, run, "max_steps=8", *settings).exit_code == 0
+    command = [*settings, f"resume={run / 'checkpoints' / 'step_4'}"]
+    assert train(config, run, "max_steps=10", *command).exit_code == 0
+    assert saved_steps(run) == [6, 8, 10]
+    finished = train(config, run, "max_steps=12", *command)
+    assert finished.exit_code == 0, finished.output
+    assert "at step 10" in finished.output
+
+
+def test_another_command_in_between_lets_the_same_one_rewind_again(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ["checkpoint_interval=2", "keep_checkpoints=9"]
+    back = f"resume={run / 'checkpoints' / 'step_2'}"
+    for steps, more, begins in ((4, [], 0), (6, [back], 2), (8, [], 6), (10, [back], 2)):
+        finished = train(config, run, f"max_steps={steps}", *settings, *more)
+        assert finished.exit_code == 0, finished.output
+        assert not begins or f"at step {begins} of" in finished.output
     assert [row["step"] for row in rows(run)] == list(range(1, 11))
 
 

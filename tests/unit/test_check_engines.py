@@ -11,7 +11,7 @@ from torch import Tensor
 from data_pipeline.base.errors import exit_code
 from hrm_dist.checkpoint import reader as checkpoint
 from hrm_dist.checkpoint.writer import CheckpointWriter
-from hrm_dist.tensor_shards import whole
+from hrm_dist.tensor_shards import replicated
 from tools.check_engines import __main__ as check_engines
 from tools.check_engines import runs as engine_runs
 from tools.check_engines.differences import Differences, Limits, compare, exceeded
@@ -39,7 +39,7 @@ def run_folder(path: Path, gradient: Tensor, losses: list[float], table: Tensor 
             environment={}, metric_sums=[], best_score=None,
         )  # fmt: skip
         writer = CheckpointWriter(path / "checkpoints", keep=2, in_background=False)
-        writer.write(state, [whole(key, tensor) for key, tensor in tensors.items()])
+        writer.write(state, [replicated(key, tensor) for key, tensor in tensors.items()])
     return path
 
 

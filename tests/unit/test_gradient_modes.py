@@ -154,12 +154,11 @@ def losses_of_a_run(**fields: object) -> list[float]:
     trainer = Trainer(config, world, RandomReader(METADATA, 4, world))
     for step in range(4):
         trainer.train_step(trainer.reader.batch(step))
-        trainer.step += 1
     recomputes = {
         block.activation_checkpointing for block in trainer.model.modules() if isinstance(block, Block)
     }
     assert recomputes == {config.activation_checkpointing}
-    return trainer.sums.values.tolist()
+    return trainer.state.sums.values.tolist()
 
 
 def test_activation_checkpointing_does_not_change_a_run() -> None:

@@ -9,7 +9,7 @@ from hrm_dist.model import build_model
 from hrm_dist.model.losses import act_loss
 from tests.unit.models import METADATA, arch_of, let_halting_vary, random_batch
 
-MADE = torch.tensor(True)
+APPLIED = torch.tensor(True)
 
 
 def rows(path: Path) -> list[dict[str, float]]:
@@ -24,8 +24,8 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def append(path: Path, last_row: int, *steps: int) -> list[float]:
-    sink = JsonLines(path, last_row)
+def append(path: Path, step: int, *steps: int) -> list[float]:
+    sink = JsonLines(path, step, redone=())
     for step in steps:
         sink.write({"step": step, "train/loss": 0.25})
     sink.close()
@@ -41,6 +41,23 @@ def test_a_new_run_drops_all_rows(path: Path) -> None:
     assert append(path, 0, 10) == [10]
 
 
+SCORES = '{"step": 30, "eval/exact_accuracy": 0.5}\n'
+BOTH = '{"step": 30, "train/loss": 0.5, "eval/exact_accuracy": 0.5}\n'  # as earlier versions wrote them
+
+
+@pytest.mark.parametrize(
+    ("last", "redone", "num_kept"),
+    [(SCORES, (), 4), (SCORES, ("eval/",), 3), (BOTH, (), 4), (BOTH, ("train/", "eval/"), 2)],
+)
+def test_of_the_step_reached_only_rows_that_are_redone_are_dropped(
+    path: Path, last: str, redone: tuple[str, ...], num_kept: int
+) -> None:
+    with path.open("a") as file:
+        file.write(last)
+    JsonLines(path, 30, redone).close()
+    assert len(rows(path)) == num_kept
+
+
 @pytest.mark.parametrize("torn", ['{"step": 25, "train/lo', '{"step": 25}', '{"step"', "null\n", "[]\n"])
 def test_a_torn_line_is_dropped(path: Path, torn: str) -> None:
     """Even one that ends where an object ends: the next row would go on in the same line."""
@@ -50,7 +67,7 @@ def test_a_torn_line_is_dropped(path: Path, torn: str) -> None:
 
 
 def test_a_row_is_in_the_file_as_soon_as_it_is_written(path: Path) -> None:
-    sink = JsonLines(path, 30)
+    sink = JsonLines(path, 30, redone=())
     sink.write({"step": 40})
     assert len(rows(path)) == 4
     sink.close()
@@ -63,7 +80,7 @@ def test_losses_are_per_sequence_and_accuracies_per_halted_sequence() -> None:
             "lm_loss": 16.0, "q_halt_loss": 4.0, "q_continue_loss": 2.0, "count": halted,
             "exact_accuracy": halted / 4, "accuracy": halted / 2, "q_halt_accuracy": halted, "steps": 3 * halted,
         }  # fmt: skip
-        sums.add({name: torch.tensor(value) for name, value in step.items()}, MADE)
+        sums.add({name: torch.tensor(value) for name, value in step.items()}, APPLIED)
     row = sums.row(global_batch_size=8)
     assert row["train/lm_loss"] == 2.0
     assert row["train/loss"] == 2.0 + 0.5 * (0.5 + 0.25)
@@ -79,7 +96,7 @@ def test_the_logged_loss_is_the_one_that_is_differentiated() -> None:
     let_halting_vary(model)
     batch = random_batch(4, seed=0)
     loss, metrics = act_loss(*model(model.initial_carry(batch), batch), model.arch.loss_type)
-    sums.add(metrics, MADE)
+    sums.add(metrics, APPLIED)
     assert sums.row(global_batch_size=4)["train/loss"] == pytest.approx(loss.item() / 4)
 
 
@@ -93,42 +110,40 @@ def as_tensors(metrics: dict[str, float]) -> dict[str, torch.Tensor]:
 def test_a_new_metric_of_the_loss_is_summed_and_logged() -> None:
     sums = MetricSums(torch.device("cpu"))
     for _ in range(2):
-        sums.add(as_tensors(NEW_METRICS), MADE)
+        sums.add(as_tensors(NEW_METRICS), APPLIED)
     row = sums.row(global_batch_size=4)
     assert (row["train/right_rows"], row["train/entropy_loss"]) == (6 / 4, 8 / 8)
 
 
 def test_sums_of_a_new_metric_survive_a_resume() -> None:
     before, after = MetricSums(torch.device("cpu")), MetricSums(torch.device("cpu"))
-    before.add(as_tensors(NEW_METRICS), MADE)
+    before.add(as_tensors(NEW_METRICS), APPLIED)
     after.load(before.values)
-    after.add(as_tensors(NEW_METRICS), MADE)
+    after.add(as_tensors(NEW_METRICS), APPLIED)
     assert after.row(global_batch_size=4)["train/right_rows"] == 6 / 4
 
 
 def test_sums_start_anew_after_a_row() -> None:
     sums = MetricSums(torch.device("cpu"))
-    sums.add({"lm_loss": torch.tensor(8.0)}, MADE)
+    sums.add({"lm_loss": torch.tensor(8.0)}, APPLIED)
     sums.row(global_batch_size=8)
-    sums.add({"lm_loss": torch.tensor(16.0)}, MADE)
+    sums.add({"lm_loss": torch.tensor(16.0)}, APPLIED)
     assert sums.row(global_batch_size=8)["train/lm_loss"] == 2.0
 
 
 def test_without_a_halted_sequence_the_accuracies_are_zero() -> None:
     sums = MetricSums(torch.device("cpu"))
-    sums.add({"lm_loss": torch.tensor(8.0), "count": torch.tensor(0)}, MADE)
+    sums.add({"lm_loss": torch.tensor(8.0), "count": torch.tensor(0)}, APPLIED)
     assert sums.row(global_batch_size=8)["train/exact_accuracy"] == 0.0
 
 
-def test_sums_are_empty_until_a_step_even_one_whose_update_was_skipped_and_after_a_row() -> None:
+def test_a_skipped_update_is_counted_and_its_sums_are_not() -> None:
     sums = MetricSums(torch.device("cpu"))
-    assert sums.are_empty()
-    sums.add({"lm_loss": torch.tensor(torch.nan)}, ~MADE)
-    assert not sums.are_empty()
-    assert sums.row(global_batch_size=8)["train/skipped_updates"] == 1
-    assert sums.are_empty()
-    sums.add({"lm_loss": torch.tensor(8.0)}, MADE)
-    assert not sums.are_empty()
+    sums.add({"lm_loss": torch.tensor(torch.nan)}, ~APPLIED)
+    sums.add({"lm_loss": torch.tensor(8.0)}, APPLIED)
+    row = sums.row(global_batch_size=8)
+    assert (row["train/skipped_updates"], row["train/lm_loss"]) == (1, 1.0)
+    assert not any(sums.total())
 
 
 def test_sums_of_a_checkpoint_that_did_not_count_skipped_updates_go_on() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hrm_dist.model.puzzle_embedding import PuzzleEmbedding, SignSGD
-from hrm_dist.optim import EMA, AdamATan2, learning_rate
+from hrm_dist.optim import AdamATan2
+from hrm_dist.schedule import learning_rate
 
 NUM_ROWS, WIDTH = 6, 3
 # Whole numbers add up exactly, so that a sum that should vanish does.
@@ -116,26 +117,25 @@ def test_halfway_between_warm_up_and_end_the_learning_rate_is_halfway() -> None:
 
 def test_the_moving_average_follows_the_weights_and_changes_places_with_them() -> None:
     weight = nn.Parameter(torch.tensor([1.0, 2.0]))
-    ema = EMA([weight], rate=0.9)
+    optimizer = AdamATan2([weight], lr=0.1, betas=(0.9, 0.95), weight_decay=0.1, ema_rate=0.9)
     expected: Tensor = weight.detach().clone()
     for step in range(4):
-        weight.data = torch.tensor([float(step), math.sqrt(step)])
-        ema.update(torch.tensor(True))
+        weight.grad = torch.tensor([float(step), -1.0])
+        optimizer.step()
         expected = 0.9 * expected + 0.1 * weight.detach()
     kept = weight.detach().clone()
-    ema.swap()
-    torch.testing.assert_close(weight.detach(), expected)
-    ema.swap()
+    with optimizer.ema_weights():
+        torch.testing.assert_close(weight.detach(), expected)
+        assert not torch.equal(weight.detach(), kept)
     assert torch.equal(weight.detach(), kept)
 
 
 def made_updates(start: list[Tensor], grads: list[list[Tensor]]) -> tuple[list[Tensor], AdamATan2]:
     params = [nn.Parameter(tensor.clone()) for tensor in start]
-    optimizer = AdamATan2(params, lr=0.01, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = AdamATan2(params, lr=0.01, betas=(0.9, 0.95), weight_decay=0.1, ema_rate=0.5)
     for step in grads:
         for param, grad in zip(params, step, strict=True):
             param.grad = grad.clone()
-        optimizer.finite = torch.tensor(True)
         optimizer.step()
     return [param.detach() for param in params], optimizer
 
@@ -146,14 +146,12 @@ def test_large_tensors_are_updated_in_parts_bit_for_bit(monkeypatch: pytest.Monk
     grads = [[torch.randn(tensor.shape, generator=draw) for tensor in start] for _ in range(4)]
     whole, _ = made_updates(start, grads)
     monkeypatch.setattr("hrm_dist.optim._MAX_ELEMENTS", 4)
-    in_parts, _ = made_updates(start, grads)
+    in_parts, optimizer = made_updates(start, grads)
     assert all(torch.equal(a, b) for a, b in zip(whole, in_parts, strict=True))
-    average = EMA(in_parts, rate=0.9)
-    kept = [tensor.clone() for tensor in in_parts]
-    for tensor in in_parts:
-        tensor.mul_(2)
-    average.swap()
-    assert all(torch.equal(a, b) for a, b in zip(in_parts, kept, strict=True))
+    averages = [state["ema"].clone() for state in optimizer.state.values()]
+    with optimizer.ema_weights():
+        assert all(torch.equal(a, b) for a, b in zip(in_parts, averages, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(in_parts, whole, strict=True))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e20])
@@ -163,7 +161,7 @@ def test_a_gradient_that_is_not_finite_or_has_no_finite_square_changes_nothing(b
     once, _ = made_updates(start, [good])
     after, optimizer = made_updates(start, [good, spoiled])
     assert all(torch.equal(a, b) for a, b in zip(once, after, strict=True))
-    assert not optimizer.finite
+    assert not optimizer.update_applied
     assert optimizer.num_updates == 1
     # And the next update is what it would have been.
     twice, _ = made_updates(start, [good, good])
@@ -171,11 +169,15 @@ def test_a_gradient_that_is_not_finite_or_has_no_finite_square_changes_nothing(b
     assert all(torch.equal(a, b) for a, b in zip(twice, later, strict=True))
 
 
-def test_the_average_does_not_follow_an_update_that_was_not_made() -> None:
+def test_the_average_does_not_follow_an_update_that_was_not_applied() -> None:
     weight = nn.Parameter(torch.zeros(2))
-    ema = EMA([weight], rate=0.5)
+    optimizer = AdamATan2([weight], lr=0.1, betas=(0.9, 0.95), weight_decay=0.0, ema_rate=0.5)
+    average = optimizer.state_of(weight)["ema"]
     weight.data.fill_(1.0)
-    ema.update(torch.tensor(False))
-    assert torch.equal(ema.averages[0], torch.zeros(2))
-    ema.update(torch.tensor(True))
-    assert torch.equal(ema.averages[0], torch.full((2,), 0.5))
+    weight.grad = torch.zeros(2)
+    optimizer.prepare(0.1, finite=torch.tensor(False))
+    optimizer.step()
+    assert torch.equal(average, torch.zeros(2))
+    optimizer.prepare(0.1, finite=torch.tensor(True))
+    optimizer.step()
+    assert torch.equal(average, torch.full((2,), 0.5))

@@ -44,7 +44,7 @@ def gradients_of(batch: list[tuple[int, list[float]]]) -> RowGradients:
 def stepped(table: PuzzleEmbedding, *parts: RowGradients, ok: Tensor | None = None) -> Tensor:
     """This part's rows after an update with the gradients of the global batch."""
     table.gradients = [*parts]
-    SignSGD(table, weight_decay=0.1).step(lr=0.01, ok=ok)
+    SignSGD(table, weight_decay=0.1).step(lr=0.01, update_applied=ok)
     return table.own_rows()[1]
 
 
@@ -113,7 +113,9 @@ def test_training_with_a_part_of_the_table_never_waits_for_the_device() -> None:
     # A meta tensor has a shape and no content: reading any, or a shape that depends on it, is an error.
     table = filled(TablePlacement(part=0, num_parts=2)).to("meta")
     table(torch.empty(5, dtype=torch.int32, device="meta")).sum().backward()
-    SignSGD(table, weight_decay=0.1).step(lr=0.01, ok=torch.empty((), dtype=torch.bool, device="meta"))
+    SignSGD(table, weight_decay=0.1).step(
+        lr=0.01, update_applied=torch.empty((), dtype=torch.bool, device="meta")
+    )
     assert table.gradients == []  # the step went through, and used them up
 
 

@@ -42,7 +42,7 @@ def _write_one(trainer: Trainer, folder: Path, *, in_background: bool) -> dict[s
     writer = CheckpointWriter(folder, keep=1, in_background=in_background)
     state = CheckpointState(
         format=checkpoint.FORMAT,
-        step=trainer.step,
+        step=trainer.state.step,
         num_updates=trainer.engine.num_updates(),
         world_size=trainer.world.world_size,
         config=trainer.config.model_dump(mode="json"),
@@ -53,7 +53,7 @@ def _write_one(trainer: Trainer, folder: Path, *, in_background: bool) -> dict[s
     )
     collectives.barrier()
     start = time.perf_counter()
-    writer.write(state, trainer.pieces())
+    writer.write(state, trainer.state.tensor_shards())
     stall = time.perf_counter() - start
     beside: list[float] = []
     while not collectives.all_true(writer.is_idle()):

@@ -99,8 +99,7 @@ def measure(
 def timed_step(trainer: Trainer) -> Time:
     """Take one more training step and return its time."""
     wall, cpu = time.perf_counter(), time.process_time()
-    trainer.train_step(trainer.reader.batch(trainer.step))
-    trainer.step += 1
+    trainer.train_step(trainer.reader.batch(trainer.state.step))
     if trainer.world.device.type == "cuda":
         torch.cuda.synchronize(trainer.world.device)
     return Time(time.perf_counter() - wall, time.process_time() - cpu)

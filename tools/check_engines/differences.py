@@ -125,7 +125,7 @@ def vanishing(reference: Path, limit: float) -> tuple[int, int]:
 def _losses(run: Path, limits: Limits) -> list[float]:
     key = "train/lm_loss" if limits.of_mean_losses else "train/loss"
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)[key] for line in lines]
+    return [row[key] for row in map(json.loads, lines) if key in row]
 
 
 def _largest(ours: Sequence[float], theirs: Sequence[float]) -> float:

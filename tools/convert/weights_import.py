@@ -22,7 +22,7 @@ from hrm_dist.config import TrainConfig, load_config, to_yaml
 from hrm_dist.metrics import MetricSums
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.released import convert_released
-from hrm_dist.tensor_shards import whole
+from hrm_dist.tensor_shards import replicated
 from tools.convert.weights_export import identifiers_beside
 from tools.convert.weights_fit import TABLE, problems
 from tools.vote import read_identifiers
@@ -188,7 +188,7 @@ def _write(out: Path, config: TrainConfig, dataset: dict[str, object], tensors: 
     )
     try:
         writer = CheckpointWriter(out / "checkpoints", keep=1, in_background=False)
-        writer.write(state, [whole(f"model.{name}", tensor) for name, tensor in tensors.items()])
+        writer.write(state, [replicated(f"model.{name}", tensor) for name, tensor in tensors.items()])
     except OSError as error:
         raise InputError(
             f"--out {out}: cannot be written ({error.strerror or error}); choose another folder."

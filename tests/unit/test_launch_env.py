@@ -84,10 +84,10 @@ def test_tasks_of_srun_on_one_node_meet_there_on_a_port_that_rank_0_tells() -> N
     on_one_node = STEP | {"SLURM_STEP_NUM_NODES": "1"}
     task = launch_env(on_one_node)
     assert (task.master_addr, task.master_port) == ("127.0.0.1", 0)
-    assert task.meeting_name
-    assert launch_env(on_one_node | {"SLURM_PROCID": "0"}).meeting_name == task.meeting_name
+    assert task.rendezvous_name
+    assert launch_env(on_one_node | {"SLURM_PROCID": "0"}).rendezvous_name == task.rendezvous_name
     for other in ({"SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": "4"}, {"SLURM_RESTART_COUNT": "1"}):
-        assert launch_env(on_one_node | other).meeting_name != task.meeting_name
+        assert launch_env(on_one_node | other).rendezvous_name != task.rendezvous_name
     assert launch_env(on_one_node | {"MASTER_PORT": "1234"})[3:6] == ("127.0.0.1", 1234, "")
 
 
@@ -95,8 +95,8 @@ def test_a_task_of_submitit_on_this_machine_is_a_rank() -> None:
     task = launch_env(LOCAL)
     assert task[:5] == (1, 2, 1, "127.0.0.1", 0)
     assert not task.by_srun
-    assert launch_env(LOCAL | {"SUBMITIT_LOCAL_GLOBALID": "0"}).meeting_name == task.meeting_name
-    assert launch_env(LOCAL | {"SUBMITIT_LOCAL_JOB_ID": "4712"}).meeting_name != task.meeting_name
+    assert launch_env(LOCAL | {"SUBMITIT_LOCAL_GLOBALID": "0"}).rendezvous_name == task.rendezvous_name
+    assert launch_env(LOCAL | {"SUBMITIT_LOCAL_JOB_ID": "4712"}).rendezvous_name != task.rendezvous_name
     assert launch_env(LOCAL | MEETING_PLACE)[:6] == (1, 2, 1, "head", 1234, "")
 
 

@@ -9,15 +9,15 @@ import pytest
 import torch.distributed as dist
 
 from hrm_dist.config import ConfigError
-from hrm_dist.distributed import heartbeat as liveness
+from hrm_dist.distributed import heartbeat
 from hrm_dist.distributed.heartbeat import (
-    Heard,
-    Sign,
-    Verdict,
-    Watch,
+    Failure,
+    Heartbeat,
+    LastHeartbeat,
+    Monitor,
+    find_failure,
     is_failed_collective,
     ranks_text,
-    verdict,
 )
 
 BEAT_S = 0.02
@@ -27,25 +27,30 @@ GLOO = RuntimeError(
 )
 
 
-def heard(*signs_and_ages: tuple[Sign, float]) -> list[Heard]:
-    return [Heard(sign, age_s) for sign, age_s in signs_and_ages]
+def heard(*signs_and_ages: tuple[Heartbeat, float]) -> list[LastHeartbeat]:
+    return [LastHeartbeat(sign, age_s) for sign, age_s in signs_and_ages]
 
 
 def test_ranks_alive_or_done_are_nobodys_end() -> None:
     assert (
-        verdict(heard((Sign(9, 4), 50), (Sign(9, 4), 9.9), (Sign(7, 4, "done"), 99)), 0, silence_s=10) is None
+        find_failure(
+            heard((Heartbeat(9, 4), 50), (Heartbeat(9, 4), 9.9), (Heartbeat(7, 4, "done"), 99)),
+            0,
+            silence_s=10,
+        )
+        is None
     )
 
 
 def test_silent_ranks_are_named_with_their_steps() -> None:
-    ranks = heard((Sign(9, 40), 0), (Sign(9, 37), 12), (Sign(9, 39), 0))
-    assert verdict(ranks, 0, silence_s=10) == Verdict(
+    ranks = heard((Heartbeat(9, 40), 0), (Heartbeat(9, 37), 12), (Heartbeat(9, 39), 0))
+    assert find_failure(ranks, 0, silence_s=10) == Failure(
         "rank 1 has shown no sign of life for 12 s, last heard of at step 37; rank 0 is at step 40. The same "
         "command goes on from the last checkpoint.",
         69,
     )
-    ranks += heard((Sign(9, 38), 13), (Sign(9, 38), 13))
-    reason = verdict(ranks, 0, silence_s=10)
+    ranks += heard((Heartbeat(9, 38), 13), (Heartbeat(9, 38), 13))
+    reason = find_failure(ranks, 0, silence_s=10)
     assert reason is not None
     assert (
         "ranks 1, 3-4 have shown no sign of life for 12 s, last heard of at steps 37 to 38" in reason.message
@@ -53,18 +58,18 @@ def test_silent_ranks_are_named_with_their_steps() -> None:
 
 
 def test_an_error_comes_before_silence_and_before_those_that_it_ended() -> None:
-    ranks = heard((Sign(), 0), (Sign(), 99), (Sign(5, 3, "followed", "rank 3 is gone", 1), 1))
-    assert verdict(ranks, 0, silence_s=10) == Verdict("rank 3 is gone", 1)
-    ranks += heard((Sign(5, 3, "failed", "ValueError: no", 2), 1))
-    assert verdict(ranks, 0, silence_s=10) == Verdict(
+    ranks = heard((Heartbeat(), 0), (Heartbeat(), 99), (Heartbeat(5, 3, "followed", "rank 3 is gone", 1), 1))
+    assert find_failure(ranks, 0, silence_s=10) == Failure("rank 3 is gone", 1)
+    ranks += heard((Heartbeat(5, 3, "failed", "ValueError: no", 2), 1))
+    assert find_failure(ranks, 0, silence_s=10) == Failure(
         "rank 3 ended with an error at step 3: ValueError: no", 2
     )
 
 
 def test_an_error_of_another_rank_leaves_time_for_the_same_error_of_ones_own() -> None:
-    ranks = heard((Sign(), 0), (Sign(5, 3, "failed", "no", 2), 1))
-    assert verdict(ranks, 0, silence_s=10, grace_s=2) is None
-    assert verdict(ranks, 0, silence_s=10, grace_s=0.5) is not None
+    ranks = heard((Heartbeat(), 0), (Heartbeat(5, 3, "failed", "no", 2), 1))
+    assert find_failure(ranks, 0, silence_s=10, grace_s=2) is None
+    assert find_failure(ranks, 0, silence_s=10, grace_s=0.5) is not None
 
 
 @pytest.mark.parametrize(
@@ -97,12 +102,12 @@ def test_an_error_after_a_failed_collective_counts_as_one() -> None:
 
 
 class Rank:
-    """A rank of which only the watch is real; `freeze` is what SIGSTOP would do to it."""
+    """A rank of which only the monitor is real; `freeze` is what SIGSTOP would do to it."""
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, rank_0_hosts: bool) -> None:
-        self.ends: list[Verdict] = []
+        self.ends: list[Failure] = []
         self._frozen = threading.Event()
-        self.watch = Watch(
+        self.monitor = Monitor(
             store,
             rank,
             world_size,
@@ -111,8 +116,8 @@ class Rank:
             beat_s=BEAT_S,
             end=self.ends.append,
         )
-        exchange = self.watch._exchange
-        self.watch._exchange = lambda: None if self._frozen.is_set() else exchange()
+        exchange = self.monitor._exchange
+        self.monitor._exchange = lambda: None if self._frozen.is_set() else exchange()
 
     def freeze(self, frozen: bool = True) -> None:
         self._frozen.set() if frozen else self._frozen.clear()
@@ -130,7 +135,7 @@ class Start(Protocol):
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    monkeypatch.setattr(liveness, "_GRACE_S", 0.5)
+    monkeypatch.setattr(heartbeat, "_GRACE_S", 0.5)
     started: list[Rank] = []
 
     def start(world_size: int, rank_0_hosts: bool = False) -> list[Rank]:
@@ -150,13 +155,13 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
     yield start
     for rank in started:
-        rank.watch.close()
+        rank.monitor.close()
 
 
 def test_a_silent_rank_ends_the_others_with_its_step(start: Start) -> None:
     ranks = start(3)
     for rank in ranks:
-        rank.watch.step = 7
+        rank.monitor.step = 7
     time.sleep(10 * BEAT_S)
     ranks[1].freeze()
     for rank in (ranks[0], ranks[2]):
@@ -174,32 +179,32 @@ def test_a_rank_that_is_back_in_time_ends_nobody(start: Start) -> None:
 
 def test_a_rank_that_leaves_in_peace_ends_nobody(start: Start) -> None:
     ranks = start(2)
-    ranks[1].watch.close()
+    ranks[1].monitor.close()
     assert not ranks[0].ends_within(2 * SILENCE_S)
 
 
 def test_an_error_of_one_rank_ends_the_others_with_its_exit_code(start: Start) -> None:
     ranks = start(2)
-    ranks[1].watch.step = 3
-    ranks[1].watch.explain(ConfigError("lr=-1 is bad"))
+    ranks[1].monitor.step = 3
+    ranks[1].monitor.report_error(ConfigError("lr=-1 is bad"))
     assert ranks[0].ends_within(20)
-    assert ranks[0].ends[0] == Verdict("rank 1 ended with an error at step 3: ConfigError: lr=-1 is bad", 2)
+    assert ranks[0].ends[0] == Failure("rank 1 ended with an error at step 3: ConfigError: lr=-1 is bad", 2)
 
 
 def test_an_error_of_all_ranks_ends_none_by_another(start: Start) -> None:
     ranks = start(2)
     for rank in ranks:
-        rank.watch.explain(ConfigError("lr=-1 is bad"))
+        rank.monitor.report_error(ConfigError("lr=-1 is bad"))
     for rank in ranks:
-        rank.watch.close()
+        rank.monitor.close()
     assert not any(rank.ends for rank in ranks)
 
 
 def test_a_failed_collective_is_explained_by_the_rank_that_is_gone(start: Start) -> None:
     ranks = start(3)
     ranks[1].freeze()
-    ranks[0].watch.explain(GLOO)
-    ranks[2].watch.explain(GLOO)
+    ranks[0].monitor.report_error(GLOO)
+    ranks[2].monitor.report_error(GLOO)
     for rank in (ranks[0], ranks[2]):
         assert "rank 1 has shown no sign of life" in rank.ends[0].message
 
@@ -209,9 +214,9 @@ def test_a_failed_collective_while_all_live_tells_who_is_behind(
 ) -> None:
     ranks = start(3)
     for rank, step in zip(ranks, (13, 12, 13), strict=True):
-        rank.watch.step = step
+        rank.monitor.step = step
     time.sleep(10 * BEAT_S)
-    ranks[0].watch.explain(GLOO)
+    ranks[0].monitor.report_error(GLOO)
     assert not ranks[0].ends  # its traceback says which collective
     message = "on rank 0, though every rank is alive or done: rank 1 at step 12, ranks 0, 2 at step 13"
     assert message in capsys.readouterr().err

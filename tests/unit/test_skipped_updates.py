@@ -21,11 +21,11 @@ def test_reports_cover_the_steps_since_the_last_one(
     since: list[tuple[int, list[bool]]] = []
     in_a_row = 0
     for step, finite in enumerate(history, 1):
-        made = all(finite)
+        applied = all(finite)
         identifiers = torch.tensor([10 * step + slot for slot in range(3)], dtype=torch.int32)
-        counter.add(step, torch.tensor(made), torch.tensor(finite), identifiers)
-        in_a_row = 0 if made else in_a_row + 1
-        if not made:
+        counter.add(step, torch.tensor(applied), torch.tensor(finite), identifiers)
+        in_a_row = 0 if applied else in_a_row + 1
+        if not applied:
             since.append((step, finite))
         if step in report_after or step == len(history):
             report = counter.report()

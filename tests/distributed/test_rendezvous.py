@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hrm_dist.distributed import rendezvous as meeting
+from hrm_dist.distributed import rendezvous
 from hrm_dist.distributed.launch_env import launch_env
 from tests.training import Started, rows
 
@@ -124,7 +124,7 @@ def test_a_task_whose_other_does_not_come_says_so(
 
 
 def test_a_name_that_another_waits_under_is_refused(config: Path, tmp_path: Path) -> None:
-    with meeting.listen(launch_env(of_submitit(0)).meeting_name):
+    with rendezvous.listen(launch_env(of_submitit(0)).rendezvous_name):
         finished = start(config, tmp_path / "run", of_submitit(0), 0).finish()
     assert finished.exit_code == 1
     assert f"another process that runs as rank 0 of submitit-{JOB} waits" in finished.output
@@ -133,15 +133,15 @@ def test_a_name_that_another_waits_under_is_refused(config: Path, tmp_path: Path
 def test_who_asks_before_rank_0_is_there_waits_and_one_who_left_does_not_keep_the_port() -> None:
     answers: list[int] = []
     asking = [
-        threading.Thread(target=lambda: answers.append(meeting.ask(f"test-{JOB}", timeout_s=60)))
+        threading.Thread(target=lambda: answers.append(rendezvous.request_port(f"test-{JOB}", timeout_s=60)))
         for _ in range(3)
     ]
     for thread in asking:
         thread.start()
-    with meeting.listen(f"test-{JOB}"):
+    with rendezvous.listen(f"test-{JOB}"):
         pass  # leaves without telling
-    with meeting.listen(f"test-{JOB}") as listener:
-        meeting.tell(listener, 4711, len(asking), timeout_s=60)
+    with rendezvous.listen(f"test-{JOB}") as listener:
+        rendezvous.serve_port(listener, 4711, len(asking), timeout_s=60)
     for thread in asking:
         thread.join()
     assert answers == [4711] * 3
