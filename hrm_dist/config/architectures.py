@@ -28,6 +28,7 @@ class LevelInfo(NamedTuple):
 class Architecture:
     """What is particular to an architecture, apart from its computation."""
 
+    summary: str
     levels: Mapping[str, LevelInfo]
     """By the name of the module; published keys have the same, but for `level`, which they leave out."""
     states: Mapping[str, str]
@@ -44,6 +45,7 @@ class Architecture:
 
 ARCHITECTURES: dict[str, Architecture] = {
     "hrm": Architecture(
+        "two networks: a fast one, L, that a slow one, H, follows",
         levels={
             "H_level": LevelInfo("H_layers", is_fast=False, is_slow=True),
             "L_level": LevelInfo("L_layers"),
@@ -56,6 +58,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
     ),
     "trm": Architecture(
+        "one network in both of HRM's roles, gradient in the last cycle",
         levels={"L_level": LevelInfo("L_layers", is_slow=True)},
         states={"z_H": "H_init", "z_L": "L_init"},
         published_names=("recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1",),
@@ -71,6 +74,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         fixed={},
     ),
     "urm": Architecture(
+        "one network and one state, with a convolution in every block",
         levels={"level": LevelInfo("L_layers")},
         states={"current_hidden": "init_hidden"},
         published_names=("urm.urm@URM",),
@@ -90,6 +94,13 @@ ARCHITECTURES: dict[str, Architecture] = {
             "gradient": "last_cycle",
         },
         fixed={"mlp_t": False, "pos_encodings": "rope"},
+    ),
+    "transformer": Architecture(
+        "direct prediction: one pass, and nothing carried to another",
+        levels={"H_level": LevelInfo("H_layers")},
+        states={},
+        defaults={"H_layers": 8, "act_continue": False},
+        fixed={"mlp_t": False, "H_cycles": 1, "L_cycles": 1, "halt_max_steps": 1},
     ),
 }
 

@@ -42,15 +42,15 @@ class ArchConfig(Strict):
     """The network and its halting; the defaults are the published ones of the chosen `name`."""
 
     name: Annotated[str, AfterValidator(_known)] = "hrm"
-    """hrm: two networks, H and L. trm: one network in both roles. urm: one network, one state, convolutions."""
+    """One of those that hrm_dist/config/architectures.py describes, whose defaults differ from those below."""
     H_cycles: int = Field(default=2, ge=1)
-    """Slow updates per segment (N in the paper). TRM: 3. URM: 4."""
+    """Slow updates per segment (N in the paper)."""
     L_cycles: int = Field(default=2, ge=1)
-    """Fast updates per slow one (T in the paper). TRM: 6. URM: 3."""
+    """Fast updates per slow one (T in the paper)."""
     H_layers: int = Field(default=4, ge=0)
-    """Transformer blocks of the slow network. TRM and URM have none of its own: 0, and ignored."""
+    """Transformer blocks of H_level; ignored where there is none."""
     L_layers: int = Field(default=4, ge=1)
-    """Transformer blocks of the fast network, or of the only one. TRM: 2. URM: 8."""
+    """Transformer blocks of L_level, or of the only level of URM; ignored where there is none."""
     hidden_size: int = Field(default=512, ge=1)
     """Width of the residual stream (D)."""
     num_heads: int = Field(default=8, ge=1)
@@ -62,7 +62,7 @@ class ArchConfig(Strict):
     puzzle_emb_ndim: int | None = Field(default=None, ge=0)
     """Numbers in a puzzle's embedding row; null: hidden_size; 0: no puzzle embeddings."""
     puzzle_emb_len: int = Field(default=0, ge=0)
-    """Prefix positions the row is spread over, zero-padded; 0: as few as hold it. TRM: 16."""
+    """Prefix positions the row is spread over, zero-padded; 0: as few as hold it."""
     halt_max_steps: int = Field(default=16, ge=1)
     """Most segments a sequence may run before it is halted (M_max in the paper)."""
     halt_exploration_prob: float = Field(default=0.1, ge=0, le=1)
@@ -72,9 +72,9 @@ class ArchConfig(Strict):
     mlp_t: bool = False
     """TRM only: mix positions by an MLP over the sequence in place of attention."""
     act_continue: bool = True
-    """Learn the value of continuing from a bootstrapped target, which costs a second forward. TRM, URM: false."""
+    """Learn the value of continuing from a bootstrapped target, which costs a second forward."""
     gradient: Literal["one_step", "last_cycle", "bptt"] = "one_step"
-    """What of a segment carries gradient: the last update of each level, the last H cycle (TRM, URM), or all."""
+    """What of a segment carries gradient: the last update of each level, the last H cycle, or all."""
     loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"] = "stablemax_cross_entropy"
     """Loss per token; stablemax is computed in float64."""
     rope_theta: float = Field(default=10000.0, gt=0)

@@ -114,8 +114,8 @@ class ACTModel(nn.Module):
             "q_halt_logits": segment.q_halt_logits,
             "q_continue_logits": segment.q_continue_logits,
         }
-        num_states = len(carry.inner_carry)
-        states = self._new_states(*(state.detach() for state in segment.states[:num_states]))
+        carried = segment.states[: len(carry.inner_carry)]
+        states = self._new_states(*(state.detach() for state in carried))
         with torch.no_grad():
             steps = carry.steps + 1
             is_last = steps >= self.arch.halt_max_steps

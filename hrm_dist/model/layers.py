@@ -210,7 +210,7 @@ class Level(nn.Module):
     def blocks(self) -> list[Block]:
         return [block for block in self.layers if isinstance(block, Block)]
 
-    def forward(self, z_BSD: Tensor, injection_BSD: Tensor, rope: Rope | None) -> Tensor:
+    def forward(self, z_BSD: Tensor, injection_BSD: Tensor | float, rope: Rope | None) -> Tensor:
         z_BSD = z_BSD + injection_BSD
         for layer in self.layers:
             z_BSD = layer(z_BSD, rope)

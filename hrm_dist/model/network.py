@@ -17,6 +17,7 @@ from hrm_dist.config import ArchConfig
 from hrm_dist.model.hrm import HRMRecurrence
 from hrm_dist.model.layers import DTYPES, CastedEmbedding, CastedLinear, Level, QHead, rope_tables
 from hrm_dist.model.recurrence import Recurrence, States
+from hrm_dist.model.transformer import TransformerRecurrence
 from hrm_dist.model.trm import TRMRecurrence
 from hrm_dist.model.urm import URMRecurrence
 
@@ -24,6 +25,7 @@ RECURRENCES: dict[str, type[Recurrence]] = {
     "hrm": HRMRecurrence,
     "trm": TRMRecurrence,
     "urm": URMRecurrence,
+    "transformer": TransformerRecurrence,
 }
 
 

@@ -15,7 +15,7 @@ from hrm_dist.config.architectures import num_updates_with_gradient
 from hrm_dist.model.layers import Level, Rope, SwiGLU
 
 States = tuple[Tensor, ...]
-"""[B, S, D] each, in the order of the description; the first is what the heads read."""
+"""[B, S, D] each, in the order of the description; the heads read the first, also where none is carried."""
 
 
 class Recurrence(nn.Module):

@@ -8,10 +8,11 @@ from torch import nn
 
 from hrm_dist.checkpoint import reader as checkpoint
 from hrm_dist.checkpoint.carry import read_carries
-from hrm_dist.config import TrainConfig
+from hrm_dist.config import ArchConfig, TrainConfig
 from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.distributed.process_group import World
 from hrm_dist.model import build_model
+from hrm_dist.model.memory_estimate import num_parameters
 from hrm_dist.model.network import RECURRENCES
 from hrm_dist.model.released import convert_released, published_name
 from hrm_dist.train import main as train
@@ -30,6 +31,11 @@ def test_every_description_has_its_module() -> None:
 def test_no_two_architectures_share_a_published_name() -> None:
     names = [name for known in ARCHITECTURES.values() for name in known.published_names]
     assert len(names) == len(set(names) - ARCHITECTURES.keys())
+
+
+@pytest.mark.parametrize("name", ["transformer"])
+def test_a_baseline_has_the_parameters_of_hrm(name: str) -> None:
+    assert num_parameters(ArchConfig(name=name), METADATA) == num_parameters(ArchConfig(), METADATA)
 
 
 @every_architecture
@@ -56,8 +62,8 @@ def test_each_level_is_compiled_by_itself(name: str, monkeypatch: pytest.MonkeyP
 @every_architecture
 def test_a_run_that_resumes_equals_one_that_never_stopped(name: str, config: Path, tmp_path: Path) -> None:
     arch = arch_of(name)
-    small = arch.model_dump(include=arch.model_fields_set)
-    settings = [f"arch.{key}={value}" for key, value in {**small, "name": name}.items()]
+    fields = arch.model_dump(include=arch.model_fields_set)
+    settings = [f"arch.{key}={value}" for key, value in fields.items()]
     for run, lengths in (("straight", (4,)), ("resumed", (2, 4))):
         for max_steps in lengths:
             overrides = [*settings, f"max_steps={max_steps}", f"checkpoint_path={tmp_path / run}"]

@@ -184,6 +184,10 @@ def test_a_value_out_of_range_or_type_is_one_plain_line(override: str, tmp_path:
         ("arch.puzzle_emb_ndim=1100 arch.puzzle_emb_len=2", "to 0 (derived) or to 3 or more"),
         ("arch.H_layers=0", "set it to 1 or more"),
         ("arch.mlp_t=true", "set arch.name=trm"),
+        (
+            "arch=transformer arch.halt_max_steps=2",
+            "can only be 1; leave it out, or set arch.name=hrm or trm",
+        ),
         ("arch=urm arch.pos_encodings=none", "can only be rope; leave it out, or set arch.name=hrm or trm"),
     ],
 )

@@ -1,0 +1,18 @@
+"""Direct prediction, the baseline of HRM's paper: one pass of a transformer, with nothing carried to another.
+
+Shapes: B sequences, S positions, D hidden_size.
+"""
+
+from torch import Tensor
+
+from hrm_dist.model.layers import Level, Rope
+from hrm_dist.model.recurrence import Recurrence, States
+
+
+class TransformerRecurrence(Recurrence):
+    """Run every block once on the embedded input."""
+
+    H_level: Level
+
+    def forward(self, states: States, input_BSD: Tensor, rope: Rope | None) -> States:
+        return (self.H_level(input_BSD, 0.0, rope),)
