@@ -43,7 +43,7 @@ def _one_data_path(value: Value) -> Entries:
 
 
 def _composed(value: Value) -> Entries:
-    """Hydra's defaults list, as at the top of the published files: it chooses the architecture."""
+    """Read Hydra's defaults list, as at the top of the published files: it chooses the architecture."""
     groups = value if isinstance(value, list) else [value]
     names = [group["arch"] for group in groups if isinstance(group, dict) and set(group) == {"arch"}]
     if len(names) > 1 or len(names) + groups.count("_self_") != len(groups):

@@ -43,7 +43,7 @@ class Settings:
         self._settings: dict[str, Setting] = {}
 
     def read_file(self, path: Path) -> None:
-        """Take a YAML file's entries; a key that stands twice is an error."""
+        """Take a YAML file's entries; a key that is given twice is an error."""
         duplicates: list[str] = []
         self.file_unusable = True
         try:
@@ -80,7 +80,7 @@ class Settings:
             self._put(key, Setting(leaf, source, source), replace=True)
 
     def tree(self) -> Entries:
-        """The settings as nested sections."""
+        """Return the settings as nested sections."""
         tree: Entries = {}
         for key, setting in self._settings.items():
             section, _, name = key.rpartition(".")
@@ -145,7 +145,7 @@ def _parsed(text: str, duplicates: list[str]) -> Value:
 
 
 def _plain(node: yaml.Node, prefix: str, duplicates: list[str]) -> Value:
-    """YAML's structure with scalars as text, except a plain null."""
+    """Return YAML's structure with scalars as text, except a plain null."""
     if isinstance(node, yaml.MappingNode):
         entries: Entries = {}
         for key_node, value_node in cast("list[tuple[yaml.Node, yaml.Node]]", node.value):

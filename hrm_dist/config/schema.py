@@ -244,7 +244,7 @@ class TrainConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _derive_precision(cls, data: object) -> object:
-        """Whichever of `precision` and `arch.forward_dtype` is given sets the other."""
+        """Let whichever of `precision` and `arch.forward_dtype` is given set the other."""
         if not isinstance(data, dict):
             return data
         values = dict(cast("dict[str, object]", data))
@@ -283,7 +283,7 @@ class TrainConfig(Strict):
 
 
 def total_steps(config: TrainConfig, metadata: "DatasetMetadata") -> int:
-    """Steps of the whole schedule, by the published formula; `max_steps` may stop earlier."""
+    """Return the steps of the whole schedule, by the published formula; `max_steps` may stop earlier."""
     return int(
         config.epochs * metadata.total_groups * metadata.mean_puzzle_examples / config.global_batch_size
     )
@@ -299,7 +299,7 @@ def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_yaml(config: TrainConfig) -> str:
-    """Every value spelled out; loads back to an equal configuration."""
+    """Spell out every value; loads back to an equal configuration."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

@@ -70,7 +70,7 @@ class CastedEmbedding(nn.Module):
 
 
 def rope_tables(num_positions: int, head_size: int, theta: float, device: torch.device) -> Rope:
-    """Rotation tables of RoPE in its half-split form (the two halves of a head are a pair)."""
+    """Return the rotation tables of RoPE in its half-split form (the two halves of a head are a pair)."""
     exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size
     positions = torch.arange(num_positions, dtype=torch.float32, device=device)
     angles = torch.outer(positions, 1.0 / theta**exponents).repeat(1, 2)
@@ -114,7 +114,7 @@ class Attention(nn.Module):
 
 
 def swiglu_size(in_size: int, expansion: float) -> int:
-    """Width of a SwiGLU's hidden layer: two thirds of the expansion, rounded up to a multiple of 256."""
+    """Return the width of a SwiGLU's hidden layer: two thirds of the expansion, rounded up to a multiple of 256."""
     return -(-round(expansion * in_size * 2 / 3) // 256) * 256
 
 
@@ -140,7 +140,7 @@ class SwiGLU(nn.Module):
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last dimension without a weight, computed in float32."""
+    """Apply RMSNorm over the last dimension without a weight, computed in float32."""
     return F.rms_norm(x.to(torch.float32), (x.shape[-1],), eps=eps).to(x.dtype)
 
 
@@ -192,7 +192,7 @@ class Block(nn.Module):
 
 
 def checkpoint_activations(network: nn.Module) -> None:
-    """From now on keep of each block only its input, and compute the block again in the backward pass."""
+    """Keep of each block only its input from now on, and compute the block again in the backward pass."""
     for module in network.modules():
         if isinstance(module, Block):
             module.activation_checkpointing = True

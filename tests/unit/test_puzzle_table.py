@@ -18,7 +18,7 @@ from hrm_dist.model.puzzle_embedding import (
     SignSGD,
     TablePlacement,
     place_table,
-    rows_of_part,
+    rows_of_shard,
 )
 from tests.unit.test_model import METADATA
 
@@ -41,26 +41,26 @@ def gradients_of(batch: list[tuple[int, list[float]]]) -> RowGradients:
     return RowGradients(identifiers, torch.tensor([grad for _, grad in batch]))
 
 
-def stepped(table: PuzzleEmbedding, *parts: RowGradients, ok: Tensor | None = None) -> Tensor:
+def stepped(table: PuzzleEmbedding, *parts: RowGradients, applies: Tensor | None = None) -> Tensor:
     """This part's rows after an update with the gradients of the global batch."""
     table.gradients = [*parts]
-    SignSGD(table, weight_decay=0.1).step(lr=0.01, update_applied=ok)
+    SignSGD(table, weight_decay=0.1).step(lr=0.01, update_applied=applies)
     return table.own_rows()[1]
 
 
 @given(st.integers(1, 200), st.integers(1, 40))
-def test_parts_hold_every_row_once_and_none_more_than_an_equal_share(num_rows: int, num_parts: int) -> None:
-    parts = [rows_of_part(num_rows, part, num_parts) for part in range(num_parts)]
+def test_parts_hold_every_row_once_and_none_more_than_an_equal_share(num_rows: int, num_shards: int) -> None:
+    parts = [rows_of_shard(num_rows, part, num_shards) for part in range(num_shards)]
     assert [*chain.from_iterable(parts)] == [*range(num_rows)]
-    assert max(len(part) for part in parts) == -(-num_rows // num_parts)
+    assert max(len(part) for part in parts) == -(-num_rows // num_shards)
 
 
 @given(batches, st.integers(2, 14))
 def test_parts_updated_one_by_one_are_the_updated_table_bit_for_bit(
-    batch: list[tuple[int, list[float]]], num_parts: int
+    batch: list[tuple[int, list[float]]], num_shards: int
 ) -> None:
     gradients = gradients_of(batch)
-    parts = [stepped(filled(TablePlacement(part, num_parts)), gradients) for part in range(num_parts)]
+    parts = [stepped(filled(TablePlacement(part, num_shards)), gradients) for part in range(num_shards)]
     assert torch.equal(torch.cat(parts), stepped(filled(), gradients))
 
 
@@ -86,16 +86,16 @@ def test_two_forwards_with_their_backwards_are_one_of_both_batches() -> None:
     assert torch.equal(halves.weights, whole.weights)
 
 
-@pytest.mark.parametrize("placement", [WHOLE_TABLE, TablePlacement(part=1, num_parts=2)])
+@pytest.mark.parametrize("placement", [WHOLE_TABLE, TablePlacement(shard=1, num_shards=2)])
 def test_an_update_that_may_not_be_made_changes_nothing_though_gradients_are_not_finite(
     placement: TablePlacement,
 ) -> None:
     table = filled(placement)
     gradients = RowGradients(torch.tensor([0, 7, 7]), torch.full((3, WIDTH), torch.nan))
     before = table.own_rows()[1].clone()
-    assert torch.equal(stepped(table, gradients, ok=torch.tensor(False)), before)
+    assert torch.equal(stepped(table, gradients, applies=torch.tensor(False)), before)
     good = gradients._replace(grads=torch.randn(3, WIDTH))
-    assert torch.equal(stepped(table, good, ok=torch.tensor(True)), stepped(filled(placement), good))
+    assert torch.equal(stepped(table, good, applies=torch.tensor(True)), stepped(filled(placement), good))
 
 
 def test_a_forward_whose_backward_never_comes_leaves_nothing_for_the_update() -> None:
@@ -111,7 +111,7 @@ def test_a_forward_whose_backward_never_comes_leaves_nothing_for_the_update() ->
 
 def test_training_with_a_part_of_the_table_never_waits_for_the_device() -> None:
     # A meta tensor has a shape and no content: reading any, or a shape that depends on it, is an error.
-    table = filled(TablePlacement(part=0, num_parts=2)).to("meta")
+    table = filled(TablePlacement(shard=0, num_shards=2)).to("meta")
     table(torch.empty(5, dtype=torch.int32, device="meta")).sum().backward()
     SignSGD(table, weight_decay=0.1).step(
         lr=0.01, update_applied=torch.empty((), dtype=torch.bool, device="meta")
@@ -129,8 +129,8 @@ def test_a_table_with_a_device_of_its_own_stays_there_when_the_model_moves() -> 
         assert PuzzleEmbedding(NUM_ROWS, WIDTH, TablePlacement(device=CPU)).weights.device == CPU
 
 
-@pytest.mark.parametrize("num_parts", [1, 2, 14])
-def test_rows_are_loaded_in_small_blocks(num_parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_shards", [1, 2, 14])
+def test_rows_are_loaded_in_small_blocks(num_shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(puzzle_embedding, "_READ_BYTES", 2 * 4 * WIDTH)
     asked: list[int] = []
 
@@ -139,8 +139,8 @@ def test_rows_are_loaded_in_small_blocks(num_parts: int, monkeypatch: pytest.Mon
         asked.extend(range(first, end))
         return VALUES[first:end]
 
-    for part in range(num_parts):
-        table = PuzzleEmbedding(NUM_ROWS, WIDTH, TablePlacement(part, num_parts))
+    for part in range(num_shards):
+        table = PuzzleEmbedding(NUM_ROWS, WIDTH, TablePlacement(part, num_shards))
         table.load_rows(read)
         first, rows = table.own_rows()
         assert torch.equal(rows, VALUES[first : first + len(rows)])

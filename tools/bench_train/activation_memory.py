@@ -82,7 +82,7 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
 
 
 def peak_activation_bytes(model: ACTModel, batch: Batch) -> int:
-    """Most bytes alive at once in a training segment, its loss and its backward pass, beyond those before it.
+    """Return the most bytes alive at once in a segment, its loss and its backward pass, beyond those before it.
 
     Before it there are weights, their gradients, the carry and the batch. The peak holds what the backward
     pass needs, and whatever is computed along the way.
@@ -113,7 +113,7 @@ def peak_activation_bytes(model: ACTModel, batch: Batch) -> int:
 def measure(
     config: TrainConfig, metadata: DatasetMetadata, world: World, plot: Path | None
 ) -> dict[str, object]:
-    """Peaks of every series at every number of cycles, and their estimates; draws the peaks into `plot`."""
+    """Return the peaks of every series at every number of cycles, and their estimates; draw the peaks into `plot`."""
     local_batch_size = config.global_batch_size // world.world_size
     reader = RandomReader(metadata, config.global_batch_size, world)
     batch = {name: tensor.to(world.device) for name, tensor in reader.batch(0).items()}
@@ -122,13 +122,14 @@ def measure(
     for series in SERIES:
         for H_cycles, L_cycles in CYCLES:
             cycles = {"H_cycles": H_cycles, "L_cycles": L_cycles}
-            arch = config.arch.model_copy(update={**cycles, "gradient": series.gradient})
+            of_series = {**cycles, "gradient": series.gradient, **config.arch.description.fixed}
+            arch = config.arch.model_copy(update=of_series)
             model = build_model(arch, metadata).to(world.device)
             if series.activation_checkpointing:
                 checkpoint_activations(model)
             peaks[series.label].append(peak_activation_bytes(model, batch))
-            of_series = {"arch": arch, "activation_checkpointing": series.activation_checkpointing}
-            estimate = memory_per_rank(config.model_copy(update=of_series), metadata, world.world_size)
+            changed = {"arch": arch, "activation_checkpointing": series.activation_checkpointing}
+            estimate = memory_per_rank(config.model_copy(update=changed), metadata, world.world_size)
             estimates[series.label].append(estimate["activations"])
     if world.is_main:
         print(_table(peaks, estimates))
@@ -160,7 +161,7 @@ def _table(peaks: Peaks, estimates: Peaks) -> str:
 
 
 def draw(peaks: Peaks, about: str, path: Path) -> None:
-    """A line per series over the number of updates, both axes logarithmic."""
+    """Draw a line per series over the number of updates, both axes logarithmic."""
     from matplotlib.figure import (
         Figure,
     )  # a second of import that a measurement without a picture need not pay

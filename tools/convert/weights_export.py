@@ -18,12 +18,12 @@ SUFFIX = ".safetensors"
 
 
 def identifiers_beside(weights: Path) -> Path:
-    """Where an export puts the names of the puzzle table's rows."""
+    """Return where an export puts the names of the puzzle table's rows."""
     return weights.with_name(f"{weights.name.removesuffix(SUFFIX)}.identifiers.json")
 
 
 def export_weights(path: Path, out: Path, data: Path | None, *, average: bool) -> str:
-    """Write the file and, where there is a puzzle table, the names of its rows; gives a summary."""
+    """Write the file and, where there is a puzzle table, the names of its rows; return a summary."""
     if out.suffix != SUFFIX:
         raise InputError(
             f"--out {out}: the file is of the safetensors format; give a name that ends in {SUFFIX}."
@@ -56,7 +56,7 @@ def export_weights(path: Path, out: Path, data: Path | None, *, average: bool) -
 
 
 def _identifiers(opened: Checkpoint, data: Path | None) -> bytes:
-    """The content of the training dataset's identifiers.json."""
+    """Return the content of the training dataset's identifiers.json."""
     folder = data or Path(opened.state.config["data_path"])
     if not (folder / "dataset.json").exists():
         raise InputError(

@@ -39,7 +39,7 @@ class _Misfit(NamedTuple):
 
 
 def problems(found: Mapping[str, Shape], wanted: Mapping[str, Shape], seq_len: int) -> list[str]:
-    """A line for each setting that has to change: a tensor, both shapes, and what to do; none if all fit.
+    """Return a line for each setting that has to change: a tensor, both shapes, and what to do; none if all fit.
 
     found, wanted: by our names; the number of rows of the puzzle table is free. seq_len: tokens of a puzzle.
     """
@@ -104,7 +104,7 @@ def _remedy(misfit: _Misfit, found: Mapping[str, Shape], wanted: Mapping[str, Sh
 
 
 def _remedy_of_presence(misfit: _Misfit, found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str:
-    """What to do about a tensor that one of the two does not have."""
+    """Say what to do about a tensor that one of the two does not have."""
     if misfit.name == TABLE:
         return f"set arch.puzzle_emb_ndim={misfit.found[1] if misfit.found else 0}"
     if "embed_pos" in misfit.name:
@@ -142,12 +142,12 @@ def _levels(names: Mapping[str, Shape]) -> dict[str, int]:
 
 
 def _num_positions(name: str, shape: Shape) -> int | None:
-    """The positions of a sequence, prefix included, where a tensor has an axis of them."""
+    """Return the positions of a sequence, prefix included, where a tensor has an axis of them."""
     if name.endswith(("embed_pos.embedding_weight", "mlp_t.down_proj.weight")):
         return shape[0]
     return shape[1] if name.endswith("mlp_t.gate_up_proj.weight") else None
 
 
 def _expansion(size: int, inner: int) -> float:
-    """The expansion of a SwiGLU, a whole number if there is one."""
+    """Return the expansion of a SwiGLU, a whole number if there is one."""
     return next((e for e in range(1, 17) if swiglu_size(size, e) == inner), round(1.5 * inner / size, 3))

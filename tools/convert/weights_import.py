@@ -46,7 +46,7 @@ class Import(NamedTuple):
 
 
 def import_weights(given: Import) -> str:
-    """Write the run folder; gives a summary. Nothing is written where anything does not fit."""
+    """Write the run folder and return a summary. Nothing is written where anything does not fit."""
     if (given.out / "checkpoints" / "latest").is_symlink():
         raise InputError(
             f"--out {given.out}: already holds a run; choose another folder, or delete this one."
@@ -83,7 +83,7 @@ def _config(given: Import) -> TrainConfig:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a torch or safetensors file by name, on the CPU; no code in it is run."""
+    """Read the tensors of a torch or safetensors file by name, on the CPU; no code in it is run."""
     try:
         with path.open("rb") as file:
             is_safetensors = file.read(9)[8:] == b"{"
@@ -111,7 +111,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _row_names(given: Import, num_rows: int, ours: Sequence[str]) -> Sequence[str]:
-    """The puzzle that each row of the published table belongs to."""
+    """Return the puzzle that each row of the published table belongs to."""
     if given.same_identifiers:
         if num_rows != len(ours):
             raise InputError(
@@ -136,7 +136,7 @@ def _row_names(given: Import, num_rows: int, ours: Sequence[str]) -> Sequence[st
 
 
 def match_rows(published: Sequence[str], ours: Sequence[str]) -> NDArray[np.int64]:
-    """For each of our puzzles the published row of the same name, or UNMATCHED; [ours]."""
+    """Return for each of our puzzles the published row of the same name, or UNMATCHED; [ours]."""
     row_of = {_spelled_as_ours(name): row for row, name in reversed(list(enumerate(published)))}
     return np.array([row_of.get(_spelled_as_ours(name), UNMATCHED) for name in ours], dtype=np.int64)
 
@@ -146,7 +146,7 @@ def _spelled_as_ours(name: str) -> str:
 
 
 def take_rows(table: Tensor, source: NDArray[np.int64], *, use_mean: bool) -> Tensor:
-    """The rows that `source` names; where it is UNMATCHED zeros, or the mean of all rows but the blank one's."""
+    """Return the rows that `source` names; where it is UNMATCHED zeros, or the mean of all rows but the blank one's."""
     index = torch.from_numpy(source)
     rows = table[index.clamp_min(0)]
     trained = table[1:] if len(table) > 1 else table
@@ -155,7 +155,7 @@ def take_rows(table: Tensor, source: NDArray[np.int64], *, use_mean: bool) -> Te
 
 
 def _mean(rows: Tensor) -> Tensor:
-    """The mean row, summed up in float64, of which there is never more than a part of the table."""
+    """Return the mean row, summed up in float64, of which there is never more than a block of the table."""
     sums = [block.sum(0, dtype=torch.float64) for block in rows.split(_BLOCK_ROWS)]
     return (torch.stack(sums).sum(0) / len(rows)).to(rows.dtype)
 
