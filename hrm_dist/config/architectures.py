@@ -102,6 +102,18 @@ ARCHITECTURES: dict[str, Architecture] = {
         defaults={"H_layers": 8, "act_continue": False},
         fixed={"mlp_t": False, "H_cycles": 1, "L_cycles": 1, "halt_max_steps": 1},
     ),
+    "looped_transformer": Architecture(
+        "HRM's outer loop around one stack of blocks, which runs once per segment",
+        levels={"H_level": LevelInfo("H_layers")},
+        states={"z_H": "H_init"},
+        published_names=(
+            "hrm.hrm_act_v2@HierarchicalReasoningModel_ACTV2",
+            "transformers_baseline",
+            "recursive_reasoning.transformers_baseline@Model_ACTV2",
+        ),
+        defaults={"H_layers": 8},
+        fixed={"mlp_t": False, "H_cycles": 1, "L_cycles": 1},
+    ),
 }
 
 

@@ -16,6 +16,7 @@ from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import ArchConfig
 from hrm_dist.model.hrm import HRMRecurrence
 from hrm_dist.model.layers import DTYPES, CastedEmbedding, CastedLinear, Level, QHead, rope_tables
+from hrm_dist.model.looped_transformer import LoopedTransformerRecurrence
 from hrm_dist.model.recurrence import Recurrence, States
 from hrm_dist.model.transformer import TransformerRecurrence
 from hrm_dist.model.trm import TRMRecurrence
@@ -26,6 +27,7 @@ RECURRENCES: dict[str, type[Recurrence]] = {
     "trm": TRMRecurrence,
     "urm": URMRecurrence,
     "transformer": TransformerRecurrence,
+    "looped_transformer": LoopedTransformerRecurrence,
 }
 
 

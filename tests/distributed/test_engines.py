@@ -34,12 +34,14 @@ SETTINGS = [f"max_steps={STEPS}", "global_batch_size=16", "lr=1e-4", "lr_warmup_
 TRM = ["arch.name=trm", "arch.H_layers=0", "arch.L_layers=2", "arch.hidden_size=64", "arch.puzzle_emb_len=2",
        "arch.act_continue=false", "arch.gradient=last_cycle"]  # fmt: skip
 URM = ["arch.name=urm", "arch.hidden_size=64", "arch.H_cycles=2", "arch.L_cycles=2"]
+LOOPED_TRANSFORMER = ["arch.name=looped_transformer"]
 TRANSFORMER = ["arch.name=transformer", "arch.halt_max_steps=1"]
 ARCHS = {
     "hrm": [],
     "trm": [*TRM, "eval_interval=null"],
     "urm": [*URM, "eval_interval=null"],
     "transformer": [*TRANSFORMER, "eval_interval=null"],
+    "looped_transformer": [*LOOPED_TRANSFORMER, "eval_interval=null"],
 }
 
 RunOf = Callable[..., Path]
@@ -78,7 +80,7 @@ def in_full(*chosen: tuple[object, ...], of: list[tuple[object, ...]]) -> list[o
         ("fsdp2", 2, "hrm"), ("zero1", 2, "hrm"), ("zero2", 2, "hrm"), ("zero3", 2, "hrm"), ("zero3", 1, "hrm"),
         ("zero3", 4, "hrm"), ("fsdp2", 1, "hrm"), ("zero2", 3, "hrm"), ("fsdp2", 2, "trm"), ("zero3", 2, "trm"),
         ("fsdp2", 2, "urm"), ("zero3", 2, "urm"), ("zero2", 2, "urm"), ("fsdp2", 2, "transformer"),
-        ("zero3", 2, "transformer"),
+        ("zero3", 2, "transformer"), ("fsdp2", 2, "looped_transformer"), ("zero3", 2, "looped_transformer"),
         of=[(engine, size, arch) for engine in ENGINES for size in (1, 2, 3, 4) for arch in ARCHS],
     ),
 )  # fmt: skip

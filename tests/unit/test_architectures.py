@@ -33,7 +33,7 @@ def test_no_two_architectures_share_a_published_name() -> None:
     assert len(names) == len(set(names) - ARCHITECTURES.keys())
 
 
-@pytest.mark.parametrize("name", ["transformer"])
+@pytest.mark.parametrize("name", ["transformer", "looped_transformer"])
 def test_a_baseline_has_the_parameters_of_hrm(name: str) -> None:
     assert num_parameters(ArchConfig(name=name), METADATA) == num_parameters(ArchConfig(), METADATA)
 

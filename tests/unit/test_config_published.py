@@ -75,6 +75,7 @@ PUBLISHED_COMMANDS = {
     ),
     "maze_hard": f"data_path=data/maze-30x30-hard-1k {SUDOKU_1K}",
     "transformer_sudoku": f"arch=transformer data_path=data/sudoku-extreme-1k-aug-1000 {SUDOKU_1K}",
+    "looped_transformer_sudoku": f"arch=looped_transformer data_path=data/sudoku-extreme-1k-aug-1000 {SUDOKU_1K}",
     "trm_arc1": (
         "arch=trm data_paths=[data/arc1-aug-1000] arch.L_layers=2 arch.H_cycles=3 arch.L_cycles=4 ema=True "
         "eval_num_aug=32"
@@ -190,6 +191,7 @@ ALIAS_CASES = [
     ("arch=hrm", "arch.name", "hrm"),
     ("arch=hrm_v1", "arch.name", "hrm"),
     ("arch.name=urm.urm@URM", "arch.name", "urm"),
+    ("arch=transformers_baseline", "arch.name", "looped_transformer"),
     ("arch.name=hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1", "arch.name", "hrm"),
     ("arch.name=recursive_reasoning.hrm@HierarchicalReasoningModel_ACTV1", "arch.name", "hrm"),
     ("arch.name=recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1", "arch.name", "trm"),
@@ -238,7 +240,10 @@ def test_every_alias_has_a_case_here() -> None:
     ("override", "reason"),
     [
         ("arch.loss.name=losses@Other", "losses@ACTLossHead"),
-        ("arch=unet", "Input should be 'hrm', 'trm', 'urm' or 'transformer' (got 'unet')"),
+        (
+            "arch=unet",
+            "Input should be 'hrm', 'trm', 'urm', 'transformer' or 'looped_transformer' (got 'unet')",
+        ),
         ("use_muon=True", "AdamATan2 trains all weights"),
         ("grad_accum_steps=2", "raise global_batch_size"),
         ("defaults=[{optim: adam}]", "`arch: NAME` and `_self_` only"),

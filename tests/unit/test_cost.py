@@ -29,6 +29,7 @@ COSTED = {
     "urm": arch_of("urm", hidden_size=96, L_layers=2),
     "urm, bfloat16": arch_of("urm", hidden_size=96, forward_dtype="bfloat16", L_cycles=2, gradient="bptt"),
     "transformer": arch_of("transformer", hidden_size=96, H_layers=2),
+    "looped transformer": arch_of("looped_transformer", hidden_size=96, H_layers=2),
     "trm, bptt": arch_of("trm", hidden_size=96, gradient="bptt", H_cycles=2, L_cycles=2),
 }
 every_arch = pytest.mark.parametrize("arch", COSTED.values(), ids=COSTED.keys())

@@ -1,0 +1,19 @@
+"""A transformer in HRM's outer loop: the ablation of ARC Prize (arcprize.org/blog/hrm-analysis), without its hierarchy.
+
+Shapes: B sequences, S positions, D hidden_size.
+"""
+
+from torch import Tensor
+
+from hrm_dist.model.layers import Level, Rope
+from hrm_dist.model.recurrence import Recurrence, States
+
+
+class LoopedTransformerRecurrence(Recurrence):
+    """Refine z_H by one pass through every block per segment."""
+
+    H_level: Level
+
+    def forward(self, states: States, input_BSD: Tensor, rope: Rope | None) -> States:
+        [z_H] = states
+        return (self.H_level(z_H, input_BSD, rope),)
