@@ -26,6 +26,7 @@ from data_pipeline.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUP
 from data_pipeline.base.table import table
 from data_pipeline.build import build
 from data_pipeline.build_spec import BuildSpec
+from data_pipeline.kinds import kind_named
 from data_pipeline.options import side_by_side
 from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import NOTHING_HELD_OUT, load_dataset_info
@@ -138,7 +139,7 @@ def train(config: TrainConfig) -> int:
                 outcome = " before the first step; the same command starts again"
             else:
                 collectives.assert_same_on_all_ranks(lambda: _dataset(config))
-                collectives.run_on_rank0(lambda: _warn_if_nothing_is_held_out(config))
+                collectives.run_on_rank0(lambda: _check_evaluation(config))
                 if Trainer(config, world).fit(stop):
                     return 0
                 outcome = "; the state is saved, and the same command goes on from there"
@@ -153,9 +154,11 @@ def train(config: TrainConfig) -> int:
     return EXIT_INTERRUPTED
 
 
-def _warn_if_nothing_is_held_out(config: TrainConfig) -> None:
+def _check_evaluation(config: TrainConfig) -> None:
+    """Warn if nothing is held out; raise InputError if nothing here scores the kind of the dataset."""
     if config.eval_interval is not None:
         info = load_dataset_info(Path(config.data_path))
+        kind_named(info.kind)
         if not info.splits.test.total_groups:
             logger.warning(
                 "eval_interval=%d: %s: %s, so there are no scores and no best checkpoint",

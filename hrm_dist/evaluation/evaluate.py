@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_pipeline.kinds import kind_named
 from data_pipeline.reader import TestBatch, TestReader
 from data_pipeline.schema import IGNORE_LABEL_ID, verify_document
 from hrm_dist.distributed import collectives
@@ -119,8 +120,9 @@ ScoreFn = Callable[[Iterable[Predictions], TestReader, Path], dict[str, float]]
 
 
 def score_fn(kind: str) -> ScoreFn | None:
-    """Return what scores a kind of puzzle beside its accuracy, if anything does."""
-    return {"arc": score_votes}.get(kind)
+    """Return what scores a kind of puzzle beside its accuracy, if anything does; raise InputError if unknown."""
+    scorer = kind_named(kind).scorer
+    return None if scorer is None else {"votes": score_votes}[scorer]
 
 
 def score_votes(predictions: Iterable[Predictions], reader: TestReader, data_path: Path) -> dict[str, float]:
