@@ -7,9 +7,9 @@ model of their own, which is null with a source.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Self, cast, get_args
+from typing import Annotated, Literal, NamedTuple, Self, cast, get_args
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
@@ -29,30 +29,38 @@ class _OfSource:
 
 
 OF_SOURCE = _OfSource()
+_GENERATOR = "generator"
 
 
 class Option(NamedTuple):
     """An option as users give it."""
 
     field: FieldInfo
-    scope: Literal["any", "source", "new"] = "any"
+    scope: Literal["any", "source", "new"]
     """Whether it is of puzzles of a source only, or of new puzzles only."""
 
 
 class Options(Strict):
-    """The options of a kind of puzzles: what decides a dataset's content beside its sources and seed."""
+    """The options of a kind of puzzles: what decides a dataset's content beside its sources and seed.
+
+    The model of a field `generator`, where there is one, holds those of new puzzles.
+    """
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     @classmethod
     def by_name(cls) -> dict[str, Option]:
         """Return all options side by side, those of new puzzles among them."""
-        found: dict[str, Option] = {}
-        for name, field in cls.model_fields.items():
-            if (new := _model_of_new_puzzles(field)) is not None:
-                found |= {name: option._replace(scope="new") for name, option in new.by_name().items()}
-            elif field.annotation is not type(None):  # always null, and there for dataset.json alone
-                found[name] = Option(field, "source" if OF_SOURCE in field.metadata else "any")
+        fields = dict(cls.model_fields)
+        generator = fields.pop(_GENERATOR, None)
+        found = {
+            name: Option(field, "source" if OF_SOURCE in field.metadata else "any")
+            for name, field in fields.items()
+            if field.annotation is not type(None)  # always null, and there for dataset.json alone
+        }
+        if generator is not None:
+            new = cast("type[Options]", get_args(generator.annotation)[0]).by_name()
+            found |= {name: Option(field, "new") for name, (field, _) in new.items()}
         return found
 
     @classmethod
@@ -62,36 +70,36 @@ class Options(Strict):
         Raise ValidationError with every problem, at the option's name.
         """
         known = cls.by_name()
-        values: dict[str, dict[str, object]] = {"any": {}, "source": {}, "new": {}}
+        whose, remedy, misplaced = (
+            ("new puzzles", "leave out", "new") if has_source else ("puzzles of a source", "add", "source")
+        )
+        values: dict[str, object] = {}
+        new: dict[str, object] = {}
         problems: list[InitErrorDetails] = []
         for name, value in given.items():
             if name not in known:
                 why = f"is no option of this kind of puzzles; leave it out, or use one of {', '.join(known)}"
-                problems.append(_problem(name, value, why))
+            elif known[name].scope == misplaced and value is not None:
+                why = f"only for {whose}; leave it out or {remedy} {source}"
+            else:
+                (new if known[name].scope == "new" else values)[name] = value
                 continue
-            field, scope = known[name]
-            if scope == ("new" if has_source else "source") and value is not None:
-                whose, what = ("new puzzles", "leave out") if has_source else ("puzzles of a source", "add")
-                why = f"only for {whose}; leave it out or {what} {source}"
-                problems.append(_problem(name, value, why))
-                continue
-            try:
-                values[scope][name] = _adapter(field).validate_python(value)
-            except ValidationError as error:
-                problems += [
-                    InitErrorDetails(
-                        type=e["type"], loc=(name, *e["loc"]), input=e["input"], ctx=e.get("ctx", {})
-                    )
-                    for e in error.errors()
-                ]
-        if problems:
-            raise ValidationError.from_exception_data(cls.__name__, problems)
-        new = {
-            name: None if has_source else model.model_validate(values["new"])
-            for name, field in cls.model_fields.items()
-            if (model := _model_of_new_puzzles(field)) is not None
-        }
-        return cls.model_validate(values["any"] | values["source"] | new)
+            kind_of_error = PydanticCustomError("option", "{why}", {"why": why})
+            problems.append(InitErrorDetails(type=kind_of_error, loc=(name,), input=value))
+        if _GENERATOR in cls.model_fields:
+            values[_GENERATOR] = None if has_source else new
+        try:
+            options = cls.model_validate(values)
+        except ValidationError as error:
+            for e in error.errors():
+                loc = tuple(name for name in e["loc"] if name != _GENERATOR)
+                problems.append(
+                    InitErrorDetails(type=e["type"], loc=loc, input=e["input"], ctx=e.get("ctx", {}))
+                )
+        else:
+            if not problems:
+                return options
+        raise ValidationError.from_exception_data(cls.__name__, problems)
 
     def given(self) -> dict[str, object]:
         """Return the options side by side, as `from_given` takes them."""
@@ -101,24 +109,5 @@ class Options(Strict):
 
 def side_by_side(options: Mapping[str, object]) -> dict[str, object]:
     """Return options as dataset.json has them with those of new puzzles, if any, beside the others."""
-    values: dict[str, object] = {}
-    for name, value in options.items():
-        values |= cast("dict[str, object]", value) if isinstance(value, dict) else {name: value}
-    return values
-
-
-def _model_of_new_puzzles(field: FieldInfo) -> type[Options] | None:
-    """Return the model of a field that holds the options of new puzzles."""
-    models = [t for t in get_args(field.annotation) if isinstance(t, type) and issubclass(t, Options)]
-    return models[0] if models else None
-
-
-def _adapter(field: FieldInfo) -> TypeAdapter[object]:
-    """Return what checks one field alone."""
-    return TypeAdapter(cast("Any", Annotated)[field.annotation, field])
-
-
-def _problem(name: str, value: object, why: str) -> InitErrorDetails:
-    return InitErrorDetails(
-        type=PydanticCustomError("option", "{why}", {"why": why}), loc=(name,), input=value
-    )  # pyright: ignore[reportArgumentType]
+    new = cast("Mapping[str, object]", options.get(_GENERATOR) or {})
+    return {name: value for name, value in options.items() if name != _GENERATOR} | dict(new)

@@ -73,16 +73,16 @@ class DatasetMetadata(Strict):
 
     seq_len: int
     vocab_size: int
-    pad_id: int
-    ignore_label_id: int | None
+    pad_id: int = 0
+    ignore_label_id: int | None = 0
     """Label token in the shards that carries no loss (the padding)."""
-    blank_identifier_id: int
+    blank_identifier_id: int = 0
     num_puzzle_identifiers: int
     """Including the blank one."""
     total_groups: int
     mean_puzzle_examples: float
     """Distinct examples / distinct puzzles."""
-    sets: tuple[str, ...]
+    sets: tuple[str, ...] = ("all",)
 
 
 class Leak(Strict):
@@ -97,9 +97,9 @@ class Leak(Strict):
 class Leaks(Strict):
     """The held-out pairs that also stand in the training data; with `dropped`, that stood there."""
 
-    dropped: bool
-    num_pairs: int
-    pairs: tuple[Leak, ...]
+    dropped: bool = False
+    num_pairs: int = 0
+    pairs: tuple[Leak, ...] = ()
     """The first of them."""
 
 
@@ -128,15 +128,15 @@ class DatasetHead(Strict):
     """Side of a grid, with its padding."""
     seq_len: int
     vocab_size: int
-    pad_id: int
-    ignore_label_id: int
-    blank_identifier_id: int
+    pad_id: int = 0
+    ignore_label_id: int = 0
+    blank_identifier_id: int = 0
     num_puzzle_identifiers: int
-    sets: tuple[str, ...]
+    sets: tuple[str, ...] = ("all",)
     seed: int
     options: dict[str, JsonValue]
     sources: tuple[SourceInfo, ...]
-    num_tasks_left_out: int
+    num_tasks_left_out: int = 0
     """Tasks with a grid larger than the canvas."""
     leaks: Leaks
 

@@ -10,7 +10,7 @@ from data_pipeline.arc import sources as arc
 from data_pipeline.arc.leaks import TaskLeaks, drop_from_training, find_in_tasks
 from data_pipeline.arc.rows import SplitPlan, plan_groups
 from data_pipeline.arc.task import Task
-from data_pipeline.arc.tokens import MAX_GRID_SIDE, PAD_ID, VOCAB_SIZE
+from data_pipeline.arc.tokens import MAX_GRID_SIDE, VOCAB_SIZE
 from data_pipeline.base.errors import InputError
 from data_pipeline.leaks import settle
 from data_pipeline.options import LeakPolicy, Options
@@ -55,11 +55,7 @@ class ArcContent:
             canvas=canvas,
             seq_len=canvas**2,
             vocab_size=VOCAB_SIZE,
-            pad_id=PAD_ID,
-            ignore_label_id=PAD_ID,
-            blank_identifier_id=0,
             num_puzzle_identifiers=len(names),
-            sets=("all",),
             num_tasks_left_out=self.num_left_out,
             leaks=self.leaks,
         )

@@ -3,7 +3,7 @@
 import numpy as np
 
 from data_pipeline.arc.dataset import ArcOptions, read
-from data_pipeline.arc.tokens import COLOURS, FIRST_COLOUR_ID, PAD_ID, VOCAB_SIZE
+from data_pipeline.arc.tokens import COLOURS, FIRST_COLOUR_ID, VOCAB_SIZE
 from data_pipeline.kind import PADDING, Boards, Kind, Look, Measured, Token
 from data_pipeline.options import Options
 from data_pipeline.schema import DatasetMetadata
@@ -13,8 +13,8 @@ def _expect(options: Options) -> DatasetMetadata:
     """Tell the sizes of the published data: ARC-AGI-1 and ConceptARC, 1000 augmentations."""
     assert isinstance(options, ArcOptions)
     return DatasetMetadata(
-        seq_len=options.canvas**2, vocab_size=VOCAB_SIZE, pad_id=PAD_ID, ignore_label_id=PAD_ID, blank_identifier_id=0,
-        num_puzzle_identifiers=876_413, total_groups=960, mean_puzzle_examples=4.0, sets=("all",),
+        seq_len=options.canvas**2, vocab_size=VOCAB_SIZE,
+        num_puzzle_identifiers=876_413, total_groups=960, mean_puzzle_examples=4.0,
     )  # fmt: skip
 
 

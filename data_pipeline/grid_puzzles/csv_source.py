@@ -4,9 +4,9 @@ The files have millions of lines, so they are read in blocks of some megabytes a
 grids of a source are equally large. Fields are not quoted.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, Self, cast
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -48,12 +48,25 @@ class CsvBlock(NamedTuple):
     ratings: NDArray[np.int32]  # [n]
 
 
-class Rows(NamedTuple):
-    """The lines that were kept, in order of the files."""
+class Puzzles(NamedTuple):
+    """Puzzles with their solutions, in columns of [n]: millions of them are not copied without need."""
 
     inputs: Cells
     labels: Cells
-    ratings: NDArray[np.int32]  # [n]
+    ratings: NDArray[np.int32]  # how hard, on the scale of whoever rated
+
+    @property
+    def num_puzzles(self) -> int:
+        return len(self.inputs)
+
+    def take(self, chosen: NDArray[np.bool_] | NDArray[np.integer] | slice) -> Self:
+        """Return some of the puzzles."""
+        return self._make(column[chosen] for column in self)
+
+    @classmethod
+    def join(cls, blocks: Sequence[Self]) -> Self:
+        """Return the puzzles of at least one block, one after another."""
+        return cls._make(np.concatenate(columns) for columns in zip(*blocks, strict=True))
 
 
 class SplitFiles(NamedTuple):
@@ -122,12 +135,12 @@ def _from_hub(source: str) -> SplitFiles:
     return SplitFiles([train], [test])
 
 
-def read_rows(files: list[Path], decode: Decode, selection: Selection, *, show_progress: bool) -> Rows:
+def read_puzzles(files: list[Path], decode: Decode, selection: Selection, *, show_progress: bool) -> Puzzles:
     """The lines of the files that the selection keeps; every line is checked, kept or not.
 
     Raises InputError at the first line that is not as it should be, and where none is left.
     """
-    kept = _KeptRows(selection)
+    kept = _Kept(selection)
     width: int | None = None
     with tqdm(
         desc="reading", unit=" puzzles", delay=SHOWN_AFTER_SECONDS, disable=not show_progress
@@ -136,66 +149,62 @@ def read_rows(files: list[Path], decode: Decode, selection: Selection, *, show_p
             for block in read_blocks(file, width):
                 width = block.questions.shape[1]
                 inputs, labels = decode(file, block)
-                kept.add(Rows(inputs, labels, block.ratings))
+                kept.add(Puzzles(inputs, labels, block.ratings))
                 progress.update(len(block.ratings))
-    rows = kept.rows()
-    if rows is None or not len(rows.ratings):
+    puzzles = kept.puzzles()
+    if puzzles is None or not puzzles.num_puzzles:
         names = ", ".join(map(str, files))
         wanted = selection.min_difficulty
         reason = "no puzzle in the file" if wanted is None else f"no puzzle is rated {wanted} or higher"
         remedy = "give another file" + ("" if wanted is None else " or ask for a lower difficulty")
         raise InputError(f"{names}: {reason}; {remedy}.")
-    return rows
+    return puzzles
 
 
-class _KeptRows:
-    """Gathers rows; of those that a subsample leaves out it never holds many.
+class _Kept:
+    """Gathers puzzles; of those that a subsample leaves out it never holds many.
 
     A subsample keeps those with the smallest random words. A word depends on the seed and on the number of the
-    row among those hard enough, so how the file was cut into blocks does not matter.
+    puzzle among those hard enough, so how the file was cut into blocks does not matter.
     """
 
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
         self._key = stream_key(selection.seed, "subsample")
-        self._rows: Rows | None = None
+        self._puzzles: Puzzles | None = None
         self._words = np.zeros(0, dtype=np.uint64)
         self._num_seen = 0
 
-    def add(self, rows: Rows) -> None:
+    def add(self, more: Puzzles) -> None:
         selection = self._selection
         if selection.min_difficulty is not None:
-            rows = _take(rows, rows.ratings >= selection.min_difficulty)
-        self._rows = rows if self._rows is None else _extended(self._rows, rows)
+            more = more.take(more.ratings >= selection.min_difficulty)
+        self._puzzles = more if self._puzzles is None else _extended(self._puzzles, more)
         if selection.subsample is not None:
-            numbers = np.arange(self._num_seen, self._num_seen + len(rows.ratings))
+            numbers = np.arange(self._num_seen, self._num_seen + more.num_puzzles)
             self._words = np.append(self._words, words_at(numbers, 0, self._key)[:, 0])
             if len(self._words) > 2 * selection.subsample + 65536:
                 self._thin_out(selection.subsample)
-        self._num_seen += len(rows.ratings)
+        self._num_seen += more.num_puzzles
 
-    def rows(self) -> Rows | None:
+    def puzzles(self) -> Puzzles | None:
         if self._selection.subsample is not None:
             self._thin_out(self._selection.subsample)
-        return self._rows
+        return self._puzzles
 
     def _thin_out(self, size: int) -> None:
-        if self._rows is not None:
+        if self._puzzles is not None:
             chosen = np.sort(np.argsort(self._words, kind="stable")[:size])
-            self._rows, self._words = _take(self._rows, chosen), self._words[chosen]
+            self._puzzles, self._words = self._puzzles.take(chosen), self._words[chosen]
 
 
-def _extended(rows: Rows, more: Rows) -> Rows:
-    """Some rows and then some more; the first are changed, so that there are never two copies of millions."""
-    for column, addition in zip(rows, more, strict=True):
+def _extended(puzzles: Puzzles, more: Puzzles) -> Puzzles:
+    """Add puzzles to others, which are changed, so that there are never two copies of millions."""
+    for column, addition in zip(puzzles, more, strict=True):
         length = len(column)
         column.resize((length + len(addition), *column.shape[1:]), refcheck=False)
         column[length:] = addition
-    return rows
-
-
-def _take(rows: Rows, places: NDArray[np.bool_] | NDArray[np.intp]) -> Rows:
-    return Rows(rows.inputs[places], rows.labels[places], rows.ratings[places])
+    return puzzles
 
 
 def read_blocks(file: Path, width: int | None = None) -> Iterator[CsvBlock]:

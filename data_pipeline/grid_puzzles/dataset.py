@@ -17,9 +17,9 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS
 from data_pipeline.base.random import Bits
 from data_pipeline.grid_puzzles import scratch
-from data_pipeline.grid_puzzles.csv_source import HEADER, HUB_PREFIX, Selection, find_files
+from data_pipeline.grid_puzzles.csv_source import HEADER, HUB_PREFIX, Puzzles, Selection, find_files
 from data_pipeline.grid_puzzles.generate import generate
-from data_pipeline.grid_puzzles.puzzle_type import Examples, PuzzleOptions, PuzzleType, Tokens
+from data_pipeline.grid_puzzles.puzzle_type import Examples, PuzzleOptions, PuzzleType
 from data_pipeline.grid_puzzles.rows import PuzzleRows
 from data_pipeline.kind import Kind, Look
 from data_pipeline.options import Options
@@ -49,7 +49,7 @@ class PuzzleContent:
     identity: Identity
     puzzle_type: PuzzleType
     leaks: Leaks
-    puzzles: dict[SplitName, Tokens] | None = None
+    puzzles: dict[SplitName, Puzzles] | None = None
     """None where they are still to be generated."""
 
     def write_scratch(self, folder: Path) -> None:
@@ -61,8 +61,8 @@ class PuzzleContent:
             if self.puzzles is None:
                 scratch.write(file, [self._generate(split, folder)])
             else:
-                tokens = self.puzzles.pop(split)  # no longer needed here
-                scratch.write(file, (block.examples() for block in _blocks(tokens)))
+                puzzles = self.puzzles.pop(split)  # no longer needed here
+                scratch.write(file, (_examples(block) for block in _blocks(puzzles)))
 
     def plan(self, folder: Path) -> DatasetPlan:
         """Return the rows of the puzzles in the scratch files."""
@@ -78,12 +78,7 @@ class PuzzleContent:
             canvas=self.puzzle_type.side,
             seq_len=self.puzzle_type.side**2,
             vocab_size=self.puzzle_type.vocab_size,
-            pad_id=0,
-            ignore_label_id=0,
-            blank_identifier_id=0,
             num_puzzle_identifiers=1,
-            sets=("all",),
-            num_tasks_left_out=0,
             leaks=self.leaks,
         )
         return DatasetPlan(head, rows, {"identifiers.json": [BLANK_NAME], "test_puzzles.json": {}})
@@ -108,8 +103,8 @@ def read(puzzle_type: type[PuzzleType], request: Request) -> PuzzleContent:
     assert isinstance(options, PuzzleOptions)
     if options.generator is not None:
         identity = request.identity(puzzle_type.kind, ())
-        no_leaks = Leaks(dropped=False, num_pairs=0, pairs=())  # see the generators
-        return PuzzleContent(request, options, identity, puzzle_type.of_new(options), no_leaks)
+        # No leaks: see the generators.
+        return PuzzleContent(request, options, identity, puzzle_type.of_new(options), Leaks())
     files: dict[SplitName, list[Path]] = {"train": [], "test": []}
     for source in request.sources:
         found = find_files(source)
@@ -161,8 +156,8 @@ def _read_files(
     request: Request,
     options: PuzzleOptions,
     files: dict[SplitName, list[Path]],
-) -> dict[SplitName, Tokens]:
-    puzzles: dict[SplitName, Tokens] = {}
+) -> dict[SplitName, Puzzles]:
+    puzzles: dict[SplitName, Puzzles] = {}
     for split in SPLITS:
         if files[split]:
             subsample = options.subsample if split == "train" else None  # as published
@@ -174,14 +169,14 @@ def _read_files(
                     f"{files[split][0]}: {puzzles[split].num_puzzles} puzzles, but a split holds at most "
                     f"{MAX_GROUPS}; add --limit-groups {MAX_GROUPS} or less."
                 )
-    widths = {split: tokens.inputs.shape[1] for split, tokens in puzzles.items()}
+    widths = {split: found.inputs.shape[1] for split, found in puzzles.items()}
     if len(set(widths.values())) > 1:
         raise InputError(
             f"{files['test'][0]}: its puzzles have {widths['test']} cells, but those of {files['train'][0]} have "
             f"{widths['train']}; all puzzles of a dataset are equally large."
         )
-    [width] = set(widths.values())
-    return {split: puzzles.get(split, Tokens.empty(width)) for split in SPLITS}
+    [some, *_] = puzzles.values()
+    return {split: puzzles.get(split, some.take(slice(0))) for split in SPLITS}
 
 
 class _PuzzleLeaks:
@@ -219,14 +214,14 @@ def _is_in(keys: Bits, others: Bits) -> NDArray[np.bool_]:
     return ordered[np.searchsorted(ordered, keys).clip(max=len(ordered) - 1)] == keys
 
 
-def _find_leaks(puzzle_type: PuzzleType, puzzles: dict[SplitName, Tokens], request: Request) -> _PuzzleLeaks:
-    if not all(tokens.num_puzzles for tokens in puzzles.values()):
+def _find_leaks(puzzle_type: PuzzleType, puzzles: dict[SplitName, Puzzles], request: Request) -> _PuzzleLeaks:
+    if not all(chosen.num_puzzles for chosen in puzzles.values()):
         none = np.zeros(0, dtype=np.uint64)
         return _PuzzleLeaks(none, none)
     blocks = [block for split in SPLITS for block in _blocks(puzzles[split])]
 
-    def keys_of(block: Tokens) -> Bits:
-        return puzzle_type.content_keys(block.examples())
+    def keys_of(block: Puzzles) -> Bits:
+        return puzzle_type.content_keys(_examples(block))
 
     keys: list[Bits] = []
     with (
@@ -244,20 +239,24 @@ def _find_leaks(puzzle_type: PuzzleType, puzzles: dict[SplitName, Tokens], reque
     return _PuzzleLeaks(all_keys[:num_train], all_keys[num_train:])
 
 
-def _without(tokens: Tokens, is_dropped: NDArray[np.bool_]) -> Tokens:
+def _without(puzzles: Puzzles, is_dropped: NDArray[np.bool_]) -> Puzzles:
     """Return the other puzzles, moved together in place: millions of them are not to be there twice."""
     num_kept = 0
-    for start in range(0, tokens.num_puzzles, _BLOCK):
+    for start in range(0, puzzles.num_puzzles, _BLOCK):
         block = slice(start, start + _BLOCK)
-        kept = tokens.take(block).take(~is_dropped[block])
-        for column, values in zip(tokens, kept, strict=True):
+        kept = puzzles.take(block).take(~is_dropped[block])
+        for column, values in zip(puzzles, kept, strict=True):
             column[num_kept : num_kept + kept.num_puzzles] = values
         num_kept += kept.num_puzzles
-    return tokens.take(slice(num_kept))
+    return puzzles.take(slice(num_kept))
 
 
-def _blocks(tokens: Tokens) -> list[Tokens]:
-    return [tokens.take(slice(start, start + _BLOCK)) for start in range(0, tokens.num_puzzles, _BLOCK)]
+def _blocks(puzzles: Puzzles) -> list[Puzzles]:
+    return [puzzles.take(slice(start, start + _BLOCK)) for start in range(0, puzzles.num_puzzles, _BLOCK)]
+
+
+def _examples(puzzles: Puzzles) -> Examples:
+    return np.stack([puzzles.inputs, puzzles.labels], axis=1)
 
 
 def kind_of(puzzle_type: type[PuzzleType], puzzles: str) -> Kind:
@@ -267,9 +266,8 @@ def kind_of(puzzle_type: type[PuzzleType], puzzles: str) -> Kind:
         assert isinstance(options, PuzzleOptions)
         sized = puzzle_type.of_new(options)
         return DatasetMetadata(
-            seq_len=sized.side**2, vocab_size=sized.vocab_size, pad_id=0, ignore_label_id=0, blank_identifier_id=0,
-            num_puzzle_identifiers=1, total_groups=options.generator.num_train if options.generator else 1000,
-            mean_puzzle_examples=1.0, sets=("all",),
+            seq_len=sized.side**2, vocab_size=sized.vocab_size, num_puzzle_identifiers=1,
+            total_groups=options.generator.num_train if options.generator else 1000, mean_puzzle_examples=1.0,
         )  # fmt: skip
 
     def look(canvas: int) -> Look:

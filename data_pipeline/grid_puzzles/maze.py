@@ -6,13 +6,19 @@ shortest path between them by `o`. Steps go up, down, left and right.
 
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.base.random import Bits, random_bits
-from data_pipeline.grid_puzzles.csv_source import CsvBlock, Selection, bad_cell, bad_row, read_rows
+from data_pipeline.grid_puzzles.csv_source import (
+    CsvBlock,
+    Puzzles,
+    Selection,
+    bad_cell,
+    bad_row,
+    read_puzzles,
+)
 
 CHARSET = "# SGo"
 PAD_ID = 0
@@ -26,30 +32,14 @@ _BLOCK = 512  # mazes at a time, so that the intermediate arrays stay small
 Mazes = NDArray[np.uint8]  # [n, side * side], tokens
 
 
-class MazeArray(NamedTuple):
-    """Mazes with their solutions, as tokens; rows belong together."""
-
-    inputs: Mazes
-    labels: Mazes
-    ratings: NDArray[np.int32]  # [n]
-
-    @property
-    def num_puzzles(self) -> int:
-        return len(self.inputs)
-
-    @property
-    def side(self) -> int:
-        return math.isqrt(self.inputs.shape[1])
-
-
 def read_csv(
     files: list[Path], selection: Selection | None = None, *, show_progress: bool = False
-) -> MazeArray:
+) -> Puzzles:
     """The mazes of `source,question,answer,rating` files that the selection keeps, all of one side.
 
     Raises InputError naming file, line, column and value at the first one that is not as it should be.
     """
-    return MazeArray(*read_rows(files, decode, selection or Selection(), show_progress=show_progress))
+    return read_puzzles(files, decode, selection or Selection(), show_progress=show_progress)
 
 
 def decode(file: Path, block: CsvBlock) -> tuple[Mazes, Mazes]:
@@ -232,11 +222,6 @@ def dihedral(mazes: Mazes, t: int) -> Mazes:
 def augment(mazes: Mazes, ts: NDArray[np.integer]) -> Mazes:
     """Dihedral image ts[i] of maze i; [n, cells]."""
     return np.take_along_axis(mazes, _dihedral_sources(math.isqrt(mazes.shape[1]))[ts], axis=1)
-
-
-def inverse_dihedrals(ts: NDArray[np.integer]) -> NDArray[np.integer]:
-    """The ids that undo these."""
-    return np.array([0, 3, 2, 1, 4, 5, 6, 7])[ts]
 
 
 def _dihedral_sources(side: int) -> NDArray[np.intp]:

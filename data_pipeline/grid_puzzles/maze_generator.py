@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.random import WORDS_PER_COUNTER, Bits, below, stream_key, words_at
+from data_pipeline.grid_puzzles.csv_source import Puzzles
 from data_pipeline.grid_puzzles.maze import (
     FREE_ID,
     GOAL_ID,
     MAX_SIDE,
     START_ID,
     WALL_ID,
-    MazeArray,
     Mazes,
     content_keys,
     distances,
@@ -71,7 +71,7 @@ class _Shares(NamedTuple):
     turned: Bits
 
 
-def generate(recipe: MazeRecipe, split: Split, indices: NDArray[np.integer]) -> MazeArray:
+def generate(recipe: MazeRecipe, split: Split, indices: NDArray[np.integer]) -> Puzzles:
     """The mazes with these numbers; their rating is the number of steps.
 
     A maze belongs to a split by a bit of a key that its symmetries share, so no maze of one split is an image of
@@ -99,7 +99,7 @@ def generate(recipe: MazeRecipe, split: Split, indices: NDArray[np.integer]) -> 
     lengths = path_lengths(made)
     if not (is_shortest_path(made, labels) & (lengths > recipe.min_steps)).all():
         raise AssertionError("a generated maze does not have the path that it was made for")
-    return MazeArray(made, labels, lengths)
+    return Puzzles(made, labels, lengths)
 
 
 def _candidates(

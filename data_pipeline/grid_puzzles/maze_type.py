@@ -10,9 +10,9 @@ from pydantic import Field
 
 from data_pipeline.base.random import Bits
 from data_pipeline.grid_puzzles import maze, maze_generator
-from data_pipeline.grid_puzzles.csv_source import Selection
+from data_pipeline.grid_puzzles.csv_source import Puzzles, Selection
 from data_pipeline.grid_puzzles.dataset import kind_of
-from data_pipeline.grid_puzzles.puzzle_type import Examples, NewPuzzles, PuzzleOptions, PuzzleType, Tokens
+from data_pipeline.grid_puzzles.puzzle_type import Examples, NewPuzzles, PuzzleOptions, PuzzleType
 from data_pipeline.kind import PADDING, Boards, Look, Measured, Token
 from data_pipeline.options import OF_SOURCE
 from data_pipeline.schema import SplitName
@@ -57,9 +57,8 @@ class MazeType(PuzzleType):
         return cls(new.side, new.min_steps)
 
     @classmethod
-    def read_csv(cls, files: list[Path], selection: Selection, *, show_progress: bool) -> Tokens:
-        mazes = maze.read_csv(files, selection, show_progress=show_progress)
-        return Tokens(mazes.inputs, mazes.labels)
+    def read_csv(cls, files: list[Path], selection: Selection, *, show_progress: bool) -> Puzzles:
+        return maze.read_csv(files, selection, show_progress=show_progress)
 
     @property
     def vocab_size(self) -> int:

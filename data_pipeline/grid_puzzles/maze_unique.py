@@ -17,11 +17,11 @@ from pydantic import Field, model_validator
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.random import Bits, below, stream_key, words_at
 from data_pipeline.grid_puzzles import maze, maze_generator
-from data_pipeline.grid_puzzles.csv_source import CsvBlock, Selection, bad_row, read_rows
+from data_pipeline.grid_puzzles.csv_source import CsvBlock, Puzzles, Selection, bad_row, read_puzzles
 from data_pipeline.grid_puzzles.dataset import kind_of
 from data_pipeline.grid_puzzles.maze import FREE_ID, GOAL_ID, START_ID, WALL_ID, Mazes
 from data_pipeline.grid_puzzles.maze_type import MazeOptions, MazeType
-from data_pipeline.grid_puzzles.puzzle_type import Examples, NewPuzzles, PuzzleOptions, Tokens
+from data_pipeline.grid_puzzles.puzzle_type import Examples, NewPuzzles, PuzzleOptions
 from data_pipeline.schema import SplitName
 
 MAX_COUNTED = 1000
@@ -69,9 +69,8 @@ class MazeUniqueType(MazeType):
         return cls(new.side, new.min_steps, new.max_steps)
 
     @classmethod
-    def read_csv(cls, files: list[Path], selection: Selection, *, show_progress: bool) -> Tokens:
-        rows = read_rows(files, _decode, selection, show_progress=show_progress)
-        return Tokens(rows.inputs, rows.labels)
+    def read_csv(cls, files: list[Path], selection: Selection, *, show_progress: bool) -> Puzzles:
+        return read_puzzles(files, _decode, selection, show_progress=show_progress)
 
     def generate(self, seed: int, split: SplitName, indices: NDArray[np.int64]) -> Examples:
         """Make new mazes. One belongs to a split by a bit of the key that its symmetries share."""

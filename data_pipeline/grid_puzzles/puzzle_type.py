@@ -3,14 +3,14 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, NamedTuple, Self
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from data_pipeline.base.random import Bits
-from data_pipeline.grid_puzzles.csv_source import Selection
+from data_pipeline.grid_puzzles.csv_source import Puzzles, Selection
 from data_pipeline.kind import Look
 from data_pipeline.options import OF_SOURCE, LeakPolicy, Options
 from data_pipeline.schema import MAX_GROUPS, SplitName
@@ -44,30 +44,6 @@ class PuzzleOptions(Options):
     generator: NewPuzzles | None = None
 
 
-class Tokens(NamedTuple):
-    """Inputs and labels apart, [n, tokens] each: millions of puzzles are not copied without need."""
-
-    inputs: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
-
-    @staticmethod
-    def empty(width: int) -> "Tokens":
-        """Return no puzzles of that many tokens."""
-        return Tokens(*np.zeros((2, 0, width), dtype=np.uint8))
-
-    @property
-    def num_puzzles(self) -> int:
-        return len(self.inputs)
-
-    def take(self, chosen: NDArray[np.bool_] | slice) -> "Tokens":
-        """Return some of the puzzles."""
-        return Tokens(self.inputs[chosen], self.labels[chosen])
-
-    def examples(self) -> Examples:
-        """Return inputs and labels together."""
-        return np.stack([self.inputs, self.labels], axis=1)
-
-
 @dataclass(frozen=True)
 class PuzzleType(ABC):
     """Grid puzzles of one kind and side."""
@@ -84,8 +60,8 @@ class PuzzleType(ABC):
 
     @classmethod
     @abstractmethod
-    def read_csv(cls, files: list[Path], selection: Selection, *, show_progress: bool) -> Tokens:
-        """Read the puzzles of CSV files; raise InputError at the first line that is not as it should be."""
+    def read_csv(cls, files: list[Path], selection: Selection, *, show_progress: bool) -> Puzzles:
+        """Read the puzzles of CSV files, as tokens; raise InputError at the first line that is not as it should be."""
 
     @property
     @abstractmethod

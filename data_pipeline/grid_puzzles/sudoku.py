@@ -4,6 +4,7 @@ A grid is a row of `side * side` digits, row by row, 0 for a blank. Millions of 
 """
 
 import functools
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.base.random import Bits, random_bits
-from data_pipeline.grid_puzzles.csv_source import CsvBlock, Selection, bad_cell, bad_row, read_rows
+from data_pipeline.grid_puzzles.csv_source import (
+    CsvBlock,
+    Puzzles,
+    Selection,
+    bad_cell,
+    bad_row,
+    read_puzzles,
+)
 
 PAD_ID = 0
 FIRST_TOKEN_ID = 1  # of a blank; digit d is d + 1
@@ -48,43 +56,23 @@ BOX_SHAPES = {4: BoxShape(2, 2), 6: BoxShape(2, 3), 9: BoxShape(3, 3)}
 """The box of each side that sources and generator know."""
 
 
-class PuzzleArray(NamedTuple):
-    """Puzzles with their solutions; rows belong together."""
-
-    inputs: Grids  # [n, cells], 0 is blank
-    labels: Grids  # [n, cells], digits only
-    ratings: NDArray[np.int32]  # [n], how hard, on the scale of whoever rated
-    boxes: BoxShape
+class Sudokus(Puzzles):
+    """Puzzles with their solutions, as grids."""
 
     @property
-    def num_puzzles(self) -> int:
-        return len(self.inputs)
-
-    def take(self, places: NDArray[np.integer] | NDArray[np.bool_] | slice) -> "PuzzleArray":
-        """Some of the puzzles, in the order of the places."""
-        return PuzzleArray(self.inputs[places], self.labels[places], self.ratings[places], self.boxes)
-
-
-def concatenate(parts: list[PuzzleArray]) -> PuzzleArray:
-    """The puzzles of at least one array, one after another."""
-    return PuzzleArray(
-        np.concatenate([part.inputs for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([part.ratings for part in parts]),
-        parts[0].boxes,
-    )
+    def boxes(self) -> BoxShape:
+        return BOX_SHAPES[math.isqrt(self.inputs.shape[1])]
 
 
 def read_csv(
     files: list[Path], selection: Selection | None = None, *, show_progress: bool = False
-) -> PuzzleArray:
+) -> Sudokus:
     """The puzzles of `source,question,answer,rating` files that the selection keeps, all of one side.
 
     Blanks are dots or zeros. Raises InputError naming file, line, column and value at the first puzzle that is
     not as it should be. That the answer is the only one is not checked (see `has_unique_solution`).
     """
-    rows = read_rows(files, _decode, selection or Selection(), show_progress=show_progress)
-    return PuzzleArray(*rows, BOX_SHAPES[round(rows.inputs.shape[1] ** 0.5)])
+    return Sudokus(*read_puzzles(files, _decode, selection or Selection(), show_progress=show_progress))
 
 
 def _decode(file: Path, block: CsvBlock) -> tuple[Grids, Grids]:
@@ -178,7 +166,7 @@ def is_solution(grids: Grids, boxes: BoxShape) -> NDArray[np.bool_]:
     return solved
 
 
-def content_keys(puzzles: PuzzleArray) -> Bits:
+def content_keys(puzzles: Sudokus) -> Bits:
     """A key per puzzle that no symmetry of Sudoku changes; [n].
 
     Puzzles that digit relabelling, transposition (of square boxes) and the exchange of bands, stacks, rows and
@@ -193,7 +181,7 @@ def content_keys(puzzles: PuzzleArray) -> Bits:
     return keys
 
 
-def _refined(puzzles: PuzzleArray) -> Bits:
+def _refined(puzzles: Sudokus) -> Bits:
     boxes = puzzles.boxes
     cells_of_unit, (row, col, box) = units(boxes)
     side = boxes.side
@@ -215,7 +203,7 @@ def _refined(puzzles: PuzzleArray) -> Bits:
     return _mix(colours.sum(axis=0, dtype=np.uint64))
 
 
-def relabelling_keys(puzzles: PuzzleArray) -> Bits:
+def relabelling_keys(puzzles: Sudokus) -> Bits:
     """A key per puzzle that only the naming of its digits leaves unchanged; [n]."""
     side = puzzles.boxes.side
     keys = np.empty(puzzles.num_puzzles, dtype=np.uint64)

@@ -21,8 +21,7 @@ from data_pipeline.grid_puzzles.sudoku import (
     BOX_SHAPES,
     BoxShape,
     Grids,
-    PuzzleArray,
-    concatenate,
+    Sudokus,
     content_keys,
     is_solution,
     solution_keys,
@@ -59,10 +58,10 @@ class _Candidates(NamedTuple):
     """Some of the candidates that were asked for, by their places among these."""
 
     places: NDArray[np.intp]
-    puzzles: PuzzleArray
+    puzzles: Sudokus
 
 
-def generate(recipe: Recipe, split: Split, indices: NDArray[np.integer]) -> PuzzleArray:
+def generate(recipe: Recipe, split: Split, indices: NDArray[np.integer]) -> Sudokus:
     """The puzzles with these numbers, each with its rating.
 
     Two numbers may give the same puzzle: hardly ever of side 9, soon of side 4 (see generate.py beside this file).
@@ -72,10 +71,10 @@ def generate(recipe: Recipe, split: Split, indices: NDArray[np.integer]) -> Puzz
         _generate_block(recipe, split, np.asarray(indices[start : start + _LANES], dtype=np.int64))
         for start in range(0, max(1, len(indices)), _LANES)
     ]
-    return concatenate(blocks)
+    return Sudokus.join(blocks)
 
 
-def _generate_block(recipe: Recipe, split: Split, indices: NDArray[np.int64]) -> PuzzleArray:
+def _generate_block(recipe: Recipe, split: Split, indices: NDArray[np.int64]) -> Sudokus:
     made = _no_puzzles(recipe.boxes, len(indices))
     is_missing = np.ones(len(indices), dtype=np.bool_)
     first_attempt, num_tried, num_made, hardest = 0, 0, 0, -1
@@ -104,9 +103,9 @@ def _generate_block(recipe: Recipe, split: Split, indices: NDArray[np.int64]) ->
     return made
 
 
-def _no_puzzles(boxes: BoxShape, count: int) -> PuzzleArray:
+def _no_puzzles(boxes: BoxShape, count: int) -> Sudokus:
     grids = np.zeros((2, count, boxes.num_cells), dtype=np.uint8)
-    return PuzzleArray(grids[0], grids[1], np.zeros(count, dtype=np.int32), boxes)
+    return Sudokus(grids[0], grids[1], np.zeros(count, dtype=np.int32))
 
 
 def _candidates(
@@ -122,7 +121,7 @@ def _candidates(
         solutions, places = solutions[ours], places[ours]
     orders = _random_orders(boxes, indices[places], counters[places], key)
     inputs = _take_away_clues(solutions, orders, boxes)
-    puzzles = PuzzleArray(inputs, solutions, np.zeros(len(inputs), dtype=np.int32), boxes)
+    puzzles = Sudokus(inputs, solutions, np.zeros(len(inputs), dtype=np.int32))
     if boxes.side != _SIDE_OF_MANY_SOLUTIONS:
         ours = _belongs_to(split, content_keys(puzzles))
         puzzles, places = puzzles.take(ours), places[ours]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.grid_puzzles.sudoku import BoxShape, Grids, PuzzleArray, units
+from data_pipeline.grid_puzzles.sudoku import BoxShape, Grids, Sudokus, units
 
 States = NDArray[np.uint16]  # [n, cells], bit d - 1 for digit d
 
@@ -56,7 +56,7 @@ def rate(grids: Grids, boxes: BoxShape) -> NDArray[np.int32]:
     return found.num_dead_ends.astype(np.int32)
 
 
-def has_unique_solution(puzzles: PuzzleArray) -> NDArray[np.bool_]:
+def has_unique_solution(puzzles: Sudokus) -> NDArray[np.bool_]:
     """Whether a puzzle's label, known to be a valid grid, is its only solution; [n]."""
     completes = ((puzzles.inputs == 0) | (puzzles.inputs == puzzles.labels)).all(axis=1)
     return completes & (count_solutions(puzzles.inputs, puzzles.boxes) == 1)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.base.random import Bits, stream_key, words_at
-from data_pipeline.grid_puzzles.sudoku import BoxShape, Grids, PuzzleArray
+from data_pipeline.grid_puzzles.sudoku import BoxShape, Grids, Sudokus
 
 _BLOCK = 1024  # puzzles at a time, so that the intermediate arrays stay in the cache
 
@@ -77,15 +77,7 @@ def apply(grids: Grids, chosen: Symmetries) -> Grids:
     return chosen.palettes.reshape(-1).take(moved + lanes * int(chosen.palettes.shape[1]))
 
 
-def inverse(chosen: Symmetries) -> Symmetries:
-    """The symmetries that undo these."""
-    return Symmetries(
-        np.argsort(chosen.sources, axis=1, kind="stable"),
-        np.argsort(chosen.palettes, axis=1, kind="stable").astype(np.uint8),
-    )
-
-
-def augment(puzzles: PuzzleArray, numbers: Bits) -> PuzzleArray:
+def augment(puzzles: Sudokus, numbers: Bits) -> Sudokus:
     """Symmetry numbers[i] of puzzle i. A rating is kept, though a solver may find the image a little harder."""
     inputs, labels = np.empty_like(puzzles.inputs), np.empty_like(puzzles.labels)
     for start in range(0, len(numbers), _BLOCK):

@@ -10,9 +10,9 @@ from pydantic import BeforeValidator, Field
 
 from data_pipeline.base.random import Bits
 from data_pipeline.grid_puzzles import sudoku, sudoku_generator, sudoku_symmetry
-from data_pipeline.grid_puzzles.csv_source import Selection
+from data_pipeline.grid_puzzles.csv_source import Puzzles, Selection
 from data_pipeline.grid_puzzles.dataset import kind_of
-from data_pipeline.grid_puzzles.puzzle_type import Examples, NewPuzzles, PuzzleOptions, PuzzleType, Tokens
+from data_pipeline.grid_puzzles.puzzle_type import Examples, NewPuzzles, PuzzleOptions, PuzzleType
 from data_pipeline.kind import PADDING, Boards, Look, Measured, Token
 from data_pipeline.schema import SplitName
 
@@ -49,11 +49,11 @@ class SudokuType(PuzzleType):
         return cls((options.generator or NewSudokus()).side, options.min_difficulty or 0)
 
     @classmethod
-    def read_csv(cls, files: list[Path], selection: Selection, *, show_progress: bool) -> Tokens:
+    def read_csv(cls, files: list[Path], selection: Selection, *, show_progress: bool) -> Puzzles:
         puzzles = sudoku.read_csv(files, selection, show_progress=show_progress)
         for grids in (puzzles.inputs, puzzles.labels):
             grids += sudoku.FIRST_TOKEN_ID  # as `encode` does, but in place
-        return Tokens(puzzles.inputs, puzzles.labels)
+        return puzzles
 
     @property
     def vocab_size(self) -> int:
@@ -63,13 +63,13 @@ class SudokuType(PuzzleType):
         self, examples: Examples, seed: int, puzzles: NDArray[np.int64], augmentations: NDArray[np.int64]
     ) -> Examples:
         numbers = sudoku_symmetry.draw(seed, puzzles, augmentations, self._boxes)
-        return _examples(sudoku_symmetry.augment(self._array(examples), numbers))
+        return _examples(sudoku_symmetry.augment(_grids(examples), numbers))
 
     def content_keys(self, examples: Examples) -> Bits:
-        return sudoku.content_keys(self._array(examples))
+        return sudoku.content_keys(_grids(examples))
 
     def same_keys(self, examples: Examples) -> Bits:
-        return sudoku.relabelling_keys(self._array(examples))
+        return sudoku.relabelling_keys(_grids(examples))
 
     def generate(self, seed: int, split: SplitName, indices: NDArray[np.int64]) -> Examples:
         recipe = sudoku_generator.Recipe(self._boxes, self.min_difficulty, seed)
@@ -85,13 +85,14 @@ class SudokuType(PuzzleType):
     def _boxes(self) -> sudoku.BoxShape:
         return sudoku.BOX_SHAPES[self.side]
 
-    def _array(self, examples: Examples) -> sudoku.PuzzleArray:
-        inputs, labels = (sudoku.decode(examples[:, side]) for side in (0, 1))
-        return sudoku.PuzzleArray(inputs, labels, np.zeros(len(examples), dtype=np.int32), self._boxes)
+
+def _grids(examples: Examples) -> sudoku.Sudokus:
+    inputs, labels = (sudoku.decode(examples[:, side]) for side in (0, 1))
+    return sudoku.Sudokus(inputs, labels, np.zeros(len(examples), dtype=np.int32))
 
 
-def _examples(puzzles: sudoku.PuzzleArray) -> Examples:
-    return np.stack([sudoku.encode(puzzles.inputs), sudoku.encode(puzzles.labels)], axis=1)
+def _examples(grids: sudoku.Sudokus) -> Examples:
+    return np.stack([sudoku.encode(grids.inputs), sudoku.encode(grids.labels)], axis=1)
 
 
 def _num_givens(inputs: Boards, labels: Boards) -> Measured:
