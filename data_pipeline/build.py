@@ -14,7 +14,7 @@ examples:
       new mazes of 30 x 30 with shortest paths of more than 110 steps
 
 The same sources, options and seed give the same bytes on any machine with any number of workers. A build that was
-stopped, by whatever, goes on with the same command. To share one among machines with a common disk, give each its
+stopped, by whatever, is resumed by the same command. To share one among machines with a common disk, give each its
 --part: I/N for I from 0 to N-1 with the same N; then run `python -m data_pipeline.merge DIR`.
 """
 
@@ -42,7 +42,7 @@ from data_pipeline.kinds import KIND_OF_PRESET, KINDS
 from data_pipeline.schema import BUILDING, HOW_TO_HOLD_OUT, NOTHING_HELD_OUT, DatasetInfo
 from data_pipeline.shards import build_dir as build_folder
 from data_pipeline.shards.plan import Content, Request
-from data_pipeline.shards.write_parallel import shard_places, write_shards
+from data_pipeline.shards.write_parallel import shard_ids, write_shards
 
 _SOURCE_FORM = "PATH[:train|:evaluation]"
 
@@ -56,13 +56,13 @@ def main() -> int:
         build(request)
     except KeyboardInterrupt:
         print(
-            f"interrupted; {request.out} may not be complete; the same command goes on with it",
+            f"interrupted; {request.out} may not be complete; the same command resumes it",
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED
     except BrokenProcessPool:
         print(
-            "error: a worker process was killed, perhaps since memory ran out; the same command goes on, with "
+            "error: a worker process was killed, perhaps since memory ran out; the same command resumes it, with "
             "--workers 1 in the least memory",
             file=sys.stderr,
         )
@@ -107,11 +107,11 @@ def _write_missing(request: Request, content: Content) -> int:
         plan = content.plan(request.out / BUILDING)
         layouts = plan.layouts()
         build_folder.write_layouts(request.out, plan.head, layouts.values(), plan.documents)
-        places = request.part.share([place for layout in layouts.values() for place in shard_places(layout)])
+        ids = request.part.share([shard_id for layout in layouts.values() for shard_id in shard_ids(layout)])
         written = build_folder.written_shards(request.out)
-        missing = [place for place in places if place not in written]
+        missing = [shard_id for shard_id in ids if shard_id not in written]
         with tqdm(
-            total=len(places), initial=len(places) - len(missing), desc="shards", unit="shard",
+            total=len(ids), initial=len(ids) - len(missing), desc="shards", unit="shard",
             delay=SHOWN_AFTER_SECONDS, disable=request.quiet,
         ) as progress:  # fmt: skip
             for shards in write_shards(request.out, layouts, plan.rows, missing, request.workers):

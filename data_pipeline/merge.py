@@ -35,7 +35,7 @@ def main() -> int:
 
 
 def merge(dataset: Path, *, show_progress: bool) -> str:
-    """Finish the build in a folder; gives what to tell the user. Raises InputError."""
+    """Finish the build in a folder; return what to tell the user. Raise InputError."""
     if (dataset / "dataset.json").exists() or not (dataset / BUILDING).exists():
         info = load_dataset_info(dataset)
         build_folder.remove_leftovers(dataset)

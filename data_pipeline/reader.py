@@ -65,7 +65,7 @@ class OpenedDataset(NamedTuple):
 def open_dataset(dataset_dir: Path) -> OpenedDataset:
     """Read what describes a dataset, and look whether its shards are there and as long as they were.
 
-    So a run does not begin on a dataset of which only a part has been copied. Raises InputError.
+    So a run does not begin on a dataset of which only a part has been copied. Raise InputError.
     """
     info = load_dataset_info(dataset_dir)
     indexes: dict[SplitName, SplitIndex] = {split: load_split_index(dataset_dir, split) for split in SPLITS}
@@ -91,7 +91,7 @@ class _Shards:
         self._cached: OrderedDict[str, Shard] = OrderedDict()
 
     def get(self, shard: ShardIndex) -> Shard:
-        """A shard's content; its file is checked the first time."""
+        """Return a shard's content; its file is checked the first time."""
         if shard.file in self._cached:
             self._cached.move_to_end(shard.file)
             return self._cached[shard.file]
@@ -122,12 +122,12 @@ class TrainReader:
         self._first_groups = np.array([shard.first_group for shard in index.shards if shard.row == 0])
 
     def batch(self, step: int) -> dict[str, torch.Tensor]:
-        """`inputs` and `labels` [b, S], `puzzle_identifiers` [b], all int32, of a step counted from 0."""
+        """Return `inputs` and `labels` [b, S], `puzzle_identifiers` [b], all int32, of a step counted from 0."""
         plan = self._plan.batch(step)
         row, group, example = (rank_slice(array, self._rank, self._world_size) for array in plan)
         shards_per_row = len(self._first_groups)
-        part = np.searchsorted(self._first_groups, group, side="right") - 1
-        shard_number = row * shards_per_row + part
+        shard_in_row = np.searchsorted(self._first_groups, group, side="right") - 1
+        shard_number = row * shards_per_row + shard_in_row
         numbers = list(dict.fromkeys(shard_number.tolist()))  # in order of use: the last stays cached
         if len(numbers) == 1:
             examples, identifiers = self._read(numbers[0], group, example)
@@ -142,7 +142,7 @@ class TrainReader:
     def _read(
         self, shard_number: int, group: NDArray[np.int64], example: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        """Examples [k, 2, S] and identifiers [k] out of one shard."""
+        """Read examples [k, 2, S] and identifiers [k] out of one shard."""
         shard = self._shards.get(self._shards.index.shards[shard_number])
         sample = group - self._first_groups[shard_number % len(self._first_groups)]
         return shard.examples(shard.starts[sample] + example), shard.identifiers[sample]
@@ -164,7 +164,7 @@ class TestReader:
         groups = range(len(index.groups))[:max_groups]
         self.group_names = list(index.groups.names or ())[:max_groups]
         num_rows = index.num_rows if num_aug is None else 1 + num_aug
-        self._parts = [
+        self._chosen = [
             shard for shard in index.shards if shard.row < num_rows and shard.first_group < len(groups)
         ]
         num_puzzles = index.groups.num_puzzles[: len(groups)]
@@ -172,17 +172,17 @@ class TestReader:
         sizes = [
             num_examples[shard.first_group :][num_puzzles[shard.first_group :] > shard.row]
             [: shard.num_samples].sum()
-            for shard in self._parts
+            for shard in self._chosen
         ]  # fmt: skip
         self._ends = np.cumsum(
             np.array(sizes, dtype=np.int64)
-        )  # of each part's wanted examples, which lead it
+        )  # of each shard's wanted examples, which lead it
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[TestBatch]:
-        """Examples start..stop-1 in batches; going straight to `start` costs no more than one shard."""
+        """Yield examples start..stop-1 in batches; going straight to `start` costs no more than one shard."""
         stop = len(self) if stop is None else min(stop, len(self))
         for first in range(start, stop, batch_size):
             yield self._gather(first, min(first + batch_size, stop))
@@ -196,7 +196,7 @@ class TestReader:
             part_begin = int(self._ends[number - 1]) if number > 0 else 0
             part_end = min(end, int(self._ends[number]))
             chosen = slice(first - part_begin, part_end - part_begin)
-            shard = self._shards.get(self._parts[number])
+            shard = self._shards.get(self._chosen[number])
             sizes = np.diff(shard.starts)
             index_in_puzzle = np.arange(int(shard.starts[-1])) - np.repeat(shard.starts[:-1], sizes)
             examples.append(shard.examples(chosen))
@@ -215,7 +215,7 @@ class TestReader:
 def to_tensors(
     examples: NDArray[np.uint8], identifiers: NDArray[np.int32], pad_id: int
 ) -> dict[str, torch.Tensor]:
-    """Examples [b, 2, S] and identifiers [b] as the model takes them."""
+    """Return examples [b, 2, S] and identifiers [b] as the model takes them."""
     labels = examples[:, 1].astype(np.int16)
     # In 16 bits, and by arithmetic: ten times faster than `labels[labels == pad_id] = ...`.
     labels += (examples[:, 1] == pad_id) * np.int16(IGNORE_LABEL_ID - pad_id)

@@ -1,6 +1,6 @@
 """Which examples make up the global batch of a step: a pure function of (index, seed, batch size, step).
 
-A pass visits every group once, in random order, each with the augmentation that stands in the pass's row. The
+A pass visits every group once, in random order, each with the augmentation that the pass's row holds. The
 examples of the puzzles fill a batch one after the other; of the puzzle that overflows it a random subset is
 taken, and the next batch begins at the next puzzle. Where a batch begins thus depends on all before it, so
 passes are cut into blocks: a block is a fixed number of whole passes, gives a fixed number of steps and drops
@@ -32,7 +32,7 @@ class BatchPlan(NamedTuple):
 class _Block(NamedTuple):
     number: int
     groups: NDArray[np.int64]  # [passes * G] in the order they are visited
-    first: NDArray[np.int64]  # [steps + 1] place in `groups` where each step begins
+    first: NDArray[np.int64]  # [steps + 1] position in `groups` where each step begins
 
 
 class SamplePlan:
@@ -59,7 +59,7 @@ class SamplePlan:
         self._block: _Block | None = None
 
     def batch(self, step: int) -> BatchPlan:
-        """The global batch of a step, counted from 0."""
+        """Return the global batch of a step, counted from 0."""
         number, step_in_block = divmod(step, self.steps_per_block)
         if self._block is None or self._block.number != number:
             self._block = self._pack(number)
@@ -80,15 +80,15 @@ class SamplePlan:
         groups = self._group_order(number)
         ends = np.cumsum(self._examples_of_group[groups], dtype=np.int64)
         first = np.zeros(self.steps_per_block + 1, dtype=np.int64)
-        place, used = 0, 0
+        position, used = 0, 0
         for step in range(self.steps_per_block):
-            place = int(ends.searchsorted(used + self._global_batch_size)) + 1
-            used = int(ends[place - 1])
-            first[step + 1] = place
+            position = int(ends.searchsorted(used + self._global_batch_size)) + 1
+            used = int(ends[position - 1])
+            first[step + 1] = position
         return _Block(number, groups, first)
 
     def _group_order(self, number: int) -> NDArray[np.int64]:
-        """The groups of a block's passes: shards of a pass in random order, then the groups of each."""
+        """Return the groups of a block's passes: shards of a pass in random order, then the groups of each."""
         num_groups, passes = len(self._examples_of_group), self._passes_per_block
         keys = random_bits(passes * num_groups, self._seed, "group order", number)
         keys = keys.reshape(passes, num_groups)
@@ -104,15 +104,15 @@ class SamplePlan:
 
 
 def _shard_of_group(index: SplitIndex) -> NDArray[np.int64]:
-    """In which of a row's shards each group lies; the same for all rows of a training split; [G]."""
+    """Tell in which of a row's shards each group lies, the same for all rows of a training split; [G]."""
     sizes = [shard.num_samples for shard in index.shards if shard.row == 0]
     return np.repeat(np.arange(len(sizes)), sizes)
 
 
 def rank_slice(array: NDArray[_Scalar], rank: int, world_size: int) -> NDArray[_Scalar]:
-    """The part of a global batch (along the first axis) that belongs to a rank: equal, contiguous slices.
+    """Return a rank's slice of a global batch along the first axis; all are equally long.
 
-    Raises InputError when the batch does not divide evenly.
+    Raise InputError when the batch does not divide evenly.
     """
     check_divisible(len(array), world_size)
     size = len(array) // world_size

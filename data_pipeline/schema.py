@@ -142,7 +142,7 @@ class DatasetHead(Strict):
 
     @property
     def identity(self) -> Identity:
-        """What decided its bytes."""
+        """Return what decided its bytes."""
         return Identity(kind=self.kind, options=self.options, seed=self.seed, sources=self.sources)
 
 
@@ -156,12 +156,12 @@ class DatasetInfo(DatasetHead):
     """Of all the rest."""
 
     def digest(self) -> str:
-        """What `sha256` has to be."""
+        """Return what `sha256` has to be."""
         text = json.dumps(self.model_dump(exclude={"sha256"}), separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def metadata(self, split: SplitName) -> DatasetMetadata:
-        """The published view of one split."""
+        """Return the published view of one split."""
         info = self.splits.train if split == "train" else self.splits.test
         return DatasetMetadata(
             seq_len=self.seq_len,
@@ -177,7 +177,7 @@ class DatasetInfo(DatasetHead):
 
 
 def _expand(value: object) -> Counts:
-    """A column from its runs [[value, how many groups in a row have it], ...], as they stand in JSON."""
+    """Return a column from its runs in JSON: [[value, how many consecutive groups have it], ...]."""
     if isinstance(value, np.ndarray):
         return cast(NDArray[np.integer], value).astype(np.int32)
     runs = _RUNS.validate_python(value)
@@ -188,7 +188,7 @@ def _expand(value: object) -> Counts:
 
 
 def _shrink(column: Counts) -> list[list[int]]:
-    """The runs of a column; see `_expand`."""
+    """Return the runs of a column; see `_expand`."""
     if not column.size:
         return []
     firsts = np.concatenate([[0], np.flatnonzero(np.diff(column)) + 1])
@@ -252,14 +252,13 @@ class SplitLayout(Strict):
     groups: GroupTable
 
     def groups_in_row(self, row: int) -> NDArray[np.int64]:
-        """Places of the groups that have a sample in a row, ascending: in training all, else those with so
-        many puzzles."""
+        """Return the groups that have a sample in a row: in training all, else those with that many puzzles."""
         if self.split == "train":
             return np.arange(len(self.groups))
         return np.flatnonzero(self.groups.num_puzzles > row)
 
     def num_samples_in_rows(self) -> NDArray[np.int64]:
-        """How many samples each row has, [num_rows]."""
+        """Count the samples of each row, [num_rows]."""
         if self.split == "train":
             return np.full(self.num_rows, len(self.groups))
         shorter = np.searchsorted(np.sort(self.groups.num_puzzles), np.arange(self.num_rows), side="right")
@@ -272,7 +271,7 @@ class SplitIndex(SplitLayout):
     shards: tuple[ShardIndex, ...]
 
     def sizes(self) -> SplitInfo:
-        """What dataset.json says of the split."""
+        """Return what dataset.json says of the split."""
         num_puzzles = int(self.groups.num_puzzles.sum(dtype=np.int64))
         num_examples = int(np.dot(self.groups.num_puzzles.astype(np.int64), self.groups.num_examples))
         return SplitInfo(
@@ -285,7 +284,7 @@ class SplitIndex(SplitLayout):
         )
 
     def groups_of_shard(self, shard: ShardIndex) -> NDArray[np.int64]:
-        """Places of the groups that have a sample in a shard, in its order; [samples]."""
+        """Return the groups that have a sample in a shard, in its order; [samples]."""
         if self.split == "train":
             return np.arange(shard.first_group, min(shard.first_group + shard.num_samples, len(self.groups)))
         left = np.flatnonzero(self.groups.num_puzzles[shard.first_group :] > shard.row)
@@ -293,20 +292,20 @@ class SplitIndex(SplitLayout):
 
     @model_validator(mode="after")
     def _shards_make_up_the_rows(self) -> Self:
-        places = [(shard.row, shard.first_group) for shard in self.shards]
-        if places != sorted(set(places)):
+        starts = [(shard.row, shard.first_group) for shard in self.shards]
+        if starts != sorted(set(starts)):
             raise ValueError("shards are not in order of (row, first_group)")
-        if self.num_rows != (places[-1][0] + 1 if places else 0):
-            raise ValueError(f"num_rows={self.num_rows}, but the shards are not of so many rows")
+        if self.num_rows != (starts[-1][0] + 1 if starts else 0):
+            raise ValueError(f"num_rows={self.num_rows}, but the shards are of another number of rows")
         num_samples = np.array([shard.num_samples for shard in self.shards], dtype=np.int64)
         samples_of_row = np.bincount(
-            [row for row, _ in places], weights=num_samples, minlength=self.num_rows
+            [row for row, _ in starts], weights=num_samples, minlength=self.num_rows
         ).astype(np.int64)
         wrong = np.flatnonzero(samples_of_row != self.num_samples_in_rows())
         if wrong.size:
             raise ValueError(f"the shards of row {wrong[0]} do not make up its groups")
         first_groups = [shard.first_group for shard in self.shards if shard.row == 0]
-        if self.split == "train" and places != [
+        if self.split == "train" and starts != [
             (row, g) for row in range(self.num_rows) for g in first_groups
         ]:
             raise ValueError("the rows are not cut into shards at the same groups")
@@ -317,7 +316,7 @@ Document = TypeVar("Document", bound=Strict)
 
 
 def load_dataset_info(dataset_dir: Path | str) -> DatasetInfo:
-    """Read dataset.json; raises InputError when it is missing, damaged or of another format."""
+    """Read dataset.json; raise InputError when it is missing, damaged or of another format."""
     path = Path(dataset_dir) / "dataset.json"
     if (path.parent / BUILDING).exists() and not path.exists():
         raise InputError(
@@ -338,7 +337,7 @@ def load_dataset_info(dataset_dir: Path | str) -> DatasetInfo:
 
 
 def load_split_index(dataset_dir: Path | str, split: SplitName) -> SplitIndex:
-    """Read <split>/index.json; raises InputError when it is missing, damaged or of another format."""
+    """Read <split>/index.json; raise InputError when it is missing, damaged or of another format."""
     path = Path(dataset_dir) / split / "index.json"
     index = load_document(path, SplitIndex)
     if index.split != split:
@@ -347,7 +346,7 @@ def load_split_index(dataset_dir: Path | str, split: SplitName) -> SplitIndex:
 
 
 def verify_document(dataset_dir: Path | str, info: DatasetInfo, name: str) -> Path:
-    """The path of a JSON file of a dataset; raises InputError unless it is as it was built."""
+    """Return the path of a JSON file of a dataset; raise InputError unless it is as it was built."""
     path = Path(dataset_dir) / name
     try:
         content = path.read_bytes()
@@ -361,7 +360,7 @@ def verify_document(dataset_dir: Path | str, info: DatasetInfo, name: str) -> Pa
 
 
 def load_document(path: Path, document: type[Document]) -> Document:
-    """Read a JSON file of a dataset; raises InputError when it is missing, damaged or of another format."""
+    """Read a JSON file of a dataset; raise InputError when it is missing, damaged or of another format."""
     try:
         content: object = json.loads(path.read_bytes())
     except FileNotFoundError:

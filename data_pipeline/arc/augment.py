@@ -48,7 +48,7 @@ class AugmentationTable(NamedTuple):
     palettes: NDArray[np.uint8]  # [n, 10]
 
     def names(self, task_id: str) -> list[str]:
-        """The puzzle names, in order."""
+        """Return the puzzle names, in order."""
         digits = (self.palettes + ord("0")).tobytes().decode("ascii")
         augmented = (
             f"{task_id}|||t{t}|||{digits[i * NUM_COLOURS : (i + 1) * NUM_COLOURS]}"
@@ -62,7 +62,7 @@ IDENTITY = Augmentation(0, np.arange(NUM_COLOURS, dtype=np.uint8))
 
 
 def dihedral(grid: NDArray[_Cell], t: int) -> NDArray[_Cell]:
-    """The grid turned by t quarter turns (0..3), mirrored left-right (4), up-down (5), or transposed along
+    """Turn a grid by t quarter turns (0..3), mirror it left-right (4), up-down (5), or transpose it along
     the main (6) or the other diagonal (7). Grids of one size [..., height, width] may come together."""
     match t:
         case 0:
@@ -91,27 +91,21 @@ def inverse_dihedral(grid: NDArray[_Cell], t: int) -> NDArray[_Cell]:
 
 
 def apply(grid: Grid, augmentation: Augmentation) -> Grid:
-    """The augmented grid."""
+    """Return the augmented grid."""
     return augmentation.palette[dihedral(grid, augmentation.dihedral)]
 
 
-def invert(grid: Grid, augmentation: Augmentation) -> Grid:
-    """The grid that `apply` made this one of."""
-    inverse_palette = np.argsort(augmentation.palette, kind="stable").astype(np.uint8)
-    return inverse_dihedral(inverse_palette[grid], augmentation.dihedral)
-
-
 def augmentation_name(task_id: str, augmentation: Augmentation) -> str:
-    """The name of the puzzle that an augmentation makes of a task; of the original, the task's own id."""
+    """Return the name of the puzzle that an augmentation makes of a task; of the original, the task's own id."""
     if augmentation.is_identity:
         return task_id
     return f"{task_id}|||t{augmentation.dihedral}|||{''.join(map(str, augmentation.palette.tolist()))}"
 
 
 def parse_name(name: str) -> tuple[str, Augmentation]:
-    """The task id and augmentation that a puzzle name stands for, in the spelling of HRM or of TRM.
+    """Return the task id and augmentation that a puzzle name means, in the spelling of HRM or of TRM.
 
-    Raises InputError when the name says an augmentation that is none.
+    Raise InputError when the name says an augmentation that is none.
     """
     match = _TRM_NAME.fullmatch(name) or _HRM_NAME.fullmatch(name)
     if match is None:
@@ -126,7 +120,7 @@ def parse_name(name: str) -> tuple[str, Augmentation]:
 
 
 def plan_augmentations(task: Task, num_aug: int, seed: int) -> AugmentationTable:
-    """The original and at most `num_aug` distinct augmentations of a task, drawn as published.
+    """Draw, as published, at most `num_aug` distinct augmentations of a task, after the original.
 
     Two augmentations are the same when they make the same pairs, in whatever order. The draws depend on the
     seed and the task's id alone, and a smaller `num_aug` gives a prefix.
@@ -144,7 +138,7 @@ def plan_augmentations(task: Task, num_aug: int, seed: int) -> AugmentationTable
 
 
 def _draw(trials: int, seed: int, task_id: str) -> AugmentationTable:
-    """The original and then so many augmentations as they are drawn, doubles among them."""
+    """Return the original and then that many augmentations as they are drawn, doubles among them."""
     bits = random_bits(trials * NUM_COLOURS, seed, "augmentations", task_id).reshape(trials, NUM_COLOURS)
     dihedrals = np.zeros(1 + trials, dtype=np.uint8)
     dihedrals[1:] = bits[:, 0] >> np.uint64(61)
@@ -154,9 +148,9 @@ def _draw(trials: int, seed: int, task_id: str) -> AugmentationTable:
 
 
 def _content_keys(weights: NDArray[np.float64], table: AugmentationTable) -> NDArray[np.uint64]:
-    """For each of n augmentations a 64-bit key of the puzzle that it makes; [n].
+    """Return for each of n augmentations a 64-bit key of the puzzle that it makes; [n].
 
-    Every place of a pair has a random weight, and the key of a pair is the sum of (colour + 1) * weight. That
+    Every cell of a pair has a random weight, and the key of a pair is the sum of (colour + 1) * weight. That
     is linear in the palette, so it takes one small product with the `weights` of the colours instead of
     making and hashing the grids. Keys of pairs are scrambled before they are added up, for else two puzzles
     that have swapped grids between their pairs would look the same. Different puzzles share a key with a
@@ -172,7 +166,7 @@ def _content_keys(weights: NDArray[np.float64], table: AugmentationTable) -> NDA
 
 
 def _weights_of_colours(pairs: tuple[Pair, ...]) -> NDArray[np.float64]:
-    """Sum of the weights of the places where a colour stands in each dihedral image of each pair, their lower
+    """Sum the weights of the positions that a colour has in each dihedral image of each pair, their lower
     and their upper halves; [2, 8, 10, P].
 
     Halves add up exactly in float64, which numpy multiplies many times faster than integers.
@@ -182,15 +176,15 @@ def _weights_of_colours(pairs: tuple[Pair, ...]) -> NDArray[np.float64]:
     for p, pair in enumerate(pairs):
         for side, grid in enumerate(pair):
             if grid is not None:
-                stands = (colours == grid.reshape(-1)).astype(np.float64)
-                sums[p] += stands @ _weights_of_places(side, *grid.shape)
+                has_colour = (colours == grid.reshape(-1)).astype(np.float64)
+                sums[p] += has_colour @ _weights_of_cells(side, *grid.shape)
     sums = sums.reshape(len(pairs), NUM_COLOURS, 2, NUM_DIHEDRAL)
     return np.ascontiguousarray(sums.transpose(2, 3, 1, 0))
 
 
 @functools.cache
-def _weights_of_places(side: int, height: int, width: int) -> NDArray[np.float64]:
-    """For each cell of an input (0) or output (1) the weight of the place that it gets in each dihedral image,
+def _weights_of_cells(side: int, height: int, width: int) -> NDArray[np.float64]:
+    """Return for each cell of an input (0) or output (1) the weight of its position in each dihedral image,
     lower halves and upper halves; [height * width, 2 * 8]."""
     weights = np.empty((height * width, 2, NUM_DIHEDRAL))
     for t in range(NUM_DIHEDRAL):
@@ -202,7 +196,7 @@ def _weights_of_places(side: int, height: int, width: int) -> NDArray[np.float64
 
 
 def _scramble(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64, a bijection."""
+    """Apply the finaliser of splitmix64, a bijection."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

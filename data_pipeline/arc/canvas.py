@@ -26,27 +26,27 @@ class CanvasImages:
         self._sizes = np.array([[_size(grid) for grid in pair] for pair in pairs]).reshape(-1, 2, 2)
         shape = (len(pairs), NUM_DIHEDRAL, 2, 2, self._seq_len)
         images = np.full(shape, PAD_ID, dtype=np.uint8)  # [E, 8, input and output, padding and image, S]
-        for height_and_width, places in _places_of_sizes(pairs).items():
-            grids = np.stack([grid for _, _, grid in places]).reshape(-1, *height_and_width)
-            numbers, sides = np.array([(number, side) for number, side, _ in places]).T
+        for height_and_width, found in _grids_of_sizes(pairs).items():
+            grids = np.stack([grid for _, _, grid in found]).reshape(-1, *height_and_width)
+            numbers, sides = np.array([(number, side) for number, side, _ in found]).T
             for t in range(NUM_DIHEDRAL):
                 images[numbers, t, sides, 1] = encode(dihedral(grids, t), canvas)
         self._windows = windows(images.reshape(-1), self._seq_len)
 
     def room(self, numbers: NDArray[np.int64], dihedrals: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """How far down and right the dihedral images of examples can be moved; [k, 2]."""
+        """Return how far down and right the dihedral images of examples can be moved; [k, 2]."""
         return self._canvas - self._sizes_of_images(numbers, dihedrals).max(axis=1)
 
-    def place(
-        self, numbers: NDArray[np.int64], dihedrals: NDArray[np.uint8], places: NDArray[np.int64] | None
+    def moved(
+        self, numbers: NDArray[np.int64], dihedrals: NDArray[np.uint8], offsets: NDArray[np.int64] | None
     ) -> NDArray[np.uint8]:
-        """Dihedral images of examples, moved to (down, right) of `places` [k, 2], in the original's colours;
+        """Return dihedral images of examples, moved (down, right) by `offsets` [k, 2], in the original's colours;
         [k, 2, S]."""
         firsts = ((numbers * NUM_DIHEDRAL + dihedrals)[:, None] * 2 + np.arange(2)) * 2 + 1  # [k, 2]
         starts = firsts * self._seq_len
-        if places is None:
+        if offsets is None:
             return self._windows[starts]
-        down, right = places.T
+        down, right = offsets.T
         examples = self._windows[starts - (down * self._canvas + right)[:, None]]
         # Where the column of EOS has left the canvas on the right, it has come back as the first column.
         widths = self._sizes_of_images(numbers, dihedrals)[:, :, 1]
@@ -69,7 +69,7 @@ class CanvasImages:
             cells[begin:end] = cells[begin:end].tobytes().translate(table.tobytes())
 
     def _sizes_of_images(self, numbers: NDArray[np.int64], dihedrals: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """(height, width) of input and output, [k, 2, 2]."""
+        """Return (height, width) of input and output, [k, 2, 2]."""
         sizes = self._sizes[numbers]
         swaps = _SWAPS_SIDES[dihedrals]
         return np.where(swaps[:, None, None], sizes[:, :, ::-1], sizes)
@@ -79,11 +79,11 @@ def _size(grid: Grid | None) -> tuple[int, int]:
     return (0, 0) if grid is None else (grid.shape[0], grid.shape[1])
 
 
-def _places_of_sizes(pairs: list[Pair]) -> dict[tuple[int, int], list[tuple[int, int, Grid]]]:
-    """For each size of grid where there are such: number of the example, 0 or 1 for input or output, the grid."""
-    places: dict[tuple[int, int], list[tuple[int, int, Grid]]] = defaultdict(list)
+def _grids_of_sizes(pairs: list[Pair]) -> dict[tuple[int, int], list[tuple[int, int, Grid]]]:
+    """List the grids of each size: number of the example, 0 or 1 for input or output, the grid."""
+    found: dict[tuple[int, int], list[tuple[int, int, Grid]]] = defaultdict(list)
     for number, pair in enumerate(pairs):
         for side, grid in enumerate(pair):
             if grid is not None:
-                places[_size(grid)].append((number, side, grid))
-    return places
+                found[_size(grid)].append((number, side, grid))
+    return found

@@ -1,8 +1,8 @@
-"""What stands in each row of a split.
+"""What each row of a split holds.
 
 Train: row r holds one puzzle of every group, so a pass over the groups reads one row from end to end. The
-rows take a group's puzzles in a random order, begun again when they are used up; the places on the canvas are
-drawn anew for each row. Test: row r holds the r-th puzzle of every held-out group that has so many.
+rows take a group's puzzles in a random order, begun again when they are used up; the offsets on the canvas are
+drawn anew for each row. Test: row r holds the r-th puzzle of every held-out group that has that many.
 """
 
 from dataclasses import dataclass
@@ -37,18 +37,18 @@ class Group:
         return len(self.augmentations.dihedrals)
 
     def pairs(self, split: Split) -> tuple[Pair, ...]:
-        """The examples of each of its puzzles in a split; none if it has no part in it."""
+        """Return the examples of each of its puzzles in a split; none if it is not in it."""
         if split == "train":
             return self.task.training_pairs
         return self.task.tests if self.task.held_out else ()
 
     def names(self) -> list[str]:
-        """Names of its puzzles, in order of identifiers."""
+        """Return the names of its puzzles, in order of identifiers."""
         return self.augmentations.names(self.task.id)
 
 
 def plan_groups(tasks: list[Task], num_aug: int, seed: int) -> list[Group]:
-    """One group per task, in the order given."""
+    """Return one group per task, in the order given."""
     groups: list[Group] = []
     identifier = FIRST_IDENTIFIER
     for task in tasks:
@@ -77,7 +77,7 @@ class SplitPlan:
         self._seed = seed
 
     def samples(self, row: int, groups: NDArray[np.int64]) -> Samples:
-        """The samples of these groups in a row."""
+        """Return the samples of these groups in a row."""
         tables = self._tables
         puzzles = (
             self._order.puzzles_in_row(row, groups) if self.split == "train" else np.full(len(groups), row)
@@ -88,11 +88,11 @@ class SplitPlan:
         starts = np.cumsum(num_examples) - num_examples
         numbers = np.repeat(first_examples - starts, num_examples) + np.arange(int(num_examples.sum()))
         dihedrals = np.repeat(tables.dihedrals[entries], num_examples)
-        places = None
+        offsets = None
         if self.split == "train":
             room = tables.images.room(numbers, dihedrals)
-            places = self._places.in_row(row, numbers, room)
-        examples = tables.images.place(numbers, dihedrals, places)
+            offsets = self._offsets.in_row(row, numbers, room)
+        examples = tables.images.moved(numbers, dihedrals, offsets)
         tables.images.recolour(examples, starts, tables.palettes[entries])
         identifiers = self.group_table.first_identifier[groups].astype(np.int64) + puzzles
         return Samples(groups, identifiers, num_examples, examples)
@@ -108,8 +108,8 @@ class SplitPlan:
         return _PuzzleOrder(self.groups, self._seed)
 
     @cached_property
-    def _places(self) -> "_Places":
-        return _Places(self.groups, self.group_table.num_examples, self.num_rows, self._seed)
+    def _offsets(self) -> "_Offsets":
+        return _Offsets(self.groups, self.group_table.num_examples, self.num_rows, self._seed)
 
 
 class _Tables:
@@ -134,12 +134,12 @@ class _PuzzleOrder:
         self._puzzles = np.concatenate(orders).astype(np.int32)
 
     def puzzles_in_row(self, row: int, groups: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The number of these groups' puzzles in a row, [n]."""
+        """Return the number of these groups' puzzles in a row, [n]."""
         return self._puzzles[self._begins[groups] + row % self._counts[groups]].astype(np.int64)
 
 
-class _Places:
-    """Places on the canvas of all examples of a training split in every row."""
+class _Offsets:
+    """Offsets on the canvas of all examples of a training split in every row."""
 
     def __init__(
         self, groups: list[Group], num_examples: NDArray[np.int32], num_rows: int, seed: int
@@ -158,15 +158,15 @@ class _Places:
             self._bits[:, begin : begin + count] = halves.reshape(num_rows, count, 2)
 
     def in_row(self, row: int, numbers: NDArray[np.int64], room: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(down, right) of these examples, uniform over the room [k, 2] that each has, and (0, 0) for one of
-        each group; [k, 2]."""
+        """Return (down, right) of these examples, [k, 2]: uniform over the room that each has, and (0, 0)
+        for one of each group."""
         bits = self._bits[row][numbers].astype(np.uint64) << np.uint64(32)
-        places = below(bits, (room + 1).astype(np.uint64))
+        offsets = below(bits, (room + 1).astype(np.uint64))
         moves = np.ones(len(self._bits[row]), dtype=bool)
         moves[self._unmoved[row]] = False
-        return places * moves[numbers, None]
+        return offsets * moves[numbers, None]
 
 
 def _begins(counts: list[int]) -> NDArray[np.int64]:
-    """Where each stretch begins when stretches of these lengths follow one another."""
+    """Return where each stretch begins when stretches of these lengths follow one another."""
     return np.cumsum([0, *counts[:-1]])

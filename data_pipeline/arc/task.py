@@ -30,7 +30,7 @@ class Task:
 
     @property
     def training_pairs(self) -> tuple[Pair, ...]:
-        """The pairs that may train: the demonstrations, and test pairs that are neither held out nor hidden."""
+        """Return the pairs that may train: the demonstrations, and test pairs that are neither held out nor hidden."""
         last = len(self.demos) if self.held_out else len(self.pairs)
         return tuple(
             pair
@@ -40,5 +40,5 @@ class Task:
 
     @property
     def largest_side(self) -> int:
-        """Cells along the longest side of any of its grids."""
+        """Count the cells along the longest side of any of its grids."""
         return max(side for pair in self.pairs for grid in pair if grid is not None for side in grid.shape)

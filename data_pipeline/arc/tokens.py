@@ -36,7 +36,7 @@ _CROP_CHUNK = 4096  # predictions at a time, so that 400,000 of them need no mor
 
 
 def encode(grid: Grid, canvas: int, row: int = 0, col: int = 0) -> Tokens:
-    """Tokens of a grid whose top left cell is put at (row, col); [canvas * canvas].
+    """Return the tokens of a grid whose top left cell is put at (row, col); [canvas * canvas].
 
     The caller has made sure that the grid fits there. Grids of one size [..., height, width] may come together.
     """
@@ -52,7 +52,7 @@ def encode(grid: Grid, canvas: int, row: int = 0, col: int = 0) -> Tokens:
 
 
 def crop_sizes(tokens: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Heights [N] and widths [N] of the grids that token sequences [N, canvas * canvas] stand for.
+    """Return heights [N] and widths [N] of the grids that token sequences [N, canvas * canvas] spell.
 
     A grid is the largest rectangle at the top left that holds nothing but colours; of equally large ones the
     lowest. Both are 0 where the first cell is no colour.
@@ -76,13 +76,13 @@ def crop_sizes(tokens: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[
 
 
 def crop_size(tokens: NDArray[np.integer], canvas: int) -> tuple[int, int]:
-    """Height and width of the grid that one token sequence [canvas * canvas] stands for."""
+    """Return height and width of the grid that one token sequence [canvas * canvas] spells."""
     heights, widths = crop_sizes(tokens.reshape(1, canvas * canvas))
     return int(heights[0]), int(widths[0])
 
 
 def crop(tokens: NDArray[np.integer], canvas: int) -> Grid:
-    """The grid that a token sequence [canvas * canvas] stands for; may be 0 x 0."""
+    """Return the grid that a token sequence [canvas * canvas] spells; may be 0 x 0."""
     height, width = crop_size(tokens, canvas)
     cells = tokens.reshape(canvas, canvas)[:height, :width]
     return (cells - FIRST_COLOUR_ID).astype(np.uint8)

@@ -77,11 +77,11 @@ class SplitFiles(NamedTuple):
 
 
 Decode = Callable[[Path, CsvBlock], tuple[Cells, Cells]]
-"""Checks and translates a block; gives inputs and labels."""
+"""Checks and translates a block, into inputs and labels."""
 
 
 def find_files(source: str) -> SplitFiles:
-    """The files of PATH[:train|:evaluation] or of `hub:OWNER/NAME[@REVISION]`.
+    """Find the files of PATH[:train|:evaluation] or of `hub:OWNER/NAME[@REVISION]`.
 
     A folder holds train.csv, test.csv or both. A single file trains, unless its name has "test" or "evaluation"
     in it. A suffix overrides the names.
@@ -136,9 +136,9 @@ def _from_hub(source: str) -> SplitFiles:
 
 
 def read_puzzles(files: list[Path], decode: Decode, selection: Selection, *, show_progress: bool) -> Puzzles:
-    """The lines of the files that the selection keeps; every line is checked, kept or not.
+    """Read the lines of the files that the selection keeps; every line is checked, kept or not.
 
-    Raises InputError at the first line that is not as it should be, and where none is left.
+    Raise InputError at the first line that is not as it should be, and where none is left.
     """
     kept = _Kept(selection)
     width: int | None = None
@@ -208,9 +208,9 @@ def _extended(puzzles: Puzzles, more: Puzzles) -> Puzzles:
 
 
 def read_blocks(file: Path, width: int | None = None) -> Iterator[CsvBlock]:
-    """The lines of a file, block by block; grids have `width` cells, by default as many as the first.
+    """Yield the lines of a file, block by block; grids have `width` cells, by default as many as the first.
 
-    Raises InputError.
+    Raise InputError.
     """
     line = _FIRST_LINE
     for text in _whole_lines(file):
@@ -221,7 +221,7 @@ def read_blocks(file: Path, width: int | None = None) -> Iterator[CsvBlock]:
 
 
 def _whole_lines(file: Path) -> Iterator[bytes]:
-    """The file after its header in pieces that end with a newline, Windows' ends of lines put right."""
+    """Yield the file after its header in pieces that end with a newline, Windows' ends of lines put right."""
     try:
         with file.open("rb") as stream:
             header = stream.readline(_MAX_LINE_BYTES)
@@ -290,7 +290,7 @@ def _ratings(
     ends: NDArray[np.intp],
     first_line: int,
 ) -> NDArray[np.int32]:
-    """The whole numbers between the last comma and the end of each line."""
+    """Parse the whole numbers between the last comma and the end of each line."""
     lengths = ends - commas - 1
     is_bad = (lengths < 1) | (lengths > MAX_RATING_DIGITS)
     ratings = np.zeros(len(ends), dtype=np.int32)
@@ -310,7 +310,7 @@ def _ratings(
 
 
 def bad_row(file: Path, block: CsvBlock, row: int, column: str, why: str) -> InputError:
-    """The error about a field; `why` gives reason and remedy."""
+    """Return the error about a field; `why` gives reason and remedy."""
     cells = block.questions if column == "question" else block.answers
     return InputError(
         f"{file}: line {block.first_line + row}: {column} {_shown(cells[row].tobytes())}: {why}."
@@ -318,11 +318,11 @@ def bad_row(file: Path, block: CsvBlock, row: int, column: str, why: str) -> Inp
 
 
 def bad_cell(file: Path, block: CsvBlock, column: str, is_bad: NDArray[np.bool_], why: str) -> InputError:
-    """The error about the first bad cell [n, width] of a column; `why` gives reason and remedy."""
-    row, place = np.unravel_index(int(is_bad.argmax()), is_bad.shape)
+    """Return the error about the first bad cell [n, width] of a column; `why` gives reason and remedy."""
+    row, position = np.unravel_index(int(is_bad.argmax()), is_bad.shape)
     cells = block.questions if column == "question" else block.answers
-    character = cells[row, place].tobytes()
-    return bad_row(file, block, int(row), column, f"character {place + 1} is {_shown(character)}; {why}")
+    character = cells[row, position].tobytes()
+    return bad_row(file, block, int(row), column, f"character {position + 1} is {_shown(character)}; {why}")
 
 
 def _shown(text: bytes) -> str:

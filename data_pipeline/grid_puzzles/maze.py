@@ -35,9 +35,9 @@ Mazes = NDArray[np.uint8]  # [n, side * side], tokens
 def read_csv(
     files: list[Path], selection: Selection | None = None, *, show_progress: bool = False
 ) -> Puzzles:
-    """The mazes of `source,question,answer,rating` files that the selection keeps, all of one side.
+    """Read the mazes of `source,question,answer,rating` files that the selection keeps, all of one side.
 
-    Raises InputError naming file, line, column and value at the first one that is not as it should be.
+    Raise InputError naming file, line, column and value at the first one that is not as it should be.
     """
     return read_puzzles(files, decode, selection or Selection(), show_progress=show_progress)
 
@@ -104,14 +104,14 @@ def _refuse_wrong(file: Path, block: CsvBlock, inputs: Mazes, labels: Mazes) -> 
 
 
 def distances(is_open: NDArray[np.bool_], starts: NDArray[np.integer]) -> NDArray[np.int32]:
-    """Steps from a start to each cell, -1 where it cannot be reached; open cells and result [n, side * side].
+    """Count the steps from a start to each cell, -1 if out of reach; open cells and result [n, side * side].
 
     All mazes are flooded at once, one step at a time.
     """
     steps = np.empty(is_open.shape, dtype=np.int32)
     for begin in range(0, len(is_open), _BLOCK):
-        part = slice(begin, begin + _BLOCK)
-        steps[part] = _flood(is_open[part], starts[part])
+        block = slice(begin, begin + _BLOCK)
+        steps[block] = _flood(is_open[block], starts[block])
     return steps
 
 
@@ -143,7 +143,7 @@ def _flood(is_open: NDArray[np.bool_], starts: NDArray[np.integer]) -> NDArray[n
 def steps_between(
     is_open: NDArray[np.bool_], starts: NDArray[np.integer], goals: NDArray[np.integer]
 ) -> NDArray[np.int32]:
-    """Steps on the shortest path between two cells of each maze, -1 where there is none; [n].
+    """Count the steps on the shortest path between two cells of each maze, -1 where there is none; [n].
 
     Knowing less than `distances` it is ten times as fast: a row of cells is the bits of one word.
     """
@@ -168,17 +168,17 @@ def steps_between(
 
 
 def path_lengths(inputs: Mazes) -> NDArray[np.int32]:
-    """Steps on the shortest path from S to G, -1 where there is none; [n]."""
+    """Count the steps on the shortest path from S to G, -1 where there is none; [n]."""
     lengths = np.empty(len(inputs), dtype=np.int32)
     for begin in range(0, len(inputs), _BLOCK):
-        part = inputs[begin : begin + _BLOCK]
-        ends = ((part == token).argmax(axis=1) for token in (START_ID, GOAL_ID))
-        lengths[begin : begin + _BLOCK] = steps_between(part != WALL_ID, *ends)
+        block = inputs[begin : begin + _BLOCK]
+        ends = ((block == token).argmax(axis=1) for token in (START_ID, GOAL_ID))
+        lengths[begin : begin + _BLOCK] = steps_between(block != WALL_ID, *ends)
     return lengths
 
 
 def is_shortest_path(inputs: Mazes, labels: Mazes) -> NDArray[np.bool_]:
-    """Whether the cells `o` of a label are those of one shortest path from S to G; [n]."""
+    """Tell whether the cells `o` of a label are those of one shortest path from S to G; [n]."""
     lengths = path_lengths(inputs)
     num_marked = (labels == PATH_ID).sum(axis=1)
     # As many cells as a shortest path has can only join S and G by being one.
@@ -187,7 +187,7 @@ def is_shortest_path(inputs: Mazes, labels: Mazes) -> NDArray[np.bool_]:
 
 
 def mark_shortest_paths(inputs: Mazes) -> Mazes:
-    """Labels: each maze with the free cells of one shortest path marked.
+    """Return the labels: each maze with the free cells of one shortest path marked.
 
     Of several, it is the one that, walked back from G, goes up rather than left, right or down, in this order;
     a fixed choice is one that a model can learn. There must be a path.
@@ -214,18 +214,18 @@ def mark_shortest_paths(inputs: Mazes) -> Mazes:
 
 
 def dihedral(mazes: Mazes, t: int) -> Mazes:
-    """Mazes turned by t quarter turns (0..3), mirrored left-right (4), up-down (5), or transposed along the
-    main (6) or the other diagonal (7): the ids of `data_pipeline.arc.augment`."""
+    """Turn mazes by t quarter turns (0..3), mirror them left-right (4), up-down (5), or transpose them along
+    the main (6) or the other diagonal (7): the ids of `data_pipeline.arc.augment`."""
     return mazes[:, _dihedral_sources(math.isqrt(mazes.shape[1]))[t]]
 
 
 def augment(mazes: Mazes, ts: NDArray[np.integer]) -> Mazes:
-    """Dihedral image ts[i] of maze i; [n, cells]."""
+    """Return dihedral image ts[i] of maze i; [n, cells]."""
     return np.take_along_axis(mazes, _dihedral_sources(math.isqrt(mazes.shape[1]))[ts], axis=1)
 
 
 def _dihedral_sources(side: int) -> NDArray[np.intp]:
-    """Where each cell of an image comes from; [8, cells]."""
+    """Return where each cell of an image comes from; [8, cells]."""
     cells = np.arange(side * side).reshape(side, side)
     turned = [np.rot90(cells, k) for k in range(4)]
     images = [*turned, np.fliplr(cells), np.flipud(cells), cells.T, np.fliplr(turned[1])]
@@ -233,14 +233,14 @@ def _dihedral_sources(side: int) -> NDArray[np.intp]:
 
 
 def content_keys(inputs: Mazes) -> Bits:
-    """A key per maze that its eight symmetries share; [n]. Start and goal are not interchangeable."""
+    """Return a key per maze that its eight symmetries share; [n]. Start and goal are not interchangeable."""
     weights = random_bits(VOCAB_SIZE * inputs.shape[1], "maze cells").reshape(VOCAB_SIZE, inputs.shape[1])
-    places = np.arange(int(inputs.shape[1]))
+    cells = np.arange(int(inputs.shape[1]))
     keys = np.empty(len(inputs), dtype=np.uint64)
     for begin in range(0, len(inputs), _BLOCK):
-        part = inputs[begin : begin + _BLOCK]
+        block = inputs[begin : begin + _BLOCK]
         images = [
-            weights[dihedral(part, t), places].sum(axis=1, dtype=np.uint64) for t in range(NUM_DIHEDRAL)
+            weights[dihedral(block, t), cells].sum(axis=1, dtype=np.uint64) for t in range(NUM_DIHEDRAL)
         ]
         keys[begin : begin + _BLOCK] = np.min(images, axis=0)
     return keys

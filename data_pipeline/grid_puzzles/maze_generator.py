@@ -56,9 +56,9 @@ class MazeRecipe(NamedTuple):
 
 
 class _Candidates(NamedTuple):
-    """Some of the mazes that were asked for, by their places among these."""
+    """Some of the mazes that were asked for, by their numbers among these."""
 
-    places: NDArray[np.intp]
+    numbers: NDArray[np.intp]
     inputs: Mazes
 
 
@@ -72,10 +72,10 @@ class _Shares(NamedTuple):
 
 
 def generate(recipe: MazeRecipe, split: Split, indices: NDArray[np.integer]) -> Puzzles:
-    """The mazes with these numbers; their rating is the number of steps.
+    """Make the mazes with these numbers; their rating is the number of steps.
 
     A maze belongs to a split by a bit of a key that its symmetries share, so no maze of one split is an image of
-    one of the other. Raises InputError when the length is not reached.
+    one of the other. Raise InputError when the length is not reached.
     """
     if not 2 <= recipe.side <= MAX_SIDE:
         raise InputError(f"side {recipe.side} of a maze: choose from 2 to {MAX_SIDE}.")
@@ -87,9 +87,9 @@ def generate(recipe: MazeRecipe, split: Split, indices: NDArray[np.integer]) -> 
         missing, attempt = np.arange(len(block)), 0
         while len(missing):
             found = _candidates(recipe, split, block[missing], attempt, key)
-            made[start + missing[found.places]] = found.inputs
-            num_tried, num_made = num_tried + len(missing), num_made + len(found.places)
-            missing, attempt = np.delete(missing, found.places), attempt + 1
+            made[start + missing[found.numbers]] = found.inputs
+            num_tried, num_made = num_tried + len(missing), num_made + len(found.numbers)
+            missing, attempt = np.delete(missing, found.numbers), attempt + 1
             if num_tried >= MAX_IN_VAIN and num_made == 0:
                 raise InputError(
                     f"min steps {recipe.min_steps} of side {recipe.side}: none of {num_tried} mazes has so long a "
@@ -105,34 +105,34 @@ def generate(recipe: MazeRecipe, split: Split, indices: NDArray[np.integer]) -> 
 def _candidates(
     recipe: MazeRecipe, split: Split, indices: NDArray[np.int64], attempt: int, key: tuple[int, int]
 ) -> _Candidates:
-    """Those of the mazes that have a path long enough and belong to the split."""
+    """Make those of the mazes that have a path long enough and belong to the split."""
     first_counter = attempt * _COUNTERS_PER_ATTEMPT
     shares = _draw_shares(words_at(indices, first_counter + _PLACING_COUNTER, key))
     is_open = _dig(recipe.side, indices, first_counter, key, shares.branching)
     starts, goals, is_long = _place_ends(is_open, recipe.min_steps, shares)
-    places = np.flatnonzero(is_long)
-    is_open, starts, goals = is_open[places], starts[places], goals[places]
+    numbers = np.flatnonzero(is_long)
+    is_open, starts, goals = is_open[numbers], starts[numbers], goals[numbers]
     num_words = -(-(recipe.side**2) // WORDS_PER_COUNTER)
     orders = np.argsort(
-        _words(indices[places], first_counter + _OPENING_COUNTER, num_words, key)[:, : recipe.side**2],
+        _words(indices[numbers], first_counter + _OPENING_COUNTER, num_words, key)[:, : recipe.side**2],
         axis=1,
         kind="stable",
     )
-    is_open = _take_away_walls(is_open, starts, goals, orders, recipe.min_steps, shares.opened[places])
+    is_open = _take_away_walls(is_open, starts, goals, orders, recipe.min_steps, shares.opened[numbers])
     inputs = np.where(is_open, FREE_ID, WALL_ID).astype(np.uint8)
-    lanes = np.arange(len(places))
+    lanes = np.arange(len(numbers))
     inputs[lanes, starts], inputs[lanes, goals] = START_ID, GOAL_ID
     ours = (content_keys(inputs) & np.uint64(1)) == np.uint64(split == "test")
-    return _Candidates(places[ours], inputs[ours])
+    return _Candidates(numbers[ours], inputs[ours])
 
 
 def _draw_shares(words: Bits) -> _Shares:
-    parts: NDArray[np.float64] = (words[:, :2] >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return _Shares(parts[:, 0] * _MAX_BRANCHING, parts[:, 1] * _MAX_OPENED, words[:, 2], words[:, 3])
+    shares: NDArray[np.float64] = (words[:, :2] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return _Shares(shares[:, 0] * _MAX_BRANCHING, shares[:, 1] * _MAX_OPENED, words[:, 2], words[:, 3])
 
 
 def _words(indices: NDArray[np.int64], counter: int, num_blocks: int, key: tuple[int, int]) -> Bits:
-    """Words of consecutive counters for each index; [n, 4 * num_blocks]."""
+    """Return words of consecutive counters for each index; [n, 4 * num_blocks]."""
     counters = np.tile(counter + np.arange(num_blocks), len(indices))
     return words_at(np.repeat(indices, num_blocks), counters, key).reshape(
         len(indices), num_blocks * WORDS_PER_COUNTER
@@ -142,7 +142,7 @@ def _words(indices: NDArray[np.int64], counter: int, num_blocks: int, key: tuple
 def _dig(
     side: int, indices: NDArray[np.int64], counter: int, key: tuple[int, int], branching: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Which cells are free; [n, side * side].
+    """Dig corridors; return which cells are free, [n, side * side].
 
     All mazes are dug at once. `ends` lists the cells of each that may be gone on from; one from which nothing
     can be dug is struck off. Each turn uses half a random word: 16 bits where to dig from, 16 which way.
@@ -194,7 +194,7 @@ def _dig(
 def _place_ends(
     is_open: NDArray[np.bool_], min_steps: int, shares: _Shares
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
-    """Start and goal of each maze, and whether they are far enough apart; [n] each.
+    """Choose start and goal of each maze, and tell whether they are far enough apart; [n] each.
 
     One is a cell as far as can be from some cell, the other any that is far enough from it.
     """
@@ -215,7 +215,7 @@ def _take_away_walls(
     min_steps: int,
     shares: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
-    """The mazes with their share of walls taken away in this order, or as many as leave the path long enough.
+    """Take away each maze's share of walls in this order, or as many as leave the path long enough.
 
     Each wall less can only shorten the path, so how many may go is found by halving.
     """

@@ -25,7 +25,7 @@ def write(path: Path, blocks: Iterable[NDArray[np.uint8]]) -> None:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether a file is there and holds what was written."""
+    """Tell whether a file is there and holds what was written."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -42,10 +42,10 @@ def is_sound(path: Path) -> bool:
 
 
 def num_bytes(path: Path) -> int:
-    """Bytes of the arrays in a file."""
+    """Return the size of the arrays in a file."""
     return path.stat().st_size - _DIGEST_BYTES
 
 
 def read(path: Path, count: int, offset: int = 0) -> NDArray[np.uint8]:
-    """Some of the bytes of a sound file, [count]."""
+    """Read some of the bytes of a sound file, [count]."""
     return np.fromfile(path, dtype=np.uint8, count=count, offset=offset)

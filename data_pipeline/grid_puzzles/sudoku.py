@@ -48,7 +48,7 @@ class BoxShape(NamedTuple):
 
     @property
     def vocab_size(self) -> int:
-        """Padding, blank, digits."""
+        """Count padding, blank and digits."""
         return self.side + 2
 
 
@@ -67,9 +67,9 @@ class Sudokus(Puzzles):
 def read_csv(
     files: list[Path], selection: Selection | None = None, *, show_progress: bool = False
 ) -> Sudokus:
-    """The puzzles of `source,question,answer,rating` files that the selection keeps, all of one side.
+    """Read the puzzles of `source,question,answer,rating` files that the selection keeps, all of one side.
 
-    Blanks are dots or zeros. Raises InputError naming file, line, column and value at the first puzzle that is
+    Blanks are dots or zeros. Raise InputError naming file, line, column and value at the first puzzle that is
     not as it should be. That the answer is the only one is not checked (see `has_unique_solution`).
     """
     return Sudokus(*read_puzzles(files, _decode, selection or Selection(), show_progress=show_progress))
@@ -123,12 +123,12 @@ def _decode(file: Path, block: CsvBlock) -> tuple[Grids, Grids]:
 
 
 def encode(grids: Grids) -> NDArray[np.uint8]:
-    """Tokens [n, cells] of grids."""
+    """Return the tokens [n, cells] of grids."""
     return grids + np.uint8(FIRST_TOKEN_ID)
 
 
 def decode(tokens: NDArray[np.uint8]) -> Grids:
-    """The grids that `encode` made these tokens of."""
+    """Return the grids that `encode` made these tokens of."""
     return tokens - np.uint8(FIRST_TOKEN_ID)
 
 
@@ -142,7 +142,7 @@ class Units(NamedTuple):
 
 @functools.cache
 def units(boxes: BoxShape) -> Units:
-    """The units of a grid."""
+    """Return the units of a grid."""
     side = boxes.side
     rows, cols = np.divmod(np.arange(boxes.num_cells), side)
     box = rows // boxes.rows * boxes.rows + cols // boxes.cols
@@ -152,7 +152,7 @@ def units(boxes: BoxShape) -> Units:
 
 
 def is_solution(grids: Grids, boxes: BoxShape) -> NDArray[np.bool_]:
-    """Whether each row, column and box of a grid holds every digit; [n]."""
+    """Tell whether each row, column and box of a grid holds every digit; [n]."""
     solved = np.empty(len(grids), dtype=np.bool_)
     every_digit = (1 << boxes.side) - 1
     for start in range(0, len(grids), _BLOCK):
@@ -167,17 +167,17 @@ def is_solution(grids: Grids, boxes: BoxShape) -> NDArray[np.bool_]:
 
 
 def content_keys(puzzles: Sudokus) -> Bits:
-    """A key per puzzle that no symmetry of Sudoku changes; [n].
+    """Return a key per puzzle that no symmetry of Sudoku changes; [n].
 
     Puzzles that digit relabelling, transposition (of square boxes) and the exchange of bands, stacks, rows and
     columns turn into each other share their key. It is made by colour refinement: cells start with whether they
-    are given, and mix in, round by round, what stands in their row, column, box and among their digit, in no
+    are given, and mix in, round by round, what is in their row, column, box and among their digit, in no
     order. Different puzzles may then only share a key if that tells none of their cells apart, or by chance.
     """
     keys = np.empty(puzzles.num_puzzles, dtype=np.uint64)
     for start in range(0, puzzles.num_puzzles, _BLOCK):
-        part = puzzles.take(slice(start, start + _BLOCK))
-        keys[start : start + _BLOCK] = _refined(part)
+        block = puzzles.take(slice(start, start + _BLOCK))
+        keys[start : start + _BLOCK] = _refined(block)
     return keys
 
 
@@ -204,24 +204,24 @@ def _refined(puzzles: Sudokus) -> Bits:
 
 
 def relabelling_keys(puzzles: Sudokus) -> Bits:
-    """A key per puzzle that only the naming of its digits leaves unchanged; [n]."""
+    """Return a key per puzzle that only the naming of its digits leaves unchanged; [n]."""
     side = puzzles.boxes.side
     keys = np.empty(puzzles.num_puzzles, dtype=np.uint64)
     for start in range(0, puzzles.num_puzzles, _BLOCK):
-        part = puzzles.take(slice(start, start + _BLOCK))
-        # A digit's new name is its place in the solution's first row, which holds them all.
-        names = np.zeros((part.num_puzzles, side + 1), dtype=np.uint8)
+        block = puzzles.take(slice(start, start + _BLOCK))
+        # A digit's new name is its position in the solution's first row, which holds them all.
+        names = np.zeros((block.num_puzzles, side + 1), dtype=np.uint8)
         np.put_along_axis(
-            names, part.labels[:, :side].astype(np.intp), np.arange(1, side + 1, dtype=np.uint8), 1
+            names, block.labels[:, :side].astype(np.intp), np.arange(1, side + 1, dtype=np.uint8), 1
         )
-        renamed = np.take_along_axis(names, part.inputs.astype(np.intp), axis=1).astype(np.uint64)
-        weights = _WEIGHTS[: part.boxes.num_cells]
+        renamed = np.take_along_axis(names, block.inputs.astype(np.intp), axis=1).astype(np.uint64)
+        weights = _WEIGHTS[: block.boxes.num_cells]
         keys[start : start + _BLOCK] = _mix((_mix(renamed + weights) * weights).sum(axis=1, dtype=np.uint64))
     return keys
 
 
 def solution_keys(labels: Grids, boxes: BoxShape) -> Bits:
-    """A key per solution that no symmetry of Sudoku changes; [n].
+    """Return a key per solution that no symmetry of Sudoku changes; [n].
 
     Two rows of a band hold the same digits in another order, i.e. they make a permutation. The lengths of its
     cycles survive relabelling and every exchange of columns, so the key is made of those of all pairs of rows
@@ -239,7 +239,7 @@ def solution_keys(labels: Grids, boxes: BoxShape) -> Bits:
 
 
 def _line_key(grids: NDArray[np.uint8], lines_per_chute: int) -> Bits:
-    """Key of the cycles between the rows of grids [n, side, side] that belong to a band; [n]."""
+    """Return a key of the cycles between the rows of grids [n, side, side] that belong to a band; [n]."""
     side = grids.shape[1]
     column_of_digit = np.argsort(grids, axis=2, kind="stable")
     key = np.zeros(len(grids), dtype=np.uint64)
@@ -254,7 +254,7 @@ def _line_key(grids: NDArray[np.uint8], lines_per_chute: int) -> Bits:
 
 
 def _cycle_lengths(step: NDArray[np.intp]) -> Bits:
-    """Scrambled length of the cycle that each element of permutations [n, side] is in; [n, side]."""
+    """Return the scrambled length of the cycle that each element of permutations [n, side] is in; [n, side]."""
     side = int(step.shape[1])
     home = np.arange(side)
     at = step
@@ -268,7 +268,7 @@ def _cycle_lengths(step: NDArray[np.intp]) -> Bits:
 
 
 def _mix(x: Bits) -> Bits:
-    """The finaliser of splitmix64 after a step, so that 0 does not stay 0; a bijection."""
+    """Apply the finaliser of splitmix64 after a step, so that 0 does not stay 0; a bijection."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

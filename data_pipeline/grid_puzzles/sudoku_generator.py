@@ -55,17 +55,17 @@ class Recipe(NamedTuple):
 
 
 class _Candidates(NamedTuple):
-    """Some of the candidates that were asked for, by their places among these."""
+    """Some of the candidates that were asked for, by their numbers among these."""
 
-    places: NDArray[np.intp]
+    numbers: NDArray[np.intp]
     puzzles: Sudokus
 
 
 def generate(recipe: Recipe, split: Split, indices: NDArray[np.integer]) -> Sudokus:
-    """The puzzles with these numbers, each with its rating.
+    """Make the puzzles with these numbers, each with its rating.
 
     Two numbers may give the same puzzle: hardly ever of side 9, soon of side 4 (see generate.py beside this file).
-    Raises InputError when the difficulty is not reached.
+    Raise InputError when the difficulty is not reached.
     """
     blocks = [
         _generate_block(recipe, split, np.asarray(indices[start : start + _LANES], dtype=np.int64))
@@ -93,7 +93,7 @@ def _generate_block(recipe: Recipe, split: Split, indices: NDArray[np.int64]) ->
         found = _candidates(recipe, split, indices[owners], attempts)
         hardest = max(hardest, int(found.puzzles.ratings.max(initial=-1)))
         good = np.flatnonzero(found.puzzles.ratings >= recipe.min_difficulty)
-        done, first = np.unique(owners[found.places[good]], return_index=True)
+        done, first = np.unique(owners[found.numbers[good]], return_index=True)
         for into, values in zip(made[:3], found.puzzles.take(good[first])[:3], strict=True):
             into[done] = values
         is_missing[done] = False
@@ -111,23 +111,23 @@ def _no_puzzles(boxes: BoxShape, count: int) -> Sudokus:
 def _candidates(
     recipe: Recipe, split: Split, indices: NDArray[np.int64], attempts: NDArray[np.int64]
 ) -> _Candidates:
-    """Those of the candidates (index, attempt) that came out whole and belong to the split, rated."""
+    """Make and rate those of the candidates (index, attempt) that come out whole and belong to the split."""
     boxes = recipe.boxes
     key = stream_key(recipe.seed, "sudoku", boxes.side, split)
     counters = attempts * _COUNTERS_PER_ATTEMPT
-    solutions, places = _random_solutions(boxes, indices, counters, key)
+    solutions, numbers = _random_solutions(boxes, indices, counters, key)
     if boxes.side == _SIDE_OF_MANY_SOLUTIONS:
         ours = _belongs_to(split, solution_keys(solutions, boxes))
-        solutions, places = solutions[ours], places[ours]
-    orders = _random_orders(boxes, indices[places], counters[places], key)
+        solutions, numbers = solutions[ours], numbers[ours]
+    orders = _random_orders(boxes, indices[numbers], counters[numbers], key)
     inputs = _take_away_clues(solutions, orders, boxes)
     puzzles = Sudokus(inputs, solutions, np.zeros(len(inputs), dtype=np.int32))
     if boxes.side != _SIDE_OF_MANY_SOLUTIONS:
         ours = _belongs_to(split, content_keys(puzzles))
-        puzzles, places = puzzles.take(ours), places[ours]
+        puzzles, numbers = puzzles.take(ours), numbers[ours]
     if not (is_solution(puzzles.labels, boxes) & has_unique_solution(puzzles)).all():
         raise AssertionError("a generated puzzle does not have the one solution that it was made from")
-    return _Candidates(places, puzzles._replace(ratings=rate(puzzles.inputs, boxes)))
+    return _Candidates(numbers, puzzles._replace(ratings=rate(puzzles.inputs, boxes)))
 
 
 def _belongs_to(split: Split, keys: Bits) -> NDArray[np.bool_]:
@@ -137,7 +137,7 @@ def _belongs_to(split: Split, keys: Bits) -> NDArray[np.bool_]:
 def _random_solutions(
     boxes: BoxShape, indices: NDArray[np.int64], counters: NDArray[np.int64], key: tuple[int, int]
 ) -> tuple[Grids, NDArray[np.intp]]:
-    """Grids filled at random, and the places of the indices for which that came to a good end.
+    """Fill grids at random; return them, and for which of the indices that came to a good end.
 
     Each turn puts a random candidate into the first cell with the fewest and deduces what it can. There is no
     turning back: a grid that gets stuck (about one in three) is given up.
@@ -145,39 +145,39 @@ def _random_solutions(
     num_cells = boxes.num_cells
     grids = np.zeros((len(indices), num_cells), dtype=np.uint8)
     states = np.full((num_cells, len(indices)), (1 << boxes.side) - 1, dtype=np.uint16)
-    places = np.arange(len(indices))
+    numbers = np.arange(len(indices))
     words = np.zeros((len(indices), WORDS_PER_COUNTER), dtype=np.uint64)
     for turn in range(num_cells + 1):
         if turn % WORDS_PER_COUNTER == 0:
-            words = words_at(indices[places], counters[places] + turn // WORDS_PER_COUNTER, key)
+            words = words_at(indices[numbers], counters[numbers] + turn // WORDS_PER_COUNTER, key)
         counts = candidate_counts(boxes)[states]
         counts[counts == 1] = boxes.side + 1
         cells = counts.argmin(axis=0)
-        lanes = np.arange(len(places))
+        lanes = np.arange(len(numbers))
         fewest = counts[cells, lanes]
         is_full = fewest > boxes.side
-        grids[places[is_full]] = _digits(states[:, is_full].T)
+        grids[numbers[is_full]] = _digits(states[:, is_full].T)
         choice = below(words[:, turn % WORDS_PER_COUNTER], np.where(is_full, 1, fewest).astype(np.uint64))
         states[cells, lanes] = _nth_candidate(states[cells, lanes], choice, boxes)
         states, is_dead, _ = deduce(states, boxes, hidden_singles=True)
         goes_on = ~is_dead & ~is_full
-        states, places, words = states[:, goes_on], places[goes_on], words[goes_on]
-        if not len(places):
+        states, numbers, words = states[:, goes_on], numbers[goes_on], words[goes_on]
+        if not len(numbers):
             break
     whole = np.flatnonzero(is_solution(grids, boxes))
     return grids[whole], whole
 
 
 def _nth_candidate(sets: NDArray[np.uint16], n: NDArray[np.int64], boxes: BoxShape) -> NDArray[np.uint16]:
-    """Candidate number n, from 0, of each set; both as bits."""
+    """Return candidate number n, from 0, of each set; both as bits."""
     digits = np.arange(boxes.side, dtype=np.uint16)
     is_in = (sets[:, None] >> digits) & np.uint16(1)
-    place = (is_in.cumsum(axis=1) <= n[:, None]).sum(axis=1)
-    return (1 << place).astype(np.uint16)
+    position = (is_in.cumsum(axis=1) <= n[:, None]).sum(axis=1)
+    return (1 << position).astype(np.uint16)
 
 
 def _digits(states: States) -> Grids:
-    """The digits of states whose cells have one candidate left; [n, cells]."""
+    """Return the digits of states whose cells have one candidate left; [n, cells]."""
     _, exponents = np.frexp(states.astype(np.float32))  # 2**(d - 1) is 0.5 * 2**d
     return exponents.astype(np.uint8)
 
@@ -185,7 +185,7 @@ def _digits(states: States) -> Grids:
 def _random_orders(
     boxes: BoxShape, indices: NDArray[np.int64], counters: NDArray[np.int64], key: tuple[int, int]
 ) -> NDArray[np.intp]:
-    """The order in which the cells of each candidate are looked at; [n, cells]."""
+    """Return the order in which the cells of each candidate are looked at; [n, cells]."""
     num_blocks = -(-boxes.num_cells // WORDS_PER_COUNTER)
     offsets = _FIRST_ORDER_COUNTER + np.arange(num_blocks)
     second = (counters[:, None] + offsets).reshape(-1)
@@ -196,9 +196,9 @@ def _random_orders(
 
 
 def _take_away_clues(solutions: Grids, orders: NDArray[np.intp], boxes: BoxShape) -> Grids:
-    """Puzzles of which no clue can be spared; [n, cells].
+    """Return puzzles of which no clue can be spared; [n, cells].
 
-    A clue can be spared if no solution has another digit in its place: one short search that finds none.
+    A clue can be spared if no solution has another digit in its position: one short search that finds none.
     """
     inputs = solutions.copy()
     lanes = np.arange(len(inputs))

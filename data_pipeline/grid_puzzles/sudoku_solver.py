@@ -34,19 +34,19 @@ class _Pass(NamedTuple):
 
 
 def initial_states(grids: Grids, boxes: BoxShape) -> States:
-    """Given cells may hold their digit, blank ones any."""
+    """Return the states in which given cells may hold their digit, blank ones any."""
     bits = (1 << np.arange(boxes.side + 1)) >> 1
     bits[0] = (1 << boxes.side) - 1
     return bits.astype(np.uint16)[grids]
 
 
 def count_solutions(grids: Grids, boxes: BoxShape, limit: int = 2) -> NDArray[np.int64]:
-    """Solutions of each puzzle, counted up to the limit; [n]."""
+    """Count the solutions of each puzzle up to the limit; [n]."""
     return search(initial_states(grids, boxes), boxes, limit=limit).num_solutions
 
 
 def rate(grids: Grids, boxes: BoxShape) -> NDArray[np.int32]:
-    """How often a plain search turns back before it has proved the solution the only one; [n].
+    """Count how often a plain search turns back before it has proved the solution the only one; [n].
 
     The plain search fills cells that have one candidate left, else tries each digit of the cell with the fewest
     (the first of them). It looks through everything, so the rating does not depend on the order of the digits:
@@ -57,7 +57,7 @@ def rate(grids: Grids, boxes: BoxShape) -> NDArray[np.int32]:
 
 
 def has_unique_solution(puzzles: Sudokus) -> NDArray[np.bool_]:
-    """Whether a puzzle's label, known to be a valid grid, is its only solution; [n]."""
+    """Tell whether a puzzle's label, known to be a valid grid, is its only solution; [n]."""
     completes = ((puzzles.inputs == 0) | (puzzles.inputs == puzzles.labels)).all(axis=1)
     return completes & (count_solutions(puzzles.inputs, puzzles.boxes) == 1)
 
@@ -118,7 +118,7 @@ class _Stack:
 
 
 def deduce(states: NDArray[np.uint16], boxes: BoxShape, hidden_singles: bool) -> _Pass:
-    """One pass over states [cells, m]: cells with one candidate bar it from their units and, if asked for,
+    """Make one pass over states [cells, m]: cells with one candidate bar it from their units and, if asked for,
     digits with one place in a unit go there."""
     cells_of_unit, units_of_cell = units(boxes)
     one = np.uint16(1)
@@ -140,7 +140,7 @@ def deduce(states: NDArray[np.uint16], boxes: BoxShape, hidden_singles: bool) ->
 
 
 def _of_cells(sets: NDArray[np.uint16], units_of_cell: tuple[NDArray[np.intp], ...]) -> NDArray[np.uint16]:
-    """What a cell's row, column and box hold together, of sets [units, m]; [cells, m]."""
+    """Return what a cell's row, column and box hold together, of sets [units, m]; [cells, m]."""
     row, col, box = units_of_cell
     together = sets.take(row, axis=0)
     together |= sets.take(col, axis=0)
@@ -151,7 +151,7 @@ def _of_cells(sets: NDArray[np.uint16], units_of_cell: tuple[NDArray[np.intp], .
 def _digits_with_one_place(
     in_units: NDArray[np.uint16], boxes: BoxShape
 ) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-    """The digits that one cell of a unit alone may hold [units, m], and whether some digit has no place [m]."""
+    """Return the digits that only one cell of a unit may hold [units, m], and whether none may hold some [m]."""
     seen = in_units[0].copy()
     twice = np.zeros_like(seen)
     scratch = np.empty_like(seen)
@@ -162,7 +162,7 @@ def _digits_with_one_place(
 
 
 def _branch(states: NDArray[np.uint16], boxes: BoxShape) -> tuple[States, NDArray[np.intp]]:
-    """A state for each digit of the first cell with the fewest candidates, and the place of its parent."""
+    """Return a state for each digit of the first cell with the fewest candidates, and its parent's index."""
     counts = candidate_counts(boxes)[states]
     counts[counts == 1] = boxes.side + 1
     cells = counts.argmin(axis=0)
@@ -175,6 +175,6 @@ def _branch(states: NDArray[np.uint16], boxes: BoxShape) -> tuple[States, NDArra
 
 @functools.cache
 def candidate_counts(boxes: BoxShape) -> NDArray[np.uint8]:
-    """How many candidates a set of them, as bits, holds; [2**side]."""
+    """Count the candidates in each set of them, as bits; [2**side]."""
     sets = np.arange(1 << boxes.side)
     return (sets[:, None] >> np.arange(boxes.side) & 1).sum(axis=1).astype(np.uint8)

@@ -26,13 +26,13 @@ class Symmetries(NamedTuple):
 
 
 def num_symmetries(boxes: BoxShape) -> int:
-    """How many there are, as numbered; at most 1.2e12, for side 9."""
+    """Count them, as numbered; at most 1.2e12, for side 9."""
     radices = _radices(boxes)
     return math.prod(radices)
 
 
 def _radices(boxes: BoxShape) -> tuple[int, int, int, int]:
-    """Choices of relabelling, row order, column order and transposition."""
+    """Count the choices of relabelling, row order, column order and transposition."""
     transpositions = 2 if boxes.rows == boxes.cols else 1
     row_orders, col_orders = (len(_line_orders(boxes.side, lines)) for lines in boxes)
     return math.factorial(boxes.side), row_orders, col_orders, transpositions
@@ -41,9 +41,9 @@ def _radices(boxes: BoxShape) -> tuple[int, int, int, int]:
 def draw(
     seed: int, puzzles: NDArray[np.integer], augmentations: NDArray[np.integer], boxes: BoxShape
 ) -> Bits:
-    """The number of each augmentation of a puzzle; puzzles, augmentations and result [n].
+    """Draw the number of each augmentation of a puzzle; puzzles, augmentations and result [n].
 
-    It depends on the seed, the puzzle's number (its place in the source, or any key of 64 bits) and the
+    It depends on the seed, the puzzle's number (its position in the source, or any key of 64 bits) and the
     augmentation's, not on what else is drawn. Augmentation 0 is the puzzle itself; the others are independent,
     so two may coincide, as in the published data. The bias is below 1e-7.
     """
@@ -52,7 +52,7 @@ def draw(
 
 
 def symmetries(numbers: Bits, boxes: BoxShape) -> Symmetries:
-    """The symmetries with these numbers."""
+    """Return the symmetries with these numbers."""
     side = boxes.side
     rest = numbers.astype(np.uint64)
     choices: list[NDArray[np.intp]] = []
@@ -71,25 +71,28 @@ def symmetries(numbers: Bits, boxes: BoxShape) -> Symmetries:
 
 
 def apply(grids: Grids, chosen: Symmetries) -> Grids:
-    """Symmetry i of grid i; [n, cells]."""
+    """Apply symmetry i to grid i; [n, cells]."""
     lanes = np.arange(len(grids))[:, None]
     moved = grids.reshape(-1).take(chosen.sources + lanes * int(grids.shape[1]))
     return chosen.palettes.reshape(-1).take(moved + lanes * int(chosen.palettes.shape[1]))
 
 
 def augment(puzzles: Sudokus, numbers: Bits) -> Sudokus:
-    """Symmetry numbers[i] of puzzle i. A rating is kept, though a solver may find the image a little harder."""
+    """Apply symmetry numbers[i] to puzzle i. A rating is kept, though a solver may find the image a little harder."""
     inputs, labels = np.empty_like(puzzles.inputs), np.empty_like(puzzles.labels)
     for start in range(0, len(numbers), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        chosen = symmetries(numbers[part], puzzles.boxes)
-        inputs[part], labels[part] = apply(puzzles.inputs[part], chosen), apply(puzzles.labels[part], chosen)
+        block = slice(start, start + _BLOCK)
+        chosen = symmetries(numbers[block], puzzles.boxes)
+        inputs[block], labels[block] = (
+            apply(puzzles.inputs[block], chosen),
+            apply(puzzles.labels[block], chosen),
+        )
     return puzzles._replace(inputs=inputs, labels=labels)
 
 
 @functools.cache
 def _permutations(size: int) -> NDArray[np.uint8]:
-    """All orders of 0..size-1, in lexicographic order; [size!, size]."""
+    """Return all orders of 0..size-1, in lexicographic order; [size!, size]."""
     if size == 0:
         return np.zeros((1, 0), dtype=np.uint8)
     first = np.arange(size, dtype=np.uint8)[:, None, None]
@@ -101,7 +104,7 @@ def _permutations(size: int) -> NDArray[np.uint8]:
 
 @functools.cache
 def _line_orders(side: int, lines_per_chute: int) -> NDArray[np.intp]:
-    """All orders of the rows that keep bands together (or of columns and stacks); [orders, side]."""
+    """Return all orders of the rows that keep bands together (or of columns and stacks); [orders, side]."""
     num_chutes = side // lines_per_chute
     inner = _permutations(lines_per_chute).astype(np.intp)
     orders = np.zeros((1, 0), dtype=np.intp)

@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def _check_picture_path(path: Path) -> None:
-    """Before the long work, not after it."""
+    """Refuse a bad path before the long work, not after it."""
     if path.suffix != ".png":
         raise InputError(f"--picture {path}: is drawn as PNG; give a name that ends in .png.")
     if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
@@ -82,7 +82,7 @@ def _write_picture(dataset: Dataset, path: Path, num_groups: int) -> None:
 
 
 def summary(dataset: Dataset) -> str:
-    """What is in a sound dataset, for people; at most 100 columns wide."""
+    """Return what is in a sound dataset, for people; at most 100 columns wide."""
     info, look = dataset.info, look_of(dataset.info)
     if info.vocab_size != len(look.tokens):
         raise InputError(
@@ -104,7 +104,7 @@ def summary(dataset: Dataset) -> str:
         for name, counts in row.measured.items()
     }
     vocabulary_split = dataset.splits_with_rows[0]
-    parts = (
+    sections = (
         _head(info),
         _size_table(dataset),
         histograms("puzzles per group (number of groups)", group_sizes),
@@ -112,7 +112,7 @@ def summary(dataset: Dataset) -> str:
         histograms(f"{look.measured}, row 0 of each split", measured),
         _vocabulary(look.tokens, first_rows[vocabulary_split].tokens, vocabulary_split),
     )
-    return "\n\n".join("\n".join(part) for part in parts)
+    return "\n\n".join("\n".join(section) for section in sections)
 
 
 class _FirstRow(NamedTuple):
@@ -126,14 +126,14 @@ def _count_first_row(dataset: Dataset, split: SplitName, look: Look) -> _FirstRo
     index, vocab_size = dataset.indexes[split], len(look.tokens)
     counted = np.zeros((2, vocab_size), dtype=np.int64)
     measured: defaultdict[str, Counts] = defaultdict(lambda: np.zeros(index.seq_len + 2, dtype=np.int64))
-    for part in index.shards:
-        if part.row > 0:
+    for entry in index.shards:
+        if entry.row > 0:
             break
-        shard = read_shard(dataset.folder / split, index, part, verified=True)
+        shard = read_shard(dataset.folder / split, index, entry, verified=True)
         boards = shard.examples(slice(None)).reshape(-1, 2, index.canvas, index.canvas)
         if boards.max() >= vocab_size:
             raise InputError(
-                f"{dataset.folder / split / part.file}: has token {boards.max()}, but the last of the "
+                f"{dataset.folder / split / entry.file}: has token {boards.max()}, but the last of the "
                 f"vocabulary is {vocab_size - 1}; {REBUILD}."
             )
         for side in range(2):
@@ -183,7 +183,7 @@ def _size_table(dataset: Dataset) -> list[str]:
 
 
 def histograms(title: str, columns: Mapping[str, Counts]) -> list[str]:
-    """Histograms side by side, a bar for each value or, where there are many, for each range of values."""
+    """Return histograms side by side, a bar for each value or, where there are many, for each range of values."""
     length = max(len(counts) for counts in columns.values())
     counts = np.stack([np.pad(column, (0, length - len(column))) for column in columns.values()])
     values = np.flatnonzero(counts.any(axis=0))

@@ -41,24 +41,24 @@ class Puzzle(NamedTuple):
 def read_puzzles(
     split_dir: Path, index: SplitIndex, names: Sequence[str], num_groups: int
 ) -> list[list[Puzzle]]:
-    """The puzzles that some groups, spread evenly over the split, have in its first rows."""
-    places = np.linspace(0, len(index.groups) - 1, min(num_groups, len(index.groups)))
-    groups = places.round().astype(np.int64)
+    """Read the puzzles that some groups, spread evenly over the split, have in its first rows."""
+    positions = np.linspace(0, len(index.groups) - 1, min(num_groups, len(index.groups)))
+    groups = positions.round().astype(np.int64)
     puzzles: dict[int, list[Puzzle]] = {group: [] for group in groups.tolist()}
-    for part in index.shards:
-        if part.row >= PUZZLES_PER_GROUP:
+    for entry in index.shards:
+        if entry.row >= PUZZLES_PER_GROUP:
             break
-        chosen = np.intersect1d(groups, index.groups_of_shard(part))
-        chosen = chosen[index.groups.num_puzzles[chosen] > part.row]  # later rows of training repeat
+        chosen = np.intersect1d(groups, index.groups_of_shard(entry))
+        chosen = chosen[index.groups.num_puzzles[chosen] > entry.row]  # later rows of training repeat
         if not chosen.size:
             continue
-        shard = read_shard(split_dir, index, part, verified=True)
+        shard = read_shard(split_dir, index, entry, verified=True)
         samples = np.searchsorted(shard.groups, chosen)
         examples = shard.examples(shard.starts[samples]).reshape(-1, 2, index.canvas, index.canvas)
         for group, identifier, example in zip(
             chosen.tolist(), shard.identifiers[samples].tolist(), examples, strict=True
         ):
-            no_name = f"group {group}, row {part.row}"
+            no_name = f"group {group}, row {entry.row}"
             title = names[int(identifier)] if index.groups.names else no_name
             puzzles[group].append(Puzzle(title, example))
     return list(puzzles.values())
@@ -67,9 +67,9 @@ def read_puzzles(
 def draw(
     lines: Sequence[Sequence[Puzzle]], tokens: Sequence[Token], box: tuple[int, int] | None = None
 ) -> bytes:
-    """The picture as a PNG file: of each puzzle the input, and to its right the label.
+    """Draw the picture, a PNG file: of each puzzle the input, and to its right the label.
 
-    There are heavy lines around boxes of so many rows and columns.
+    Draw heavy lines around boxes of that many rows and columns.
     """
     # A second of import that only a picture pays.
     from matplotlib.colors import ListedColormap
@@ -105,7 +105,7 @@ def draw(
 
 
 def _lay_out(figure: "Figure", num_lines: int, num_columns: int) -> NDArray[np.object_]:
-    """Places for the puzzles, as axes without axes; [num_lines, num_columns]."""
+    """Make room for the puzzles, as axes without axes; [num_lines, num_columns]."""
     width = num_columns * (2 * _PANEL_INCHES + _SPACE_INCHES)
     height = num_lines * (_PANEL_INCHES + _TITLE_INCHES)
     figure.set_size_inches(width, height)
@@ -131,8 +131,8 @@ def _write_texts(axes: "Axes", left: float, board: Board, given: Board, tokens: 
         text = tokens[int(token)].text
         if text:
             style["color"] = _GIVEN if token == given[row, col] else _SOLVED
-            place = (left + col + 0.5, row + 0.5)
-            axes.text(*place, text, **style)  # pyright: ignore[reportUnknownMemberType]
+            centre = (left + col + 0.5, row + 0.5)
+            axes.text(*centre, text, **style)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _shortened(title: str) -> str:

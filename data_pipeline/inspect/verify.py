@@ -43,12 +43,12 @@ class Dataset(NamedTuple):
 
     @property
     def splits_with_rows(self) -> list[SplitName]:
-        """At least one, and the training split first."""
+        """Return at least one, the training split first."""
         return [split for split, index in self.indexes.items() if index.shards]
 
 
 def verify(folder: Path, workers: int, *, show_progress: bool) -> Dataset:
-    """Read every file of a dataset; raises InputError that names all that are not as they should be."""
+    """Read every file of a dataset; raise InputError that names all that are not as they should be."""
     info = load_dataset_info(folder)
     expected = {"dataset.json", *(Path(name).parts[0] for name in DOCUMENTS)}
     problems = [
@@ -71,7 +71,7 @@ def verify(folder: Path, workers: int, *, show_progress: bool) -> Dataset:
 
 
 def _noting(problems: list[str], read: Callable[[], _Content]) -> _Content | None:
-    """What is read, or None when that fails; the reason joins the problems then."""
+    """Return what is read, or None when that fails; the reason joins the problems then."""
     try:
         return read()
     except InputError as error:
@@ -86,7 +86,7 @@ def _problem_list(folder: Path, problems: list[str]) -> str:
 
 
 def _problems_of_index(folder: Path, index: SplitIndex, info: DatasetInfo) -> Iterator[str]:
-    """Where dataset.json, which has no checksum itself, or the files of a split are unlike the split's index."""
+    """Find where dataset.json, which has no checksum itself, or the files of a split are unlike the split's index."""
     said = {"canvas": info.canvas, "seq_len": info.seq_len}
     said |= (info.splits.train if index.split == "train" else info.splits.test).model_dump()
     counted = {"canvas": index.canvas, "seq_len": index.seq_len} | index.sizes().model_dump()
@@ -104,7 +104,7 @@ def _problems_of_index(folder: Path, index: SplitIndex, info: DatasetInfo) -> It
 def _problems_of_shards(
     folder: Path, indexes: list[SplitIndex], workers: int, show_progress: bool
 ) -> list[str]:
-    jobs = [(index, part) for index in indexes for part in index.shards]
+    jobs = [(index, entry) for index in indexes for entry in index.shards]
 
     def check(job: tuple[SplitIndex, ShardIndex]) -> str | None:
         return _problem_of_shard(folder / job[0].split, *job)
@@ -121,12 +121,12 @@ def _problems_of_shards(
         pool.shutdown(cancel_futures=True)
 
 
-def _problem_of_shard(split_dir: Path, index: SplitIndex, part: ShardIndex) -> str | None:
-    """What is wrong with a shard; None if nothing is."""
+def _problem_of_shard(split_dir: Path, index: SplitIndex, entry: ShardIndex) -> str | None:
+    """Return what is wrong with a shard; None if nothing is."""
     try:
-        shard = read_shard(split_dir, index, part)
+        shard = read_shard(split_dir, index, entry)
     except InputError as error:
         return str(error)
-    if hashlib.sha256(shard.tar.data).hexdigest() != part.tar_sha256:
-        return f"{split_dir / part.file}: the tar within has another sha256 than index.json says; {REBUILD}."
+    if hashlib.sha256(shard.tar.data).hexdigest() != entry.tar_sha256:
+        return f"{split_dir / entry.file}: the tar within has another sha256 than index.json says; {REBUILD}."
     return None

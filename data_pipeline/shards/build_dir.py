@@ -46,7 +46,7 @@ from data_pipeline.schema import (
     load_document,
 )
 from data_pipeline.shards.reader import verify_shard
-from data_pipeline.shards.write_parallel import ShardPlace, WrittenShard, shard_places
+from data_pipeline.shards.write_parallel import ShardId, WrittenShard, shard_ids
 from data_pipeline.shards.writer import write_json
 
 JOBS = "jobs"
@@ -61,7 +61,9 @@ class Journal:
 
     def add(self, shards: Iterable[WrittenShard]) -> None:
         """Note shards that are on disk."""
-        lines = [json.dumps([*place, entry.model_dump()], separators=(",", ":")) for place, entry in shards]
+        lines = [
+            json.dumps([*shard_id, entry.model_dump()], separators=(",", ":")) for shard_id, entry in shards
+        ]
         try:
             jsonl.append(self._path, *lines)
         except OSError as error:
@@ -71,9 +73,9 @@ class Journal:
 
 
 def find(out: Path, identity: Identity) -> DatasetInfo | None:
-    """The dataset in a folder, if it is complete and the one asked for; None if it has to be built.
+    """Return the dataset in a folder, if it is complete and the one asked for; None if it has to be built.
 
-    Raises InputError for a folder with something else in it, or another dataset, or the beginnings of one.
+    Raise InputError for a folder with something else in it, or another dataset, or the beginnings of one.
     """
     building = out / BUILDING
     try:
@@ -132,7 +134,7 @@ def _refuse_other(out: Path, verb: str, there: Identity, asked: Identity) -> Non
 def begin(out: Path, identity: Identity, part: Part) -> Generator[Journal]:
     """Make the folder, if it is not there, and take a part of the work.
 
-    Raises InputError when the folder cannot be made, another process works on the part, or the folder has become
+    Raise InputError when the folder cannot be made, another process works on the part, or the folder has become
     another build's meanwhile. Where the block raises one for anything but lack of room, before it has written
     layouts, the folder goes again.
     """
@@ -180,7 +182,7 @@ def _claim(out: Path, identity: Identity) -> None:
 
 
 def _lock(stack: ExitStack, journal: Path, out: Path) -> None:
-    """Hold a part's lock as long as the stack; raises InputError if another process builds it."""
+    """Hold a part's lock as long as the stack; raise InputError if another process builds it."""
     try:
         stack.enter_context(locks.hold(journal.with_suffix(".lock")))
     except locks.LockedError as error:
@@ -200,20 +202,24 @@ def write_layouts(
     write_json(out / BUILDING / "head.json", head.model_dump())
 
 
-def written_shards(out: Path) -> dict[ShardPlace, ShardIndex]:
-    """The shards that are noted in any journal and whose files are there; raises InputError."""
-    shards: dict[ShardPlace, ShardIndex] = {}
+def written_shards(out: Path) -> dict[ShardId, ShardIndex]:
+    """Return the shards that are noted in any journal and whose files are there; raise InputError."""
+    shards: dict[ShardId, ShardIndex] = {}
     for journal in sorted((out / BUILDING).glob("part-*.jsonl")):
         for line in jsonl.lines(journal):
             try:
-                split, row, part, index = json.loads(line)
-                place = ShardPlace(split, row, part)
-                shards[place] = ShardIndex.model_validate(index)
+                split, row, number, index = json.loads(line)
+                shard_id = ShardId(split, row, number)
+                shards[shard_id] = ShardIndex.model_validate(index)
             except (ValueError, TypeError) as error:
                 raise InputError(
                     f"{journal}: damaged ({reason_of(error)}); delete it and build its part again."
                 ) from None
-    return {place: index for place, index in shards.items() if _has_size(out / place.file, index.size_bytes)}
+    return {
+        shard_id: index
+        for shard_id, index in shards.items()
+        if _has_size(out / shard_id.file, index.size_bytes)
+    }
 
 
 def _has_size(path: Path, size: int) -> bool:
@@ -224,30 +230,30 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def missing_parts(dataset: Path, num_parts: int) -> list[int]:
-    """Which parts of a build by `--part I/num_parts` have shards to write; all of a folder that has none.
+    """Tell which parts of a build by `--part I/num_parts` have shards to write; all of a folder that has none.
 
-    Those of a merged dataset are there, whatever their number. Raises InputError for a damaged folder.
+    Those of a merged dataset are there, whatever their number. Raise InputError for a damaged folder.
     """
     if (dataset / "dataset.json").exists():
         return []
     if not (dataset / BUILDING / "head.json").exists():  # comes after the layouts
         return list(range(num_parts))
-    places = _places(_layouts(dataset))
-    return _parts_with(set(places) - written_shards(dataset).keys(), places, num_parts)
+    ids = _all_ids(_layouts(dataset))
+    return _parts_with(set(ids) - written_shards(dataset).keys(), ids, num_parts)
 
 
 def _layouts(out: Path) -> list[SplitLayout]:
     return [load_document(out / BUILDING / f"{split}.json", SplitLayout) for split in SPLITS]
 
 
-def _places(layouts: Iterable[SplitLayout]) -> list[ShardPlace]:
-    return [place for layout in layouts for place in shard_places(layout)]
+def _all_ids(layouts: Iterable[SplitLayout]) -> list[ShardId]:
+    return [shard_id for layout in layouts for shard_id in shard_ids(layout)]
 
 
 def finish(out: Path, *, show_progress: bool) -> DatasetInfo:
     """Verify every shard, write the indices, and make the folder a dataset.
 
-    Raises InputError naming what is missing or damaged.
+    Raise InputError naming what is missing or damaged.
     """
     building = out / BUILDING
     head = load_document(building / "head.json", DatasetHead)
@@ -255,11 +261,11 @@ def finish(out: Path, *, show_progress: bool) -> DatasetInfo:
     with _no_part_at_work(out):
         written = written_shards(out)
         layouts = _layouts(out)
-        places = _places(layouts)
-        _refuse_missing(out, [place for place in places if place not in written], places)
-        _verify(out, {place: written[place] for place in places}, show_progress=show_progress)
+        ids = _all_ids(layouts)
+        _refuse_missing(out, [shard_id for shard_id in ids if shard_id not in written], ids)
+        _verify(out, {shard_id: written[shard_id] for shard_id in ids}, show_progress=show_progress)
         for layout in layouts:
-            shards = tuple(written[place] for place in shard_places(layout))
+            shards = tuple(written[shard_id] for shard_id in shard_ids(layout))
             try:
                 index = SplitIndex(**dict(layout), shards=shards)
             except ValidationError as error:
@@ -289,29 +295,29 @@ def _no_part_at_work(out: Path) -> Generator[None]:
         yield
 
 
-def _refuse_missing(out: Path, missing: list[ShardPlace], places: list[ShardPlace]) -> None:
+def _refuse_missing(out: Path, missing: list[ShardId], ids: list[ShardId]) -> None:
     if not missing:
         return
     counts = {int(journal.stem.rpartition("-")[2]) for journal in (out / BUILDING).glob("part-*.jsonl")}
     remedy = "run the command that began it again"
     if len(counts) == 1 and counts != {1}:
         [count] = counts
-        numbers = _parts_with(missing, places, count)
+        numbers = _parts_with(missing, ids, count)
         shown = ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
         remedy = f"build with --part I/{count} for I = {shown} (again), then merge"
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     raise InputError(f"{out / missing[0].file}{more}: missing; {remedy}.")
 
 
-def _parts_with(missing: Iterable[ShardPlace], places: list[ShardPlace], num_parts: int) -> list[int]:
+def _parts_with(missing: Iterable[ShardId], ids: list[ShardId], num_parts: int) -> list[int]:
     sought = set(missing)
-    return [n for n in range(num_parts) if not sought.isdisjoint(Part(n, num_parts).share(places))]
+    return [n for n in range(num_parts) if not sought.isdisjoint(Part(n, num_parts).share(ids))]
 
 
-def _verify(out: Path, shards: Mapping[ShardPlace, ShardIndex], *, show_progress: bool) -> None:
-    def check(place: ShardPlace) -> None:
+def _verify(out: Path, shards: Mapping[ShardId, ShardIndex], *, show_progress: bool) -> None:
+    def check(shard_id: ShardId) -> None:
         remedy = "delete this file, and run the command that built it again"
-        verify_shard(out / place.split, shards[place], remedy)
+        verify_shard(out / shard_id.split, shards[shard_id], remedy)
 
     with (
         ThreadPoolExecutor() as pool,

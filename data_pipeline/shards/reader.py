@@ -42,12 +42,12 @@ class Shard:
         self._windows = windows(tar, 2 * layout.seq_len)
 
     def examples(self, chosen: NDArray[np.int64] | slice) -> NDArray[np.uint8]:
-        """The examples with these numbers, input before label; [k, 2, tokens]."""
+        """Return the examples with these numbers, input before label; [k, 2, tokens]."""
         return self._windows[self._cells[chosen]].reshape(-1, 2, self._seq_len)
 
 
 def verify_shard(split_dir: Path, shard: ShardIndex, remedy: str = REBUILD) -> bytes:
-    """The content of a shard's file; raises InputError unless it is there with the index's checksum."""
+    """Return the content of a shard's file; raise InputError unless it is there with the index's checksum."""
     content = _read(split_dir / shard.file)
     if hashlib.sha256(content).hexdigest() != shard.sha256:
         raise InputError(
@@ -58,7 +58,7 @@ def verify_shard(split_dir: Path, shard: ShardIndex, remedy: str = REBUILD) -> b
 
 
 def read_shard(split_dir: Path, index: SplitIndex, shard: ShardIndex, *, verified: bool = False) -> Shard:
-    """Decode a shard; raises InputError when its content is not what the index says.
+    """Decode a shard; raise InputError when its content is not what the index says.
 
     `verified` spares the checksum of a file that has passed it before. The index tells every byte of the tar
     but the cells and the puzzle identifiers, so a shard with anything else in it is refused before a member

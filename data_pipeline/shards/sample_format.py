@@ -71,7 +71,7 @@ class Layout:
 
 
 def encode_tar(row: int, samples: Samples) -> NDArray[np.uint8]:
-    """The tar of these samples, [size]."""
+    """Return the tar of these samples, [size]."""
     layout = Layout(samples.num_examples, samples.examples.shape[-1])
     tar = np.zeros(layout.size, dtype=np.uint8)
     windows(tar, MEMBER_HEADER)[layout.headers] = member_headers(
@@ -85,7 +85,7 @@ def encode_tar(row: int, samples: Samples) -> NDArray[np.uint8]:
 def member_headers(
     row: int, groups: NDArray[np.int64], identifiers: NDArray[np.int64], layout: Layout
 ) -> NDArray[np.uint8]:
-    """What stands before the cells of each sample, [n, MEMBER_HEADER]: a ustar header and an `npy` header."""
+    """Return what precedes the cells of each sample, [n, MEMBER_HEADER]: a ustar header and an `npy` header."""
     counts, count_of_sample = np.unique(layout.num_examples, return_inverse=True)
     kinds = np.stack([_header_of_size(count, layout.seq_len) for count in counts.tolist()])
     headers = kinds[count_of_sample]
@@ -102,21 +102,21 @@ def member_headers(
 
 
 def read_identifiers(headers: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The puzzle identifiers in members' headers [n, MEMBER_HEADER], which may be no headers at all; [n]."""
+    """Return the puzzle identifiers in members' headers [n, MEMBER_HEADER], which may be no headers at all; [n]."""
     first, width = _IDENTIFIER
     digits = headers[:, first : first + width].astype(np.int64) - ord("0")
     return digits @ 10 ** np.arange(width - 1, -1, -1)
 
 
 def windows(flat: NDArray[np.uint8], length: int) -> NDArray[np.uint8]:
-    """All stretches of `length` bytes of a buffer, as a view to index by where they begin."""
+    """Return all stretches of `length` bytes of a buffer, as a view to index by where they begin."""
     shape = (flat.size - length + 1, length)
     return as_strided(flat, shape, strides=(1, 1), writeable=flat.flags.writeable)
 
 
 @functools.cache
 def npy_header(num_examples: int, seq_len: int) -> bytes:
-    """The bytes before the cells in an `npy` file of [num_examples, 2, seq_len]."""
+    """Return the bytes before the cells in an `npy` file of [num_examples, 2, seq_len]."""
     stream = io.BytesIO()
     shape = (num_examples, 2, seq_len)
     np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
@@ -125,7 +125,7 @@ def npy_header(num_examples: int, seq_len: int) -> bytes:
 
 @functools.cache
 def _header_of_size(num_examples: int, seq_len: int) -> NDArray[np.uint8]:
-    """The header of a sample of so many examples, its key and checksum still zero; [MEMBER_HEADER]."""
+    """Return the header of a sample of that many examples, its key and checksum still zero; [MEMBER_HEADER]."""
     npy = npy_header(num_examples, seq_len)
     assert len(npy) == NPY_HEADER
     header = np.zeros((1, MEMBER_HEADER), dtype=np.uint8)

@@ -29,36 +29,36 @@ class Rows(Protocol):
     def group_table(self) -> GroupTable: ...
 
     def samples(self, row: int, groups: NDArray[np.int64]) -> Samples:
-        """The samples of some of the groups that have one in a row."""
+        """Return the samples of some of the groups that have one in a row."""
         ...
 
 
-class ShardPlace(NamedTuple):
-    """Where a shard belongs: part `part` of a row."""
+class ShardId(NamedTuple):
+    """Names a shard: number `number` of a row."""
 
     split: SplitName
     row: int
-    part: int
+    number: int
 
     @property
     def file(self) -> str:
-        """Its path in the dataset's folder."""
-        return f"{self.split}/row-{self.row:06d}-{self.part:04d}.tar.zst"
+        """Return its path in the dataset's folder."""
+        return f"{self.split}/row-{self.row:06d}-{self.number:04d}.tar.zst"
 
 
 class WrittenShard(NamedTuple):
     """A shard on disk."""
 
-    place: ShardPlace
+    shard_id: ShardId
     entry: ShardIndex
 
 
-def shard_places(layout: SplitLayout) -> list[ShardPlace]:
-    """All shards of a split, in the order of its index."""
+def shard_ids(layout: SplitLayout) -> list[ShardId]:
+    """Return all shards of a split, in the order of its index."""
     return [
-        ShardPlace(layout.split, row, part)
+        ShardId(layout.split, row, number)
         for row, num_samples in enumerate(layout.num_samples_in_rows().tolist())
-        for part in range(-(-num_samples // MAX_SAMPLES_PER_SHARD))
+        for number in range(-(-num_samples // MAX_SAMPLES_PER_SHARD))
     ]
 
 
@@ -72,44 +72,44 @@ class _ShardWriter:
         self._layouts = layouts
         self._rows = rows
 
-    def write(self, job: Sequence[ShardPlace]) -> list[WrittenShard]:
+    def write(self, job: Sequence[ShardId]) -> list[WrittenShard]:
         """Write some shards."""
         shards: list[WrittenShard] = []
         # A thread packs and writes a shard while the next one is made: else the disk's syncs would be waited for.
         with ThreadPoolExecutor(1) as background:
             writing: Future[ShardIndex] | None = None
-            for number, place in enumerate(job):
-                samples = self._samples(place)
+            for number, shard_id in enumerate(job):
+                samples = self._samples(shard_id)
                 if writing is not None:
                     shards.append(WrittenShard(job[number - 1], writing.result()))
                 writing = background.submit(
                     write_shard,
-                    self._folder / place.file,
-                    place.row,
+                    self._folder / shard_id.file,
+                    shard_id.row,
                     samples,
-                    self._rows[place.split].compression,
+                    self._rows[shard_id.split].compression,
                 )
             if writing is not None:
                 shards.append(WrittenShard(job[-1], writing.result()))
         return shards
 
-    def _samples(self, place: ShardPlace) -> Samples:
-        groups = self._layouts[place.split].groups_in_row(place.row)
-        first = place.part * MAX_SAMPLES_PER_SHARD
-        return self._rows[place.split].samples(place.row, groups[first : first + MAX_SAMPLES_PER_SHARD])
+    def _samples(self, shard_id: ShardId) -> Samples:
+        groups = self._layouts[shard_id.split].groups_in_row(shard_id.row)
+        first = shard_id.number * MAX_SAMPLES_PER_SHARD
+        return self._rows[shard_id.split].samples(shard_id.row, groups[first : first + MAX_SAMPLES_PER_SHARD])
 
 
 def write_shards(
     folder: Path,
     layouts: Mapping[SplitName, SplitLayout],
     rows: Mapping[SplitName, Rows],
-    places: Sequence[ShardPlace],
+    ids: Sequence[ShardId],
     workers: int,
 ) -> Iterator[list[WrittenShard]]:
-    """Write these shards into the folder; gives them, some at a time, in any order, once they are on disk."""
-    return run_jobs(_ShardWriter.write, _ShardWriter(folder, layouts, rows), _jobs(places, workers), workers)
+    """Write these shards into the folder; yield them, some at a time, in any order, once they are on disk."""
+    return run_jobs(_ShardWriter.write, _ShardWriter(folder, layouts, rows), _jobs(ids, workers), workers)
 
 
-def _jobs(places: Sequence[ShardPlace], workers: int) -> list[Sequence[ShardPlace]]:
-    size = max(1, min(MAX_SHARDS_PER_JOB, len(places) // (4 * workers)))
-    return [places[start : start + size] for start in range(0, len(places), size)]
+def _jobs(ids: Sequence[ShardId], workers: int) -> list[Sequence[ShardId]]:
+    size = max(1, min(MAX_SHARDS_PER_JOB, len(ids) // (4 * workers)))
+    return [ids[start : start + size] for start in range(0, len(ids), size)]

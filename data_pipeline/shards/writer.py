@@ -59,7 +59,7 @@ def write_shard(path: Path, row: int, samples: Samples, compression: Compression
 
 
 def compress(tar: memoryview, compression: Compression) -> bytes:
-    """A tar as it stands in a shard's file."""
+    """Return a tar as a shard's file holds it."""
     return zstandard.ZstdCompressor(compression_params=_ZSTD[compression]).compress(tar)
 
 

@@ -14,7 +14,6 @@ from data_pipeline.arc.augment import (
     augmentation_name,
     dihedral,
     inverse_dihedral,
-    invert,
     parse_name,
     plan_augmentations,
 )
@@ -70,6 +69,12 @@ def test_the_dihedral_ids_are_the_published_ones() -> None:
         [[1, 3], [2, 4]],
         [[4, 2], [3, 1]],
     ]
+
+
+def invert(grid: Grid, augmentation: Augmentation) -> Grid:
+    """Return the grid that `apply` made this one of."""
+    inverse_palette = np.argsort(augmentation.palette, kind="stable").astype(np.uint8)
+    return inverse_dihedral(inverse_palette[grid], augmentation.dihedral)
 
 
 @given(grids, st.integers(0, 7))
