@@ -23,13 +23,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.base.errors import exit_code
-from launch.jobs import queue as submission
-from launch.jobs import spec as work
+from launch.jobs import queue, spec
 from launch.jobs.cluster import Cluster, load_cluster
-from launch.jobs.spec import Work
+from launch.jobs.spec import JobSpec
+
+_KINDS = {
+    "train": ("train a model, on all nodes at once", "CONFIG.yaml [key=value ...]"),
+    "evaluate": (
+        "predict the test split, in parts",
+        "CHECKPOINT --data DIR --out DIR [options of tools.evaluate]",
+    ),
+    "build": ("build a dataset, in parts", "PRESET --out DIR [options of data_pipeline.build]"),
+}
 
 
-def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m launch.submit",
         description=__doc__,
@@ -37,11 +45,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
         allow_abbrev=False,
     )
     kinds = parser.add_subparsers(dest="kind", required=True)
-    for kind, text, usage in (
-        ("train", "train a model, on all nodes at once", "CONFIG.yaml [key=value ...]"),
-        ("evaluate", "predict the test split, in parts", "CHECKPOINT --data DIR --out DIR [options of tools.evaluate]"),
-        ("build", "build a dataset, in parts", "PRESET --out DIR [options of data_pipeline.build]"),
-    ):  # fmt: skip
+    for kind, (text, usage) in _KINDS.items():
         usage = f"python -m launch.submit {kind} {usage} [options below]"
         kind_parser = kinds.add_parser(kind, help=text, description=text, usage=usage, allow_abbrev=False)
         _add_arguments(kind_parser, in_parts=kind != "train")
@@ -52,62 +56,43 @@ def _add_arguments(parser: argparse.ArgumentParser, *, in_parts: bool) -> None:
     add = parser.add_argument
     if in_parts:
         add("--parts", type=int, default=8, metavar="N", help="jobs to share the work (8)")
-        add(
-            "--retry-failed",
-            action="store_true",
-            help="submit the parts again that did not succeed, and no others",
-        )
+        retry_help = "submit the parts again that did not succeed, and no others"
+        add("--retry-failed", action="store_true", help=retry_help)
     add("--dry-run", action="store_true", help="check everything, print what would run, submit nothing")
     add("--wait", action="store_true", help="follow to the end, and exit with the result")
     group = parser.add_argument_group("cluster", "values of the profile, or over them")
-    add = group.add_argument
-    add("--profile", type=Path, metavar="FILE", help="such as configs/cluster/gpu.yaml")
-    for key, metavar, text in (
-        ("cluster", "NAME", "slurm (default), or local: processes on this machine"),
-        ("nodes", "N", "nodes of a training (1)"),
-        ("gpus-per-node", "N", "one process for each; 0: on the CPU (0)"),
-        ("tasks-per-node", "N", "processes per node where there are no GPUs (1)"),
-        ("cpus-per-task", "N", "cores for each process"),
-        ("mem-gb", "N", "memory per node"),
-        ("time-min", "N", "time limit of one start, in minutes (60; local: none)"),
-        ("grace-s", "N", "how long before it to save and go back to the queue, in seconds (120)"),
-        ("partition", "NAME", "as sbatch"),
-        ("account", "NAME", "as sbatch"),
-        ("qos", "NAME", "as sbatch"),
-        ("constraint", "LIST", "as sbatch"),
-        ("exclude", "NODES", "as sbatch"),
-        ("array-parallelism", "N", "parts that run at a time (16)"),
-        ("container", "IMAGE", "run inside, with the container_runtime of the profile (apptainer)"),
-    ):
-        add(f"--{key}", metavar=metavar, default=argparse.SUPPRESS, help=text)
-    for key, text in (
-        ("setup", "shell line before the start, such as 'module load cuda'; repeatable"),
-        ("sbatch", "further option of sbatch, such as --sbatch=--reservation=arc; repeatable"),
-    ):
-        add(f"--{key}", metavar="TEXT", action="append", default=argparse.SUPPRESS, help=text)
+    group.add_argument("--profile", type=Path, metavar="FILE", help="such as configs/cluster/gpu.yaml")
+    for key, field in Cluster.model_fields.items():
+        group.add_argument(
+            f"--{key.replace('_', '-')}",
+            metavar="VALUE",
+            action="append" if field.default_factory is list else "store",
+            default=argparse.SUPPRESS,
+            help=field.description,
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, submit, and wait if asked to."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     options, rest = _parse(arguments)
     given = vars(options)
     cluster = load_cluster(options.profile, {key: given[key] for key in Cluster.model_fields if key in given})
-    asked = _work(options, rest, cluster)
-    submitted = submission.submit(
-        asked, cluster, dry_run=options.dry_run, retry=given.get("retry_failed", False)
-    )
+    asked = _job_spec(options, rest, cluster)
+    again = [
+        word for word in arguments if word not in ("--dry-run", "--wait", "--retry-failed", "resume=never")
+    ]
+    asked = asked._replace(resubmit=[*again, *(["--retry-failed"] if asked.is_array else [])])
+    handles = queue.submit(asked, cluster, dry_run=options.dry_run, retry=given.get("retry_failed", False))
     runs_here = asked.is_array and cluster.cluster == "local"
-    if submitted and (options.wait or runs_here):
-        return submission.wait(asked, submitted, cluster)
-    return 0
+    return queue.wait(asked, handles) if options.wait or runs_here else 0
 
 
-def _work(options: argparse.Namespace, rest: Sequence[str], cluster: Cluster) -> Work:
+def _job_spec(options: argparse.Namespace, rest: Sequence[str], cluster: Cluster) -> JobSpec:
     if options.kind == "train":
-        return work.training(rest, cluster)
-    if options.kind == "build":
-        return work.build(rest, options.parts, cluster)
-    return work.evaluation(rest, options.parts, cluster)
+        return spec.training(rest, cluster)
+    make = spec.build if options.kind == "build" else spec.evaluation
+    return make(rest, options.parts, cluster)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,10 @@ from hrm_dist.config import ConfigError
 from hrm_dist.config.loader import Settings
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\n]*$")]
+SbatchOption = Annotated[str, StringConstraints(pattern=r"^--[a-z][a-z-]*(=[^\n]*)?$")]
 
 # Training may outlive any number of time limits; submitit would give up after three.
 _MAX_TIMEOUTS = 1_000_000
-
-
 _OWN_OPTIONS = {
     "array", "chdir", "dependency", "error", "gpus-per-node", "job-name", "no-requeue", "nodes", "ntasks",
     "ntasks-per-node", "open-mode", "output", "parsable", "requeue", "signal", "test-only", "time", "wait", "wrap",
@@ -36,43 +35,48 @@ _UNTIL_HANDLED = """sh -c 'trap "" TERM USR2; exec "$0" "$@"' """
 
 
 class Cluster(BaseModel):
-    """Where a job runs and what it gets. The names are sbatch's where it has one."""
+    """Where a job runs and what it gets. The names are sbatch's where it has one; docstrings are the help texts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     cluster: Literal["slurm", "local"] = "slurm"
-    """slurm: sbatch. local: processes on this machine, without Slurm."""
+    """slurm (default), or local: processes on this machine, without Slurm"""
     nodes: PositiveInt = 1
+    """nodes of a training (1)"""
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
-    """One process is started for each; 0 trains on the CPU."""
+    """one process is started for each; 0: on the CPU (0)"""
     tasks_per_node: PositiveInt | None = None
-    """Processes per node; left out: one per GPU, or one."""
+    """processes per node where there are no GPUs (1)"""
     cpus_per_task: PositiveInt | None = None
+    """cores for each process"""
     mem_gb: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    """Memory per node in GiB; left out: what the cluster gives."""
+    """memory per node in GiB (what the cluster gives)"""
     time_min: Annotated[int, Field(gt=0, le=1_000_000)] | None = None
-    """Time limit of one start, in minutes; left out: an hour on Slurm, none here. Training goes back to the queue and
-    on for as long as it takes."""
+    """time limit of one start, in minutes, after which a training goes back to the queue (60; local: none)"""
     grace_s: PositiveInt = 120
-    """How long before the time limit Slurm says so: enough to save a checkpoint."""
+    """how long before the limit Slurm says so, in seconds: enough to save a checkpoint (120)"""
     partition: Text | None = None
+    """as sbatch"""
     account: Text | None = None
+    """as sbatch"""
     qos: Text | None = None
+    """as sbatch"""
     constraint: Text | None = None
+    """as sbatch"""
     exclude: Text | None = None
+    """as sbatch"""
     array_parallelism: PositiveInt = 16
-    """Elements of an array that run at a time."""
+    """parts that run at a time (16)"""
     setup: list[Text] = Field(default_factory=list)
-    """Shell lines before the start, such as `module load cuda`."""
-    sbatch: list[Annotated[str, StringConstraints(pattern=r"^--[a-z][a-z-]*(=[^\n]*)?$")]] = Field(
-        default_factory=list
-    )
-    """Further options of sbatch, such as `--reservation=arc`."""
+    """shell line before the start, such as 'module load cuda'; repeatable"""
+    sbatch: list[SbatchOption] = Field(default_factory=list)
+    """further option of sbatch, such as --sbatch=--reservation=arc; repeatable"""
     container: Text | None = None
-    """Image to run in. It has to have the project installed."""
+    """image to run in, which has the project installed"""
     container_runtime: Literal["apptainer", "pyxis"] = "apptainer"
+    """apptainer (default) or pyxis"""
     container_mounts: list[Text] = Field(default_factory=list)
-    """Folders to see inside beside the current one, as HOST or HOST:INSIDE."""
+    """folder to see inside beside the current one, as HOST or HOST:INSIDE; repeatable"""
 
     @model_validator(mode="after")
     def _check(self) -> "Cluster":
@@ -80,7 +84,7 @@ class Cluster(BaseModel):
         if self.cluster == "local" and self.nodes > 1:
             problems.append(f"nodes={self.nodes}: cluster=local has this machine alone; leave nodes out.")
         if self.cluster == "local" and self.container_runtime == "pyxis" and self.container:
-            problems.append("container_runtime=pyxis: is a part of Slurm; use apptainer with cluster=local.")
+            problems.append("container_runtime=pyxis: belongs to Slurm; use apptainer with cluster=local.")
         if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
             problems.append(
                 f"tasks_per_node={self.tasks_per_node}: one process per GPU, and gpus_per_node={self.gpus_per_node}; "
@@ -116,30 +120,24 @@ class Cluster(BaseModel):
         return self.nodes * self.num_tasks_per_node
 
 
-KEYS = frozenset(Cluster.model_fields)
-
-
 def load_cluster(profile: Path | None, given: Mapping[str, object]) -> Cluster:
-    """A profile's values with those `given` on the command line over them. Raises ConfigError with every problem."""
-    settings = Settings({}, KEYS)
+    """Return a profile's values with those `given` over them. Raise ConfigError with every problem."""
+    settings = Settings({}, Cluster.model_fields)
     if profile is not None:
         settings.read_file(profile)
-    if settings.file_unusable:
-        raise ConfigError("\n".join(settings.errors))
     for key, value in given.items():
         settings.read_override(f"{key}={json.dumps(value)}")
     try:
         cluster = Cluster.model_validate(settings.tree())
-    except ValidationError as invalid:
-        settings.add_invalid(invalid, str(profile or "command line"))
-    else:
         if not settings.errors:
             return cluster
+    except ValidationError as invalid:
+        settings.add_invalid(invalid, str(profile or "command line"))
     raise ConfigError("\n".join(settings.errors))
 
 
 def executor(cluster: Cluster, folder: Path, name: str, after: str | None = None) -> submitit.Executor:
-    """submitit's executor with a cluster's parameters; `after`: what has to happen first, as sbatch's --dependency."""
+    """Return submitit's executor with a cluster's parameters; `after`: what must happen first, as for sbatch."""
     python = _UNTIL_HANDLED + _python(cluster)
     if cluster.cluster == "local":
         local = submitit.LocalExecutor(folder, max_num_timeout=_MAX_TIMEOUTS, python=python)
@@ -159,21 +157,24 @@ def executor(cluster: Cluster, folder: Path, name: str, after: str | None = None
     if after is not None:
         options |= {"dependency": after, "kill-on-invalid-dep": "yes"}
     slurm = submitit.SlurmExecutor(folder, max_num_timeout=_MAX_TIMEOUTS, python=python)
+    same_names = {
+        "nodes",
+        "cpus_per_task",
+        "partition",
+        "account",
+        "qos",
+        "constraint",
+        "exclude",
+        "array_parallelism",
+    }
     slurm.update_parameters(
+        **cluster.model_dump(include=same_names),
         job_name=name,
         time=cluster.limit_min,
-        nodes=cluster.nodes,
         ntasks_per_node=cluster.num_tasks_per_node,
         gpus_per_node=cluster.gpus_per_node or None,
-        cpus_per_task=cluster.cpus_per_task,
         mem=None if cluster.mem_gb is None else f"{round(cluster.mem_gb * 1024)}M",
-        partition=cluster.partition,
-        account=cluster.account,
-        qos=cluster.qos,
-        constraint=cluster.constraint,
-        exclude=cluster.exclude,
         signal_delay_s=cluster.grace_s,
-        array_parallelism=cluster.array_parallelism,
         setup=cluster.setup or None,
         srun_args=_srun_arguments(cluster),
         wckey=None,  # submitit's own would be refused where accounts have keys
@@ -196,16 +197,15 @@ def _srun_arguments(cluster: Cluster) -> list[str]:
 
 
 def _python(cluster: Cluster) -> str:
-    """The command that starts Python."""
+    """Return the command that starts Python."""
     if cluster.container is None:
         return shlex.quote(sys.executable)
     if cluster.container_runtime == "pyxis":
         return "python"
     binds = [argument for mount in _mounts(cluster) for argument in ("--bind", mount)]
     gpus = ["--nv"] if cluster.gpus_per_node else []
-    return shlex.join(
-        ["apptainer", "exec", *gpus, *binds, "--pwd", str(Path.cwd()), cluster.container, "python"]
-    )
+    inside = ["apptainer", "exec", *gpus, *binds, "--pwd", str(Path.cwd()), cluster.container, "python"]
+    return shlex.join(inside)
 
 
 def _mounts(cluster: Cluster) -> list[str]:

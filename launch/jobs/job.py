@@ -28,17 +28,17 @@ import submitit
 from submitit.helpers import DelayedSubmission
 
 from data_pipeline.base.errors import EXIT_INTERRUPTED, EXIT_LOST
-from launch.jobs import log as job_log
-from launch.jobs import slurm
+from launch.jobs import log, slurm
+from launch.jobs.last_error import last_error
 from launch.jobs.log import Ended, Event, Failed, Started
 
-# So long before the end of the grace time, a command that has not saved yet is given up: what counts is the requeue.
+# This long before the end of the grace time, a command that has not saved yet is given up: what counts is the requeue.
 _RESERVE_S = 15.0
-# So long a rank that failed may take to leave its word.
+# How long a rank that failed may take to leave its word.
 _WORD_S = 5.0
-# So many starts without a step are no accident either.
+# This many starts without a step are no accident either.
 _MAX_IN_VAIN = 5
-# So many losses in a row, after starts that were so short, are no accident.
+# This many losses in a row, after starts that were as short as this, are no accident.
 _MAX_LOSSES, _SHORT_S = 3, 600.0
 
 
@@ -53,25 +53,31 @@ class Job(NamedTuple):
     """How long the command may take after USR2."""
 
     def __call__(self) -> None:
-        """Run the command; leaves with its exit code, unless that is 0."""
+        """Run the command; leave with its exit code, unless that is 0."""
         environment = submitit.JobEnvironment()
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's
         assert callable(requeue)
+        own_log, job_id = environment.paths.stderr, environment.job_id
+        log_start = own_log.stat().st_size if own_log.exists() else 0
         if environment.global_rank != 0:
-            sys.exit(self._as_another_rank(environment))
-        job_id = environment.job_id
+            sys.exit(self._as_another_rank(environment, log_start))
         restarts = sum(isinstance(event, Started) for event in self._events(job_id))
         self._note(
             Started(
-                time=job_log.now(), job_id=job_id, hosts=list(environment.hostnames), restarts=restarts,
-                git_revision=job_log.git_revision(), saved=self._saved(),
+                job_id=job_id,
+                hosts=list(environment.hostnames),
+                git_revision=log.git_revision(),
+                saved=self._saved(),
+                restarts=restarts,
+                log_start=log_start,
             )
-        )  # fmt: skip
+        )
         command = _Command(self)
         code = command.wait()
         may_help = code == EXIT_INTERRUPTED or (code == EXIT_LOST and self._has_lost_a_node(job_id))
-        goes_back = may_help and self._gets_on(job_id) and command.goes_back(environment)
-        ended = Ended(time=job_log.now(), job_id=job_id, exit_code=code, requeued=goes_back)
+        goes_back = may_help and self._progresses(job_id) and command.goes_back(environment)
+        error = last_error(own_log, log_start) if code not in (0, EXIT_INTERRUPTED) else None
+        ended = Ended(job_id=job_id, exit_code=code, requeued=goes_back, error=error)
         self._note(ended)
         if goes_back and environment.cluster == "slurm":
             self._go_back(ended)
@@ -81,28 +87,22 @@ class Job(NamedTuple):
             sys.exit(code)
 
     def checkpoint(self) -> DelayedSubmission:
-        """What runs after the requeue: the same, which goes on by itself."""
+        """Return what runs after the requeue: the same, which resumes by itself."""
         return DelayedSubmission(self)
 
-    def _as_another_rank(self, environment: submitit.JobEnvironment) -> int:
+    def _as_another_rank(self, environment: submitit.JobEnvironment, log_start: int) -> int:
         code = _Command(self).wait()
         if code in (0, EXIT_INTERRUPTED):
             # Another code would have srun end rank 0 on some clusters, before it has put the job back.
             return 0
         if code != EXIT_LOST:
-            self._note(
-                Failed(
-                    time=job_log.now(),
-                    job_id=environment.job_id,
-                    rank=environment.global_rank,
-                    host=environment.hostname,
-                    exit_code=code,
-                )
-            )
+            error = last_error(environment.paths.stderr, log_start)
+            rank, host = environment.global_rank, environment.hostname
+            self._note(Failed(job_id=environment.job_id, rank=rank, host=host, exit_code=code, error=error))
         return code
 
     def _has_lost_a_node(self, job_id: str) -> bool:
-        """Whether a rank went without a word, for which another start may help; not time after time."""
+        """Return whether a rank went without a word, for which another start may help; not time after time."""
         time.sleep(_WORD_S)
         events = self._events(job_id)
         since = max((index for index, event in enumerate(events) if isinstance(event, Started)), default=0)
@@ -111,31 +111,40 @@ class Job(NamedTuple):
         starts = [event.time for event in events if isinstance(event, Started)]
         lost = [event.exit_code == EXIT_LOST for event in events if isinstance(event, Ended)]
         in_vain = len(starts) > _MAX_LOSSES <= len(lost) and all(lost[-_MAX_LOSSES:])
-        if in_vain and (job_log.now() - starts[-_MAX_LOSSES - 1]).total_seconds() < _MAX_LOSSES * _SHORT_S:
-            print(
-                f"error: a process was lost {_MAX_LOSSES + 1} times in a row within minutes", file=sys.stderr
-            )
+        if in_vain and (log.now() - starts[-_MAX_LOSSES - 1]).total_seconds() < _MAX_LOSSES * _SHORT_S:
+            _say(f"error: a process was lost {_MAX_LOSSES + 1} times in a row within minutes")
             return False
         return True
 
+    def _progresses(self, job_id: str) -> bool:
+        """Return whether a training has saved anything new in its last starts: else it would go back for ever."""
+        starts = [event for event in self._events(job_id) if isinstance(event, Started)][-_MAX_IN_VAIN:]
+        saved = {self._saved(), *(start.saved for start in starts)}
+        if self.module != "hrm_dist.train" or len(starts) < _MAX_IN_VAIN or len(saved) > 1:
+            return True
+        _say(
+            f"error: {_MAX_IN_VAIN} starts in a row were interrupted before a single step was saved; raise time_min "
+            "or grace_s"
+        )
+        return False
+
     def _events(self, job_id: str) -> list[Event]:
-        return [event for event in job_log.read(self.folder) if event.job_id == job_id]
+        return [event for event in log.read(self.folder) if event.job_id == job_id]
 
     def _note(self, event: Event) -> None:
         try:
-            job_log.append(self.folder, event)
+            log.append(self.folder, event)
         except OSError as error:  # a full disk must not keep the job from going back
-            print(f"warning: {job_log.jobs_folder(self.folder)}: {error}", file=sys.stderr)
+            _say(f"warning: {log.jobs_folder(self.folder)}: {error}")
 
     def _go_back(self, ended: Ended) -> None:
         try:
             slurm.ask(["scontrol", "requeue", ended.job_id])
         except slurm.SlurmError as error:
             self._note(ended.model_copy(update={"requeued": False}))
-            print(
+            _say(
                 f"error: the job could not be put back into the queue ({error}); the state is saved, submit the same "
-                "again to go on",
-                file=sys.stderr,
+                "again to go on"
             )
 
     def _saved(self) -> str | None:
@@ -144,21 +153,9 @@ class Job(NamedTuple):
         except OSError:
             return None
 
-    def _gets_on(self, job_id: str) -> bool:
-        """Whether a training has saved anything new in its last starts: otherwise it would go back for ever."""
-        saved = [event.saved for event in self._events(job_id) if isinstance(event, Started)][-_MAX_IN_VAIN:]
-        if (
-            self.module != "hrm_dist.train"
-            or len(saved) < _MAX_IN_VAIN
-            or {*saved, self._saved()} != {saved[0]}
-        ):
-            return True
-        print(
-            f"error: {_MAX_IN_VAIN} starts in a row were interrupted before a single step was saved; raise time_min or "
-            "grace_s",
-            file=sys.stderr,
-        )
-        return False
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 class _Command:
@@ -183,18 +180,16 @@ class _Command:
             self._process.send_signal(number)
 
     def wait(self) -> int:
-        """Exit code of the command, as of a shell; 75 too if it does not end within the grace time."""
+        """Return the exit code of the command, as a shell does; 75 too if it does not end within the grace time."""
         assert self._process is not None
         while True:
             try:
                 code = self._process.wait(timeout=1.0)
             except subprocess.TimeoutExpired:
                 if self._is_late():
-                    print(
+                    _say(
                         f"error: {self._job.module} has not ended within the grace time (grace_s="
-                        f"{self._job.grace_s:.0f}); it will go on from its last checkpoint. Raise grace_s.",
-                        file=sys.stderr,
-                        flush=True,
+                        f"{self._job.grace_s:.0f}); it will go on from its last checkpoint. Raise grace_s."
                     )
                     self._process.kill()
                     self._process.wait()
@@ -210,11 +205,11 @@ class _Command:
         return time.monotonic() - self._told_at > max(0.5 * self._job.grace_s, self._job.grace_s - _RESERVE_S)
 
     def goes_back(self, environment: submitit.JobEnvironment) -> bool:
-        """Whether the job is to run again, after its command was interrupted."""
+        """Return whether the job is to run again, after its command was interrupted."""
         if environment.cluster == "slurm":
             try:
                 job = slurm.queued_jobs([environment.job_id]).get(environment.job_id)
                 return job is not None and job.state == "RUNNING"
             except slurm.SlurmError as error:
-                print(f"warning: squeue says {error}", file=sys.stderr)
+                _say(f"warning: squeue says {error}")
         return signal.SIGUSR2 in self._received

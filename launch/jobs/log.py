@@ -1,24 +1,22 @@
-"""What happened to the jobs of a folder: `jobs/jobs.jsonl`, one object per line, appended by submissions and jobs.
+"""The record of a folder's jobs: `jobs/jobs.jsonl`, one object per line, appended by submissions and jobs.
 
     submitted   when queued: the command, what was asked of the cluster, git revision, packages
-    started     by rank 0 of a job: its hosts, and the how-manieth start it is
-    failed      by another rank of a job: its exit code
-    ended       by rank 0 of a job: its exit code, and whether it goes back to the queue
+    started     by rank 0 of a job: its hosts, and how many starts came before
+    failed      by another rank of a job: its exit code and last error
+    ended       by rank 0 of a job: its exit code and last error, and whether it goes back to the queue
 
 A job that was killed has no `ended`. The folder is that of what the job makes: of a run, of a dataset, of predictions.
 """
 
 import fcntl
-import json
 import os
-import socket
 import subprocess
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.shards.build_dir import JOBS
@@ -26,9 +24,15 @@ from data_pipeline.shards.build_dir import JOBS
 Kind = Literal["train", "evaluate", "build"]
 
 
+def now() -> datetime:
+    """Return the time in UTC, in whole seconds."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
 class _Event(BaseModel):
-    model_config = ConfigDict(extra="ignore")  # of a later version
-    time: datetime
+    """Hold what all events have; keys of a later version are ignored."""
+
+    time: datetime = Field(default_factory=now)
     job_id: str
     """Slurm's, `ID_INDEX` for an element of an array; of a local job the process."""
 
@@ -43,6 +47,8 @@ class Submitted(_Event):
     command: list[str]
     """Module and arguments that the job runs, as after `python -m`."""
     resources: dict[str, Any]
+    resubmit: list[str] = Field(default_factory=list)
+    """Arguments of launch.submit that continue the work."""
     git_revision: str | None = None
     """Of the working tree that was submitted; ends in `-dirty` where it has uncommitted changes."""
     packages: dict[str, str] = Field(default_factory=dict)
@@ -55,9 +61,11 @@ class Started(_Event):
     hosts: list[str]
     git_revision: str | None = None
     saved: str | None = None
-    """The checkpoint from which a training goes on."""
+    """The checkpoint that a training resumes from."""
     restarts: int
     """How often the job was started before."""
+    log_start: int = 0
+    """Size of the file with rank 0's stderr, in bytes: what earlier starts have written."""
 
 
 class Failed(_Event):
@@ -67,6 +75,7 @@ class Failed(_Event):
     rank: int
     host: str
     exit_code: int
+    error: str | None = None
 
 
 class Ended(_Event):
@@ -75,41 +84,31 @@ class Ended(_Event):
     event: Literal["ended"] = "ended"
     exit_code: int
     requeued: bool = False
+    error: str | None = None
 
 
 Event = Submitted | Started | Failed | Ended
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 
 def git_revision() -> str | None:
-    """Commit of the working tree that this code is in, with `-dirty` after changes; None outside of git."""
+    """Return the commit of this code's working tree, with `-dirty` after changes; None outside of git."""
+    describe = ["describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            capture_output=True, text=True, timeout=30, check=True,
-        )  # fmt: skip
+        command = ["git", "-C", str(Path(__file__).parent), *describe]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
 
 
 def jobs_folder(folder: Path) -> Path:
-    """Where scripts, logs and the record of a folder's jobs are."""
+    """Return where scripts, logs and the record of a folder's jobs are."""
     return folder / JOBS
 
 
-def now() -> datetime:
-    """The time in UTC, in whole seconds."""
-    return datetime.now(UTC).replace(microsecond=0)
-
-
-def is_live_here(job: Submitted) -> bool:
-    """Whether a local job's process, started on this machine, is still there."""
-    if job.cluster != "local" or job.host != socket.gethostname():
-        return False
-    try:
-        return b"submitit.local" in Path(f"/proc/{job.job_id}/cmdline").read_bytes()
-    except OSError:
-        return False
+def stderr_of(folder: Path, job_id: str) -> Path:
+    """Return the file with stderr of a job's rank 0, and Slurm's own words; it grows over all starts."""
+    return jobs_folder(folder) / f"{job_id}_0_log.err"
 
 
 def append(folder: Path, event: Event) -> None:
@@ -126,25 +125,19 @@ def append(folder: Path, event: Event) -> None:
 
 
 def read(folder: Path) -> list[Event]:
-    """The events in the order in which they were written; lines that a crash cut short are left out.
+    """Return the events in the order in which they were written, without lines that a crash cut short.
 
-    Raises InputError if the record cannot be read.
+    Raise InputError if the record cannot be read.
     """
     path = jobs_folder(folder) / "jobs.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_bytes().splitlines()
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); correct its permissions.") from error
     events: list[Event] = []
     for line in lines:
-        try:
-            values = json.loads(line)
-            model = {"submitted": Submitted, "started": Started, "failed": Failed, "ended": Ended}[
-                values["event"]
-            ]
-            events.append(model.model_validate(values))
-        except (ValueError, KeyError, TypeError, ValidationError):
-            continue
+        with suppress(ValidationError):
+            events.append(_EVENT.validate_json(line))
     return events

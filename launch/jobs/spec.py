@@ -12,8 +12,7 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import Part
 from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import NOTHING_HELD_OUT, load_dataset_info
-from data_pipeline.shards.build_dir import find
-from data_pipeline.shards.build_dir import missing_parts as missing_parts_of_build
+from data_pipeline.shards import build_dir
 from hrm_dist import run_lock
 from hrm_dist.config import TrainConfig, load_config, to_yaml, total_steps
 from launch.jobs.cluster import Cluster
@@ -30,7 +29,7 @@ class Command(NamedTuple):
         return shlex.join(["python", "-m", self.module, *self.arguments])
 
 
-class Work(NamedTuple):
+class JobSpec(NamedTuple):
     """What a submission is to get done."""
 
     kind: Kind
@@ -40,22 +39,24 @@ class Work(NamedTuple):
     """A training has one; the others as many as jobs share the work."""
     missing: list[int]
     """The parts that are not done."""
-    last: Command | None
-    """What makes a whole of the parts, when all are done."""
-    inputs: list[Path]
-    """What the jobs read; every node must see it."""
-    files: dict[Path, str]
-    """What to write before the jobs run."""
     about: list[str]
     """Lines for people."""
+    join: Command | None = None
+    """What makes a whole of the parts, when all are done."""
+    inputs: Sequence[Path] = ()
+    """What the jobs read; every node must see it."""
+    config: tuple[Path, str] | None = None
+    """Where to write a configuration before the jobs run, and which."""
+    resubmit: Sequence[str] = ()
+    """Arguments of launch.submit that continue the work later."""
 
     @property
     def is_array(self) -> bool:
         return len(self.parts) > 1
 
 
-def training(rest: Sequence[str], cluster: Cluster) -> Work:
-    """A training; `rest` is its configuration and overrides, as for hrm_dist.train. Raises InputError."""
+def training(rest: Sequence[str], cluster: Cluster) -> JobSpec:
+    """Return a training; `rest` is its configuration and overrides, as for hrm_dist.train. Raise InputError."""
     parser = argparse.ArgumentParser(prog="python -m launch.submit train", allow_abbrev=False)
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -67,7 +68,7 @@ def training(rest: Sequence[str], cluster: Cluster) -> Work:
     if config.resume == "never":
         if (folder / "checkpoints").exists():
             raise InputError(f"resume=never: {folder} already holds a run; choose another checkpoint_path.")
-        config = config.model_copy(update={"resume": "auto"})  # the job goes on from its own checkpoints
+        config = config.model_copy(update={"resume": "auto"})  # the job resumes from its own checkpoints
     owner = run_lock.holder(folder)
     if owner is not None:
         raise InputError(
@@ -76,10 +77,9 @@ def training(rest: Sequence[str], cluster: Cluster) -> Work:
         )
     # The jobs read a copy: what is queued stays as it was checked, whatever becomes of the file.
     copy = jobs_folder(folder) / "config.yaml"
-    command = Command("hrm_dist.train", [str(copy)])
-    return Work(
-        "train", folder, [command], [0], None, [Path(config.data_path)], {copy: to_yaml(config)}, about
-    )
+    parts = [Command("hrm_dist.train", [str(copy)])]
+    inputs = [Path(config.data_path)]
+    return JobSpec("train", folder, parts, [0], about, inputs=inputs, config=(copy, to_yaml(config)))
 
 
 def _check_training(config: TrainConfig, cluster: Cluster) -> list[str]:
@@ -88,10 +88,10 @@ def _check_training(config: TrainConfig, cluster: Cluster) -> list[str]:
     size = config.global_batch_size // num_processes
     if size % config.gradient_accumulation_steps:
         raise InputError(
-            f"gradient_accumulation_steps={config.gradient_accumulation_steps}: the {size} sequences of a process do "
-            "not divide into as many parts; choose a divisor."
+            f"gradient_accumulation_steps={config.gradient_accumulation_steps}: does not divide the {size} sequences "
+            "of a process; choose a divisor."
         )
-    if (config.device == "cuda") > (cluster.gpus_per_node > 0):
+    if config.device == "cuda" and not cluster.gpus_per_node:
         raise InputError(
             "device=cuda, but gpus_per_node=0: ask for GPUs with --gpus-per-node, or set device=cpu."
         )
@@ -115,26 +115,27 @@ def _check_training(config: TrainConfig, cluster: Cluster) -> list[str]:
     return [*about, f"data       {config.data_path}, {min(steps, config.max_steps or steps):,} steps{note}"]
 
 
-def build(rest: Sequence[str], num_parts: int, cluster: Cluster) -> Work:
-    """A dataset; `rest` is as for data_pipeline.build. Raises InputError."""
+def build(rest: Sequence[str], num_parts: int, cluster: Cluster) -> JobSpec:
+    """Return the build of a dataset; `rest` is as for data_pipeline.build. Raise InputError."""
     _check_parts(rest, num_parts, cluster)
     request = data_build.parse_arguments(rest)
     folder = request.out.absolute()
     _check_folder(folder)
-    find(request.out, data_build.read(request).identity)  # raises where sources or the folder are others
-    parts = [Command("data_pipeline.build", [*rest, "--part", f"{i}/{num_parts}"]) for i in range(num_parts)]
+    build_dir.find(
+        request.out, data_build.read(request).identity
+    )  # raises where sources or the folder differ
     is_complete = (folder / "dataset.json").exists()
-    last = Command("data_pipeline.merge", [str(request.out)]) if num_parts > 1 and not is_complete else None
-    missing = missing_parts_of_build(folder, num_parts)
+    join = Command("data_pipeline.merge", [str(request.out)]) if num_parts > 1 and not is_complete else None
+    missing = build_dir.missing_parts(folder, num_parts)
     about = [f"parts      {len(missing)} of {num_parts} to build"]
-    return Work("build", folder, parts, missing, last, [], {}, about)
+    return JobSpec("build", folder, _parts("data_pipeline.build", rest, num_parts), missing, about, join)
 
 
-def evaluation(rest: Sequence[str], num_parts: int, cluster: Cluster) -> Work:
-    """Predictions of one checkpoint; `rest` is as for tools.evaluate. Raises InputError."""
+def evaluation(rest: Sequence[str], num_parts: int, cluster: Cluster) -> JobSpec:
+    """Return the predictions of one checkpoint; `rest` is as for tools.evaluate. Raise InputError."""
     _check_parts(rest, num_parts, cluster)
     from data_pipeline.reader import TestReader  # torch is slow to load
-    from hrm_dist.evaluation.output_dir import agree, missing_parts
+    from hrm_dist.evaluation import output_dir
     from tools import evaluate
 
     options = evaluate.parse_arguments(rest)
@@ -142,26 +143,28 @@ def evaluation(rest: Sequence[str], num_parts: int, cluster: Cluster) -> Work:
     if (options.out / "checkpoints").exists():
         raise InputError(f"--out {options.out}: is the folder of a training; choose one for the predictions.")
     reader = TestReader(options.data, options.max_groups, options.num_aug)
-    agree(options.out, evaluate.evaluation_asked_for(options, reader, num_parts), Part(0, num_parts))
-    path = options.checkpoint.resolve()  # `latest` may move on before the jobs run
+    asked = evaluate.evaluation_asked_for(options, reader, num_parts)
+    output_dir.agree(options.out, asked, Part(0, num_parts))
+    path = options.checkpoint.resolve()  # `latest` may change before the jobs run
     fixed = [str(path) if Path(argument) == options.checkpoint else argument for argument in rest]
-    parts = [Command("tools.evaluate", [*fixed, "--part", f"{i}/{num_parts}"]) for i in range(num_parts)]
-    last = Command("tools.evaluate", [*fixed, "--device", "cpu"]) if num_parts > 1 else None
-    missing = missing_parts(options.out, num_parts)
+    join = Command("tools.evaluate", [*fixed, "--device", "cpu"]) if num_parts > 1 else None
+    missing = output_dir.missing_parts(options.out, num_parts)
     about = [
         f"parts      {len(missing)} of {num_parts} to predict, {len(reader):,} examples in all, with {path}"
     ]
-    inputs = [path, options.data]
-    return Work("evaluate", options.out.absolute(), parts, missing, last, inputs, {}, about)
+    parts, inputs = _parts("tools.evaluate", fixed, num_parts), [path, options.data]
+    return JobSpec("evaluate", options.out.absolute(), parts, missing, about, join, inputs)
+
+
+def _parts(module: str, arguments: Sequence[str], num_parts: int) -> list[Command]:
+    return [Command(module, [*arguments, "--part", f"{i}/{num_parts}"]) for i in range(num_parts)]
 
 
 def _check_parts(rest: Sequence[str], num_parts: int, cluster: Cluster) -> None:
     if num_parts < 1:
         raise InputError(f"--parts {num_parts}: must be at least 1.")
     if cluster.nodes > 1:
-        raise InputError(
-            f"nodes={cluster.nodes}: a part runs on one node; share the work by --parts instead."
-        )
+        raise InputError(f"nodes={cluster.nodes}: a part runs on one node; share the work by --parts.")
     if any(argument.partition("=")[0] == "--part" for argument in rest):
         raise InputError("--part: the launcher numbers the parts; say how many with --parts N.")
 
@@ -171,10 +174,10 @@ def _check_folder(folder: Path) -> None:
     if "%" in str(folder):
         raise InputError(f"{folder}: Slurm reads % in the names of logs as its own; choose a folder without.")
     try:
-        [there, *_] = [place for place in (jobs_folder(folder), folder, *folder.parents) if place.exists()]
-        reason = "" if there.is_dir() else f"{there} is no folder"
-        if not reason and not os.access(there, os.W_OK | os.X_OK):
-            reason = f"no right to write in {there}"
+        [nearest, *_] = [path for path in (jobs_folder(folder), folder, *folder.parents) if path.exists()]
+        reason = "" if nearest.is_dir() else f"{nearest} is no folder"
+        if not reason and not os.access(nearest, os.W_OK | os.X_OK):
+            reason = f"no right to write in {nearest}"
     except OSError as error:
         reason = error.strerror or str(error)
     if reason:

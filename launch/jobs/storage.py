@@ -1,7 +1,8 @@
-"""Whether other machines can see a folder: not if it is in memory or in a place for temporary files."""
+"""Whether other machines can see a folder: not if it is in memory or below a folder for temporary files."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from data_pipeline.base.errors import InputError
 
@@ -9,27 +10,40 @@ _IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 _TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
 
 
+class Mount(NamedTuple):
+    """A line of a table of mounts."""
+
+    source: str
+    path: str
+    kind: str
+
+
+def mount_of(folder: Path, table: Path = Path("/proc/self/mounts")) -> Mount:
+    """Return what is mounted where an absolute folder is: the innermost, and of several there the last."""
+    lines = table.read_text(encoding="utf-8").splitlines()
+    mounts = [Mount(*(field.replace("\\040", " ") for field in line.split(" ")[:3])) for line in lines]
+    return max(
+        (mount for mount in reversed(mounts) if folder.is_relative_to(mount.path)),
+        key=lambda mount: len(mount.path),
+        default=Mount("", "/", "unknown"),
+    )
+
+
+def why_private(folder: Path, mount: Mount) -> str | None:
+    """Return why only this machine sees a folder; None if nothing says so."""
+    if mount.kind in _IN_MEMORY:
+        return f"is in this machine's memory ({mount.kind})"
+    for temporary in _TEMPORARY:
+        if folder.is_relative_to(temporary) and not Path(mount.path).is_relative_to(temporary):
+            return f"is below {temporary}, which each machine has for itself"
+    return None
+
+
 def check_shared(folders: Sequence[Path]) -> None:
     """Raise InputError for folders that only this machine sees, as far as that can be told from here."""
     for folder in folders:
-        reason = why_private(folder.resolve(), Path("/proc/self/mounts").read_text(encoding="utf-8"))
-        if reason:
+        if reason := why_private(folder.resolve(), mount_of(folder.resolve())):
             raise InputError(
                 f"{folder}: {reason}, so the nodes would not see it; use a folder on storage that all nodes share "
                 "(`df -T` calls it nfs, lustre, beegfs, gpfs and the like)."
             )
-
-
-def why_private(folder: Path, mounts: str) -> str | None:
-    """Why only this machine sees a folder, by its table of mounts; None if nothing says so."""
-    kinds = {line.split()[1].replace("\\040", " "): line.split()[2] for line in mounts.splitlines()}
-    mount = next(
-        str(place) for place in (folder, *folder.parents) if str(place) in kinds or place == Path("/")
-    )
-    kind = kinds.get(mount, "")
-    if kind in _IN_MEMORY:
-        return f"is in this machine's memory ({kind})"
-    for temporary in _TEMPORARY:
-        if folder.is_relative_to(temporary) and not Path(mount).is_relative_to(temporary):
-            return f"is below {temporary}, which each machine has for itself"
-    return None

@@ -24,12 +24,13 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.base.errors import InputError, exit_code
-from launch.status.collect import Facts, facts_of, is_known_folder, known_folders
+from launch.status.collect import RunSummary, is_known_folder, known_folders, summaries_of
+from launch.status.run_state import summary as summary_of_parts
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -38,10 +39,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="folder of a run, or with jobs")
-    parser.add_argument("--all", type=Path, nargs="?", const=Path("runs"), metavar="ROOT",
-                        help="all below a folder (runs)")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="for programs: a list of objects")
+    add = parser.add_argument
+    add("runs", type=Path, nargs="*", metavar="RUN", help="folder of a run, or with jobs")
+    add("--all", type=Path, nargs="?", const=Path("runs"), metavar="ROOT", help="all below a folder (runs)")
+    add("--json", action="store_true", help="for programs: a list of objects")
     options = parser.parse_args(arguments)
     if not options.runs and options.all is None:
         parser.error("give the folder of a run, or --all")
@@ -51,15 +52,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what is known of each folder."""
     options = _parse(arguments)
-    facts, problems = facts_of(_folders(options.runs, options.all))
+    summaries, problems = summaries_of(_folders(options.runs, options.all))
     for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)
     if options.json:
-        print(json.dumps([_object(one) for one in facts], indent=1))
-    elif len(facts) == 1:
-        print(_block(facts[0]))
-    elif facts:
-        print(_table(facts))
+        print(json.dumps([_object(summary) for summary in summaries], indent=1, default=str))
+    elif len(summaries) == 1:
+        print(_block(summaries[0]))
+    elif summaries:
+        print(_table(summaries))
     else:
         print(f"no runs in {options.all}")
     return 0
@@ -86,58 +87,54 @@ def _folders(runs: Sequence[Path], root: Path | None) -> list[Path]:
 # For people
 
 
-def _block(facts: Facts) -> str:
-    """One run in some lines."""
-    progress, row = facts.progress, facts.row
-    job = f", job {facts.state.job_id}" if facts.state.job_id else ""
-    lines: list[tuple[str, str]] = []
-    if facts.parts:
-        lines.append(("parts", facts.summary))
-    if facts.kind == "train":
-        saved = (
-            f", saved up to {progress.saved_step:,}" if progress.saved_step is not None else ", nothing saved"
+def _block(summary: RunSummary) -> str:
+    """Return one run in some lines."""
+    job = f", job {summary.state.job_id}" if summary.state.job_id else ""
+    lines = [f"  {name:<11}{text}" for name, text in _lines(summary) if text]
+    return "\n".join([f"{summary.folder}: {summary.state}{job}", *lines])
+
+
+def _lines(summary: RunSummary) -> Iterator[tuple[str, str]]:
+    """Yield what to say of a run, line by line; those without a text are left out."""
+    yield "parts", summary_of_parts(summary.parts) if summary.parts else ""
+    if summary.kind == "train":
+        saved = summary.progress.saved_step
+        yield (
+            "step",
+            f"{_step(summary, ' of ')}, {'nothing saved' if saved is None else f'saved up to {saved:,}'}",
         )
-        lines.append(("step", _step(facts, " of ") + saved))
-    if row:
-        accuracy = row.get("train/exact_accuracy")
+    if summary.row is not None:
+        accuracy = summary.row.get("train/exact_accuracy")
         exact = "" if accuracy is None else f", exact accuracy {accuracy:.1%} in training"
-        skipped = f", {facts.skipped_updates} updates skipped" if facts.skipped_updates else ""
-        lines.append(("loss", _loss(facts) + exact + skipped))
-    if facts.scores:
-        scores = [
-            f"{key} {facts.scores[f'eval/{key}']:.2%}"
+        skipped = f", {summary.skipped_updates} updates skipped" if summary.skipped_updates else ""
+        yield "loss", f"{_loss(summary)}{exact}{skipped}"
+    if scores := summary.last_evaluation:
+        keys = [
+            key
             for key in ("exact_accuracy", "task/pass@1", "task/pass@2")
-            if isinstance(facts.scores.get(f"eval/{key}"), int | float)
+            if scores.get(f"eval/{key}") is not None
         ]
-        lines.append(("evaluation", f"at step {facts.scores['step']:,}: {', '.join(scores)}"))
-    if facts.row_age_s is not None:
-        speed = f"{_speed(facts)} examples/s, " if row else ""
-        what = "last row of metrics" if row else "started"
-        mark = " - stalled? (an evaluation can take long too)" if facts.is_stalled else ""
-        lines.append(("speed", f"{speed}{what} {_duration(facts.row_age_s)} ago{mark}"))
-    if facts.eta_s is not None:
-        lines.append(("left", _duration(facts.eta_s)))
-    if facts.restarts:
-        lines.append(("restarts", str(facts.restarts)))
-    if facts.last_error:
-        lines.append(("last error", facts.last_error))
-    if facts.log and facts.state.name != "finished":
-        lines.append(("log", str(facts.log)))
-    if facts.next:
-        lines.append(("next", facts.next))
-    lines += [("note", note) for note in facts.notes]
-    return "\n".join(
-        [f"{facts.folder}: {facts.state}{job}", *(f"  {name:<11}{text}" for name, text in lines)]
-    )
+        shown = ", ".join(f"{key} {scores[f'eval/{key}']:.2%}" for key in keys)
+        yield "evaluation", f"at step {scores['step']:,}: {shown}"
+    if summary.row_age_s is not None:
+        what = f"{_speed(summary)} examples/s, last row of metrics" if summary.row else "started"
+        mark = " - stalled? (an evaluation can take long too)" if summary.is_stalled else ""
+        yield "speed", f"{what} {_duration(summary.row_age_s)} ago{mark}"
+    yield "left", "" if summary.eta_s is None else _duration(summary.eta_s)
+    yield "restarts", str(summary.restarts or "")
+    yield "last error", summary.last_error or ""
+    yield "log", str(summary.log or "") if summary.state.name != "finished" else ""
+    yield "next", summary.next or ""
+    yield from (("note", note) for note in summary.notes)
 
 
 _COLUMNS = ("run", "state", "step", "loss", "examples/s", "left", "restarts", "")
 _ALIGNED_RIGHT = {"loss", "examples/s", "left", "restarts"}
 
 
-def _table(facts: Sequence[Facts]) -> str:
-    """A line for each, as long as the terminal is wide."""
-    rows = [_COLUMNS, *(_cells(one) for one in facts)]
+def _table(summaries: Sequence[RunSummary]) -> str:
+    """Return a line for each, as long as the terminal is wide."""
+    rows = [_COLUMNS, *(_cells(summary) for summary in summaries)]
     widths = [max(len(row[index]) for row in rows) for index in range(len(_COLUMNS))]
     lines = [
         "  ".join(
@@ -152,86 +149,72 @@ def _table(facts: Sequence[Facts]) -> str:
     return "\n".join(line if len(line) <= width else f"{line[: width - 1]}…" for line in lines)
 
 
-def _cells(facts: Facts) -> tuple[str, ...]:
-    remarks = [
-        facts.summary,
-        f"stalled? no row for {_duration(facts.row_age_s)}" if facts.is_stalled and facts.row_age_s else "",
-        facts.last_error or "",
-        *facts.notes,
-    ]
-    is_running = facts.state.name == "running"
+def _cells(summary: RunSummary) -> tuple[str, ...]:
+    remarks = [summary.last_error or "", *summary.notes]
+    if summary.is_stalled and summary.row_age_s:
+        remarks = [f"stalled? no row for {_duration(summary.row_age_s)}", *remarks]
+    if summary.parts:
+        remarks = [summary_of_parts(summary.parts), *remarks]
     return (
-        str(facts.folder),
-        str(facts.state),
-        _step(facts, "/") if facts.kind == "train" else "",
-        _loss(facts),
-        _speed(facts) if is_running else "",
-        "" if facts.eta_s is None else _duration(facts.eta_s),
-        str(facts.restarts or ""),
+        str(summary.folder),
+        str(summary.state),
+        _step(summary, "/") if summary.kind == "train" else "",
+        _loss(summary),
+        _speed(summary) if summary.state.name == "running" else "",
+        "" if summary.eta_s is None else _duration(summary.eta_s),
+        str(summary.restarts or ""),
         "; ".join(remark.splitlines()[0] for remark in remarks if remark),
     )
 
 
-def _step(facts: Facts, of: str) -> str:
-    progress = facts.progress
+def _step(summary: RunSummary, of: str) -> str:
+    progress = summary.progress
     step = progress.step if progress.step is not None else progress.saved_step or 0
     if progress.last_step is None:
         return f"{step:,}{of}unknown"
     return f"{step:,}{of}{progress.last_step:,} ({step / max(1, progress.last_step):.0%})"
 
 
-def _loss(facts: Facts) -> str:
-    if not facts.row:
+def _loss(summary: RunSummary) -> str:
+    if summary.row is None:
         return ""
-    loss = facts.row.get("train/loss")
+    loss = summary.row.get("train/loss")
     return "not finite" if loss is None else f"{loss:.4f}"
 
 
-def _speed(facts: Facts) -> str:
-    speed = facts.row.get("examples_per_s")
+def _speed(summary: RunSummary) -> str:
+    speed = (summary.row or {}).get("examples_per_s")
     return "" if speed is None else f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
 def _duration(seconds: float) -> str:
-    """In two units at most, such as `3 d 4 h`."""
+    """Return it in two units at most, such as `3 d 4 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     if minutes < 100:
         return f"{minutes} min"
     hours = round(minutes / 60)
-    if hours < 48:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{hours // 24} d {hours % 24} h"
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 # For programs
 
 
-def _object(facts: Facts) -> dict[str, Any]:
-    progress = facts.progress
+def _object(summary: RunSummary) -> dict[str, Any]:
+    values = summary._asdict()
+    name, detail, job_id, exit_code = values.pop("state")
+    progress = values.pop("progress")
     return {
-        "folder": str(facts.folder),
-        "kind": facts.kind,
-        "state": facts.state.name,
-        "detail": facts.state.detail,
-        "job_id": facts.state.job_id,
-        "exit_code": facts.state.exit_code,
+        **values,
+        "state": name,
+        "detail": detail,
+        "job_id": job_id,
+        "exit_code": exit_code,
         "step": progress.step,
         "saved_step": progress.saved_step,
         "last_step": progress.last_step,
-        "row": dict(facts.row) or None,
-        "last_evaluation": dict(facts.scores) or None,
-        "skipped_updates": facts.skipped_updates,
-        "row_age_s": facts.row_age_s,
-        "is_stalled": facts.is_stalled,
-        "eta_s": facts.eta_s,
-        "restarts": facts.restarts,
-        "parts": {part.name or "last": str(part.state) for part in facts.parts},
-        "last_error": facts.last_error,
-        "log": None if facts.log is None else str(facts.log),
-        "next": facts.next,
-        "notes": facts.notes,
+        "parts": {part.name or "last": str(part.state) for part in summary.parts},
     }
 
 

@@ -109,16 +109,16 @@ def test_a_container_has_python_and_the_current_folder(
     assert " python -u -m submitit" in pyxis
 
 
-def test_a_folder_that_only_this_machine_sees_is_refused() -> None:
-    table = ("overlay / overlay", "nfs:/home /home nfs4", "tmpfs /run/x tmpfs", "nfs:/t /tmp/team nfs4")
-    mounts = "".join(f"{line} rw 0 0\n" for line in table)
-    private = {
-        path: storage.why_private(Path(path), mounts) for path in ("/run/x/a", "/tmp/runs", "/dev/shm/a")
-    }
-    assert all(private.values()), private
-    assert not any(
-        storage.why_private(Path(path), mounts) for path in ("/home/me/runs", "/tmp/team/runs", "/data")
-    )
+def test_a_folder_that_only_this_machine_sees_is_refused(tmp_path: Path) -> None:
+    lines = ("overlay / overlay", "nfs:/home /home nfs4", "tmpfs /run/x tmpfs", "nfs:/t /tmp/team nfs4")
+    table = tmp_path / "mounts"
+    table.write_text("".join(f"{line} rw 0 0\n" for line in lines))
+
+    def why(path: str) -> str | None:
+        return storage.why_private(Path(path), storage.mount_of(Path(path), table))
+
+    assert all(map(why, ("/run/x/a", "/tmp/runs", "/dev/shm/a")))
+    assert not any(map(why, ("/home/me/runs", "/tmp/team/runs", "/data")))
 
 
 def test_the_words_of_slurm_are_kept_where_nothing_is_known_about_them() -> None:

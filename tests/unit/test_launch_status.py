@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import time
@@ -17,20 +18,13 @@ from hypothesis import strategies as st
 
 from data_pipeline.base.errors import InputError
 from launch.jobs import log as job_log
-from launch.jobs.log import Ended, Event, Started, Submitted
+from launch.jobs.job_state import Queue, State
+from launch.jobs.last_error import last_error
+from launch.jobs.log import Ended, Event, Failed, Started, Submitted
 from launch.jobs.slurm import QueuedJob
 from launch.status import __main__ as status
-from launch.status import last_error as job_output
-from launch.status.collect import facts_of, known_folders
-from launch.status.run_state import (
-    Progress,
-    Queue,
-    State,
-    part_states,
-    run_state,
-    state_of_parts,
-    summary,
-)
+from launch.status.collect import known_folders, summaries_of
+from launch.status.run_state import Progress, part_states, run_state, state_of_parts, summary
 from tests.training import command_line, num_rows, saved_step, start_train, train
 
 T0 = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -174,19 +168,24 @@ def test_only_a_complete_run_or_one_of_unknown_length_is_finished(
 # Parts
 
 
+BUILD_AGAIN = (
+    "python -m launch.submit build arc-agi-2 --out data/x --parts 16 --mem-gb 8 --sbatch=--x=1 --retry-failed"
+)
+
+
 def parts_of(number: int, of: int, job_id: str, minute: float = 0) -> Submitted:
     command = ["data_pipeline.build", "arc-agi-2", "--out", "data/x", "--part", f"{number}/{of}"]
-    return submitted(
-        minute, job_id, kind="build", command=command, resources={"mem_gb": 8.0, "sbatch": ["--x=1"]}
-    )
+    return submitted(minute, job_id, kind="build", command=command, resubmit=BUILD_AGAIN.split()[3:])
 
 
 def record_of_parts() -> list[Event]:
     """Of 16 parts 12 are done, 3 has failed, the others run; what joins them waits."""
     events: list[Event] = [parts_of(i, 16, f"20_{i}") for i in range(16)]
-    events.append(submitted(0, "21", kind="build", command=["data_pipeline.merge", "data/x"]))
+    merge = parts_of(0, 16, "21").model_copy(update={"command": ["data_pipeline.merge", "data/x"]})
+    events.append(merge)
     events += [started(1, f"20_{i}") for i in range(16)]
-    return events + [ended(1 if i == 3 else 0, 2, f"20_{i}") for i in range(13)]
+    events += [ended(0, 2, f"20_{i}") for i in range(13) if i != 3]
+    return [*events, ended(1, 2, "20_3").model_copy(update={"error": "error: no room on the disk"})]
 
 
 def test_the_parts_of_an_array_are_counted() -> None:
@@ -214,7 +213,7 @@ def test_failed_parts_are_shown_with_their_log_and_the_command_that_retries_them
     monkeypatch.setenv("PATH", "")
     for event in record_of_parts():
         job_log.append(tmp_path, event)
-    (tmp_path / "jobs" / "20_3_0_log.err").write_text("error: no room on the disk\n")
+    (tmp_path / "jobs" / "20_3_0_log.err").write_text("")
     assert status.main([str(tmp_path)]) == 0
     output = capsys.readouterr().out
     assert "12 of 16 parts done, 1 failed (3), 3 running" in output
@@ -224,10 +223,7 @@ def test_failed_parts_are_shown_with_their_log_and_the_command_that_retries_them
         job_log.append(tmp_path, event)
     job_log.append(tmp_path, ended(2, 6, "21"))
     assert status.main([str(tmp_path)]) == 0
-    assert (
-        "python -m launch.submit build arc-agi-2 --out data/x --parts 16 --retry-failed --mem-gb 8 --sbatch=--x=1\n"
-        in capsys.readouterr().out
-    )
+    assert f"{BUILD_AGAIN}\n" in capsys.readouterr().out
 
 
 # Errors
@@ -262,38 +258,51 @@ def cancelled(minute: float, why: str) -> str:
     [
         (f"INFO resumed\r{BAR}\n{TRACEBACK}", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate"),
         (f"{BAR}\nerror: no room\nsrun: error: n1: task 0: Exited with exit code 2\n", "error: no room"),
+        (f"{BAR}error: no room\n", "error: no room"),
         (f"{BAR}srun: error: n1: task 0: Killed\n", "srun: error: n1: task 0: Killed"),
         (f"{BAR}   {OOM}\nsrun: error: n1: task 0: Out Of Memory\n", OOM),
-        (f"error: no room\n{BAR}\r{BAR}\n", None),  # of an earlier start
-        (f"{TRACEBACK}{BAR}\nstopped by SIGTERM; the state is saved", "stopped by SIGTERM; the state is saved"),
+        (f"{BAR}\nstopped by SIGTERM; the state is saved", "stopped by SIGTERM; the state is saved"),
         (f"{cancelled(6, ' DUE TO PREEMPTION')}\n{BAR}\nstopped by SIGTERM; the state is saved",
          cancelled(6, " DUE TO PREEMPTION")),
-        (f"error: no room\n{cancelled(2, ' DUE TO TIME LIMIT')}\n", None),  # of an earlier start
         (f"{BAR}\n{cancelled(6, '')}\n", cancelled(6, "")),
         (f"{BAR}\n{TRACEBACK}{cancelled(6, '')}\n", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate"),
+        ("[rank1]: Traceback (most recent call last):\n[rank1]:   File\n[rank1]: KeyError: 'a'\n", "KeyError: 'a'"),
         ("INFO resumed\n", None),
     ],
 )  # fmt: skip
-def test_the_line_that_explains_the_end_best_is_found(log: str, expected: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", ["", f"error: of an earlier start\n{TRACEBACK}{BAR}\n{OOM}\n"])
+def test_the_line_that_explains_the_end_of_a_start_best_is_found(
+    before: str, log: str, expected: str | None, tmp_path: Path
+) -> None:
     path = tmp_path / "5_0_log.err"
-    path.write_text(log)
-    assert job_output.last_error([path], at(5)) == expected
+    path.write_text(before + log)
+    assert last_error(path, len(before)) == expected
 
 
-def test_the_error_of_another_rank_is_found_unless_it_is_older_than_the_start(tmp_path: Path) -> None:
-    jobs = tmp_path / "jobs"
-    jobs.mkdir()
-    (jobs / "5_0_log.err").write_text(f"{BAR}\nsrun: error: n1: task 11: Exited with exit code 1\n")
-    (jobs / "5_11_log.err").write_text(TRACEBACK)
-    (jobs / "5_2_log.err").write_text("")
-    (jobs / "50_0_log.err").write_text("error: of another job\n")
-    files = job_output.logs(tmp_path, "5")
-    assert [path.name for path in files] == ["5_0_log.err", "5_2_log.err", "5_11_log.err"]
-    written = datetime.fromtimestamp(files[2].stat().st_mtime, UTC)
-    for start, expected in ((-1, "torch.OutOfMemoryError"), (1, "srun: error")):
-        found = job_output.last_error(files, written + timedelta(minutes=start))
-        assert found is not None
-        assert found.startswith(expected)
+ERROR_OF_RANK = Failed(job_id="7", rank=11, host="n2", exit_code=1, error="KeyError: 'a'")
+ERROR_OF_RANK_0 = ended(69).model_copy(update={"error": "error: rank 11 is gone"})
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([ERROR_OF_RANK, ERROR_OF_RANK_0], "KeyError: 'a'"),
+        ([ERROR_OF_RANK_0, ERROR_OF_RANK], "error: rank 11 is gone"),
+        ([ERROR_OF_RANK, ERROR_OF_RANK_0, started(12)], OOM),  # it is over
+        ([ended(75)], None),
+        ([], OOM),
+    ],
+)
+def test_the_first_error_on_record_counts_or_else_the_log_since_the_last_start(
+    events: list[Event], expected: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = f"error: of the start before\n{TRACEBACK}"
+    for event in [submitted(), started(), *events]:
+        if isinstance(event, Started):
+            event = event.model_copy(update={"log_start": len(old)})
+        job_log.append(tmp_path, event)
+    (tmp_path / "jobs" / "7_0_log.err").write_text(f"{old}{BAR}{OOM}\n")
+    assert status_of(tmp_path, capsys)["last_error"] == expected
 
 
 # Real runs
@@ -435,9 +444,8 @@ def test_the_job_that_is_submitted_again_is_named_with_what_it_asked_for(
 ) -> None:
     run = killed_run(config, tmp_path / "run")
     now = job_log.now()
-    resources = {"nodes": 2, "partition": "gpu", "setup": ["module load cuda", "export A=1"]}
-    command = ["hrm_dist.train", "runs/x/jobs/config.yaml"]
-    early = submitted().model_copy(update={"resources": resources, "command": command})
+    again = "train configs/x.yaml --nodes 2 --partition gpu --setup 'module load cuda' --setup 'export A=1'"
+    early = submitted(resubmit=shlex.split(again))
     for event in (early, started(), started(5), ended(1).model_copy(update={"time": now})):
         job_log.append(run, event)
     (run / "jobs" / "7_0_log.err").write_text(f"{BAR}\nerror: the disk is full\n")
@@ -445,10 +453,7 @@ def test_the_job_that_is_submitted_again_is_named_with_what_it_asked_for(
     assert (one["state"], one["exit_code"], one["restarts"]) == ("failed", 1, 1)
     assert one["last_error"] == "error: the disk is full"
     assert one["log"] == str(run / "jobs" / "7_0_log.err")
-    assert one["next"] == (
-        "python -m launch.submit train runs/x/jobs/config.yaml --nodes 2 --partition gpu "
-        "--setup 'module load cuda' --setup 'export A=1'"
-    )
+    assert one["next"] == f"python -m launch.submit {again}"
 
 
 def test_a_local_job_runs_while_its_process_does(tmp_path: Path) -> None:
@@ -459,8 +464,8 @@ def test_a_local_job_runs_while_its_process_does(tmp_path: Path) -> None:
     job_log.append(tmp_path, started(1, job.job_id))
 
     def state() -> str:
-        [facts], _ = facts_of([tmp_path])
-        return str(facts.state)
+        [one], _ = summaries_of([tmp_path])
+        return str(one.state)
 
     try:
         while not job.paths.stderr.exists():  # for a moment, a new process has no command line

@@ -12,7 +12,7 @@ from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.inspect import __main__ as inspect
 from data_pipeline.schema import load_dataset_info
 from hrm_dist.train import main as train
-from launch.jobs import spec as work
+from launch.jobs import spec
 from launch.jobs.cluster import Cluster
 from tests.conftest import TINY_CONFIG
 from tests.training import rows
@@ -98,7 +98,7 @@ def test_dry_run_and_submission_of_a_training_say_so(
     run = f"checkpoint_path={tmp_path / 'run'}"
     assert train([str(config), run, "--dry-run"]) == 0
     assert f"held out: {MESSAGE}\n" in capsys.readouterr().out
-    assert MESSAGE in work.training([str(config), run], Cluster(cluster="local")).about[-1]
+    assert MESSAGE in spec.training([str(config), run], Cluster(cluster="local")).about[-1]
 
 
 def test_predicting_is_refused_alone_and_as_jobs(
@@ -111,7 +111,7 @@ def test_predicting_is_refused_alone_and_as_jobs(
     assert f"error: {data}: {MESSAGE}, so there is nothing to predict; build a dataset with" in err
     assert "Traceback" not in err
     with pytest.raises(InputError, match=MESSAGE):
-        work.evaluation([str(argument) for argument in arguments], 2, Cluster(cluster="local"))
+        spec.evaluation([str(argument) for argument in arguments], 2, Cluster(cluster="local"))
     assert not out.exists()
 
 
