@@ -18,17 +18,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.base.errors import InputError, exit_code
+from data_pipeline.base.errors import exit_code
 from launch.doctor import checks
-from launch.doctor.results import Finding, Line, Same, failure, merged, run
+from launch.doctor.results import CheckResult, Line, MustMatch, Results, failure, merged, run
 
 if TYPE_CHECKING:
     from hrm_dist.distributed.process_group import World
 
-# Of the meeting and of every collective.
+# Of the rendezvous and of every collective.
 _TIMEOUT_S = 60.0
-
-Findings = list[Finding | Same]
 
 
 class _Report:
@@ -36,7 +34,7 @@ class _Report:
 
     def __init__(self, as_json: bool) -> None:
         self.lines: list[Line] = []
-        self.num_processes, self.hosts = 1, [socket.gethostname()]
+        self.hosts = [socket.gethostname()]  # by rank
         self._as_json = as_json
 
     def add(self, lines: Iterable[Line]) -> None:
@@ -45,26 +43,19 @@ class _Report:
             if not self._as_json:
                 print(line, flush=True)
 
-    @property
-    def failed(self) -> bool:
-        return any(line.level == "FAIL" for line in self.lines)
-
-    def close(self) -> None:
+    def close(self) -> bool:
+        """Print what is left to print; return whether something failed."""
+        hosts = list(dict.fromkeys(self.hosts))
+        levels = [line.level for line in self.lines]
+        failed = "FAIL" in levels
         if self._as_json:
             findings = [line._asdict() for line in self.lines]
-            hosts = list(dict.fromkeys(self.hosts))
-            report = {
-                "failed": self.failed,
-                "processes": self.num_processes,
-                "hosts": hosts,
-                "findings": findings,
-            }
+            report = {"failed": failed, "processes": len(self.hosts), "hosts": hosts, "findings": findings}
             print(json.dumps(report, indent=1))
-            return
-        counts = ", ".join(
-            f"{sum(line.level == level for line in self.lines)} {level}" for level in ("ok", "warn", "FAIL")
-        )
-        print(f"{self.num_processes} process(es) on {len(set(self.hosts))} host(s): {counts}", flush=True)
+        else:
+            counts = ", ".join(f"{levels.count(level)} {level}" for level in ("ok", "warn", "FAIL"))
+            print(f"{len(self.hosts)} process(es) on {len(hosts)} host(s): {counts}", flush=True)
+        return failed
 
 
 def _parse() -> argparse.Namespace:
@@ -73,10 +64,8 @@ def _parse() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--dir", type=Path, action="append", metavar="DIR",
-        help="a folder that all nodes should share, for data or runs; may be repeated (the current folder)",
-    )  # fmt: skip
+    dir_help = "a folder that all nodes should share, for data or runs; may be repeated (the current folder)"
+    parser.add_argument("--dir", type=Path, action="append", metavar="DIR", help=dir_help)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     return parser.parse_args()
 
@@ -85,90 +74,66 @@ def main() -> int:
     """Make all checks; the processes end with the same exit code."""
     options = _parse()
     report = _Report(options.json)
-    local = {"packages": run(checks.packages)}
+    own = {"packages": run(checks.packages)}
+    rank = 0
     try:
         from hrm_dist.distributed.launch_env import launch_env
-        from launch.doctor import together as checks_together  # noqa: F401  they need torch
+        from launch.doctor import folders, together  # noqa: F401  they need torch
 
-        launch = launch_env()
-    except (ImportError, InputError) as error:
-        kind = "launcher" if isinstance(error, InputError) else "packages"
-        finding = Finding("FAIL", f"{error}") if isinstance(error, InputError) else failure(error)
-        return _ended(report, local, kind, finding)
-    for name, check in checks.LOCAL.items():
-        local[name] = run(partial(check, launch))
-    if launch.warning:
-        local["launcher"] = [Finding("warn", launch.warning)]
-    try:
-        return _check_together(report, local, options.dir or [Path()])
-    except SystemExit as error:
-        if not isinstance(error.code, str):
+        env = launch_env()
+        rank = env.rank
+        own |= {name: run(partial(check, env)) for name, check in checks.LOCAL.items()}
+        if env.warning:
+            own["launcher"] = [CheckResult("warn", env.warning)]
+        return int(_check_together(report, own, options.dir or [Path()]))
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.code, str):
             raise
-        finding = Finding("FAIL", error.code.removeprefix("error: "))
-    except InputError as error:
-        finding = Finding("FAIL", str(error))
-    except Exception as error:
-        finding = failure(error)
-    if launch.rank:
-        print(Line("launcher", *finding), file=sys.stderr, flush=True)
+        line = Line("packages" if isinstance(error, ImportError) else "launcher", *failure(error))
+    if rank:
+        print(line, file=sys.stderr, flush=True)
         return 1
-    return _ended(report, local if not report.lines else {}, "launcher", finding)
-
-
-def _ended(report: _Report, local: dict[str, Findings], check: str, finding: Finding) -> int:
-    """Report what this process found on its own, and what kept it from finding more."""
-    for name, findings in local.items():
-        report.add(merged(name, [findings], report.hosts))
-    report.add([Line(check, *finding)])
+    if not report.lines:  # what this process found on its own
+        for name, results in own.items():
+            report.add(merged(name, [results], report.hosts))
+    report.add([line])
     report.close()
     return 1
 
 
-def _check_together(report: _Report, local: dict[str, Findings], folders: Sequence[Path]) -> int:
-    """Join the other processes and check what takes all of them. Raises what kept them from it."""
+def _check_together(
+    report: _Report, own: dict[str, list[CheckResult | MustMatch]], dirs: Sequence[Path]
+) -> bool:
+    """Join the other processes and check what takes all of them. Raise what keeps them from it."""
     from hrm_dist.distributed import collectives
     from hrm_dist.distributed.process_group import process_group
-    from launch.doctor import folders as checks_of_folders
-    from launch.doctor import together as checks_together
+    from launch.doctor import folders, together
 
     start = time.monotonic()
     with process_group("auto", timeout_s=_TIMEOUT_S) as world:
         met_s = time.monotonic() - start
-        hosts = collectives.gather_objects(socket.gethostname())
-        report.num_processes, report.hosts = world.world_size, hosts
+        report.hosts = hosts = collectives.gather_objects(socket.gethostname())
         if world.world_size > 1:
-            hosts_text = f"{len(set(hosts))} host(s)"
-            text = (
-                f"{world.world_size} processes on {hosts_text}, on {world.device.type}, met in {met_s:.1f} s"
-            )
-            local["launcher"] = [Finding("ok", text), *local.get("launcher", [])]
-        names = [name for by_rank in collectives.gather_objects(list(local)) for name in by_rank]
-        for name in dict.fromkeys(names):
-            by_rank = collectives.gather_objects(local.get(name, []))
+            text = f"{len(hosts)} processes on {len(set(hosts))} host(s), on {world.device.type}, met in {met_s:.1f} s"
+            own["launcher"] = [CheckResult("ok", text)]
+        shared: dict[str, Callable[[World, Sequence[str]], Results]] = {
+            "cores": together.cores,
+            "all-reduce": together.all_reduce,
+            "clocks": together.clocks,
+            **{f"folder {path.absolute()}": partial(folders.folder, path) for path in dirs},
+        }
+        for name in (*own, *shared):
+            results = own[name] if name in own else _made(name, partial(shared[name], world, hosts), world)
+            by_rank = collectives.gather_objects(results)
             if world.is_main:
                 report.add(merged(name, by_rank, hosts))
-        together: dict[str, Callable[..., Iterable[Finding]]] = {
-            "cores": checks_together.cores,
-            "all-reduce": checks_together.all_reduce,
-            "clocks": checks_together.clocks,
-            **{f"folder {path.absolute()}": partial(checks_of_folders.folder, path) for path in folders},
-        }
-        for name, check in together.items():
-            findings = _findings(name, check, world, hosts)
-            if world.is_main:
-                report.add(Line(name, *finding) for finding in findings)
-        failed = collectives.run_on_rank0(lambda: report.failed)
-        if world.is_main:
-            report.close()
-    return int(failed)
+        return collectives.run_on_rank0(report.close)
 
 
-def _findings(
-    name: str, check: Callable[..., Iterable[Finding]], world: "World", hosts: Sequence[str]
-) -> list[Finding]:
-    """What a check of all processes finds; if it fails on one of several, the others cannot go on without it."""
+def _made(name: str, check: Callable[[], Results], world: "World") -> list[CheckResult | MustMatch]:
+    """Return what a check of all processes yields; where it fails on one of several, all end."""
     try:
-        return list(check(world, hosts))
+        return list(check())
     except Exception as error:
         if world.world_size == 1:
             return [failure(error)]

@@ -3,7 +3,6 @@
 Only `gpus` imports torch: a doctor must be able to say that it is missing.
 """
 
-import fcntl
 import importlib.metadata
 import netrc
 import os
@@ -11,62 +10,56 @@ import platform
 import resource
 import shutil
 import socket
-import struct
-import subprocess
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from launch.doctor.results import Finding, Same
+from launch.doctor.results import CheckResult, MustMatch, Results
+from launch.jobs.slurm import SlurmError
+from launch.jobs.slurm import slurm as output_of
 
 if TYPE_CHECKING:
     from hrm_dist.distributed.launch_env import DistEnv
 
 GIB = 2**30
-_COMMAND_TIMEOUT_S = 10.0
 _WANDB_TIMEOUT_S = 3.0
-_SIOCGIFADDR = 0x8915
-_SAME_PACKAGES = "use the same environment on every node"
 
 
-def packages() -> Iterator[Finding | Same]:
-    """Python and every package against the ranges that hrm-dist asks for."""
+def packages() -> Results:
+    """Check Python and every package against the ranges that hrm-dist asks for."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
     try:
         ours = importlib.metadata.metadata("hrm-dist")
     except importlib.metadata.PackageNotFoundError:
-        yield Finding(
+        yield CheckResult(
             "FAIL", "hrm-dist is not installed in this Python", "run `make setup`, use .venv/bin/python"
         )
         return
-    python = platform.python_version()
-    yield Same("Python", python, "FAIL", _SAME_PACKAGES)
-    wanted = ours["Requires-Python"] or ""
-    if not SpecifierSet(wanted).contains(python, prereleases=True):
-        yield Finding("FAIL", f"Python is {python}, not {wanted}", "run `make setup` with PYTHON=python3.11")
+    ranges = {"Python": SpecifierSet(ours["Requires-Python"] or "")}
+    for requirement in map(Requirement, importlib.metadata.requires("hrm-dist") or []):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            ranges[requirement.name] = requirement.specifier
     good: list[str] = []
-    for text in importlib.metadata.requires("hrm-dist") or []:
-        requirement = Requirement(text)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        name, wanted = requirement.name, str(requirement.specifier)
+    for name, wanted in ranges.items():
+        is_python = name == "Python"
+        todo = "run `make setup` with PYTHON=python3.11" if is_python else f"pip install '{name}{wanted}'"
         try:
-            version = importlib.metadata.version(name)
+            version = platform.python_version() if is_python else importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("FAIL", f"{name} is not installed", f"pip install '{name}{wanted}'")
+            yield CheckResult("FAIL", f"{name} is not installed", todo)
             continue
-        yield Same(name, version, "FAIL", _SAME_PACKAGES)
-        if requirement.specifier.contains(version, prereleases=True):
+        yield MustMatch(name, version, "FAIL", "use the same environment on every node")
+        if wanted.contains(version, prereleases=True):
             good.append(f"{name} {version}")
         else:
-            yield Finding("FAIL", f"{name} is {version}, not {wanted}", f"pip install '{name}{wanted}'")
-    yield Finding("ok", f"Python {python}; in the ranges of hrm-dist {ours['Version']}: {', '.join(good)}")
+            yield CheckResult("FAIL", f"{name} is {version}, not {wanted}", todo)
+    yield CheckResult("ok", f"in the ranges of hrm-dist {ours['Version']}: {', '.join(good)}")
 
 
 class _Gpu(NamedTuple):
@@ -74,135 +67,134 @@ class _Gpu(NamedTuple):
 
     uuid: str
     name: str
-    total_mib: int
-    used_mib: int
+    total_mib: str
+    used_mib: str
     driver: str
 
 
-def gpus(launch: "DistEnv") -> Iterator[Finding | Same]:
-    """GPUs that torch can use; what they have in use already, before this process does."""
+def gpus(env: "DistEnv") -> Results:
+    """Check the GPUs that torch can use, and what they have in use already, before this process does."""
     import torch
 
-    listed, error = _listed_gpus()
+    listed, problem = _listed_gpus()
     built_for = torch.version.cuda
+    driver = listed[0].driver if listed else "unknown"
     if not torch.cuda.is_available():
-        if listed and built_for is None:
-            yield Finding("FAIL", f"{len(listed)} GPUs here, but torch {torch.__version__} is built without CUDA",
-                          "install torch for CUDA, see https://pytorch.org/get-started")  # fmt: skip
-        elif listed:
-            yield Finding(
-                "FAIL",
-                f"{len(listed)} GPUs here, but torch, built for CUDA {built_for}, cannot use them with driver "
-                f"{listed[0].driver} (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')})",
-                "update the driver or install torch for an older CUDA; ask Slurm for GPUs (--gpus-per-node)",
-            )
+        yield MustMatch("GPUs", "none", "FAIL", "ask for the same GPUs on every node")
+        what = f"{len(listed)} GPUs here, but torch {torch.__version__}"
+        if not listed:
+            yield CheckResult("ok", f"CPU only: no GPU here{problem}")
+        elif built_for is None:
+            todo = "install torch for CUDA, see https://pytorch.org/get-started"
+            yield CheckResult("FAIL", f"{what} is built without CUDA", todo)
         else:
-            yield Finding("ok", f"CPU only: no GPU here{error}")
-        yield Same("GPUs", "none", "FAIL", "ask for the same GPUs on every node")
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            what += f", built for CUDA {built_for}, cannot use them with driver {driver}"
+            todo = (
+                "update the driver or install torch for an older CUDA; ask Slurm for GPUs (--gpus-per-node)"
+            )
+            yield CheckResult("FAIL", f"{what} (CUDA_VISIBLE_DEVICES={visible})", todo)
         return
     devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     names = [f"{device.name} {device.total_memory / GIB:.0f} GiB" for device in devices]
     text = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-    driver = listed[0].driver if listed else "unknown"
-    yield Same("GPUs", text, "warn", "the slowest decides; ask for the same GPUs on every node")
-    yield Same("GPU driver", driver, "warn", "the nodes are set up differently; tell their administrator")
-    yield Finding("ok", f"{text}; torch is built for CUDA {built_for}, the driver is {driver}{error}")
-    mine = launch.local_rank if launch.world_size > 1 and launch.local_rank < len(devices) else 0
+    yield MustMatch("GPUs", text, "warn", "the slowest decides; ask for the same GPUs on every node")
+    yield MustMatch(
+        "GPU driver", driver, "warn", "the nodes are set up differently; tell their administrator"
+    )
+    yield CheckResult("ok", f"{text}; torch is built for CUDA {built_for}, the driver is {driver}{problem}")
+    mine = env.local_rank if env.world_size > 1 and env.local_rank < len(devices) else 0
     if int(torch.ones(8, device=f"cuda:{mine}").sum()) != 8:
-        yield Finding("FAIL", f"{names[mine]} computes 8 ones to another sum", "do not use this GPU")
-    visible = {str(device.uuid) for device in devices}
+        yield CheckResult("FAIL", f"{names[mine]} computes 8 ones to another sum", "do not use this GPU")
+    visible = {f"GPU-{device.uuid}" for device in devices}
     for gpu in listed:
-        if gpu.uuid.removeprefix("GPU-") in visible and gpu.used_mib > 0.1 * gpu.total_mib:
-            yield Finding("warn", f"{gpu.used_mib / 1024:.0f} of {gpu.total_mib / 1024:.0f} GiB of a {gpu.name} "
-                          "are in use by other processes", "see `nvidia-smi`; end them or use another GPU")  # fmt: skip
+        total, used = int(gpu.total_mib) / 1024, int(gpu.used_mib) / 1024
+        if gpu.uuid in visible and used > 0.1 * total:
+            what = f"{used:.0f} of {total:.0f} GiB of a {gpu.name} are in use by other processes"
+            yield CheckResult("warn", what, "see `nvidia-smi`; end them or use another GPU")
 
 
 def _listed_gpus() -> tuple[list[_Gpu], str]:
-    """What nvidia-smi lists, or why it does not; none on a machine without it."""
+    """Return what nvidia-smi lists, or why it does not; none on a machine without it."""
     if shutil.which("nvidia-smi") is None:
         return [], ""
     query = "--query-gpu=uuid,name,memory.total,memory.used,driver_version"
     try:
-        rows = _output("nvidia-smi", query, "--format=csv,noheader,nounits").splitlines()
-        fields = [row.split(", ") for row in rows]
-        return [
-            _Gpu(uuid, name, int(total), int(used), driver) for uuid, name, total, used, driver in fields
-        ], ""
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        return [], f" (nvidia-smi: {_words(error)})"
+        rows = output_of(["nvidia-smi", query, "--format=csv,noheader,nounits"]).splitlines()
+        return [_Gpu(*row.split(", ")) for row in rows], ""
+    except (OSError, TypeError, SlurmError) as error:
+        return [], f" (nvidia-smi: {error})"
 
 
-def network(launch: "DistEnv") -> Iterator[Finding]:
-    """The network cards, and whether others can reach this host by its name."""
-    chosen = [f"{name}={os.environ[name]}" for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
-              if name in os.environ]  # fmt: skip
-    yield Finding("ok", "; ".join([interfaces(), *chosen]))
+def network(env: "DistEnv") -> Iterator[CheckResult]:
+    """Check the network cards, and whether others can reach this host by its name."""
+    names = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+    chosen = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    yield CheckResult("ok", "; ".join([interfaces(), *chosen]))
     host = socket.gethostname()
-    across_nodes = launch.world_size > 1 and launch.master_addr not in ("localhost", "127.0.0.1", host)
+    across_nodes = env.world_size > 1 and env.master_addr not in ("localhost", "127.0.0.1", host)
     if not across_nodes or "GLOO_SOCKET_IFNAME" in os.environ:
         return
     todo = "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the card that joins the nodes, or correct /etc/hosts"
     try:
         address = socket.gethostbyname(host)
     except OSError as error:
-        yield Finding("warn", f"the name of this host, {host}, has no address ({_words(error)})", todo)
+        yield CheckResult("warn", f"the name of this host, {host}, has no address ({error})", todo)
         return
     if address.startswith("127."):
-        yield Finding("warn", f"the name of this host, {host}, means {address}, where no other host is", todo)
+        yield CheckResult(
+            "warn", f"the name of this host, {host}, means {address}, where no other host is", todo
+        )
 
 
 def interfaces() -> str:
-    """Network cards with address and speed, where known."""
-    return ", ".join(_interface(name) for _, name in socket.if_nameindex())
+    """Return the network cards with address and speed, where known."""
+    import psutil
+
+    stats = psutil.net_if_stats()
+    cards: list[str] = []
+    for name, addresses in psutil.net_if_addrs().items():
+        ips = [address.address for address in addresses if address.family == socket.AF_INET]
+        speed = stats[name].speed if name in stats else 0  # Mb/s
+        cards.append(" ".join([name, *ips]) + (f" ({speed / 1000:g} Gb/s)" if speed else ""))
+    return ", ".join(cards)
 
 
-def _interface(name: str) -> str:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        try:
-            reply = fcntl.ioctl(any_socket, _SIOCGIFADDR, struct.pack("256s", name.encode()))
-        except OSError:  # it has none
-            return name
-    try:
-        speed = int(Path(f"/sys/class/net/{name}/speed").read_text())  # Mb/s
-    except (OSError, ValueError):
-        speed = 0
-    return f"{name} {socket.inet_ntoa(reply[20:24])}" + (f" ({speed / 1000:g} Gb/s)" if speed > 0 else "")
-
-
-def limits(launch: "DistEnv") -> Iterator[Finding]:
-    """Open files and shared memory."""
+def limits(env: "DistEnv") -> Iterator[CheckResult]:
+    """Check the limits of open files and shared memory."""
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = max(1024, 4 * launch.world_size + 512)
+    needed = max(1024, 4 * env.world_size + 512)
     if files != resource.RLIM_INFINITY and files < needed:
         allowed = "" if most == resource.RLIM_INFINITY else f" (at most {most} without the administrator)"
-        yield Finding("warn", f"only {files} open files", f"run `ulimit -n {needed}` before{allowed}")
+        yield CheckResult("warn", f"only {files} open files", f"run `ulimit -n {needed}` before{allowed}")
     shm = os.statvfs("/dev/shm")
     free = shm.f_bavail * shm.f_frsize
     if free < GIB:
-        yield Finding("warn", f"only {free / 2**20:.0f} MiB free in /dev/shm, where processes share batches",
-                      "remove old files there; in a container, give it more (docker --shm-size 8g)")  # fmt: skip
+        what = f"only {free / 2**20:.0f} MiB free in /dev/shm, where processes share batches"
+        todo = "remove old files there; in a container, give it more (docker --shm-size 8g)"
+        yield CheckResult("warn", what, todo)
     text = "no limit" if files == resource.RLIM_INFINITY else f"{files:,}"
-    yield Finding("ok", f"open files: {text}; /dev/shm: {free / GIB:.1f} GiB free")
+    yield CheckResult("ok", f"open files: {text}; /dev/shm: {free / GIB:.1f} GiB free")
 
 
-def wandb(launch: "DistEnv") -> Iterator[Finding]:
-    """Whether metrics could go to wandb as they arise; rank 0 sends them."""
-    if launch.rank:
+def wandb(env: "DistEnv") -> Iterator[CheckResult]:
+    """Check whether metrics could go to wandb as they arise; rank 0 sends them."""
+    if env.rank:
         return
     mode = os.environ.get("WANDB_MODE", "")
-    if mode in ("offline", "disabled", "dryrun"):
-        yield Finding("ok", f"WANDB_MODE={mode}; training asks wandb_mode of its configuration instead")
-        return
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     host = urlsplit(url).hostname or url
-    if not _answers(url):
-        yield Finding("warn", f"{host} does not answer within {_WANDB_TIMEOUT_S:.0f} s from here",
-                      "use wandb_mode=offline, and `wandb sync` where there is internet")  # fmt: skip
+    if mode in ("offline", "disabled", "dryrun"):
+        yield CheckResult("ok", f"WANDB_MODE={mode}; training asks wandb_mode of its configuration instead")
+    elif not _answers(url):
+        what = f"{host} does not answer within {_WANDB_TIMEOUT_S:.0f} s from here"
+        todo = "use wandb_mode=offline, and `wandb sync` where there is internet"
+        yield CheckResult("warn", what, todo)
     elif not _has_key(host):
-        yield Finding("warn", f"{host} answers, but there is no API key",
-                      "run `wandb login` or set WANDB_API_KEY; or use wandb_mode=offline or disabled")  # fmt: skip
+        todo = "run `wandb login` or set WANDB_API_KEY; or use wandb_mode=offline or disabled"
+        yield CheckResult("warn", f"{host} answers, but there is no API key", todo)
     else:
-        yield Finding("ok", f"{host} answers, and there is an API key")
+        yield CheckResult("ok", f"{host} answers, and there is an API key")
 
 
 def _has_key(host: str) -> bool:
@@ -215,75 +207,66 @@ def _has_key(host: str) -> bool:
 
 
 def _answers(url: str) -> bool:
-    """Whether there is any answer in time; looking up a name can take far longer, in a thread that is left alone."""
+    """Return whether there is any answer in time; looking up a name can take longer, in a thread left alone."""
     answered = threading.Event()
 
     def ask() -> None:
-        try:
-            urllib.request.urlopen(url, timeout=_WANDB_TIMEOUT_S).close()
-        except urllib.error.HTTPError as answer:
-            answer.close()
-        except (OSError, ValueError):
-            return
-        answered.set()
+        with suppress(OSError, ValueError):
+            try:
+                urllib.request.urlopen(url, timeout=_WANDB_TIMEOUT_S).close()
+            except urllib.error.HTTPError as answer:
+                answer.close()
+            answered.set()
 
     threading.Thread(target=ask, daemon=True).start()
     return answered.wait(_WANDB_TIMEOUT_S)
 
 
-def slurm(launch: "DistEnv") -> Iterator[Finding]:
-    """Slurm's commands on this node and, inside a job, its limits; asked once per node."""
-    if launch.local_rank:
+def slurm(env: "DistEnv") -> Iterator[CheckResult]:
+    """Check Slurm's commands on this node and, inside a job, its limits; asked once per node."""
+    if env.local_rank:
         return
     job = os.environ.get("SLURM_JOB_ID")
+    no_requeue = "a job cannot put itself back into the queue"
     if shutil.which("scontrol") is None:
-        if job:
-            yield Finding("warn", "scontrol is not on the PATH here: a job cannot put itself back into the queue",
-                          "install Slurm's commands on the nodes, or add them to the PATH")  # fmt: skip
-        else:
-            yield Finding(
-                "ok", "not here: neither job nor commands; launch.submit --cluster local still works"
-            )
-        return
-    try:
-        version = _output("scontrol", "--version").strip()
-        submits = "sbatch" if shutil.which("sbatch") else "no sbatch (submit from another node)"
         if job is None:
-            _output("scontrol", "ping")
-            yield Finding("ok", f"{version}, the controller answers, {submits}; this is not in a job")
-            return
-        of_job = _fields(_output("scontrol", "show", "job", job, "--oneliner"))
-        of_partition = _fields(_output("scontrol", "show", "partition", of_job["Partition"], "--oneliner"))
-    except (OSError, subprocess.SubprocessError, KeyError) as error:
-        yield Finding("warn", f"scontrol does not answer on this node ({_words(error)}): a job cannot put itself back "
-                      "into the queue", "see `scontrol ping`; tell the administrator")  # fmt: skip
+            yield CheckResult(
+                "ok", "neither job nor commands here; launch.submit --cluster local still works"
+            )
+        else:
+            todo = "install Slurm's commands on the nodes, or add them to the PATH"
+            yield CheckResult("warn", f"scontrol is not on the PATH here: {no_requeue}", todo)
         return
-    again = "may be requeued" if of_job.get("Requeue") == "1" else "may not be requeued (--no-requeue)"
-    grace = of_partition.get("GraceTime", "unknown")
-    yield Finding("ok", f"{version}, {submits}; job {job} in partition {of_job['Partition']}: time limit "
-                  f"{of_job.get('TimeLimit', 'unknown')}, {grace} s of grace when preempted, {again}")  # fmt: skip
+    submits = "sbatch" if shutil.which("sbatch") else "no sbatch (submit from another node)"
+    try:
+        text = f"{output_of(['scontrol', '--version']).strip()}, {submits}; "
+        if job is None:
+            output_of(["scontrol", "ping"])
+            yield CheckResult("ok", f"{text}the controller answers; this is not in a job")
+            return
+        of_job = _fields("job", job)
+        of_partition = _fields("partition", of_job["Partition"])
+    except (SlurmError, KeyError) as error:
+        [words, *_] = str(error).splitlines()
+        what = f"scontrol does not answer on this node ({words}): {no_requeue}"
+        yield CheckResult("warn", what, "see `scontrol ping`; tell the administrator")
+        return
+    text += f"job {job} in partition {of_job['Partition']}: time limit {of_job.get('TimeLimit', 'unknown')}, "
+    text += f"{of_partition.get('GraceTime', 'unknown')} s of grace when preempted, "
+    may = "may" if of_job.get("Requeue") == "1" else "may not"
+    yield CheckResult("ok", f"{text}{may} be requeued")
 
 
-def _fields(line: str) -> Mapping[str, str]:
-    pairs = (word.partition("=") for word in line.split())
-    return {key: value for key, equals, value in pairs if equals}
+def _fields(kind: str, name: str) -> Mapping[str, str]:
+    """Return what scontrol shows of a job or a partition."""
+    words = output_of(["scontrol", "show", kind, name, "--oneliner"]).split()
+    return dict(word.split("=", 1) for word in words if "=" in word)
 
 
-def _output(*command: str) -> str:
-    """What a command prints. Raises OSError or SubprocessError."""
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, check=True
-    ).stdout  # fmt: skip
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, subprocess.CalledProcessError):
-        return (
-            (error.stderr or error.stdout or "").strip().splitlines() or [f"exit code {error.returncode}"]
-        )[0]
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-LOCAL: Mapping[str, Callable[["DistEnv"], Iterator[Finding | Same] | Iterator[Finding]]] = {
-    "GPUs": gpus, "network": network, "limits": limits, "wandb": wandb, "Slurm": slurm,
-}  # fmt: skip
+LOCAL: Mapping[str, Callable[["DistEnv"], Results | Iterator[CheckResult]]] = {
+    "GPUs": gpus,
+    "network": network,
+    "limits": limits,
+    "wandb": wandb,
+    "Slurm": slurm,
+}

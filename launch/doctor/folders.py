@@ -1,227 +1,185 @@
-"""Checks of the folders that all processes should share.
+"""The check of a folder that all processes should share.
 
-As in `checks_together`, every function that takes the World is called on all ranks.
+As those in `together`, it is called on all ranks, and all exchange the same messages.
 """
 
-import errno
-import fcntl
 import os
 import statistics
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
+from data_pipeline.base import locks
 from hrm_dist.distributed import collectives
 from hrm_dist.distributed.process_group import World
 from launch.doctor.checks import GIB
-from launch.doctor.results import Finding, ranks_by_host, where
-
-T = TypeVar("T")
+from launch.doctor.results import CheckResult, ranks_by_host, where
+from launch.jobs.storage import mount_of
 
 _VISIBLE_WITHIN_S = 5.0
-_SLOW_WRITE_S = 0.25
-_SLOW_STAT_S = 0.01
+_SLOW_WRITE_S, _SLOW_STAT_S = 0.25, 0.01
 _LITTLE_SPACE = 10 * GIB
 _FEW_INODES = 10_000
-_OWN_LOCK = "held"
 
 
-class _Latency(NamedTuple):
-    """Medians, in s."""
+class _View(NamedTuple):
+    """What a process sees of the folder."""
 
-    write: float
-    stat: float
+    seen_s: float | None
+    """How long until the file of rank 0 was there; None if it did not come."""
+    sees_lock: bool = False
+    """Whether the lock that rank 0 holds on that file is seen."""
+    write_s: float | None = None
+    """Median time to write a small file as checkpoints are; None if another process of the node measures it."""
+    stat_s: float | None = None
+    """Median time to ask for a name that the node cannot know."""
+    error: str = ""
+    """Why nothing can be written."""
 
 
-def folder(path: Path, world: World, hosts: Sequence[str]) -> Iterator[Finding]:
-    """Whether all nodes see what is written there, how quickly, under locks, and how much room there is."""
+class _Fact(NamedTuple):
+    """Something measured; with something to do where it is bad."""
+
+    what: str
+    todo: str = ""
+
+
+def folder(path: Path, world: World, hosts: Sequence[str]) -> Iterator[CheckResult]:
+    """Check whether all nodes see what is written there, how quickly, under locks, and how much room there is."""
     path = Path(os.path.abspath(path))
-    name = f".hrm-doctor-{collectives.run_on_rank0(lambda: uuid.uuid4().hex)}"
-    marker = path / name
-    error = collectives.gather_objects(_error(lambda: marker.write_text(name)) if world.is_main else "")[0]
-    if error:
-        yield Finding("FAIL", f"cannot be written on {hosts[0]}: {error}", "make it, or give another --dir")
-        return
-    try:
-        yield from _folder_of(marker, world, hosts)
-    finally:
-        if world.is_main:
-            marker.unlink(missing_ok=True)
-
-
-def _folder_of(marker: Path, world: World, hosts: Sequence[str]) -> Iterator[Finding]:
-    """The checks of a folder once rank 0 has written a file there."""
-    seen_s = collectives.gather_objects(_seen_after_s(marker))
-    seeing = [rank for rank, seconds in enumerate(seen_s) if seconds is not None]
-    locks = _locks(marker, world, set(seeing))
-    leaders = {ranks[0] for ranks in ranks_by_host(hosts).values()} & set(seeing)
-    latencies = collectives.gather_objects(
-        _tried(lambda: _latency(marker)) if world.rank in leaders else None
-    )
+    marker = path / f".hrm-doctor-{collectives.run_on_rank0(lambda: uuid.uuid4().hex)}"
+    with ExitStack() as stack:
+        try:
+            has_locks = collectives.run_on_rank0(lambda: stack.enter_context(locks.hold(marker)))
+        except OSError as error:
+            what = f"cannot be written on {hosts[0]}: {error.strerror}"
+            yield CheckResult("FAIL", what, "make it, or give another --dir")
+            return
+        is_leader = world.rank in {ranks[0] for ranks in ranks_by_host(hosts).values()}
+        views = collectives.gather_objects(_view(marker, world, is_leader))
     if not world.is_main:
         return
-    facts = [_file_system(marker.parent)]
-    blind = [rank for rank in range(world.world_size) if rank not in seeing]
+    seeing = [rank for rank, view in enumerate(views) if view.seen_s is not None]
+    blind = [rank for rank in range(len(views)) if rank not in seeing]
+    facts = [_file_system(path)]
     if blind:
-        alone = (
-            f"this folder is on {where(seeing, hosts)} alone"
-            if 2 * len(seeing) <= len(hosts)
-            else "not shared by all"
-        )
-        yield Finding("FAIL", f"{alone}: {where(blind, hosts)} did not see a new file of {hosts[0]} in "
-                      f"{_VISIBLE_WITHIN_S:.0f} s", "use a folder on a file system that all nodes share")  # fmt: skip
+        few = 2 * len(seeing) <= len(hosts)
+        alone = f"this folder is on {where(seeing, hosts)} alone" if few else "not shared by all"
+        what = f"{where(blind, hosts)} did not see a new file of {hosts[0]} in {_VISIBLE_WITHIN_S:.0f} s"
+        yield CheckResult("FAIL", f"{alone}: {what}", "use a folder on a file system that all nodes share")
     elif len(hosts) > 1:
-        facts.append(f"all see a new file within {max(s for s in seen_s if s is not None) * 1e3:.1f} ms")
-    yield from _lock_findings(locks, hosts, facts, "" if blind or len(hosts) == 1 else " between all")
-    yield from _latency_findings(latencies, hosts, facts)
-    yield from _room_findings(marker.parent, facts)
-    yield Finding("ok", "; ".join(facts))
+        latest_s = max(view.seen_s or 0.0 for view in views)
+        facts.append(_Fact(f"all see a new file within {latest_s * 1e3:.1f} ms"))
+    facts.append(
+        _locks(has_locks, [rank for rank in seeing if not views[rank].sees_lock], bool(blind), hosts)
+    )
+    for error, host in {(view.error, host) for view, host in zip(views, hosts, strict=True) if view.error}:
+        yield CheckResult(
+            "FAIL", f"cannot be written on {host}: {error}", "give this user the right to write there"
+        )
+    facts += [*_latencies(views, hosts), *_room(path)]
+    for fact in facts:
+        if fact.todo:
+            yield CheckResult("warn", *fact)
+    yield CheckResult("ok", "; ".join(fact.what for fact in facts if not fact.todo))
+
+
+def _view(marker: Path, world: World, is_leader: bool) -> _View:
+    if world.is_main:  # it would lose its lock if it opened the file again
+        view = _View(0.0, True)
+    else:
+        view = _View(_seen_after_s(marker))
+        if view.seen_s is None:
+            return view
+        with suppress(OSError):
+            view = view._replace(sees_lock=locks.holder(marker) is not None)
+    if not is_leader:
+        return view
+    try:
+        return view._replace(write_s=_median_s(_write, marker, 10), stat_s=_median_s(Path.exists, marker, 50))
+    except OSError as error:
+        return view._replace(error=error.strerror)
 
 
 def _seen_after_s(marker: Path) -> float | None:
-    """How long until a file is there with its content; None if it does not come."""
+    """Return how long until a file is there with its content; None if it does not come."""
     start = time.monotonic()
-    while True:
-        after_s = time.monotonic() - start
-        _tried(lambda: os.scandir(marker.parent).close())  # makes NFS ask again
-        if _tried(marker.read_text) == marker.name:
-            return after_s
-        if after_s > _VISIBLE_WITHIN_S:
-            return None
+    while (after_s := time.monotonic() - start) < _VISIBLE_WITHIN_S:
+        with suppress(OSError):
+            os.scandir(marker.parent).close()  # makes NFS ask again
+            if marker.stat().st_size:
+                return after_s
         time.sleep(0.005)
+    return None
 
 
-def _locks(marker: Path, world: World, seeing: set[int]) -> list[str]:
-    """By rank, what came of asking for the lock that rank 0 holds: _OWN_LOCK, nothing or an error."""
-    descriptors: list[int] = []  # any other that this process closed would let the lock go
+def _median_s(function: Callable[[Path], object], marker: Path, times: int) -> float:
+    """Return the median time in s that a function takes for a new file beside the marker."""
+    seconds: list[float] = []
+    for _ in range(times):
+        path = marker.with_name(f"{marker.name}-{uuid.uuid4().hex}")
+        start = time.perf_counter()
+        function(path)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
-    def hold() -> None:
-        descriptors.append(os.open(marker, os.O_RDWR))
-        fcntl.lockf(descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
 
+def _write(path: Path) -> None:
+    """Write a small file as checkpoints are written; it goes again."""
+    temporary = path.with_suffix(".tmp")
     try:
-        error = collectives.gather_objects(_error(hold) if world.is_main else "")[0]
-        if error:
-            return [error]
-        return collectives.gather_objects(
-            _outcome_of_lock(marker) if world.rank in seeing and not world.is_main else _OWN_LOCK
-        )
+        with temporary.open("wb") as file:
+            file.write(b"." * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
     finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+        temporary.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
-def _outcome_of_lock(marker: Path) -> str:
-    try:
-        with marker.open("r+") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return _OWN_LOCK if error.errno in (errno.EAGAIN, errno.EACCES) else str(error.strerror)
-    return ""
-
-
-def _lock_findings(
-    outcomes: Sequence[str], hosts: Sequence[str], facts: list[str], between: str
-) -> Iterator[Finding]:
+def _locks(has_locks: bool, unlocked: Sequence[int], is_partial: bool, hosts: Sequence[str]) -> _Fact:
     todo = "start only one run per folder, or mount it with locks (NFS: no `nolock`; Lustre: `flock`)"
-    errors = {outcome for outcome in outcomes if outcome not in ("", _OWN_LOCK)}
-    free = [rank for rank, outcome in enumerate(outcomes) if not outcome]
-    if errors:
-        yield Finding("warn", f"no file locks: {'; '.join(sorted(errors))}", todo)
-    if free:
-        yield Finding("warn", f"{where(free, hosts)} could lock a file that {hosts[0]} had locked", todo)
-    if not errors and not free:
-        facts.append(f"file locks work{between}")
+    if not has_locks:
+        return _Fact("no file locks", todo)
+    if unlocked:
+        return _Fact(f"{where(unlocked, hosts)} could lock a file that {hosts[0]} had locked", todo)
+    return _Fact(f"file locks work{'' if is_partial or len(hosts) == 1 else ' between all'}")
 
 
-def _latency(marker: Path, writes: int = 10, stats: int = 50) -> _Latency:
-    """Of writing a small file as checkpoints do, and of asking for a name that the node cannot know."""
-    own = marker.with_name(f"{marker.name}-{os.getpid()}-{uuid.uuid4().hex}")
-    written = own.with_name(f"{own.name}-done")
-    write_s: list[float] = []
-    stat_s: list[float] = []
-    try:
-        for _ in range(writes):
-            start = time.perf_counter()
-            with own.open("wb") as file:
-                file.write(b"." * 4096)
-                file.flush()
-                os.fsync(file.fileno())
-            own.rename(written)
-            write_s.append(time.perf_counter() - start)
-        for i in range(stats):
-            start = time.perf_counter()
-            own.with_name(f"{own.name}-{i}").exists()
-            stat_s.append(time.perf_counter() - start)
-    finally:
-        own.unlink(missing_ok=True)
-        written.unlink(missing_ok=True)
-    return _Latency(statistics.median(write_s), statistics.median(stat_s))
-
-
-def _latency_findings(
-    latencies: Sequence[_Latency | OSError | None], hosts: Sequence[str], facts: list[str]
-) -> Iterator[Finding]:
-    for rank, latency in enumerate(latencies):
-        if isinstance(latency, OSError):
-            yield Finding("FAIL", f"cannot be written on {hosts[rank]}: {latency.strerror}",
-                          "give this user the right to write there on every node")  # fmt: skip
-    by_rank = {rank: latency for rank, latency in enumerate(latencies) if isinstance(latency, _Latency)}
-    if not by_rank:
-        return
-    for text, slow_s, seconds in (
-        ("write + fsync + rename", _SLOW_WRITE_S, {rank: latency.write for rank, latency in by_rank.items()}),
-        ("stat", _SLOW_STAT_S, {rank: latency.stat for rank, latency in by_rank.items()}),
+def _latencies(views: Sequence[_View], hosts: Sequence[str]) -> Iterator[_Fact]:
+    writes = [
+        (view.write_s, host) for view, host in zip(views, hosts, strict=True) if view.write_s is not None
+    ]
+    stats = [(view.stat_s, host) for view, host in zip(views, hosts, strict=True) if view.stat_s is not None]
+    for what, slow_s, measured in (
+        ("write + fsync + rename", _SLOW_WRITE_S, writes),
+        ("stat", _SLOW_STAT_S, stats),
     ):
-        slowest = max(seconds, key=lambda rank: seconds[rank])
-        fact = f"{text} {seconds[slowest] * 1e3:.2g} ms"
-        if seconds[slowest] > slow_s:
-            yield Finding("warn", f"slow: {fact} on {hosts[slowest]}",
-                          "use a faster file system, or a larger checkpoint_interval")  # fmt: skip
-        else:
-            facts.append(fact)
+        if measured:
+            seconds, host = max(measured)
+            fact = f"{what} {seconds * 1e3:.2g} ms"
+            if seconds > slow_s:
+                todo = "use a faster file system, or a larger checkpoint_interval"
+                yield _Fact(f"slow: {fact} on {host}", todo)
+            else:
+                yield _Fact(fact)
 
 
-def _room_findings(path: Path, facts: list[str]) -> Iterator[Finding]:
+def _room(path: Path) -> Iterator[_Fact]:
     room = os.statvfs(path)
     free = room.f_bavail * room.f_frsize
     text = f"{free / GIB:.0f} GiB free" if free >= GIB else f"{free / 2**20:.0f} MiB free"
-    if free < _LITTLE_SPACE:
-        yield Finding("warn", f"only {text}", "make room, keep fewer checkpoints, or use another file system")
-    else:
-        facts.append(text)
+    todo = "make room, keep fewer checkpoints, or use another file system"
+    yield _Fact(f"only {text}", todo) if free < _LITTLE_SPACE else _Fact(text)
     if room.f_files:  # some file systems have no fixed number
-        if room.f_favail < _FEW_INODES:
-            yield Finding(
-                "warn", f"only {room.f_favail:,} inodes free", "remove files, or use another file system"
-            )
-        else:
-            facts.append(f"{room.f_favail:,} inodes free")
+        text = f"{room.f_favail:,} inodes free"
+        yield _Fact(f"only {text}", "remove files") if room.f_favail < _FEW_INODES else _Fact(text)
 
 
-def _file_system(path: Path) -> str:
-    """Type and source of the file system that a folder is on."""
-    best = ("", "unknown", "")
-    for line in Path("/proc/mounts").read_text().splitlines():
-        source, mounted, kind = (field.replace("\\040", " ") for field in line.split(" ")[:3])
-        # The last of several at one place hides the others.
-        if path.resolve().is_relative_to(mounted) and len(mounted) >= len(best[0]):
-            best = (mounted, kind, source)
-    return f"{best[1]} ({best[2]} on {best[0]})"
-
-
-# What may fail on one rank
-
-
-def _tried(function: Callable[[], T]) -> T | OSError:
-    try:
-        return function()
-    except OSError as error:
-        return error
-
-
-def _error(function: Callable[[], object]) -> str:
-    outcome = _tried(function)
-    return f"{outcome.strerror or outcome}" if isinstance(outcome, OSError) else ""
+def _file_system(path: Path) -> _Fact:
+    mount = mount_of(path.resolve())
+    return _Fact(f"{mount.kind} ({mount.source} on {mount.path})")

@@ -1,13 +1,15 @@
-"""What the doctor's checks find, and the lines that all processes' findings come to."""
+"""What a check yields, and the lines that the results of all processes come to."""
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
+
+from data_pipeline.base.errors import InputError
 
 Level = Literal["ok", "warn", "FAIL"]
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """Something that is as it should be, or not."""
 
     level: Level
@@ -15,18 +17,21 @@ class Finding(NamedTuple):
     todo: str = ""
 
 
-class Same(NamedTuple):
+class MustMatch(NamedTuple):
     """Something that must be the same in all processes."""
 
     key: str
     value: str
     level: Level
-    """Of the finding that it is not."""
+    """Of the result that it is not."""
     todo: str
 
 
+Results = Iterator[CheckResult | MustMatch]
+
+
 class Line(NamedTuple):
-    """A finding as it is reported."""
+    """A result as it is reported."""
 
     check: str
     level: Level
@@ -37,65 +42,64 @@ class Line(NamedTuple):
         return f"{self.level:<4}  {self.check}: {self.what}" + (f"  -> {self.todo}" if self.todo else "")
 
 
-def run(check: Callable[[], Iterable[Finding | Same]]) -> list[Finding | Same]:
-    """What a check finds; an error of its own is a failure, not an end."""
-    findings: list[Finding | Same] = []
+def run(check: Callable[[], Results]) -> list[CheckResult | MustMatch]:
+    """Return what a check yields; an error of its own is a failure, not an end."""
+    results: list[CheckResult | MustMatch] = []
     try:
-        findings.extend(check())
+        results.extend(check())
     except Exception as error:
-        findings.append(failure(error))
-    return findings
+        results.append(failure(error))
+    return results
 
 
-def failure(error: BaseException) -> Finding:
-    """That a check could not be made."""
-    [place] = traceback.extract_tb(error.__traceback__)[-1:] or [None]
-    where = f" (line {place.lineno} of {place.filename})" if place else ""
-    words = str(error).strip().splitlines() or [""]
-    return Finding("FAIL", f"the check itself failed: {type(error).__name__}: {words[0]}{where}")
+def failure(error: BaseException) -> CheckResult:
+    """Return that something failed: in the words of a message for the user, or as an error of the check itself."""
+    if isinstance(error, InputError | SystemExit):
+        return CheckResult("FAIL", str(error).removeprefix("error: "))
+    [frame] = traceback.extract_tb(error.__traceback__)[-1:] or [None]
+    where = f" (line {frame.lineno} of {frame.filename})" if frame else ""
+    [words, *_] = str(error).strip().splitlines() or [""]
+    return CheckResult("FAIL", f"the check itself failed: {type(error).__name__}: {words}{where}")
 
 
-def merged(check: str, by_rank: Sequence[Sequence[Finding | Same]], hosts: Sequence[str]) -> list[Line]:
-    """The lines of a check: what is good on rank 0, and what is not on any, with its hosts unless all have it."""
+def merged(
+    check: str, by_rank: Sequence[Sequence[CheckResult | MustMatch]], hosts: Sequence[str]
+) -> list[Line]:
+    """Return the lines of a check: what is ok on rank 0, and what is not on any, with its hosts unless all have it."""
+    ranks_of: dict[CheckResult | MustMatch, list[int]] = {}
+    for rank, results in enumerate(by_rank):
+        for result in dict.fromkeys(results):
+            ranks_of.setdefault(result, []).append(rank)
+    reporting = [rank for rank, results in enumerate(by_rank) if results]
     lines: list[Line] = []
-    for finding in by_rank[0]:
-        if isinstance(finding, Finding) and finding.level == "ok":
-            lines.append(Line(check, *finding))
-    ranks_of: dict[Finding, list[int]] = {}
-    values: dict[str, dict[str, list[int]]] = {}
-    facts: dict[str, Same] = {}
-    for rank, findings in enumerate(by_rank):
-        for finding in dict.fromkeys(findings):
-            if isinstance(finding, Same):
-                facts.setdefault(finding.key, finding)
-                values.setdefault(finding.key, {}).setdefault(finding.value, []).append(rank)
-            elif finding.level != "ok":
-                ranks_of.setdefault(finding, []).append(rank)
-    reporting = [rank for rank, findings in enumerate(by_rank) if findings]
-    for (level, what, todo), ranks in ranks_of.items():
-        place = "" if ranks == reporting else f" (on {where(ranks, hosts)})"
-        lines.append(Line(check, level, what + place, todo))
-    for key, ranks_by_value in values.items():
-        if len(ranks_by_value) > 1:
-            text = " and ".join(
-                f"{value} on {where(ranks, hosts)}" for value, ranks in ranks_by_value.items()
-            )
-            lines.append(Line(check, facts[key].level, f"{key} is {text}", facts[key].todo))
-    return lines
+    values: dict[str, list[MustMatch]] = {}
+    for result, ranks in ranks_of.items():
+        if isinstance(result, MustMatch):
+            values.setdefault(result.key, []).append(result)
+        elif result.level != "ok":
+            suffix = "" if ranks == reporting else f" (on {where(ranks, hosts)})"
+            lines.append(Line(check, result.level, result.what + suffix, result.todo))
+        elif 0 in ranks:
+            lines.append(Line(check, *result))
+    for key, (first, *others) in values.items():
+        if others:
+            text = " and ".join(f"{one.value} on {where(ranks_of[one], hosts)}" for one in (first, *others))
+            lines.append(Line(check, first.level, f"{key} is {text}", first.todo))
+    return sorted(lines, key=lambda line: line.level != "ok")
 
 
 def where(ranks: Sequence[int], hosts: Sequence[str]) -> str:
-    """The hosts of some ranks, with the ranks where a host has others too."""
-    parts = [
+    """Return the hosts of some ranks, with the ranks where a host has others too."""
+    names = [
         host if own == wanted else f"{host} (ranks {', '.join(map(str, wanted))})"
         for host, own in ranks_by_host(hosts).items()
         if (wanted := [rank for rank in own if rank in ranks])
     ]
-    return ", ".join(parts[:8]) + (f" and {len(parts) - 8} more" if len(parts) > 8 else "")
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def ranks_by_host(hosts: Sequence[str]) -> Mapping[str, list[int]]:
-    """Ranks of every host, in rank order."""
+    """Return the ranks of every host, in rank order."""
     ranks: dict[str, list[int]] = {}
     for rank, host in enumerate(hosts):
         ranks.setdefault(host, []).append(rank)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hrm_dist.distributed.launch_env import launch_env
 from launch.doctor import __main__ as doctor
 from launch.doctor import checks
-from launch.doctor.folders import _file_system
-from launch.doctor.results import Finding, Line, Same, merged, run
+from launch.doctor.results import CheckResult, Line, MustMatch, merged, run
 from launch.doctor.together import Exchange, clock_offset
+from launch.jobs.storage import mount_of
 from tests.training import TIMEOUT, Finished, Started, command_line, rank_environments
 
 QUIET = {"WANDB_MODE": "offline"}  # no network in tests
@@ -169,16 +169,16 @@ def test_the_offset_of_a_clock_is_never_wronger_than_it_says(
 
 
 def test_a_check_that_fails_itself_is_a_failure_that_names_its_place() -> None:
-    [finding] = run(lambda: [Finding("ok", str(1 / 0))])
-    assert isinstance(finding, Finding)
+    [finding] = run(lambda: [CheckResult("ok", str(1 / 0))])
+    assert isinstance(finding, CheckResult)
     assert finding.level == "FAIL"
     assert re.search(r"ZeroDivisionError: division by zero \(line \d+ of .*test_launch_doctor", finding.what)
 
 
 def test_what_is_wrong_on_some_hosts_is_said_with_them() -> None:
-    little = Finding("warn", "little room", "remove files")
+    little = CheckResult("warn", "little room", "remove files")
     hosts = ["n1", "n1", "n2", "n2", "n3"]
-    fine = [Finding("ok", "much room")]
+    fine = [CheckResult("ok", "much room")]
     assert merged("disk", [[little]] * 5, hosts) == [Line("disk", *little)]
     assert merged("disk", [fine, fine, [little], [little], fine], hosts) == [
         Line("disk", "ok", "much room", ""), Line("disk", "warn", "little room (on n2)", "remove files"),
@@ -190,7 +190,7 @@ def test_what_is_wrong_on_some_hosts_is_said_with_them() -> None:
 def test_what_must_be_the_same_is_said_where_it_differs() -> None:
     versions = ["2.12", "2.12", "2.13"]
     by_rank = [
-        [Same("torch", version, "FAIL", "use one"), Same("Python", "3.11", "FAIL", "")]
+        [MustMatch("torch", version, "FAIL", "use one"), MustMatch("Python", "3.11", "FAIL", "")]
         for version in versions
     ]
     assert merged("packages", by_rank, ["n1", "n2", "n3"]) == [
@@ -209,7 +209,7 @@ def test_packages_that_are_missing_or_out_of_range_fail(
     metadata += [f"Requires-Dist: {requirement}" for requirement in wanted]
     (installed / "METADATA").write_text("\n".join(metadata))
     monkeypatch.syspath_prepend(tmp_path)
-    findings = [finding for finding in checks.packages() if isinstance(finding, Finding)]
+    findings = [finding for finding in checks.packages() if isinstance(finding, CheckResult)]
     assert [finding.level for finding in findings] == ["FAIL", "FAIL", "FAIL", "ok"]
     for finding, words in zip(
         findings,
@@ -250,5 +250,5 @@ def test_wandb_that_does_not_answer_is_given_up_soon(tmp_path: Path, monkeypatch
 
 
 def test_the_file_system_of_a_folder_is_the_innermost() -> None:
-    assert _file_system(Path("/proc/self")).startswith("proc ")
-    assert _file_system(Path("/dev/shm")).startswith("tmpfs ")
+    assert mount_of(Path("/proc/self")).kind == "proc"
+    assert mount_of(Path("/dev/shm")).kind == "tmpfs"
