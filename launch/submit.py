@@ -68,7 +68,7 @@ def _add_arguments(parser: argparse.ArgumentParser, *, in_parts: bool) -> None:
             metavar="VALUE",
             action="append" if field.default_factory is list else "store",
             default=argparse.SUPPRESS,
-            help=field.description,
+            help=field.description or "as sbatch",
         )
 
 
@@ -83,9 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         word for word in arguments if word not in ("--dry-run", "--wait", "--retry-failed", "resume=never")
     ]
     asked = asked._replace(resubmit=[*again, *(["--retry-failed"] if asked.is_array else [])])
-    handles = queue.submit(asked, cluster, dry_run=options.dry_run, retry=given.get("retry_failed", False))
+    job_ids = queue.submit(asked, cluster, dry_run=options.dry_run, retry=given.get("retry_failed", False))
     runs_here = asked.is_array and cluster.cluster == "local"
-    return queue.wait(asked, handles) if options.wait or runs_here else 0
+    return queue.wait(asked, job_ids) if options.wait or runs_here else 0
 
 
 def _job_spec(options: argparse.Namespace, rest: Sequence[str], cluster: Cluster) -> JobSpec:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.base.errors import exit_code
 from launch.doctor import checks
-from launch.doctor.results import CheckResult, Line, MustMatch, Results, failure, merged, run
+from launch.doctor.results import CheckResult, Line, MustMatch, Results, failure, merged, ok, run, warn
 
 if TYPE_CHECKING:
     from hrm_dist.distributed.process_group import World
@@ -78,13 +78,12 @@ def main() -> int:
     rank = 0
     try:
         from hrm_dist.distributed.launch_env import launch_env
-        from launch.doctor import folders, together  # noqa: F401  they need torch
 
         env = launch_env()
         rank = env.rank
         own |= {name: run(partial(check, env)) for name, check in checks.LOCAL.items()}
         if env.warning:
-            own["launcher"] = [CheckResult("warn", env.warning)]
+            own["launcher"] = [warn(env.warning, "")]
         return int(_check_together(report, own, options.dir or [Path()]))
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.code, str):
@@ -104,7 +103,7 @@ def main() -> int:
 def _check_together(
     report: _Report, own: dict[str, list[CheckResult | MustMatch]], dirs: Sequence[Path]
 ) -> bool:
-    """Join the other processes and check what takes all of them. Raise what keeps them from it."""
+    """Join the others and check what takes all of them; return whether a check failed. Raise what keeps from it."""
     from hrm_dist.distributed import collectives
     from hrm_dist.distributed.process_group import process_group
     from launch.doctor import folders, together
@@ -115,7 +114,7 @@ def _check_together(
         report.hosts = hosts = collectives.gather_objects(socket.gethostname())
         if world.world_size > 1:
             text = f"{len(hosts)} processes on {len(set(hosts))} host(s), on {world.device.type}, met in {met_s:.1f} s"
-            own["launcher"] = [CheckResult("ok", text)]
+            own["launcher"] = [ok(text)]
         shared: dict[str, Callable[[World, Sequence[str]], Results]] = {
             "cores": together.cores,
             "all-reduce": together.all_reduce,

@@ -10,15 +10,16 @@ import platform
 import resource
 import shutil
 import socket
+import subprocess
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from launch.doctor.results import CheckResult, MustMatch, Results
+from launch.doctor.results import MustMatch, Results, fail, ok, warn
 from launch.jobs.slurm import SlurmError
 from launch.jobs.slurm import slurm as output_of
 
@@ -37,9 +38,7 @@ def packages() -> Results:
     try:
         ours = importlib.metadata.metadata("hrm-dist")
     except importlib.metadata.PackageNotFoundError:
-        yield CheckResult(
-            "FAIL", "hrm-dist is not installed in this Python", "run `make setup`, use .venv/bin/python"
-        )
+        yield fail("hrm-dist is not installed in this Python", "run `make setup`, use .venv/bin/python")
         return
     ranges = {"Python": SpecifierSet(ours["Requires-Python"] or "")}
     for requirement in map(Requirement, importlib.metadata.requires("hrm-dist") or []):
@@ -52,24 +51,14 @@ def packages() -> Results:
         try:
             version = platform.python_version() if is_python else importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield CheckResult("FAIL", f"{name} is not installed", todo)
+            yield fail(f"{name} is not installed", todo)
             continue
         yield MustMatch(name, version, "FAIL", "use the same environment on every node")
         if wanted.contains(version, prereleases=True):
             good.append(f"{name} {version}")
         else:
-            yield CheckResult("FAIL", f"{name} is {version}, not {wanted}", todo)
-    yield CheckResult("ok", f"in the ranges of hrm-dist {ours['Version']}: {', '.join(good)}")
-
-
-class _Gpu(NamedTuple):
-    """A GPU as nvidia-smi lists it."""
-
-    uuid: str
-    name: str
-    total_mib: str
-    used_mib: str
-    driver: str
+            yield fail(f"{name} is {version}, not {wanted}", todo)
+    yield ok(f"in the ranges of hrm-dist {ours['Version']}: {', '.join(good)}")
 
 
 def gpus(env: "DistEnv") -> Results:
@@ -77,74 +66,71 @@ def gpus(env: "DistEnv") -> Results:
     import torch
 
     listed, problem = _listed_gpus()
-    built_for = torch.version.cuda
-    driver = listed[0].driver if listed else "unknown"
+    built_for, driver = torch.version.cuda, listed[0][-1] if listed else "unknown"
+    same = "ask for the same GPUs on every node"
     if not torch.cuda.is_available():
-        yield MustMatch("GPUs", "none", "FAIL", "ask for the same GPUs on every node")
+        yield MustMatch("GPUs", "none", "FAIL", same)
         what = f"{len(listed)} GPUs here, but torch {torch.__version__}"
         if not listed:
-            yield CheckResult("ok", f"CPU only: no GPU here{problem}")
+            yield ok(f"CPU only: no GPU here{problem}")
         elif built_for is None:
-            todo = "install torch for CUDA, see https://pytorch.org/get-started"
-            yield CheckResult("FAIL", f"{what} is built without CUDA", todo)
+            yield fail(
+                f"{what} is built without CUDA", "install torch for CUDA, see https://pytorch.org/get-started"
+            )
         else:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             what += f", built for CUDA {built_for}, cannot use them with driver {driver}"
             todo = (
                 "update the driver or install torch for an older CUDA; ask Slurm for GPUs (--gpus-per-node)"
             )
-            yield CheckResult("FAIL", f"{what} (CUDA_VISIBLE_DEVICES={visible})", todo)
+            yield fail(f"{what} (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')})", todo)
         return
     devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     names = [f"{device.name} {device.total_memory / GIB:.0f} GiB" for device in devices]
     text = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-    yield MustMatch("GPUs", text, "warn", "the slowest decides; ask for the same GPUs on every node")
+    yield MustMatch("GPUs", text, "warn", f"the slowest decides; {same}")
     yield MustMatch(
         "GPU driver", driver, "warn", "the nodes are set up differently; tell their administrator"
     )
-    yield CheckResult("ok", f"{text}; torch is built for CUDA {built_for}, the driver is {driver}{problem}")
+    yield ok(f"{text}; torch is built for CUDA {built_for}, the driver is {driver}{problem}")
     mine = env.local_rank if env.world_size > 1 and env.local_rank < len(devices) else 0
     if int(torch.ones(8, device=f"cuda:{mine}").sum()) != 8:
-        yield CheckResult("FAIL", f"{names[mine]} computes 8 ones to another sum", "do not use this GPU")
+        yield fail(f"{names[mine]} computes 8 ones to another sum", "do not use this GPU")
     visible = {f"GPU-{device.uuid}" for device in devices}
-    for gpu in listed:
-        total, used = int(gpu.total_mib) / 1024, int(gpu.used_mib) / 1024
-        if gpu.uuid in visible and used > 0.1 * total:
-            what = f"{used:.0f} of {total:.0f} GiB of a {gpu.name} are in use by other processes"
-            yield CheckResult("warn", what, "see `nvidia-smi`; end them or use another GPU")
+    for uuid, name, total_mib, used_mib, _ in listed:
+        total, used = int(total_mib) / 1024, int(used_mib) / 1024
+        if uuid in visible and used > 0.1 * total:
+            what = f"{used:.0f} of {total:.0f} GiB of a {name} are in use by other processes"
+            yield warn(what, "see `nvidia-smi`; end them or use another GPU")
 
 
-def _listed_gpus() -> tuple[list[_Gpu], str]:
-    """Return what nvidia-smi lists, or why it does not; none on a machine without it."""
-    if shutil.which("nvidia-smi") is None:
-        return [], ""
+def _listed_gpus() -> tuple[list[list[str]], str]:
+    """Return GPUs as nvidia-smi lists them, or why it does not; none on a machine without it."""
     query = "--query-gpu=uuid,name,memory.total,memory.used,driver_version"
     try:
-        rows = output_of(["nvidia-smi", query, "--format=csv,noheader,nounits"]).splitlines()
-        return [_Gpu(*row.split(", ")) for row in rows], ""
-    except (OSError, TypeError, SlurmError) as error:
+        command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+        lines = subprocess.check_output(command, text=True, timeout=10).splitlines()
+        return [line.split(", ") for line in lines], ""
+    except FileNotFoundError:
+        return [], ""
+    except (OSError, subprocess.SubprocessError) as error:
         return [], f" (nvidia-smi: {error})"
 
 
-def network(env: "DistEnv") -> Iterator[CheckResult]:
+def network(env: "DistEnv") -> Results:
     """Check the network cards, and whether others can reach this host by its name."""
     names = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
     chosen = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
-    yield CheckResult("ok", "; ".join([interfaces(), *chosen]))
-    host = socket.gethostname()
+    yield ok("; ".join([interfaces(), *chosen]))
+    host, address = socket.gethostname(), ""
     across_nodes = env.world_size > 1 and env.master_addr not in ("localhost", "127.0.0.1", host)
     if not across_nodes or "GLOO_SOCKET_IFNAME" in os.environ:
         return
-    todo = "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the card that joins the nodes, or correct /etc/hosts"
-    try:
+    with suppress(OSError):
         address = socket.gethostbyname(host)
-    except OSError as error:
-        yield CheckResult("warn", f"the name of this host, {host}, has no address ({error})", todo)
-        return
-    if address.startswith("127."):
-        yield CheckResult(
-            "warn", f"the name of this host, {host}, means {address}, where no other host is", todo
-        )
+    if not address or address.startswith("127."):
+        what = f"means {address}, where no other host is" if address else "has no address"
+        todo = "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the card that joins the nodes, or correct /etc/hosts"
+        yield warn(f"the name of this host, {host}, {what}", todo)
 
 
 def interfaces() -> str:
@@ -160,24 +146,23 @@ def interfaces() -> str:
     return ", ".join(cards)
 
 
-def limits(env: "DistEnv") -> Iterator[CheckResult]:
+def limits(env: "DistEnv") -> Results:
     """Check the limits of open files and shared memory."""
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = max(1024, 4 * env.world_size + 512)
     if files != resource.RLIM_INFINITY and files < needed:
         allowed = "" if most == resource.RLIM_INFINITY else f" (at most {most} without the administrator)"
-        yield CheckResult("warn", f"only {files} open files", f"run `ulimit -n {needed}` before{allowed}")
+        yield warn(f"only {files} open files", f"run `ulimit -n {needed}` before{allowed}")
     shm = os.statvfs("/dev/shm")
     free = shm.f_bavail * shm.f_frsize
     if free < GIB:
         what = f"only {free / 2**20:.0f} MiB free in /dev/shm, where processes share batches"
-        todo = "remove old files there; in a container, give it more (docker --shm-size 8g)"
-        yield CheckResult("warn", what, todo)
+        yield warn(what, "remove old files there; in a container, give it more (docker --shm-size 8g)")
     text = "no limit" if files == resource.RLIM_INFINITY else f"{files:,}"
-    yield CheckResult("ok", f"open files: {text}; /dev/shm: {free / GIB:.1f} GiB free")
+    yield ok(f"open files: {text}; /dev/shm: {free / GIB:.1f} GiB free")
 
 
-def wandb(env: "DistEnv") -> Iterator[CheckResult]:
+def wandb(env: "DistEnv") -> Results:
     """Check whether metrics could go to wandb as they arise; rank 0 sends them."""
     if env.rank:
         return
@@ -185,25 +170,23 @@ def wandb(env: "DistEnv") -> Iterator[CheckResult]:
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     host = urlsplit(url).hostname or url
     if mode in ("offline", "disabled", "dryrun"):
-        yield CheckResult("ok", f"WANDB_MODE={mode}; training asks wandb_mode of its configuration instead")
+        yield ok(f"WANDB_MODE={mode}; training asks wandb_mode of its configuration instead")
     elif not _answers(url):
         what = f"{host} does not answer within {_WANDB_TIMEOUT_S:.0f} s from here"
-        todo = "use wandb_mode=offline, and `wandb sync` where there is internet"
-        yield CheckResult("warn", what, todo)
+        yield warn(what, "use wandb_mode=offline, and `wandb sync` where there is internet")
     elif not _has_key(host):
         todo = "run `wandb login` or set WANDB_API_KEY; or use wandb_mode=offline or disabled"
-        yield CheckResult("warn", f"{host} answers, but there is no API key", todo)
+        yield warn(f"{host} answers, but there is no API key", todo)
     else:
-        yield CheckResult("ok", f"{host} answers, and there is an API key")
+        yield ok(f"{host} answers, and there is an API key")
 
 
 def _has_key(host: str) -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    with suppress(OSError, netrc.NetrcParseError):
+        return bool(
+            os.environ.get("WANDB_API_KEY") or netrc.netrc(os.environ.get("NETRC")).authenticators(host)
+        )
+    return False
 
 
 def _answers(url: str) -> bool:
@@ -222,39 +205,31 @@ def _answers(url: str) -> bool:
     return answered.wait(_WANDB_TIMEOUT_S)
 
 
-def slurm(env: "DistEnv") -> Iterator[CheckResult]:
+def slurm(env: "DistEnv") -> Results:
     """Check Slurm's commands on this node and, inside a job, its limits; asked once per node."""
+    job = os.environ.get("SLURM_JOB_ID")
     if env.local_rank:
         return
-    job = os.environ.get("SLURM_JOB_ID")
-    no_requeue = "a job cannot put itself back into the queue"
-    if shutil.which("scontrol") is None:
-        if job is None:
-            yield CheckResult(
-                "ok", "neither job nor commands here; launch.submit --cluster local still works"
-            )
-        else:
-            todo = "install Slurm's commands on the nodes, or add them to the PATH"
-            yield CheckResult("warn", f"scontrol is not on the PATH here: {no_requeue}", todo)
+    if shutil.which("scontrol") is None and job is None:
+        yield ok("not here: neither job nor commands; launch.submit --cluster local still works")
         return
-    submits = "sbatch" if shutil.which("sbatch") else "no sbatch (submit from another node)"
     try:
-        text = f"{output_of(['scontrol', '--version']).strip()}, {submits}; "
+        text = f"{output_of(['scontrol', '--version']).strip()}, "
+        text += "sbatch" if shutil.which("sbatch") else "no sbatch (submit from another node)"
         if job is None:
             output_of(["scontrol", "ping"])
-            yield CheckResult("ok", f"{text}the controller answers; this is not in a job")
+            yield ok(f"{text}, the controller answers; this is not in a job")
             return
         of_job = _fields("job", job)
         of_partition = _fields("partition", of_job["Partition"])
     except (SlurmError, KeyError) as error:
-        [words, *_] = str(error).splitlines()
-        what = f"scontrol does not answer on this node ({words}): {no_requeue}"
-        yield CheckResult("warn", what, "see `scontrol ping`; tell the administrator")
+        words = str(error).splitlines()[0]
+        what = f"scontrol does not answer here ({words}): a job cannot put itself back into the queue"
+        yield warn(what, "see `scontrol ping`; have Slurm's commands on the PATH of the nodes")
         return
-    text += f"job {job} in partition {of_job['Partition']}: time limit {of_job.get('TimeLimit', 'unknown')}, "
-    text += f"{of_partition.get('GraceTime', 'unknown')} s of grace when preempted, "
-    may = "may" if of_job.get("Requeue") == "1" else "may not"
-    yield CheckResult("ok", f"{text}{may} be requeued")
+    limit, grace = of_job.get("TimeLimit", "unknown"), of_partition.get("GraceTime", "unknown")
+    text += f"; job {job} in partition {of_job['Partition']}: time limit {limit}, {grace} s of grace when preempted, "
+    yield ok(f"{text}{'may' if of_job.get('Requeue') == '1' else 'may not'} be requeued")
 
 
 def _fields(kind: str, name: str) -> Mapping[str, str]:
@@ -263,10 +238,4 @@ def _fields(kind: str, name: str) -> Mapping[str, str]:
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
-LOCAL: Mapping[str, Callable[["DistEnv"], Results | Iterator[CheckResult]]] = {
-    "GPUs": gpus,
-    "network": network,
-    "limits": limits,
-    "wandb": wandb,
-    "Slurm": slurm,
-}
+LOCAL = {"GPUs": gpus, "network": network, "limits": limits, "wandb": wandb, "Slurm": slurm}

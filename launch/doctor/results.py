@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 from data_pipeline.base.errors import InputError
@@ -15,6 +16,11 @@ class CheckResult(NamedTuple):
     level: Level
     what: str
     todo: str = ""
+
+
+ok = partial(CheckResult, "ok")
+warn = partial(CheckResult, "warn")
+fail = partial(CheckResult, "FAIL")
 
 
 class MustMatch(NamedTuple):
@@ -46,7 +52,7 @@ def run(check: Callable[[], Results]) -> list[CheckResult | MustMatch]:
     """Return what a check yields; an error of its own is a failure, not an end."""
     results: list[CheckResult | MustMatch] = []
     try:
-        results.extend(check())
+        results += check()
     except Exception as error:
         results.append(failure(error))
     return results
@@ -55,11 +61,11 @@ def run(check: Callable[[], Results]) -> list[CheckResult | MustMatch]:
 def failure(error: BaseException) -> CheckResult:
     """Return that something failed: in the words of a message for the user, or as an error of the check itself."""
     if isinstance(error, InputError | SystemExit):
-        return CheckResult("FAIL", str(error).removeprefix("error: "))
-    [frame] = traceback.extract_tb(error.__traceback__)[-1:] or [None]
+        return fail(str(error).removeprefix("error: "))
+    [frame, *_] = traceback.extract_tb(error.__traceback__)[::-1] or [None]
     where = f" (line {frame.lineno} of {frame.filename})" if frame else ""
     [words, *_] = str(error).strip().splitlines() or [""]
-    return CheckResult("FAIL", f"the check itself failed: {type(error).__name__}: {words}{where}")
+    return fail(f"the check itself failed: {type(error).__name__}: {words}{where}")
 
 
 def merged(

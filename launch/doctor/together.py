@@ -6,7 +6,7 @@ Every function is called on all ranks, and all exchange the same messages; only 
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from hrm_dist.distributed import collectives
 from hrm_dist.distributed.process_group import World
 from launch.doctor.checks import interfaces
-from launch.doctor.results import CheckResult
+from launch.doctor.results import Results, ok, warn
 
 MB = 10**6
 _SIZES = (1 * MB, 16 * MB, 64 * MB)
@@ -26,7 +26,7 @@ _CLOCK_ROUNDS = 16
 _MAX_SKEW_S = 1.0
 
 
-def cores(world: World, hosts: Sequence[str]) -> Iterator[CheckResult]:
+def cores(world: World, hosts: Sequence[str]) -> Results:
     """Check whether processes that share cores have more threads than cores."""
     own = (hosts[world.rank], tuple(sorted(os.sched_getaffinity(0))))
     by_rank = collectives.gather_objects((own, torch.get_num_threads()))
@@ -34,21 +34,17 @@ def cores(world: World, hosts: Sequence[str]) -> Iterator[CheckResult]:
     num_cores = len(own[1])
     setting = f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}"
     if sum(threads) <= num_cores:
-        yield CheckResult("ok", f"{threads[0]} thread(s) a process, of {num_cores} core(s); {setting}")
+        yield ok(f"{threads[0]} thread(s) a process, of {num_cores} core(s); {setting}")
         return
-    yield CheckResult(
-        "warn",
-        f"{len(threads)} process(es) with {sum(threads)} threads in all share {num_cores} core(s)",
-        f"set OMP_NUM_THREADS={max(1, num_cores // len(threads))}, and have a core per process or more",
-    )
+    what = f"{len(threads)} process(es) with {sum(threads)} threads in all share {num_cores} core(s)"
+    threads_each = max(1, num_cores // len(threads))
+    yield warn(what, f"set OMP_NUM_THREADS={threads_each}, and have a core per process or more")
 
 
-def all_reduce(world: World, hosts: Sequence[str]) -> Iterator[CheckResult]:
+def all_reduce(world: World, hosts: Sequence[str]) -> Results:
     """Measure time and bandwidth of the sum over all processes, as gradients take it."""
     if world.world_size == 1:
-        yield CheckResult(
-            "ok", "a single process; start as many as will train (srun, torchrun) to measure it"
-        )
+        yield ok("a single process; start as many as will train (srun, torchrun) to measure it")
         return
     has_gpus = collectives.all_true(world.device.type == "cuda")
     devices = {"gloo": torch.device("cpu")} | ({"nccl": world.device} if has_gpus else {})
@@ -69,28 +65,24 @@ def all_reduce(world: World, hosts: Sequence[str]) -> Iterator[CheckResult]:
         if len(set(hosts)) > 1 and bus < least:
             todo = f"probably the wrong network card: set {backend.upper()}_SOCKET_IFNAME to the fastest of "
             text = f"slow across nodes, below {least:g} GB/s; {text}"
-            yield CheckResult("warn", text, todo + interfaces())
+            yield warn(text, todo + interfaces())
         else:
-            yield CheckResult("ok", text)
+            yield ok(text)
 
 
 def _all_reduce_s(size: int, device: torch.device) -> float:
     """Return the median time in s, after one to warm up."""
     values = torch.ones(size // 4, device=device)  # fp32
+    wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
     times: list[float] = []
     for _ in range(1 + _REPEATS):
-        _synchronize(device)
+        wait()
         collectives.max_over_ranks(0)  # all begin together
         start = time.perf_counter()
         dist.all_reduce(values)
-        _synchronize(device)
+        wait()
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 class Exchange(NamedTuple):
@@ -114,28 +106,25 @@ def clock_offset(exchanges: Sequence[Exchange]) -> Offset:
     return Offset(best.answer - (best.sent + best.received) / 2, (best.received - best.sent) / 2)
 
 
-def clocks(world: World, hosts: Sequence[str]) -> Iterator[CheckResult]:
+def clocks(world: World, hosts: Sequence[str]) -> Results:
     """Check whether the nodes agree on the time; file times and logs are compared by it."""
     if len(set(hosts)) == 1:
-        yield CheckResult("ok", "one machine, one clock")
+        yield ok("one machine, one clock")
         return
-    exchanges: dict[str, list[Exchange]] = {host: [] for host in hosts}
+    exchanges: list[list[Exchange]] = [[] for _ in hosts]
     for _ in range(_CLOCK_ROUNDS):
         sent = time.time()
         collectives.max_over_ranks(0)  # the others answer after rank 0 has asked
         answers = collectives.gather_objects(time.time())
-        for host, answer in zip(hosts, answers, strict=True):
-            exchanges[host].append(Exchange(sent, answer, time.time()))
+        for of_rank, answer in zip(exchanges, answers, strict=True):
+            of_rank.append(Exchange(sent, answer, time.time()))
     if not world.is_main:
         return
-    offsets = {host: clock_offset(exchanges[host]) for host in exchanges if host != hosts[0]}
-    for host, (seconds, error_s) in offsets.items():
-        if abs(seconds) - error_s > _MAX_SKEW_S:
-            todo = "set the clocks by NTP (`timedatectl`, `chronyc tracking`); tell the administrator"
-            yield CheckResult(
-                "warn", f"the clock of {host} is {seconds:+.1f} s from that of {hosts[0]}", todo
-            )
-    most, error_s = (max(map(abs, values)) for values in zip(*offsets.values(), strict=True))
-    if most - error_s <= _MAX_SKEW_S:
-        text = f"{len(exchanges)} hosts within {most * 1e3:.1f} ms (known to {error_s * 1e3:.1f} ms)"
-        yield CheckResult("ok", text)
+    offsets = {host: clock_offset(exchanges[rank]) for rank, host in enumerate(hosts) if host != hosts[0]}
+    wrong = {host: by for host, (by, error_s) in offsets.items() if abs(by) - error_s > _MAX_SKEW_S}
+    for host, seconds in wrong.items():
+        todo = "set the clocks by NTP (`timedatectl`, `chronyc tracking`); tell the administrator"
+        yield warn(f"the clock of {host} is {seconds:+.1f} s from that of {hosts[0]}", todo)
+    if not wrong:
+        most, error_s = (max(map(abs, values)) * 1e3 for values in zip(*offsets.values(), strict=True))
+        yield ok(f"{len(set(hosts))} hosts within {most:.1f} ms (known to {error_s:.1f} ms)")

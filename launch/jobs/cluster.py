@@ -8,16 +8,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import submitit
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveInt,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, PositiveInt, StringConstraints, ValidationError, model_validator
 
+from data_pipeline.base.models import Strict
 from hrm_dist.config import ConfigError
 from hrm_dist.config.loader import Settings
 
@@ -34,10 +27,10 @@ _OWN_OPTIONS = {
 _UNTIL_HANDLED = """sh -c 'trap "" TERM USR2; exec "$0" "$@"' """
 
 
-class Cluster(BaseModel):
-    """Where a job runs and what it gets. The names are sbatch's where it has one; docstrings are the help texts."""
+class Cluster(Strict):
+    """Where a job runs and what it gets. Names are sbatch's where it has one; docstrings are help texts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     cluster: Literal["slurm", "local"] = "slurm"
     """slurm (default), or local: processes on this machine, without Slurm"""
@@ -56,15 +49,10 @@ class Cluster(BaseModel):
     grace_s: PositiveInt = 120
     """how long before the limit Slurm says so, in seconds: enough to save a checkpoint (120)"""
     partition: Text | None = None
-    """as sbatch"""
     account: Text | None = None
-    """as sbatch"""
     qos: Text | None = None
-    """as sbatch"""
     constraint: Text | None = None
-    """as sbatch"""
     exclude: Text | None = None
-    """as sbatch"""
     array_parallelism: PositiveInt = 16
     """parts that run at a time (16)"""
     setup: list[Text] = Field(default_factory=list)
@@ -87,19 +75,17 @@ class Cluster(BaseModel):
             problems.append("container_runtime=pyxis: belongs to Slurm; use apptainer with cluster=local.")
         if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
             problems.append(
-                f"tasks_per_node={self.tasks_per_node}: one process per GPU, and gpus_per_node={self.gpus_per_node}; "
-                "leave tasks_per_node out."
+                f"tasks_per_node={self.tasks_per_node}: is gpus_per_node={self.gpus_per_node} here; leave it out."
             )
         refused = {option.removeprefix("--").partition("=")[0] for option in self.sbatch} & _OWN_OPTIONS
         if refused:
+            names = ", ".join(f"--{name}" for name in sorted(refused))
             problems.append(
-                f"sbatch: {', '.join(f'--{name}' for name in sorted(refused))} cannot be given here, the launcher "
-                "needs them for itself; where there is a key of the same name, use that."
+                f"sbatch: {names} cannot be given here; use the key of that name, if there is one."
             )
         if self.grace_s >= 60 * self.limit_min:
             problems.append(
-                f"grace_s={self.grace_s}: the job would be told to stop as soon as it starts, with time_min="
-                f"{self.limit_min}; grace_s counts seconds."
+                f"grace_s={self.grace_s}: are seconds, and no less than time_min={self.limit_min} minutes."
             )
         if problems:
             raise ValueError("\n".join(problems))

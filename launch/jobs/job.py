@@ -36,10 +36,8 @@ from launch.jobs.log import Ended, Event, Failed, Started
 _RESERVE_S = 15.0
 # How long a rank that failed may take to leave its word.
 _WORD_S = 5.0
-# This many starts without a step are no accident either.
-_MAX_IN_VAIN = 5
-# This many losses in a row, after starts that were as short as this, are no accident.
-_MAX_LOSSES, _SHORT_S = 3, 600.0
+# This many starts without a step are no accident, nor are this many losses in a row, after starts as short as this.
+_MAX_IN_VAIN, _MAX_LOSSES, _SHORT_S = 5, 3, 600.0
 
 
 class Job(NamedTuple):
@@ -61,17 +59,11 @@ class Job(NamedTuple):
         log_start = own_log.stat().st_size if own_log.exists() else 0
         if environment.global_rank != 0:
             sys.exit(self._as_another_rank(environment, log_start))
-        restarts = sum(isinstance(event, Started) for event in self._events(job_id))
-        self._note(
-            Started(
-                job_id=job_id,
-                hosts=list(environment.hostnames),
-                git_revision=log.git_revision(),
-                saved=self._saved(),
-                restarts=restarts,
-                log_start=log_start,
-            )
+        revision, hosts = log.git_revision(), list(environment.hostnames)
+        started = Started(
+            job_id=job_id, hosts=hosts, git_revision=revision, saved=self._saved(), log_start=log_start
         )
+        self._note(started.model_copy(update={"restarts": len(self._starts(job_id))}))
         command = _Command(self)
         code = command.wait()
         may_help = code == EXIT_INTERRUPTED or (code == EXIT_LOST and self._has_lost_a_node(job_id))
@@ -105,10 +97,10 @@ class Job(NamedTuple):
         """Return whether a rank went without a word, for which another start may help; not time after time."""
         time.sleep(_WORD_S)
         events = self._events(job_id)
-        since = max((index for index, event in enumerate(events) if isinstance(event, Started)), default=0)
-        if any(isinstance(event, Failed) for event in events[since:]):
-            return False
         starts = [event.time for event in events if isinstance(event, Started)]
+        words = [event for event in events if isinstance(event, Started | Failed)]
+        if words and isinstance(words[-1], Failed):
+            return False
         lost = [event.exit_code == EXIT_LOST for event in events if isinstance(event, Ended)]
         in_vain = len(starts) > _MAX_LOSSES <= len(lost) and all(lost[-_MAX_LOSSES:])
         if in_vain and (log.now() - starts[-_MAX_LOSSES - 1]).total_seconds() < _MAX_LOSSES * _SHORT_S:
@@ -118,18 +110,20 @@ class Job(NamedTuple):
 
     def _progresses(self, job_id: str) -> bool:
         """Return whether a training has saved anything new in its last starts: else it would go back for ever."""
-        starts = [event for event in self._events(job_id) if isinstance(event, Started)][-_MAX_IN_VAIN:]
+        starts = self._starts(job_id)[-_MAX_IN_VAIN:]
         saved = {self._saved(), *(start.saved for start in starts)}
         if self.module != "hrm_dist.train" or len(starts) < _MAX_IN_VAIN or len(saved) > 1:
             return True
         _say(
-            f"error: {_MAX_IN_VAIN} starts in a row were interrupted before a single step was saved; raise time_min "
-            "or grace_s"
+            f"error: {_MAX_IN_VAIN} starts in a row ended before a step was saved; raise time_min or grace_s"
         )
         return False
 
     def _events(self, job_id: str) -> list[Event]:
         return [event for event in log.read(self.folder) if event.job_id == job_id]
+
+    def _starts(self, job_id: str) -> list[Started]:
+        return [event for event in self._events(job_id) if isinstance(event, Started)]
 
     def _note(self, event: Event) -> None:
         try:
@@ -139,12 +133,11 @@ class Job(NamedTuple):
 
     def _go_back(self, ended: Ended) -> None:
         try:
-            slurm.ask(["scontrol", "requeue", ended.job_id])
+            slurm.slurm(["scontrol", "requeue", ended.job_id], num_tries=3)
         except slurm.SlurmError as error:
             self._note(ended.model_copy(update={"requeued": False}))
             _say(
-                f"error: the job could not be put back into the queue ({error}); the state is saved, submit the same "
-                "again to go on"
+                f"error: the job could not be put back into the queue ({error}); submit the same again to go on"
             )
 
     def _saved(self) -> str | None:
@@ -182,27 +175,19 @@ class _Command:
     def wait(self) -> int:
         """Return the exit code of the command, as a shell does; 75 too if it does not end within the grace time."""
         assert self._process is not None
-        while True:
-            try:
-                code = self._process.wait(timeout=1.0)
-            except subprocess.TimeoutExpired:
-                if self._is_late():
-                    _say(
-                        f"error: {self._job.module} has not ended within the grace time (grace_s="
-                        f"{self._job.grace_s:.0f}); it will go on from its last checkpoint. Raise grace_s."
-                    )
-                    self._process.kill()
-                    self._process.wait()
-                    return EXIT_INTERRUPTED
-            else:
-                if -code in self._received:  # it came before the command could handle it
-                    return EXIT_INTERRUPTED
-                return 128 - code if code < 0 else code
-
-    def _is_late(self) -> bool:
-        if signal.SIGUSR2 not in self._received or self._told_at is None:
-            return False
-        return time.monotonic() - self._told_at > max(0.5 * self._job.grace_s, self._job.grace_s - _RESERVE_S)
+        grace_s = self._job.grace_s
+        while (code := self._process.poll()) is None:
+            time.sleep(0.2)
+            late_s = 0.0 if self._told_at is None else time.monotonic() - self._told_at
+            if signal.SIGUSR2 in self._received and late_s > max(0.5 * grace_s, grace_s - _RESERVE_S):
+                late = f"{self._job.module} has not ended within the grace time (grace_s={grace_s:.0f})"
+                _say(f"error: {late}; it will go on from its last checkpoint. Raise grace_s.")
+                self._process.kill()
+                self._process.wait()
+                return EXIT_INTERRUPTED
+        if -code in self._received:  # it came before the command could handle it
+            return EXIT_INTERRUPTED
+        return 128 - code if code < 0 else code
 
     def goes_back(self, environment: submitit.JobEnvironment) -> bool:
         """Return whether the job is to run again, after its command was interrupted."""

@@ -1,7 +1,9 @@
 """In which state a job is: a function of its record, of Slurm's queue and of the processes of this machine."""
 
+import shutil
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,7 +15,6 @@ from launch.jobs.slurm import QueuedJob
 Name = Literal[
     "running", "going back to the queue", "queued", "failed", "vanished", "interrupted", "finished", "not started"
 ]  # fmt: skip
-_RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 
 
 class State(NamedTuple):
@@ -30,7 +31,7 @@ class State(NamedTuple):
 
     @property
     def is_live(self) -> bool:
-        """Whether it continues by itself."""
+        """Return whether it continues by itself."""
         return self.name in ("running", "going back to the queue", "queued")
 
 
@@ -45,24 +46,19 @@ class Queue(NamedTuple):
     problem: str = ""
     """Slurm's words where it does not answer."""
 
-    def tells(self, submitted: Submitted | None) -> bool:
-        """Return whether a job that is not among `jobs` is known to be gone."""
-        if submitted is not None and submitted.cluster == "local":
-            return submitted.host == self.host
-        return self.slurm_answered
-
 
 def ask_queue(events: Sequence[Event]) -> Queue:
     """Ask for all jobs that have these events: Slurm once, and only if some may be its own."""
     host = socket.gethostname()
     local = {e.job_id: e for e in events if isinstance(e, Submitted) and e.cluster == "local"}
-    jobs = {
-        job_id: QueuedJob(job_id, "RUNNING", "", host)
-        for job_id, job in local.items()
-        if job.host == host and _is_process_of_submitit(job_id)
-    }
+    jobs: dict[str, QueuedJob] = {}
+    for job_id, submitted in local.items():
+        with suppress(OSError):
+            command = Path(f"/proc/{job_id}/cmdline").read_bytes()
+            if submitted.host == host and b"submitit.local" in command:
+                jobs[job_id] = QueuedJob(job_id, "RUNNING", "", host)
     of_slurm = {event.job_id for event in events} - set(local)
-    if not of_slurm or not slurm.is_there():
+    if not of_slurm or shutil.which("sbatch") is None:
         return Queue(jobs, False, host)
     try:
         return Queue(jobs | slurm.queued_jobs(of_slurm), True, host)
@@ -70,19 +66,12 @@ def ask_queue(events: Sequence[Event]) -> Queue:
         return Queue(jobs, False, host, str(error))
 
 
-def _is_process_of_submitit(process: str) -> bool:
-    try:
-        return b"submitit.local" in Path(f"/proc/{process}/cmdline").read_bytes()
-    except OSError:
-        return False
-
-
 def job_state(events: Sequence[Event], queue: Queue) -> State:
     """Return the state of what one job after another works on, from their events alone."""
     last_of = {event.job_id: event for event in events}
     live = [queue.jobs[job_id] for job_id in last_of if _lives(queue.jobs.get(job_id), last_of[job_id])]
-    for job in sorted(live, key=lambda job: job.state not in _RUNNING):
-        if job.state not in _RUNNING:
+    for job in sorted(live, key=lambda job: not job.runs):
+        if not job.runs:
             reason = job.reason if job.state == "PENDING" else job.state
             return State("queued", reason if reason != "None" else "", job.job_id)
         if isinstance(last_of[job.job_id], Ended):
@@ -92,15 +81,16 @@ def job_state(events: Sequence[Event], queue: Queue) -> State:
     if not events:
         return State("not started")
     last = events[-1]
-    submitted = [e for e in events if isinstance(e, Submitted) and e.job_id == last.job_id]
-    return _state_of_gone(last, queue.jobs.get(last.job_id), queue.tells(submitted[0] if submitted else None))
+    local = {e.job_id: e.host for e in events if isinstance(e, Submitted) and e.cluster == "local"}
+    is_gone = local[last.job_id] == queue.host if last.job_id in local else queue.slurm_answered
+    return _state_of_gone(last, queue.jobs.get(last.job_id), is_gone)
 
 
 def _lives(job: QueuedJob | None, last: Event) -> bool:
     if job is None or not job.is_live:
         return False
     # For a moment after its end Slurm still calls a job running. One that waits was put back, by whomever.
-    return job.state not in _RUNNING or not isinstance(last, Ended) or last.requeued
+    return not job.runs or not isinstance(last, Ended) or last.requeued
 
 
 def _state_of_gone(last: Event, job: QueuedJob | None, is_gone: bool) -> State:
@@ -108,12 +98,10 @@ def _state_of_gone(last: Event, job: QueuedJob | None, is_gone: bool) -> State:
     if isinstance(last, Ended):
         if last.requeued and not is_gone:
             return State("going back to the queue", "no word from Slurm here", last.job_id)
-        if last.requeued:
-            return State("interrupted", "its job has left the queue", last.job_id)
+        if last.requeued or last.exit_code == EXIT_INTERRUPTED:
+            return State("interrupted", "its job has left the queue" if last.requeued else "", last.job_id)
         if last.exit_code == 0:
             return State("finished", job_id=last.job_id)
-        if last.exit_code == EXIT_INTERRUPTED:
-            return State("interrupted", job_id=last.job_id)
         return State("failed", f"exit code {last.exit_code}", last.job_id, last.exit_code)
     if is_gone and isinstance(last, Failed):
         return State("failed", f"rank {last.rank} on {last.host}, exit code {last.exit_code}", last.job_id)

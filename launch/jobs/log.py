@@ -1,15 +1,8 @@
-"""The record of a folder's jobs: `jobs/jobs.jsonl`, one object per line, appended by submissions and jobs.
+"""The record of a folder's jobs: `jobs/jobs.jsonl`, an event per line, appended by submissions and jobs.
 
-    submitted   when queued: the command, what was asked of the cluster, git revision, packages
-    started     by rank 0 of a job: its hosts, and how many starts came before
-    failed      by another rank of a job: its exit code and last error
-    ended       by rank 0 of a job: its exit code and last error, and whether it goes back to the queue
-
-A job that was killed has no `ended`. The folder is that of what the job makes: of a run, of a dataset, of predictions.
+The folder is that of what the jobs make: of a run, of a dataset, of predictions. A job that was killed has no end.
 """
 
-import fcntl
-import os
 import subprocess
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -18,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from data_pipeline.base import jsonl
 from data_pipeline.base.errors import InputError
 from data_pipeline.shards.build_dir import JOBS
 
@@ -30,7 +24,7 @@ def now() -> datetime:
 
 
 class _Event(BaseModel):
-    """Hold what all events have; keys of a later version are ignored."""
+    """What all events have; keys of a later version are ignored."""
 
     time: datetime = Field(default_factory=now)
     job_id: str
@@ -55,14 +49,14 @@ class Submitted(_Event):
 
 
 class Started(_Event):
-    """Rank 0 of a job began."""
+    """Rank 0 of a job began, for the first time or again."""
 
     event: Literal["started"] = "started"
     hosts: list[str]
     git_revision: str | None = None
     saved: str | None = None
     """The checkpoint that a training resumes from."""
-    restarts: int
+    restarts: int = 0
     """How often the job was started before."""
     log_start: int = 0
     """Size of the file with rank 0's stderr, in bytes: what earlier starts have written."""
@@ -79,7 +73,7 @@ class Failed(_Event):
 
 
 class Ended(_Event):
-    """Rank 0 of a job is about to leave."""
+    """Rank 0 of a job is about to leave, perhaps to go back to the queue."""
 
     event: Literal["ended"] = "ended"
     exit_code: int
@@ -93,12 +87,11 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="e
 
 def git_revision() -> str | None:
     """Return the commit of this code's working tree, with `-dirty` after changes; None outside of git."""
-    describe = ["describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), *describe]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+    describe = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    with suppress(OSError, subprocess.SubprocessError):
+        cwd, quiet = Path(__file__).parent, subprocess.DEVNULL
+        return subprocess.check_output(describe, cwd=cwd, stderr=quiet, text=True, timeout=30).strip()
+    return None
 
 
 def jobs_folder(folder: Path) -> Path:
@@ -112,32 +105,19 @@ def stderr_of(folder: Path, job_id: str) -> Path:
 
 
 def append(folder: Path, event: Event) -> None:
-    """Add an event; lines of several writers do not mix."""
-    path = jobs_folder(folder) / "jobs.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.lockf(descriptor, fcntl.LOCK_EX)  # NFS does not append in one piece
-        os.write(descriptor, event.model_dump_json().encode() + b"\n")
-    finally:
-        os.close(descriptor)
+    """Add an event; lines of several writers do not mix. Raise OSError."""
+    jobs_folder(folder).mkdir(parents=True, exist_ok=True)
+    jsonl.append(jobs_folder(folder) / "jobs.jsonl", event.model_dump_json())
 
 
 def read(folder: Path) -> list[Event]:
-    """Return the events in the order in which they were written, without lines that a crash cut short.
-
-    Raise InputError if the record cannot be read.
-    """
+    """Return the events in the order in which they were written, without damaged lines. Raise InputError."""
     path = jobs_folder(folder) / "jobs.jsonl"
+    events: list[Event] = []
     try:
-        lines = path.read_bytes().splitlines()
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+        for line in jsonl.lines(path):
+            with suppress(ValidationError):
+                events.append(_EVENT.validate_json(line))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); correct its permissions.") from error
-    events: list[Event] = []
-    for line in lines:
-        with suppress(ValidationError):
-            events.append(_EVENT.validate_json(line))
     return events

@@ -25,7 +25,7 @@ from launch.jobs import log, slurm, storage
 from launch.jobs.cluster import Cluster, executor
 from launch.jobs.job import Job
 from launch.jobs.job_state import ask_queue, job_state
-from launch.jobs.log import Ended, Event, Submitted, jobs_folder
+from launch.jobs.log import Ended, Submitted, jobs_folder
 from launch.jobs.spec import Command, JobSpec
 
 Handle = submitit.Job[Any]
@@ -35,11 +35,10 @@ _SETTLED_S = 15.0
 _POLL_S = 5.0
 
 
-def submit(spec: JobSpec, cluster: Cluster, *, dry_run: bool, retry: bool) -> list[Handle]:
-    """Check, queue and record what is missing; the job that joins the parts comes last. Raise InputError."""
-    events = log.read(spec.folder)
-    live = _live_jobs(spec, events)
-    to_run = _parts_to_run(spec, events, live, retry=retry)
+def submit(spec: JobSpec, cluster: Cluster, *, dry_run: bool, retry: bool) -> list[str]:
+    """Check, queue and record what is missing, and what joins the parts; return the ids. Raise InputError."""
+    live = _live_jobs(spec)
+    to_run = _parts_to_run(spec, live, retry=retry)
     script = "\n".join(f"runs       {spec.parts[part]}" for part in to_run)
     if cluster.cluster == "slurm":
         script = "\n" + _check_with_slurm(spec, cluster, len(to_run))
@@ -50,53 +49,60 @@ def submit(spec: JobSpec, cluster: Cluster, *, dry_run: bool, retry: bool) -> li
     if not to_run and (live or spec.join is None):
         print(f"nothing to submit: {f'{len(live)} jobs wait or run' if live else 'all is done'}")
         return []
-    with _undone_if_refused(spec):
+    new = [
+        path for path in (jobs_folder(spec.folder), *jobs_folder(spec.folder).parents) if not path.exists()
+    ]
+    try:
         if spec.config is not None:
             replace_file(spec.config[0], spec.config[1].encode())
         if cluster.cluster == "local" and spec.is_array:
-            return _run_here(spec, cluster, to_run)
+            return [handle.job_id for handle in _run_here(spec, cluster, to_run)]
         handles = _queue(spec, cluster, [spec.parts[part] for part in to_run])
         if spec.join is not None:
             handles += _queue_join(spec, spec.join, cluster, handles, live)
-    print(_what_now(spec, cluster, [str(handle.job_id) for handle in handles]))
-    return handles
+    except slurm.SlurmError:  # refused after all: what was made for it goes
+        for path in new[:1]:
+            shutil.rmtree(path, ignore_errors=True)
+        for path in new[1:]:
+            with suppress(OSError):  # something else has come into it
+                path.rmdir()
+        raise
+    job_ids = [handle.job_id for handle in handles]
+    print(_what_now(spec, cluster, job_ids))
+    return job_ids
 
 
-def _live_jobs(spec: JobSpec, events: Sequence[Event]) -> Mapping[str, Submitted]:
+def _live_jobs(spec: JobSpec) -> Mapping[str, Submitted]:
     """Return the jobs of the folder that wait or run. Raise InputError where a training has one."""
+    events = log.read(spec.folder)
     queue = ask_queue(events)
     if queue.problem:
         raise slurm.SlurmError(queue.problem)
     submitted = {event.job_id: event for event in events if isinstance(event, Submitted)}
     live = {i: e for i, e in submitted.items() if i in queue.jobs and queue.jobs[i].is_live}
     for job_id in live if not spec.is_array else ():
-        raise InputError(
-            f"{spec.folder}: job {job_id} is {queue.jobs[job_id].state} for this folder; wait for it, end it "
-            "(`scancel`, or `kill` of a local one), or choose another folder."
-        )
+        remedy = "wait for it, end it (`scancel`, or `kill` of a local one), or choose another folder"
+        state = queue.jobs[job_id].state
+        raise InputError(f"{spec.folder}: job {job_id} is {state} for this folder; {remedy}.")
     return live
 
 
-def _parts_to_run(
-    spec: JobSpec, events: Sequence[Event], live: Mapping[str, Submitted], *, retry: bool
-) -> list[int]:
+def _parts_to_run(spec: JobSpec, live: Mapping[str, Submitted], *, retry: bool) -> list[int]:
     if not spec.is_array:
         return spec.missing
-    before = [event for event in events if isinstance(event, Submitted)]
+    before = [event for event in log.read(spec.folder) if isinstance(event, Submitted)]
     if before and not retry:
+        reason = f"was submitted before (job {before[-1].job_id})"
         raise InputError(
-            f"{spec.folder}: was submitted before (job {before[-1].job_id}); --retry-failed submits the parts that are "
-            "not done, and no others."
+            f"{spec.folder}: {reason}; --retry-failed submits the parts that are not done, and no others."
         )
     if retry and not before:
         raise InputError(f"{spec.folder}: nothing was submitted for this folder; leave --retry-failed out.")
     counts = {event.command[-1].partition("/")[2] for event in before if "--part" in event.command}
     if counts - {str(len(spec.parts))}:
-        raise InputError(
-            f"--parts {len(spec.parts)}: {spec.folder} was submitted in {', '.join(sorted(counts))} parts; give the "
-            "same number."
-        )
-    running = {event.command[-1] for event in live.values() if "--part" in event.command}
+        reason = f"{spec.folder} was submitted in {', '.join(sorted(counts))} parts"
+        raise InputError(f"--parts {len(spec.parts)}: {reason}; give the same number.")
+    running = {event.command[-1] for event in live.values()}
     return [part for part in spec.missing if spec.parts[part].arguments[-1] not in running]
 
 
@@ -106,11 +112,11 @@ def _check_with_slurm(spec: JobSpec, cluster: Cluster, num_jobs: int) -> str:
     if not partition.is_local:
         storage.check_shared([spec.folder, *spec.inputs, Path.cwd(), Path(sys.prefix)])
     if cluster.limit_min > partition.limit_min:
+        reason = f"the partition allows {partition.limit_min:.0f} minutes"
         raise InputError(
-            f"time_min={cluster.limit_min}: the partition allows {partition.limit_min:.0f} minutes; a training goes "
-            "on after a limit, so ask for less."
+            f"time_min={cluster.limit_min}: {reason}; a training goes on after a limit, so ask for less."
         )
-    made = executor(cluster, jobs_folder(spec.folder), _name(spec))
+    made = executor(cluster, jobs_folder(spec.folder), spec.name)
     assert isinstance(made, submitit.SlurmExecutor)
     if spec.is_array:
         made.parameters["map_count"] = max(1, num_jobs)
@@ -120,46 +126,39 @@ def _check_with_slurm(spec: JobSpec, cluster: Cluster, num_jobs: int) -> str:
     return script
 
 
-def _name(spec: JobSpec) -> str:
-    return f"{spec.kind}-{spec.folder.name}"
-
-
 def _queue(
     spec: JobSpec, cluster: Cluster, commands: Sequence[Command], after: str | None = None
 ) -> list[Handle]:
+    """Queue and record commands, several as an array; return their jobs. Raise SlurmError."""
     if not commands:
         return []
-    made = executor(cluster, jobs_folder(spec.folder), _name(spec), after)
+    made = executor(cluster, jobs_folder(spec.folder), spec.name, after)
     jobs = [Job(spec.folder, *command, cluster.grace_s) for command in commands]
     try:
         with _without_our_output() if cluster.cluster == "local" else nullcontext(), made.batch():
             handles = [made.submit(job) for job in jobs]
     except FailedJobError as error:
         raise slurm.SlurmError(f"Slurm refuses the job: {slurm.explained(str(error))}") from error
-    for handle, command in zip(handles, commands, strict=True):
-        _record(spec, cluster, str(handle.job_id), command)
-    return handles
-
-
-def _record(spec: JobSpec, cluster: Cluster, job_id: str, command: Command) -> None:
     packages = {name: version(name) for name in ("torch", "numpy", "deepspeed", "accelerate", "submitit")}
-    event = Submitted(
-        job_id=job_id,
-        cluster=cluster.cluster,
-        host=socket.gethostname(),
-        kind=spec.kind,
-        command=[command.module, *command.arguments],
-        resources=cluster.model_dump(exclude_defaults=True),
-        resubmit=list(spec.resubmit),
-        git_revision=log.git_revision(),
-        packages={"python": sys.version.split()[0], **packages},
-    )
-    log.append(spec.folder, event)
+    for handle, command in zip(handles, commands, strict=True):
+        event = Submitted(
+            job_id=handle.job_id,
+            cluster=cluster.cluster,
+            host=socket.gethostname(),
+            kind=spec.kind,
+            command=[command.module, *command.arguments],
+            resources=cluster.model_dump(exclude_defaults=True),
+            resubmit=list(spec.resubmit),
+            git_revision=log.git_revision(),
+            packages={"python": sys.version.split()[0], **packages},
+        )
+        log.append(spec.folder, event)
+    return handles
 
 
 @contextmanager
 def _without_our_output() -> Iterator[None]:
-    """A local job outlives this process; who reads our output would wait for its end too."""
+    """Let a local job, which outlives this process, not keep our output open: who reads it would wait for the job."""
     sys.stdout.flush()
     kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
     try:
@@ -186,25 +185,6 @@ def _queue_join(
     except slurm.SlurmError:
         for part in parts:
             part.cancel(check=False)
-        raise
-
-
-@contextmanager
-def _undone_if_refused(spec: JobSpec) -> Iterator[None]:
-    """Leave no new folder, and the old configuration, if Slurm refuses the job after all."""
-    folder = jobs_folder(spec.folder)
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    before = {path: path.read_bytes() for path, _ in filter(None, [spec.config]) if path.exists()}
-    try:
-        yield
-    except slurm.SlurmError:
-        if new:
-            shutil.rmtree(folder, ignore_errors=True)
-        for path, content in before.items():
-            replace_file(path, content)
-        for path in new[1:]:
-            with suppress(OSError):  # something else has come into it
-                path.rmdir()
         raise
 
 
@@ -240,7 +220,7 @@ def _short(path: Path) -> str:
 
 
 def _run_here(spec: JobSpec, cluster: Cluster, to_run: Sequence[int]) -> list[Handle]:
-    """Run the parts on this machine, as many at a time as it has cores for, and then what joins them."""
+    """Run the parts on this machine, as many at a time as it has cores for, and queue what joins them."""
     cores = cluster.num_tasks_per_node * (cluster.cpus_per_task or 1)
     at_a_time = min(cluster.array_parallelism, max(1, len(os.sched_getaffinity(0)) // cores))
     handles: list[Handle] = []
@@ -255,23 +235,26 @@ def _run_here(spec: JobSpec, cluster: Cluster, to_run: Sequence[int]) -> list[Ha
     exit_codes = {
         event.job_id: event.exit_code for event in log.read(spec.folder) if isinstance(event, Ended)
     }
-    if spec.join is not None and all(exit_codes.get(str(handle.job_id)) == 0 for handle in handles):
+    if spec.join is not None and all(exit_codes.get(handle.job_id) == 0 for handle in handles):
         handles += _queue(spec, cluster, [spec.join])
     return handles
 
 
-def wait(spec: JobSpec, handles: Sequence[Handle]) -> int:
+def wait(spec: JobSpec, job_ids: Sequence[str]) -> int:
     """Follow jobs until none of them will run again; return the worst of their exit codes."""
     said: dict[str, str] = {}
     gone_since: dict[str, float] = {}
     exit_codes: dict[str, int] = {}
-    while pending := [i for handle in handles if (i := str(handle.job_id)) not in exit_codes]:
+    while pending := [job_id for job_id in job_ids if job_id not in exit_codes]:
         events = log.read(spec.folder)
         queue = ask_queue(events)
+        if queue.problem:
+            print(f"squeue says {queue.problem}", flush=True)
         for job_id in [] if queue.problem else pending:
             own = [event for event in events if event.job_id == job_id]
-            job = queue.jobs.get(job_id)
-            if job is not None and job.is_live:  # also after its last word: Slurm puts a preempted job back
+            if (
+                job_id in queue.jobs and queue.jobs[job_id].is_live
+            ):  # also after its last word: it may be put back
                 gone_since.pop(job_id, None)
                 state = str(job_state(own, queue))
             elif own and isinstance(own[-1], Ended) and not own[-1].requeued:
@@ -285,9 +268,7 @@ def wait(spec: JobSpec, handles: Sequence[Handle]) -> int:
             if state != said.get(job_id):
                 print(f"job {job_id}: {state}", flush=True)
                 said[job_id] = state
-        if queue.problem:
-            print(f"squeue says {queue.problem}", flush=True)
-        if len(exit_codes) < len(handles):
+        if len(exit_codes) < len(job_ids):
             time.sleep(_POLL_S)
     failed = [code for code in exit_codes.values() if code not in (0, EXIT_INTERRUPTED)]
     return max(failed or exit_codes.values(), default=0)

@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import shutil
 import socket
 import subprocess
 import time
@@ -13,7 +12,10 @@ from typing import NamedTuple
 from data_pipeline.base.errors import InputError
 
 _TIMEOUT_S = 30.0
-_NUM_TRIES = 3
+_ENDED = (
+    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
+)
+_RUNNING = "RUNNING COMPLETING SUSPENDED STOPPED SIGNALING STAGE_OUT RESIZING".split()
 
 
 class SlurmError(InputError):
@@ -21,7 +23,7 @@ class SlurmError(InputError):
 
 
 class QueuedJob(NamedTuple):
-    """A job, or an element of an array, that Slurm still knows."""
+    """A job, or an element of an array, that Slurm still knows: also for some minutes after its end."""
 
     job_id: str
     """`ID`, or `ID_INDEX` in an array."""
@@ -33,51 +35,37 @@ class QueuedJob(NamedTuple):
 
     @property
     def is_live(self) -> bool:
-        """Return whether it waits or runs; Slurm remembers others for some minutes."""
-        return self.state in _LIVE
+        return self.state not in _ENDED
+
+    @property
+    def runs(self) -> bool:
+        return self.state in _RUNNING
 
 
-_LIVE = {
-    "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
-    "RESV_DEL_HOLD", "RESIZING", "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED",
-}  # fmt: skip
+def slurm(command: Sequence[str], text: str = "", num_tries: int = 1) -> str:
+    """Return the output of one of Slurm's commands, given a text to read; a busy controller may be asked again.
 
-
-def is_there() -> bool:
-    """Return whether this machine has Slurm's commands."""
-    return shutil.which("sbatch") is not None
-
-
-def slurm(command: Sequence[str], text: str = "") -> str:
-    """Return the output of one of Slurm's commands, given a text to read. Raise SlurmError with what it printed."""
+    Raise SlurmError with what it printed.
+    """
     # Variables that change what squeue and sinfo show are for people.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SINFO_"))}
     try:
         done = subprocess.run(
             command, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, env=environment
         )
-    except FileNotFoundError as error:
-        raise SlurmError(
-            f"{command[0]}: not found; run this on a node of the cluster that has Slurm's commands (a login node), or "
-            "use --cluster local."
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        raise SlurmError(
-            f"{' '.join(command)}: no answer within {_TIMEOUT_S:.0f} s; is the controller up (`scontrol ping`)?"
-        ) from error
-    if done.returncode:
-        raise SlurmError((done.stderr or done.stdout).strip() or f"{command[0]}: exit code {done.returncode}")
-    return done.stdout
-
-
-def ask(command: Sequence[str]) -> str:
-    """Return the same, asked again where a busy controller does not answer."""
-    for _ in range(_NUM_TRIES - 1):
-        try:
-            return slurm(command)
-        except SlurmError:
-            time.sleep(1.0)
-    return slurm(command)
+        if not done.returncode:
+            return done.stdout
+        problem = (done.stderr or done.stdout).strip() or f"{command[0]}: exit code {done.returncode}"
+    except FileNotFoundError:
+        problem = f"{command[0]}: not found; run this on a login node of the cluster, or use --cluster local."
+    except subprocess.TimeoutExpired:
+        problem = (
+            f"{' '.join(command)}: no answer in {_TIMEOUT_S:.0f} s; is the controller up (`scontrol ping`)?"
+        )
+    if num_tries == 1:
+        raise SlurmError(problem)
+    time.sleep(1.0)
+    return slurm(command, text, num_tries - 1)
 
 
 def queued_jobs(job_ids: Collection[str]) -> dict[str, QueuedJob]:
@@ -86,8 +74,9 @@ def queued_jobs(job_ids: Collection[str]) -> dict[str, QueuedJob]:
         return {}
     wanted = {job_id.split("_")[0] for job_id in job_ids}
     # All of the user's: squeue fails if asked for a job that it has forgotten.
-    output = ask(["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N"])
-    jobs = [QueuedJob(*line.split("|", 3)) for line in output.splitlines() if line.count("|") >= 3]
+    command = ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N"]
+    lines = slurm(command, num_tries=3).splitlines()
+    jobs = [QueuedJob(*line.split("|", 3)) for line in lines if line.count("|") >= 3]
     return {job.job_id: job for job in jobs if re.split(r"[_+]", job.job_id)[0] in wanted}
 
 
@@ -96,9 +85,8 @@ _PARTITIONS, _NODES = "%R (limit %l, %D nodes)", "%R: %D with %c CPUs, %m MB, GP
 _REMEDIES = (
     ("invalid partition", "there is no such partition, or it is not open to you; partitions", _PARTITIONS),
     ("node configuration is not available", "no node has all that the job asks of one; nodes", _NODES),
-    ("generic resource|gres|tres|trackable", "the cluster does not know such GPUs; nodes", _NODES),
+    ("generic resource|gres|tres|trackable|memory specification", "no node has that; nodes", _NODES),
     ("array specification", "fewer --parts: `scontrol show config` says MaxArraySize", ""),
-    ("memory specification", "no node has so much memory; nodes", _NODES),
     (
         "account|association|qos",
         "`sacctmgr show assoc user=$USER format=account,partition,qos` lists yours",

@@ -51,6 +51,11 @@ class JobSpec(NamedTuple):
     """Arguments of launch.submit that continue the work later."""
 
     @property
+    def name(self) -> str:
+        """Of the jobs, for people."""
+        return f"{self.kind}-{self.folder.name}"
+
+    @property
     def is_array(self) -> bool:
         return len(self.parts) > 1
 

@@ -6,9 +6,6 @@ from typing import NamedTuple
 
 from data_pipeline.base.errors import InputError
 
-_IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
-_TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
-
 
 class Mount(NamedTuple):
     """A line of a table of mounts."""
@@ -31,9 +28,9 @@ def mount_of(folder: Path, table: Path = Path("/proc/self/mounts")) -> Mount:
 
 def why_private(folder: Path, mount: Mount) -> str | None:
     """Return why only this machine sees a folder; None if nothing says so."""
-    if mount.kind in _IN_MEMORY:
+    if mount.kind in ("tmpfs", "ramfs", "devtmpfs"):
         return f"is in this machine's memory ({mount.kind})"
-    for temporary in _TEMPORARY:
+    for temporary in ("/tmp", "/var/tmp", "/dev/shm"):
         if folder.is_relative_to(temporary) and not Path(mount.path).is_relative_to(temporary):
             return f"is below {temporary}, which each machine has for itself"
     return None
@@ -43,7 +40,5 @@ def check_shared(folders: Sequence[Path]) -> None:
     """Raise InputError for folders that only this machine sees, as far as that can be told from here."""
     for folder in folders:
         if reason := why_private(folder.resolve(), mount_of(folder.resolve())):
-            raise InputError(
-                f"{folder}: {reason}, so the nodes would not see it; use a folder on storage that all nodes share "
-                "(`df -T` calls it nfs, lustre, beegfs, gpfs and the like)."
-            )
+            remedy = "use a folder on storage that all nodes share (`df -T`: nfs, lustre, beegfs, gpfs and the like)"
+            raise InputError(f"{folder}: {reason}, so the nodes would not see it; {remedy}.")

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.base.errors import InputError, exit_code
+from data_pipeline.base.table import table
 from launch.status.collect import RunSummary, is_known_folder, known_folders, summaries_of
 from launch.status.run_state import summary as summary_of_parts
 
@@ -69,14 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _folders(runs: Sequence[Path], root: Path | None) -> list[Path]:
     for run in runs:
         if not run.is_dir():
-            raise InputError(
-                f"{run}: no such folder; give that of a run, or --all {run.parent} to see which there are."
-            )
+            raise InputError(f"{run}: no such folder; `--all {run.parent}` shows which runs there are.")
         if not is_known_folder(run):
-            raise InputError(
-                f"{run}: is not the folder of a run (no config.yaml in it) and has no jobs (no jobs/jobs.jsonl); "
-                f"`--all {run}` looks below it."
-            )
+            reason = "is not the folder of a run (no config.yaml) and has no jobs (no jobs/jobs.jsonl)"
+            raise InputError(f"{run}: {reason}; `--all {run}` looks below it.")
     if root is None:
         return list(runs)
     if not root.is_dir():
@@ -96,31 +93,24 @@ def _block(summary: RunSummary) -> str:
 
 def _lines(summary: RunSummary) -> Iterator[tuple[str, str]]:
     """Yield what to say of a run, line by line; those without a text are left out."""
-    yield "parts", summary_of_parts(summary.parts) if summary.parts else ""
-    if summary.kind == "train":
-        saved = summary.progress.saved_step
-        yield (
-            "step",
-            f"{_step(summary, ' of ')}, {'nothing saved' if saved is None else f'saved up to {saved:,}'}",
-        )
-    if summary.row is not None:
-        accuracy = summary.row.get("train/exact_accuracy")
+    saved, row = summary.progress.saved_step, summary.row or {}
+    yield "parts", summary_of_parts(summary.parts)
+    if step := _step(summary, " of "):
+        yield "step", f"{step}, {'nothing saved' if saved is None else f'saved up to {saved:,}'}"
+    if row:
+        accuracy = row.get("train/exact_accuracy")
         exact = "" if accuracy is None else f", exact accuracy {accuracy:.1%} in training"
         skipped = f", {summary.skipped_updates} updates skipped" if summary.skipped_updates else ""
         yield "loss", f"{_loss(summary)}{exact}{skipped}"
     if scores := summary.last_evaluation:
-        keys = [
-            key
-            for key in ("exact_accuracy", "task/pass@1", "task/pass@2")
-            if scores.get(f"eval/{key}") is not None
-        ]
-        shown = ", ".join(f"{key} {scores[f'eval/{key}']:.2%}" for key in keys)
-        yield "evaluation", f"at step {scores['step']:,}: {shown}"
+        values = {key: scores.get(f"eval/{key}") for key in ("exact_accuracy", "task/pass@1", "task/pass@2")}
+        shown = [f"{key} {value:.2%}" for key, value in values.items() if value is not None]
+        yield "evaluation", f"at step {scores['step']:,}: {', '.join(shown)}"
     if summary.row_age_s is not None:
-        what = f"{_speed(summary)} examples/s, last row of metrics" if summary.row else "started"
+        what = f"{_speed(summary)} examples/s, last row of metrics" if row else "started"
         mark = " - stalled? (an evaluation can take long too)" if summary.is_stalled else ""
         yield "speed", f"{what} {_duration(summary.row_age_s)} ago{mark}"
-    yield "left", "" if summary.eta_s is None else _duration(summary.eta_s)
+    yield "left", _duration(summary.eta_s)
     yield "restarts", str(summary.restarts or "")
     yield "last error", summary.last_error or ""
     yield "log", str(summary.log or "") if summary.state.name != "finished" else ""
@@ -129,20 +119,11 @@ def _lines(summary: RunSummary) -> Iterator[tuple[str, str]]:
 
 
 _COLUMNS = ("run", "state", "step", "loss", "examples/s", "left", "restarts", "")
-_ALIGNED_RIGHT = {"loss", "examples/s", "left", "restarts"}
 
 
 def _table(summaries: Sequence[RunSummary]) -> str:
     """Return a line for each, as long as the terminal is wide."""
-    rows = [_COLUMNS, *(_cells(summary) for summary in summaries)]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(_COLUMNS))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if name in _ALIGNED_RIGHT else cell.ljust(width)
-            for name, cell, width in zip(_COLUMNS, row, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
+    lines = table([_COLUMNS, *(_cells(summary) for summary in summaries)], align="<<<>>>><")
     if not sys.stdout.isatty():
         return "\n".join(lines)
     width = shutil.get_terminal_size().columns
@@ -150,18 +131,15 @@ def _table(summaries: Sequence[RunSummary]) -> str:
 
 
 def _cells(summary: RunSummary) -> tuple[str, ...]:
-    remarks = [summary.last_error or "", *summary.notes]
-    if summary.is_stalled and summary.row_age_s:
-        remarks = [f"stalled? no row for {_duration(summary.row_age_s)}", *remarks]
-    if summary.parts:
-        remarks = [summary_of_parts(summary.parts), *remarks]
+    stalled = f"stalled? no row for {_duration(summary.row_age_s)}" if summary.is_stalled else ""
+    remarks = [summary_of_parts(summary.parts), stalled, summary.last_error, *summary.notes]
     return (
         str(summary.folder),
         str(summary.state),
-        _step(summary, "/") if summary.kind == "train" else "",
+        _step(summary, "/"),
         _loss(summary),
         _speed(summary) if summary.state.name == "running" else "",
-        "" if summary.eta_s is None else _duration(summary.eta_s),
+        _duration(summary.eta_s),
         str(summary.restarts or ""),
         "; ".join(remark.splitlines()[0] for remark in remarks if remark),
     )
@@ -169,6 +147,8 @@ def _cells(summary: RunSummary) -> tuple[str, ...]:
 
 def _step(summary: RunSummary, of: str) -> str:
     progress = summary.progress
+    if summary.kind != "train":
+        return ""
     step = progress.step if progress.step is not None else progress.saved_step or 0
     if progress.last_step is None:
         return f"{step:,}{of}unknown"
@@ -187,14 +167,15 @@ def _speed(summary: RunSummary) -> str:
     return "" if speed is None else f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
-def _duration(seconds: float) -> str:
-    """Return it in two units at most, such as `3 d 4 h`."""
+def _duration(seconds: float | None) -> str:
+    """Return it in two units at most, such as `3 d 4 h`; nothing for None."""
+    if seconds is None:
+        return ""
     if seconds < 100:
         return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
     if minutes < 100:
         return f"{minutes} min"
-    hours = round(minutes / 60)
     return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
@@ -203,19 +184,10 @@ def _duration(seconds: float) -> str:
 
 def _object(summary: RunSummary) -> dict[str, Any]:
     values = summary._asdict()
-    name, detail, job_id, exit_code = values.pop("state")
     progress = values.pop("progress")
-    return {
-        **values,
-        "state": name,
-        "detail": detail,
-        "job_id": job_id,
-        "exit_code": exit_code,
-        "step": progress.step,
-        "saved_step": progress.saved_step,
-        "last_step": progress.last_step,
-        "parts": {part.name or "last": str(part.state) for part in summary.parts},
-    }
+    values.update(zip(("state", "detail", "job_id", "exit_code"), summary.state, strict=True))
+    values.update(step=progress.step, saved_step=progress.saved_step, last_step=progress.last_step)
+    return {**values, "parts": {part.name or "last": str(part.state) for part in summary.parts}}
 
 
 if __name__ == "__main__":

@@ -109,7 +109,9 @@ def state_of_parts(parts: Collection[Part]) -> State:
 
 
 def summary(parts: Collection[Part]) -> str:
-    """Return how many parts are in which state, such as `12 of 16 parts done, 1 failed (3), 3 running`."""
+    """Return how many parts are in which state, such as `12 of 16 parts done, 1 failed (3)`; empty without parts."""
+    if not parts:
+        return ""
     names_in: dict[Name, list[str]] = defaultdict(list)
     for part in parts:
         if part.name:
