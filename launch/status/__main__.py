@@ -93,16 +93,18 @@ def _block(summary: RunSummary) -> str:
 
 def _lines(summary: RunSummary) -> Iterator[tuple[str, str]]:
     """Yield what to say of a run, line by line; those without a text are left out."""
-    saved, row = summary.progress.saved_step, summary.row or {}
+    saved, row = summary.progress.saved_step, summary.metrics.row or {}
     yield "parts", summary_of_parts(summary.parts)
     if step := _step(summary, " of "):
         yield "step", f"{step}, {'nothing saved' if saved is None else f'saved up to {saved:,}'}"
     if row:
         accuracy = row.get("train/exact_accuracy")
         exact = "" if accuracy is None else f", exact accuracy {accuracy:.1%} in training"
-        skipped = f", {summary.skipped_updates} updates skipped" if summary.skipped_updates else ""
+        skipped = (
+            f", {summary.metrics.skipped_updates} updates skipped" if summary.metrics.skipped_updates else ""
+        )
         yield "loss", f"{_loss(summary)}{exact}{skipped}"
-    if scores := summary.last_evaluation:
+    if scores := summary.metrics.last_evaluation:
         values = {key: scores.get(f"eval/{key}") for key in ("exact_accuracy", "task/pass@1", "task/pass@2")}
         shown = [f"{key} {value:.2%}" for key, value in values.items() if value is not None]
         yield "evaluation", f"at step {scores['step']:,}: {', '.join(shown)}"
@@ -156,14 +158,14 @@ def _step(summary: RunSummary, of: str) -> str:
 
 
 def _loss(summary: RunSummary) -> str:
-    if summary.row is None:
+    if summary.metrics.row is None:
         return ""
-    loss = summary.row.get("train/loss")
+    loss = summary.metrics.row.get("train/loss")
     return "not finite" if loss is None else f"{loss:.4f}"
 
 
 def _speed(summary: RunSummary) -> str:
-    speed = (summary.row or {}).get("examples_per_s")
+    speed = (summary.metrics.row or {}).get("examples_per_s")
     return "" if speed is None else f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
@@ -183,11 +185,12 @@ def _duration(seconds: float | None) -> str:
 
 
 def _object(summary: RunSummary) -> dict[str, Any]:
-    values = summary._asdict()
-    progress = values.pop("progress")
+    values = {**summary._asdict(), **summary.metrics._asdict(), **summary.progress._asdict()}
     values.update(zip(("state", "detail", "job_id", "exit_code"), summary.state, strict=True))
-    values.update(step=progress.step, saved_step=progress.saved_step, last_step=progress.last_step)
-    return {**values, "parts": {part.name or "last": str(part.state) for part in summary.parts}}
+    values["parts"] = {part.name or "last": str(part.state) for part in summary.parts}
+    for key in ("metrics", "progress", "row_time", "time", "lock_file", "holder"):
+        del values[key]
+    return values
 
 
 if __name__ == "__main__":

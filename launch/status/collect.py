@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from data_pipeline.base import jsonl
 from data_pipeline.base.errors import EXIT_INTERRUPTED, InputError
 from data_pipeline.schema import DatasetMetadata, load_dataset_info
 from hrm_dist.config import TrainConfig, load_config, total_steps
@@ -27,32 +28,40 @@ _STALLED_ROWS, _STALLED_S = 10, 300.0
 _NOT_SEARCHED = {"checkpoints", "jobs", "wandb", "train", "test", "building"}
 
 
+class Metrics(NamedTuple):
+    """What `metrics.jsonl` of a run says."""
+
+    row: Mapping[str, Any] | None = None
+    """The last row of training."""
+    row_time: datetime | None = None
+    """When it was written."""
+    last_evaluation: Mapping[str, Any] | None = None
+    """The last row with scores."""
+    skipped_updates: int = 0
+    """In all rows."""
+
+
 class RunSummary(NamedTuple):
     """What is known; None where it is not, or means nothing."""
 
     folder: Path
     kind: str
     state: State
+    progress: Progress
+    metrics: Metrics
+    parts: Sequence[Part]
     restarts: int
+    row_age_s: float | None
+    """Since the last row or the last start, whichever is later; while it runs."""
+    is_stalled: bool
+    eta_s: float | None
+    """Until the last step at the speed of the last row, without evaluations; while it runs."""
     last_error: str | None
     log: Path | None
     """With stderr of rank 0 of the job that counts."""
     next: str | None
     """The command that makes it go on."""
-    parts: Sequence[Part] = ()
-    progress: Progress = Progress()
-    row: Mapping[str, Any] | None = None
-    """The last row of metrics."""
-    last_evaluation: Mapping[str, Any] | None = None
-    """The last row with scores."""
-    skipped_updates: int = 0
-    """In all rows."""
-    row_age_s: float | None = None
-    """Since the last row or the last start, whichever is later; while it runs."""
-    is_stalled: bool = False
-    eta_s: float | None = None
-    """Until the last step at the speed of the last row, without evaluations; while it runs."""
-    notes: Sequence[str] = ()
+    notes: Sequence[str]
 
 
 def is_known_folder(folder: Path) -> bool:
@@ -89,59 +98,45 @@ def summaries_of(folders: Sequence[Path]) -> tuple[list[RunSummary], list[str]]:
         problems.append(f"Slurm does not answer, so this is from files alone: {queue.problem}")
     for folder, events in events_of.items():
         try:
-            kinds = [event.kind for event in events if isinstance(event, Submitted)]
-            if kinds and kinds[-1] != "train":
-                summaries.append(_summary_of_parts(folder, kinds[-1], events, queue))
-            else:
-                summaries.append(_summary_of_run(folder, events, queue))
+            summaries.append(_summary(folder, events, queue))
         except OSError as error:
             problems.append(f"{folder}: {error.filename or folder} cannot be read ({error.strerror})")
     return summaries, problems
 
 
-def _summary_of_run(folder: Path, events: Sequence[Event], queue: Queue) -> RunSummary:
-    now = datetime.now(UTC)
-    config, notes = _config(folder)
-    row, scores, skipped_updates = _metrics(folder / "metrics.jsonl")
-    progress = _progress(folder, row, config)
-    state = run_state(events, queue, progress, now)
+def _summary(folder: Path, events: Sequence[Event], queue: Queue) -> RunSummary:
+    kinds = [event.kind for event in events if isinstance(event, Submitted)]
+    kind, now = kinds[-1] if kinds else "train", datetime.now(UTC)
+    config, notes, progress, metrics, parts = None, (), Progress(), Metrics(), []
     starts = [event.time for event in events if isinstance(event, Started)]
-    error, stderr = _error_and_log(folder, state, events)
+    if kind == "train":
+        config, notes = _config(folder)
+        metrics = _metrics(folder / "metrics.jsonl")
+        progress = _progress(folder, config, metrics)
+        state = decisive = run_state(events, queue, progress, now)
+        restarts = max(0, len(starts) - 1)
+    else:
+        parts = part_states(events, queue)
+        state = state_of_parts(parts)
+        decisive = state_of_parts([part for part in parts if not part.state.is_live] or parts)
+        restarts = sum(max(0, part.num_starts - 1) for part in parts)
+    error, stderr = _error_and_log(folder, decisive, events)
     age_s, is_stalled, eta_s = None, False, None
-    if state.name == "running":
-        written = _time_of(folder / "metrics.jsonl")
-        times = [time for time in (written, *starts[-1:]) if time is not None]
-        age_s = max(0.0, (now - max(times)).total_seconds()) if times else None
-        is_stalled, eta_s = _pace(config, row, progress, age_s)
-        if written is not None and written >= max(times) and not is_stalled:
+    if kind == "train" and state.name == "running":
+        last = max([*starts[-1:], *filter(None, [metrics.row_time])], default=None)
+        age_s = None if last is None else max(0.0, (now - last).total_seconds())
+        speed = (metrics.row or {}).get("examples_per_s")
+        if config is not None and speed:
+            step_s = config.global_batch_size / speed
+            usual_s = config.log_interval * step_s
+            is_stalled = age_s is not None and age_s > max(_STALLED_ROWS * usual_s, _STALLED_S)
+            if progress.last_step is not None and progress.step is not None:
+                eta_s = (progress.last_step - progress.step) * step_s
+        if last == metrics.row_time and not is_stalled:
             error = None  # it has been overcome
-    return RunSummary(
-        folder, "train", state, max(0, len(starts) - 1), error, stderr, _next(folder, "train", state, events, queue),
-        (), progress, row, scores, skipped_updates, age_s, is_stalled, eta_s, notes,
-    )  # fmt: skip
-
-
-def _summary_of_parts(folder: Path, kind: str, events: Sequence[Event], queue: Queue) -> RunSummary:
-    parts = part_states(events, queue)
-    state = state_of_parts(parts)
-    ended = [part for part in parts if not part.state.is_live]
-    error, stderr = _error_and_log(folder, state_of_parts(ended) if ended else state, events)
-    restarts = sum(max(0, part.num_starts - 1) for part in parts)
-    next_command = _next(folder, kind, state, events, queue)
-    return RunSummary(folder, kind, state, restarts, error, stderr, next_command, parts)
-
-
-def _pace(
-    config: TrainConfig | None, row: Mapping[str, Any] | None, progress: Progress, age_s: float | None
-) -> tuple[bool, float | None]:
-    """Return whether the run may hang, and how many seconds are left."""
-    if config is None or row is None or not row.get("examples_per_s"):
-        return False, None
-    step_s = config.global_batch_size / row["examples_per_s"]
-    is_stalled = age_s is not None and age_s > max(_STALLED_ROWS * config.log_interval * step_s, _STALLED_S)
-    if progress.last_step is None or progress.step is None:
-        return is_stalled, None
-    return is_stalled, (progress.last_step - progress.step) * step_s
+    told = (error, stderr, _next(folder, kind, state, events, queue), notes)
+    pace = (age_s, is_stalled, eta_s)
+    return RunSummary(folder, kind, state, progress, metrics, parts, restarts, *pace, *told)
 
 
 def _error_and_log(folder: Path, state: State, events: Sequence[Event]) -> tuple[str | None, Path | None]:
@@ -164,33 +159,34 @@ def _error_and_log(folder: Path, state: State, events: Sequence[Event]) -> tuple
 
 def _config(folder: Path) -> tuple[TrainConfig | None, Sequence[str]]:
     """Return the configuration that was started or submitted last."""
-    candidates = (folder / "config.yaml", log.jobs_folder(folder) / "config.yaml")
-    paths = [path for path in candidates if path.exists()]
-    if not paths:
-        return None, ()
+    paths = [
+        path for path in (folder / "config.yaml", log.jobs_folder(folder) / "config.yaml") if path.exists()
+    ]
     try:
-        return load_config(max(paths, key=lambda path: path.stat().st_mtime)), ()
+        return (load_config(max(paths, key=lambda path: path.stat().st_mtime)) if paths else None), ()
     except (InputError, OSError) as error:
         return None, [str(error)]
 
 
-def _progress(folder: Path, row: Mapping[str, Any] | None, config: TrainConfig | None) -> Progress:
+def _progress(folder: Path, config: TrainConfig | None, metrics: Metrics) -> Progress:
     latest = folder / "checkpoints" / "latest" / "state.json"
-    state: dict[str, Any] = {}
-    try:
-        # Not by hrm_dist.checkpoint.reader, which imports torch; and whether it is whole is for a resume to find out.
+    state, saved_step, lock_file = {}, None, None
+    # Not by hrm_dist.checkpoint.reader, which imports torch; and whether it is whole is for a resume to find out.
+    with suppress(OSError, ValueError, KeyError, TypeError):
         state = dict(json.loads(latest.read_bytes()))
-        saved = int(state["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        saved = None
-    times = [time for path in (folder / "metrics.jsonl", latest) if (time := _time_of(path))]
-    try:
+        saved_step = int(state["step"])
+    with suppress(OSError):
         lock_file = (folder / ".lock").read_text(encoding="utf-8").strip()
-    except OSError:
-        lock_file = None
+    step = None if metrics.row is None else metrics.row["step"]
     last_step = None if config is None else _last_step(config, state)
-    step = None if row is None else row["step"]
-    return Progress(step, saved, last_step, max(times, default=None), lock_file, holder(folder))
+    time = max(filter(None, [metrics.row_time, _time_of(latest)]), default=None)
+    return Progress(step, saved_step, last_step, time, lock_file, holder(folder))
+
+
+def _metrics(path: Path) -> Metrics:
+    lines = jsonl.lines(path)
+    skipped = sum(int(n) for line in lines for n in re.findall(rb'"train/skipped_updates": (\d+)', line))
+    return Metrics(_last_row(lines, b'"train/'), _time_of(path), _last_row(lines, b'"eval/'), skipped)
 
 
 def _last_step(config: TrainConfig, state: Mapping[str, Any]) -> int | None:
@@ -204,17 +200,6 @@ def _last_step(config: TrainConfig, state: Mapping[str, Any]) -> int | None:
             return None
     steps = total_steps(config, metadata)
     return min(steps, config.max_steps or steps)
-
-
-def _metrics(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None, int]:
-    """Return the last row of training, the last one with scores, and the number of skipped updates in all."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None, None, 0
-    lines = content.split(b"\n")[:-1]  # what follows is cut short
-    skipped_updates = sum(map(int, re.findall(rb'"train/skipped_updates": (\d+)', content)))
-    return _last_row(lines, b'"train/'), _last_row(lines, b'"eval/'), skipped_updates
 
 
 def _last_row(lines: Sequence[bytes], key: bytes) -> dict[str, Any] | None:
