@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.base.errors import exit_code
 from launch.doctor import checks
-from launch.doctor.results import CheckResult, Line, MustMatch, Results, failure, merged, ok, run, warn
+from launch.doctor.results import Line, Result, Results, failure, merged, ok, run, warn
 
 if TYPE_CHECKING:
     from hrm_dist.distributed.process_group import World
@@ -100,9 +100,7 @@ def main() -> int:
     return 1
 
 
-def _check_together(
-    report: _Report, own: dict[str, list[CheckResult | MustMatch]], dirs: Sequence[Path]
-) -> bool:
+def _check_together(report: _Report, own: dict[str, list[Result]], dirs: Sequence[Path]) -> bool:
     """Join the others and check what takes all of them; return whether a check failed. Raise what keeps from it."""
     from hrm_dist.distributed import collectives
     from hrm_dist.distributed.process_group import process_group
@@ -122,21 +120,13 @@ def _check_together(
             **{f"folder {path.absolute()}": partial(folders.folder, path) for path in dirs},
         }
         for name in (*own, *shared):
-            results = own[name] if name in own else _made(name, partial(shared[name], world, hosts), world)
-            by_rank = collectives.gather_objects(results)
+            if name in shared:  # where one of several processes fails in it, all end
+                check = partial(shared[name], world, hosts)
+                own[name] = run(check) if world.world_size == 1 else list(check())
+            by_rank = collectives.gather_objects(own[name])
             if world.is_main:
                 report.add(merged(name, by_rank, hosts))
         return collectives.run_on_rank0(report.close)
-
-
-def _made(name: str, check: Callable[[], Results], world: "World") -> list[CheckResult | MustMatch]:
-    """Return what a check of all processes yields; where it fails on one of several, all end."""
-    try:
-        return list(check())
-    except Exception as error:
-        if world.world_size == 1:
-            return [failure(error)]
-        raise SystemExit(f"error: {name}: {failure(error).what}") from error
 
 
 if __name__ == "__main__":

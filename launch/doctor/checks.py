@@ -75,22 +75,18 @@ def gpus(env: "DistEnv") -> Results:
             yield ok(f"CPU only: no GPU here{problem}")
         elif built_for is None:
             yield fail(
-                f"{what} is built without CUDA", "install torch for CUDA, see https://pytorch.org/get-started"
+                f"{what} is built without CUDA", "install it for CUDA, see https://pytorch.org/get-started"
             )
         else:
             what += f", built for CUDA {built_for}, cannot use them with driver {driver}"
-            todo = (
-                "update the driver or install torch for an older CUDA; ask Slurm for GPUs (--gpus-per-node)"
-            )
+            todo = "update the driver or install torch for an older CUDA; ask Slurm for --gpus-per-node"
             yield fail(f"{what} (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')})", todo)
         return
     devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     names = [f"{device.name} {device.total_memory / GIB:.0f} GiB" for device in devices]
     text = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
     yield MustMatch("GPUs", text, "warn", f"the slowest decides; {same}")
-    yield MustMatch(
-        "GPU driver", driver, "warn", "the nodes are set up differently; tell their administrator"
-    )
+    yield MustMatch("GPU driver", driver, "warn", "tell the administrator: the nodes are set up differently")
     yield ok(f"{text}; torch is built for CUDA {built_for}, the driver is {driver}{problem}")
     mine = env.local_rank if env.world_size > 1 and env.local_rank < len(devices) else 0
     if int(torch.ones(8, device=f"cuda:{mine}").sum()) != 8:
@@ -183,9 +179,8 @@ def wandb(env: "DistEnv") -> Results:
 
 def _has_key(host: str) -> bool:
     with suppress(OSError, netrc.NetrcParseError):
-        return bool(
-            os.environ.get("WANDB_API_KEY") or netrc.netrc(os.environ.get("NETRC")).authenticators(host)
-        )
+        key = os.environ.get("WANDB_API_KEY") or netrc.netrc(os.environ.get("NETRC")).authenticators(host)
+        return key is not None
     return False
 
 

@@ -15,15 +15,13 @@ from data_pipeline.base import locks
 from hrm_dist.distributed import collectives
 from hrm_dist.distributed.process_group import World
 from launch.doctor.checks import GIB
-from launch.doctor.results import Results, fail, ok, ranks_by_host, warn, where
+from launch.doctor.results import Results, fail, ok, warn, where
 from launch.jobs.storage import mount_of
 
 _VISIBLE_WITHIN_S = 5.0
 _SLOW_S = {"write + fsync + rename": 0.25, "stat": 0.01}
 _LITTLE_SPACE, _FEW_INODES = 10 * GIB, 10_000
-_MOUNT_WITH_LOCKS = (
-    "start only one run per folder, or mount it with locks (NFS: no `nolock`; Lustre: `flock`)"
-)
+_LOCKS_TODO = "start only one run per folder, or mount it with locks (NFS: no `nolock`; Lustre: `flock`)"
 
 
 def folder(path: Path, world: World, hosts: Sequence[str]) -> Results:
@@ -38,18 +36,17 @@ def folder(path: Path, world: World, hosts: Sequence[str]) -> Results:
             return
         # Rank 0 would lose its lock if it opened the file again.
         seen_s = collectives.gather_objects(0.0 if world.is_main else _seen_after_s(marker))
-        sees_lock, median_s = world.is_main, {}
+        sees_lock, median_s = world.is_main, dict[str, float]()
         if seen_s[world.rank] is not None:
             with suppress(OSError):
                 sees_lock = sees_lock or locks.holder(marker) is not None
             if has_locks and not sees_lock:
-                yield warn(f"a file that {hosts[0]} had locked could be locked", _MOUNT_WITH_LOCKS)
+                yield warn(f"a file that {hosts[0]} had locked could be locked", _LOCKS_TODO)
             try:
-                if world.rank in {ranks[0] for ranks in ranks_by_host(hosts).values()}:
-                    median_s = {"write + fsync + rename": _median_s(_write, marker, 10)}
-                    median_s["stat"] = _median_s(
-                        Path.exists, marker, 50
-                    )  # of a name that the node cannot know
+                if hosts.index(hosts[world.rank]) == world.rank:  # the first process of its host
+                    # The names are new to the node, so it must ask for them.
+                    median_s["write + fsync + rename"] = _median_s(_write, marker, 10)
+                    median_s["stat"] = _median_s(Path.exists, marker, 50)
             except OSError as error:
                 yield fail(f"cannot be written: {error.strerror}", "give this user the right to write there")
         views = collectives.gather_objects((sees_lock, median_s))
@@ -71,7 +68,7 @@ def folder(path: Path, world: World, hosts: Sequence[str]) -> Results:
     elif len(hosts) > 1:
         facts.append(f"all see a new file within {max(s for s in seen_s if s is not None) * 1e3:.1f} ms")
     if not has_locks:
-        yield warn("no file locks", _MOUNT_WITH_LOCKS)
+        yield warn("no file locks", _LOCKS_TODO)
     elif all(locked for locked, _ in views):
         facts.append(f"file locks work{' between all' if len(hosts) > 1 else ''}")
     for what in median_s:

@@ -1,7 +1,7 @@
 """What a check yields, and the lines that the results of all processes come to."""
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -33,7 +33,8 @@ class MustMatch(NamedTuple):
     todo: str
 
 
-Results = Iterator[CheckResult | MustMatch]
+Result = CheckResult | MustMatch
+Results = Iterator[Result]
 
 
 class Line(NamedTuple):
@@ -48,9 +49,9 @@ class Line(NamedTuple):
         return f"{self.level:<4}  {self.check}: {self.what}" + (f"  -> {self.todo}" if self.todo else "")
 
 
-def run(check: Callable[[], Results]) -> list[CheckResult | MustMatch]:
+def run(check: Callable[[], Results]) -> list[Result]:
     """Return what a check yields; an error of its own is a failure, not an end."""
-    results: list[CheckResult | MustMatch] = []
+    results: list[Result] = []
     try:
         results += check()
     except Exception as error:
@@ -68,11 +69,9 @@ def failure(error: BaseException) -> CheckResult:
     return fail(f"the check itself failed: {type(error).__name__}: {words}{where}")
 
 
-def merged(
-    check: str, by_rank: Sequence[Sequence[CheckResult | MustMatch]], hosts: Sequence[str]
-) -> list[Line]:
+def merged(check: str, by_rank: Sequence[Sequence[Result]], hosts: Sequence[str]) -> list[Line]:
     """Return the lines of a check: what is ok on rank 0, and what is not on any, with its hosts unless all have it."""
-    ranks_of: dict[CheckResult | MustMatch, list[int]] = {}
+    ranks_of: dict[Result, list[int]] = {}
     for rank, results in enumerate(by_rank):
         for result in dict.fromkeys(results):
             ranks_of.setdefault(result, []).append(rank)
@@ -96,17 +95,9 @@ def merged(
 
 def where(ranks: Sequence[int], hosts: Sequence[str]) -> str:
     """Return the hosts of some ranks, with the ranks where a host has others too."""
-    names = [
-        host if own == wanted else f"{host} (ranks {', '.join(map(str, wanted))})"
-        for host, own in ranks_by_host(hosts).items()
-        if (wanted := [rank for rank in own if rank in ranks])
-    ]
+    names: list[str] = []
+    for host in dict.fromkeys(hosts[rank] for rank in ranks):
+        own = [rank for rank in range(len(hosts)) if hosts[rank] == host]
+        wanted = [rank for rank in own if rank in ranks]
+        names.append(host if own == wanted else f"{host} (ranks {', '.join(map(str, wanted))})")
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def ranks_by_host(hosts: Sequence[str]) -> Mapping[str, list[int]]:
-    """Return the ranks of every host, in rank order."""
-    ranks: dict[str, list[int]] = {}
-    for rank, host in enumerate(hosts):
-        ranks.setdefault(host, []).append(rank)
-    return ranks

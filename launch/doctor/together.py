@@ -56,9 +56,7 @@ def all_reduce(world: World, hosts: Sequence[str]) -> Results:
             speed = size / seconds / 1e9
             bus = speed * 2 * (world.world_size - 1) / world.world_size
             texts.append(f"{size // MB} MB in {seconds * 1e3:.1f} ms = {speed:.2f} GB/s, bus {bus:.2f}")
-        text = (
-            f"{backend}: {'; '.join(texts)} (bytes / time; bus: times 2 (n - 1) / n, what each process sends)"
-        )
+        text = f"{backend}: {'; '.join(texts)} (bytes / time; bus: times 2 (n - 1) / n, what each sends)"
         least = _SLOW_MESSAGES_GB_PER_S if has_gpus and backend == "gloo" else _SLOW_GB_PER_S
         if not world.is_main:
             continue

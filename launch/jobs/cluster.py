@@ -74,19 +74,14 @@ class Cluster(Strict):
         if self.cluster == "local" and self.container_runtime == "pyxis" and self.container:
             problems.append("container_runtime=pyxis: belongs to Slurm; use apptainer with cluster=local.")
         if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
-            problems.append(
-                f"tasks_per_node={self.tasks_per_node}: is gpus_per_node={self.gpus_per_node} here; leave it out."
-            )
+            per_gpu = f"one per GPU, and gpus_per_node={self.gpus_per_node}"
+            problems.append(f"tasks_per_node={self.tasks_per_node}: processes are {per_gpu}; leave it out.")
         refused = {option.removeprefix("--").partition("=")[0] for option in self.sbatch} & _OWN_OPTIONS
         if refused:
             names = ", ".join(f"--{name}" for name in sorted(refused))
-            problems.append(
-                f"sbatch: {names} cannot be given here; use the key of that name, if there is one."
-            )
+            problems.append(f"sbatch: {names} cannot be given here; use the key of that name, if any.")
         if self.grace_s >= 60 * self.limit_min:
-            problems.append(
-                f"grace_s={self.grace_s}: are seconds, and no less than time_min={self.limit_min} minutes."
-            )
+            problems.append(f"grace_s={self.grace_s}: are seconds, no less than time_min={self.limit_min}.")
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -176,7 +171,7 @@ def _srun_arguments(cluster: Cluster) -> list[str]:
     # the site exports by default.
     arguments += ["--kill-on-bad-exit=0", "--export=ALL"]
     if cluster.container is not None and cluster.container_runtime == "pyxis":
-        mounts = [mount if ":" in mount else f"{mount}:{mount}" for mount in _mounts(cluster)]
+        mounts = [m if ":" in m else f"{m}:{m}" for m in (str(Path.cwd()), *cluster.container_mounts)]
         arguments += [f"--container-image={cluster.container}", f"--container-mounts={','.join(mounts)}"]
         arguments += [f"--container-workdir={Path.cwd()}"]
     return arguments
@@ -188,11 +183,7 @@ def _python(cluster: Cluster) -> str:
         return shlex.quote(sys.executable)
     if cluster.container_runtime == "pyxis":
         return "python"
-    binds = [argument for mount in _mounts(cluster) for argument in ("--bind", mount)]
+    here = str(Path.cwd())
+    binds = [argument for mount in (here, *cluster.container_mounts) for argument in ("--bind", mount)]
     gpus = ["--nv"] if cluster.gpus_per_node else []
-    inside = ["apptainer", "exec", *gpus, *binds, "--pwd", str(Path.cwd()), cluster.container, "python"]
-    return shlex.join(inside)
-
-
-def _mounts(cluster: Cluster) -> list[str]:
-    return [str(Path.cwd()), *cluster.container_mounts]
+    return shlex.join(["apptainer", "exec", *gpus, *binds, "--pwd", here, cluster.container, "python"])

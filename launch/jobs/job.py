@@ -60,10 +60,9 @@ class Job(NamedTuple):
         if environment.global_rank != 0:
             sys.exit(self._as_another_rank(environment, log_start))
         revision, hosts = log.git_revision(), list(environment.hostnames)
-        started = Started(
-            job_id=job_id, hosts=hosts, git_revision=revision, saved=self._saved(), log_start=log_start
-        )
-        self._note(started.model_copy(update={"restarts": len(self._starts(job_id))}))
+        started = Started(job_id=job_id, hosts=hosts, git_revision=revision, log_start=log_start)
+        started.saved, started.restarts = self._saved(), len(self._starts(job_id))
+        self._note(started)
         command = _Command(self)
         code = command.wait()
         may_help = code == EXIT_INTERRUPTED or (code == EXIT_LOST and self._has_lost_a_node(job_id))
@@ -114,9 +113,7 @@ class Job(NamedTuple):
         saved = {self._saved(), *(start.saved for start in starts)}
         if self.module != "hrm_dist.train" or len(starts) < _MAX_IN_VAIN or len(saved) > 1:
             return True
-        _say(
-            f"error: {_MAX_IN_VAIN} starts in a row ended before a step was saved; raise time_min or grace_s"
-        )
+        _say(f"error: {_MAX_IN_VAIN} starts in a row saved nothing new; raise time_min or grace_s")
         return False
 
     def _events(self, job_id: str) -> list[Event]:
@@ -136,9 +133,7 @@ class Job(NamedTuple):
             slurm.slurm(["scontrol", "requeue", ended.job_id], num_tries=3)
         except slurm.SlurmError as error:
             self._note(ended.model_copy(update={"requeued": False}))
-            _say(
-                f"error: the job could not be put back into the queue ({error}); submit the same again to go on"
-            )
+            _say(f"error: the job could not go back to the queue ({error}); submit the same again to go on")
 
     def _saved(self) -> str | None:
         try:

@@ -26,7 +26,7 @@ from launch.jobs.cluster import Cluster, executor
 from launch.jobs.job import Job
 from launch.jobs.job_state import ask_queue, job_state
 from launch.jobs.log import Ended, Submitted, jobs_folder
-from launch.jobs.spec import Command, JobSpec
+from launch.jobs.spec import JobSpec
 
 Handle = submitit.Job[Any]
 
@@ -39,7 +39,7 @@ def submit(spec: JobSpec, cluster: Cluster, *, dry_run: bool, retry: bool) -> li
     """Check, queue and record what is missing, and what joins the parts; return the ids. Raise InputError."""
     live = _live_jobs(spec)
     to_run = _parts_to_run(spec, live, retry=retry)
-    script = "\n".join(f"runs       {spec.parts[part]}" for part in to_run)
+    script = "\n".join(f"runs       python -m {shlex.join(spec.parts[part])}" for part in to_run)
     if cluster.cluster == "slurm":
         script = "\n" + _check_with_slurm(spec, cluster, len(to_run))
     print(_description(spec, cluster, len(to_run)))
@@ -93,9 +93,7 @@ def _parts_to_run(spec: JobSpec, live: Mapping[str, Submitted], *, retry: bool) 
     before = [event for event in log.read(spec.folder) if isinstance(event, Submitted)]
     if before and not retry:
         reason = f"was submitted before (job {before[-1].job_id})"
-        raise InputError(
-            f"{spec.folder}: {reason}; --retry-failed submits the parts that are not done, and no others."
-        )
+        raise InputError(f"{spec.folder}: {reason}; --retry-failed submits the parts that are not done.")
     if retry and not before:
         raise InputError(f"{spec.folder}: nothing was submitted for this folder; leave --retry-failed out.")
     counts = {event.command[-1].partition("/")[2] for event in before if "--part" in event.command}
@@ -103,18 +101,18 @@ def _parts_to_run(spec: JobSpec, live: Mapping[str, Submitted], *, retry: bool) 
         reason = f"{spec.folder} was submitted in {', '.join(sorted(counts))} parts"
         raise InputError(f"--parts {len(spec.parts)}: {reason}; give the same number.")
     running = {event.command[-1] for event in live.values()}
-    return [part for part in spec.missing if spec.parts[part].arguments[-1] not in running]
+    return [part for part in spec.missing if spec.parts[part][-1] not in running]
 
 
 def _check_with_slurm(spec: JobSpec, cluster: Cluster, num_jobs: int) -> str:
     """Return the script that sbatch gets. Raise InputError where Slurm or the nodes could not run it."""
-    partition = slurm.partition(cluster.partition)
-    if not partition.is_local:
+    limit_min, is_here = slurm.partition(cluster.partition)
+    if not is_here:
         storage.check_shared([spec.folder, *spec.inputs, Path.cwd(), Path(sys.prefix)])
-    if cluster.limit_min > partition.limit_min:
-        reason = f"the partition allows {partition.limit_min:.0f} minutes"
+    if cluster.limit_min > limit_min:
+        reason = f"the partition allows {limit_min:.0f} minutes"
         raise InputError(
-            f"time_min={cluster.limit_min}: {reason}; a training goes on after a limit, so ask for less."
+            f"time_min={cluster.limit_min}: {reason}; ask for less, a training resumes after it."
         )
     made = executor(cluster, jobs_folder(spec.folder), spec.name)
     assert isinstance(made, submitit.SlurmExecutor)
@@ -127,13 +125,13 @@ def _check_with_slurm(spec: JobSpec, cluster: Cluster, num_jobs: int) -> str:
 
 
 def _queue(
-    spec: JobSpec, cluster: Cluster, commands: Sequence[Command], after: str | None = None
+    spec: JobSpec, cluster: Cluster, commands: Sequence[list[str]], after: str | None = None
 ) -> list[Handle]:
     """Queue and record commands, several as an array; return their jobs. Raise SlurmError."""
     if not commands:
         return []
     made = executor(cluster, jobs_folder(spec.folder), spec.name, after)
-    jobs = [Job(spec.folder, *command, cluster.grace_s) for command in commands]
+    jobs = [Job(spec.folder, module, arguments, cluster.grace_s) for module, *arguments in commands]
     try:
         with _without_our_output() if cluster.cluster == "local" else nullcontext(), made.batch():
             handles = [made.submit(job) for job in jobs]
@@ -146,7 +144,7 @@ def _queue(
             cluster=cluster.cluster,
             host=socket.gethostname(),
             kind=spec.kind,
-            command=[command.module, *command.arguments],
+            command=command,
             resources=cluster.model_dump(exclude_defaults=True),
             resubmit=list(spec.resubmit),
             git_revision=log.git_revision(),
@@ -173,7 +171,7 @@ def _without_our_output() -> Iterator[None]:
 
 
 def _queue_join(
-    spec: JobSpec, join: Command, cluster: Cluster, parts: Sequence[Handle], live: Collection[str]
+    spec: JobSpec, join: list[str], cluster: Cluster, parts: Sequence[Handle], live: Collection[str]
 ) -> list[Handle]:
     """Queue what makes a whole of the parts, to run after them; if that is refused, no part stays queued either."""
     one_process = cluster.model_copy(update={"gpus_per_node": 0, "tasks_per_node": 1})
@@ -196,9 +194,8 @@ def _description(spec: JobSpec, cluster: Cluster, num_jobs: int) -> str:
         per_node += f" and {cluster.gpus_per_node} GPUs"
     size = f"{num_jobs} jobs of {per_node}" if spec.is_array else f"{cluster.nodes} x {per_node}"
     limit = "" if is_local and not cluster.time_min else f", at most {cluster.limit_min} min a start"
-    return "\n".join(
-        [f"{spec.kind:<10} {_short(spec.folder)}", f"on         {where}: {size}{limit}", *spec.about]
-    )
+    what = [f"{spec.kind:<10} {_short(spec.folder)}", f"on         {where}: {size}{limit}"]
+    return "\n".join([*what, *spec.about])
 
 
 def _what_now(spec: JobSpec, cluster: Cluster, job_ids: Sequence[str]) -> str:

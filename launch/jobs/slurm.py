@@ -12,9 +12,7 @@ from typing import NamedTuple
 from data_pipeline.base.errors import InputError
 
 _TIMEOUT_S = 30.0
-_ENDED = (
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
-)
+_ENDED = "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED TIMEOUT".split()
 _RUNNING = "RUNNING COMPLETING SUSPENDED STOPPED SIGNALING STAGE_OUT RESIZING".split()
 
 
@@ -59,9 +57,7 @@ def slurm(command: Sequence[str], text: str = "", num_tries: int = 1) -> str:
     except FileNotFoundError:
         problem = f"{command[0]}: not found; run this on a login node of the cluster, or use --cluster local."
     except subprocess.TimeoutExpired:
-        problem = (
-            f"{' '.join(command)}: no answer in {_TIMEOUT_S:.0f} s; is the controller up (`scontrol ping`)?"
-        )
+        problem = f"{' '.join(command)}: no answer in {_TIMEOUT_S:.0f} s; is the controller up?"
     if num_tries == 1:
         raise SlurmError(problem)
     time.sleep(1.0)
@@ -125,23 +121,14 @@ def check_script(script: str) -> None:
         raise SlurmError(f"Slurm refuses the job: {explained(str(error))}") from error
 
 
-class Partition(NamedTuple):
-    """What sinfo says of a partition."""
-
-    limit_min: float
-    """The longest time that it gives a job, in minutes."""
-    is_local: bool
-    """Whether all its nodes are this machine, as in a Slurm for tests."""
-
-
-def partition(name: str | None) -> Partition:
-    """Return what Slurm says of a partition (None: the default)."""
+def partition(name: str | None) -> tuple[float, bool]:
+    """Return the longest time that a partition (None: the default) gives a job, in minutes, and whether all its nodes
+    are this machine, as in a Slurm for tests."""
     chosen = [] if name is None else [f"--partition={name}"]
     lines = slurm(["sinfo", "--noheader", "--Node", "--format=%P %l %o", *chosen]).splitlines()
-    nodes = [line.split() for line in lines]
-    nodes = [node for node in nodes if name is not None or node[0].endswith("*")]
+    nodes = [node for node in map(str.split, lines) if name is not None or node[0].endswith("*")]
     limit_min = max((_minutes(limit) for _, limit, _ in nodes), default=math.inf)
-    return Partition(limit_min, all(_is_local(address) for address in {node[2] for node in nodes}))
+    return limit_min, all(_is_local(address) for address in {node[2] for node in nodes})
 
 
 def _minutes(limit: str) -> float:

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,29 +18,19 @@ from launch.jobs.cluster import Cluster
 from launch.jobs.log import Kind, jobs_folder
 
 
-class Command(NamedTuple):
-    """`python -m MODULE ARGUMENTS`."""
-
-    module: str
-    arguments: list[str]
-
-    def __str__(self) -> str:
-        return shlex.join(["python", "-m", self.module, *self.arguments])
-
-
 class JobSpec(NamedTuple):
     """What a submission is to get done."""
 
     kind: Kind
     folder: Path
     """Absolute; the run's, the dataset's or the predictions'."""
-    parts: list[Command]
-    """A training has one; the others as many as jobs share the work."""
+    parts: list[list[str]]
+    """Modules and arguments, as after `python -m`. A training has one; the others as many as jobs share the work."""
     missing: list[int]
     """The parts that are not done."""
     about: list[str]
     """Lines for people."""
-    join: Command | None = None
+    join: list[str] | None = None
     """What makes a whole of the parts, when all are done."""
     inputs: Sequence[Path] = ()
     """What the jobs read; every node must see it."""
@@ -74,16 +63,12 @@ def training(rest: Sequence[str], cluster: Cluster) -> JobSpec:
         if (folder / "checkpoints").exists():
             raise InputError(f"resume=never: {folder} already holds a run; choose another checkpoint_path.")
         config = config.model_copy(update={"resume": "auto"})  # the job resumes from its own checkpoints
-    owner = run_lock.holder(folder)
-    if owner is not None:
-        raise InputError(
-            f"checkpoint_path={folder}: a run trains here ({owner}); wait for its end, stop it, or choose another "
-            "checkpoint_path."
-        )
+    if owner := run_lock.holder(folder):
+        remedy = "wait for its end, stop it, or choose another checkpoint_path"
+        raise InputError(f"checkpoint_path={folder}: a run trains here ({owner}); {remedy}.")
     # The jobs read a copy: what is queued stays as it was checked, whatever becomes of the file.
     copy = jobs_folder(folder) / "config.yaml"
-    parts = [Command("hrm_dist.train", [str(copy)])]
-    inputs = [Path(config.data_path)]
+    parts, inputs = [["hrm_dist.train", str(copy)]], [Path(config.data_path)]
     return JobSpec("train", folder, parts, [0], about, inputs=inputs, config=(copy, to_yaml(config)))
 
 
@@ -92,30 +77,22 @@ def _check_training(config: TrainConfig, cluster: Cluster) -> list[str]:
     check_divisible(config.global_batch_size, num_processes)
     size = config.global_batch_size // num_processes
     if size % config.gradient_accumulation_steps:
-        raise InputError(
-            f"gradient_accumulation_steps={config.gradient_accumulation_steps}: does not divide the {size} sequences "
-            "of a process; choose a divisor."
-        )
+        key = f"gradient_accumulation_steps={config.gradient_accumulation_steps}"
+        raise InputError(f"{key}: does not divide the {size} sequences of a process; choose a divisor.")
     if config.device == "cuda" and not cluster.gpus_per_node:
-        raise InputError(
-            "device=cuda, but gpus_per_node=0: ask for GPUs with --gpus-per-node, or set device=cpu."
-        )
+        raise InputError("device=cuda, but gpus_per_node=0: give --gpus-per-node, or set device=cpu.")
     if config.device == "cpu" and cluster.gpus_per_node:
-        raise InputError(
-            f"device=cpu, but gpus_per_node={cluster.gpus_per_node}: they would idle; set device=auto, or "
-            "--gpus-per-node 0."
-        )
-    about = [
-        f"processes  {num_processes}, {size} of {config.global_batch_size} sequences each, engine={config.engine}"
-    ]
+        reason = f"gpus_per_node={cluster.gpus_per_node} would idle"
+        raise InputError(f"device=cpu: {reason}; set device=auto, or --gpus-per-node 0.")
+    each = f"{size} of {config.global_batch_size} sequences each"
+    about = [f"processes  {num_processes}, {each}, engine={config.engine}"]
     if config.dataset is not None and not (Path(config.data_path) / "dataset.json").exists():
         return [*about, f"data       {config.data_path} is missing: rank 0 builds it when the job starts"]
     info = load_dataset_info(Path(config.data_path))
     steps = total_steps(config, info.metadata("train"))
     if steps < 1:
-        raise InputError(
-            f"epochs={config.epochs}: fills no batch of global_batch_size={config.global_batch_size}; raise epochs."
-        )
+        size = f"global_batch_size={config.global_batch_size}"
+        raise InputError(f"epochs={config.epochs}: fills no batch of {size}; raise epochs.")
     note = "" if info.splits.test.total_groups else f"; {NOTHING_HELD_OUT}"
     return [*about, f"data       {config.data_path}, {min(steps, config.max_steps or steps):,} steps{note}"]
 
@@ -130,7 +107,7 @@ def build(rest: Sequence[str], num_parts: int, cluster: Cluster) -> JobSpec:
         request.out, data_build.read(request).identity
     )  # raises where sources or the folder differ
     is_complete = (folder / "dataset.json").exists()
-    join = Command("data_pipeline.merge", [str(request.out)]) if num_parts > 1 and not is_complete else None
+    join = ["data_pipeline.merge", str(request.out)] if num_parts > 1 and not is_complete else None
     missing = build_dir.missing_parts(folder, num_parts)
     about = [f"parts      {len(missing)} of {num_parts} to build"]
     return JobSpec("build", folder, _parts("data_pipeline.build", rest, num_parts), missing, about, join)
@@ -152,17 +129,16 @@ def evaluation(rest: Sequence[str], num_parts: int, cluster: Cluster) -> JobSpec
     output_dir.agree(options.out, asked, Part(0, num_parts))
     path = options.checkpoint.resolve()  # `latest` may change before the jobs run
     fixed = [str(path) if Path(argument) == options.checkpoint else argument for argument in rest]
-    join = Command("tools.evaluate", [*fixed, "--device", "cpu"]) if num_parts > 1 else None
+    join = ["tools.evaluate", *fixed, "--device", "cpu"] if num_parts > 1 else None
     missing = output_dir.missing_parts(options.out, num_parts)
-    about = [
-        f"parts      {len(missing)} of {num_parts} to predict, {len(reader):,} examples in all, with {path}"
-    ]
+    todo = f"{len(missing)} of {num_parts} to predict, {len(reader):,} examples in all"
+    about = [f"parts      {todo}, with {path}"]
     parts, inputs = _parts("tools.evaluate", fixed, num_parts), [path, options.data]
     return JobSpec("evaluate", options.out.absolute(), parts, missing, about, join, inputs)
 
 
-def _parts(module: str, arguments: Sequence[str], num_parts: int) -> list[Command]:
-    return [Command(module, [*arguments, "--part", f"{i}/{num_parts}"]) for i in range(num_parts)]
+def _parts(module: str, arguments: Sequence[str], num_parts: int) -> list[list[str]]:
+    return [[module, *arguments, "--part", f"{i}/{num_parts}"] for i in range(num_parts)]
 
 
 def _check_parts(rest: Sequence[str], num_parts: int, cluster: Cluster) -> None:
@@ -179,11 +155,10 @@ def _check_folder(folder: Path) -> None:
     if "%" in str(folder):
         raise InputError(f"{folder}: Slurm reads % in the names of logs as its own; choose a folder without.")
     try:
-        [nearest, *_] = [path for path in (jobs_folder(folder), folder, *folder.parents) if path.exists()]
-        reason = "" if nearest.is_dir() else f"{nearest} is no folder"
-        if not reason and not os.access(nearest, os.W_OK | os.X_OK):
-            reason = f"no right to write in {nearest}"
+        nearest = next(path for path in (jobs_folder(folder), folder, *folder.parents) if path.exists())
+        reason = "" if os.access(nearest, os.W_OK | os.X_OK) else f"no right to write in {nearest}"
+        reason = reason if nearest.is_dir() else f"{nearest} is no folder"
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = error.strerror
     if reason:
         raise InputError(f"{folder}: cannot be made or written ({reason}); choose another folder.")

@@ -35,9 +35,8 @@ class Progress(NamedTuple):
     @property
     def is_complete(self) -> bool:
         """Return whether the last step is saved; False where it is not known."""
-        return (
-            self.saved_step is not None and self.last_step is not None and self.saved_step >= self.last_step
-        )
+        saved, last = self.saved_step, self.last_step
+        return saved is not None and last is not None and saved >= last
 
 
 def run_state(events: Sequence[Event], queue: Queue, progress: Progress, now: datetime) -> State:
