@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.base.errors import exit_code
-from launch.doctor import checks
+from launch.doctor import local_checks
 from launch.doctor.results import Line, Result, Results, failure, merged, ok, run, warn
 
 if TYPE_CHECKING:
@@ -74,14 +74,14 @@ def main() -> int:
     """Make all checks; the processes end with the same exit code."""
     options = _parse()
     report = _Report(options.json)
-    own = {"packages": run(checks.packages)}
+    own = {"packages": run(local_checks.packages)}
     rank = 0
     try:
         from hrm_dist.distributed.launch_env import launch_env
 
         env = launch_env()
         rank = env.rank
-        own |= {name: run(partial(check, env)) for name, check in checks.LOCAL.items()}
+        own |= {name: run(partial(check, env)) for name, check in local_checks.CHECKS.items()}
         if env.warning:
             own["launcher"] = [warn(env.warning, "")]
         return int(_check_together(report, own, options.dir or [Path()]))
@@ -104,7 +104,7 @@ def _check_together(report: _Report, own: dict[str, list[Result]], dirs: Sequenc
     """Join the others and check what takes all of them; return whether a check failed. Raise what keeps from it."""
     from hrm_dist.distributed import collectives
     from hrm_dist.distributed.process_group import process_group
-    from launch.doctor import folders, together
+    from launch.doctor import group_checks
 
     start = time.monotonic()
     with process_group("auto", timeout_s=_TIMEOUT_S) as world:
@@ -114,10 +114,8 @@ def _check_together(report: _Report, own: dict[str, list[Result]], dirs: Sequenc
             text = f"{len(hosts)} processes on {len(set(hosts))} host(s), on {world.device.type}, met in {met_s:.1f} s"
             own["launcher"] = [ok(text)]
         shared: dict[str, Callable[[World, Sequence[str]], Results]] = {
-            "cores": together.cores,
-            "all-reduce": together.all_reduce,
-            "clocks": together.clocks,
-            **{f"folder {path.absolute()}": partial(folders.folder, path) for path in dirs},
+            **group_checks.CHECKS,
+            **{f"folder {path.absolute()}": partial(group_checks.folder, path) for path in dirs},
         }
         for name in (*own, *shared):
             if name in shared:  # where one of several processes fails in it, all end

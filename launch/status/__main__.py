@@ -93,18 +93,17 @@ def _block(summary: RunSummary) -> str:
 
 def _lines(summary: RunSummary) -> Iterator[tuple[str, str]]:
     """Yield what to say of a run, line by line; those without a text are left out."""
-    saved, row = summary.progress.saved_step, summary.metrics.row or {}
+    saved, row = summary.progress.saved_step, summary.progress.row or {}
     yield "parts", summary_of_parts(summary.parts)
     if step := _step(summary, " of "):
         yield "step", f"{step}, {'nothing saved' if saved is None else f'saved up to {saved:,}'}"
     if row:
         accuracy = row.get("train/exact_accuracy")
         exact = "" if accuracy is None else f", exact accuracy {accuracy:.1%} in training"
-        skipped = (
-            f", {summary.metrics.skipped_updates} updates skipped" if summary.metrics.skipped_updates else ""
-        )
+        num_skipped = summary.progress.skipped_updates
+        skipped = f", {num_skipped} updates skipped" if num_skipped else ""
         yield "loss", f"{_loss(summary)}{exact}{skipped}"
-    if scores := summary.metrics.last_evaluation:
+    if scores := summary.progress.last_evaluation:
         values = {key: scores.get(f"eval/{key}") for key in ("exact_accuracy", "task/pass@1", "task/pass@2")}
         shown = [f"{key} {value:.2%}" for key, value in values.items() if value is not None]
         yield "evaluation", f"at step {scores['step']:,}: {', '.join(shown)}"
@@ -158,14 +157,14 @@ def _step(summary: RunSummary, of: str) -> str:
 
 
 def _loss(summary: RunSummary) -> str:
-    if summary.metrics.row is None:
+    if summary.progress.row is None:
         return ""
-    loss = summary.metrics.row.get("train/loss")
+    loss = summary.progress.row.get("train/loss")
     return "not finite" if loss is None else f"{loss:.4f}"
 
 
 def _speed(summary: RunSummary) -> str:
-    speed = (summary.metrics.row or {}).get("examples_per_s")
+    speed = (summary.progress.row or {}).get("examples_per_s")
     return "" if speed is None else f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
@@ -185,10 +184,10 @@ def _duration(seconds: float | None) -> str:
 
 
 def _object(summary: RunSummary) -> dict[str, Any]:
-    values = {**summary._asdict(), **summary.metrics._asdict(), **summary.progress._asdict()}
+    values = {**summary._asdict(), **summary.progress._asdict(), **summary.progress._asdict()}
     values.update(zip(("state", "detail", "job_id", "exit_code"), summary.state, strict=True))
     values["parts"] = {part.name or "last": str(part.state) for part in summary.parts}
-    for key in ("metrics", "progress", "row_time", "time", "lock_file", "holder"):
+    for key in ("progress", "row_time", "time", "lock_file", "holder"):
         del values[key]
     return values
 

@@ -28,19 +28,6 @@ _STALLED_ROWS, _STALLED_S = 10, 300.0
 _NOT_SEARCHED = {"checkpoints", "jobs", "wandb", "train", "test", "building"}
 
 
-class Metrics(NamedTuple):
-    """What `metrics.jsonl` of a run says."""
-
-    row: Mapping[str, Any] | None = None
-    """The last row of training."""
-    row_time: datetime | None = None
-    """When it was written."""
-    last_evaluation: Mapping[str, Any] | None = None
-    """The last row with scores."""
-    skipped_updates: int = 0
-    """In all rows."""
-
-
 class RunSummary(NamedTuple):
     """What is known; None where it is not, or means nothing."""
 
@@ -48,7 +35,6 @@ class RunSummary(NamedTuple):
     kind: str
     state: State
     progress: Progress
-    metrics: Metrics
     parts: Sequence[Part]
     restarts: int
     row_age_s: float | None
@@ -107,12 +93,11 @@ def summaries_of(folders: Sequence[Path]) -> tuple[list[RunSummary], list[str]]:
 def _summary(folder: Path, events: Sequence[Event], queue: Queue) -> RunSummary:
     kinds = [event.kind for event in events if isinstance(event, Submitted)]
     kind, now = kinds[-1] if kinds else "train", datetime.now(UTC)
-    config, notes, progress, metrics, parts = None, (), Progress(), Metrics(), []
+    config, notes, progress, parts = None, (), Progress(), []
     starts = [event.time for event in events if isinstance(event, Started)]
     if kind == "train":
         config, notes = _config(folder)
-        metrics = _metrics(folder / "metrics.jsonl")
-        progress = _progress(folder, config, metrics)
+        progress = _progress(folder, config)
         state = decisive = run_state(events, queue, progress, now)
         restarts = max(0, len(starts) - 1)
     else:
@@ -123,20 +108,20 @@ def _summary(folder: Path, events: Sequence[Event], queue: Queue) -> RunSummary:
     error, stderr = _error_and_log(folder, decisive, events)
     age_s, is_stalled, eta_s = None, False, None
     if kind == "train" and state.name == "running":
-        last = max([*starts[-1:], *filter(None, [metrics.row_time])], default=None)
+        last = max([*starts[-1:], *filter(None, [progress.row_time])], default=None)
         age_s = None if last is None else max(0.0, (now - last).total_seconds())
-        speed = (metrics.row or {}).get("examples_per_s")
+        speed = (progress.row or {}).get("examples_per_s")
         if config is not None and speed:
             step_s = config.global_batch_size / speed
             usual_s = config.log_interval * step_s
             is_stalled = age_s is not None and age_s > max(_STALLED_ROWS * usual_s, _STALLED_S)
             if progress.last_step is not None and progress.step is not None:
                 eta_s = (progress.last_step - progress.step) * step_s
-        if last == metrics.row_time and not is_stalled:
+        if last == progress.row_time and not is_stalled:
             error = None  # it has been overcome
     told = (error, stderr, _next(folder, kind, state, events, queue), notes)
     pace = (age_s, is_stalled, eta_s)
-    return RunSummary(folder, kind, state, progress, metrics, parts, restarts, *pace, *told)
+    return RunSummary(folder, kind, state, progress, parts, restarts, *pace, *told)
 
 
 def _error_and_log(folder: Path, state: State, events: Sequence[Event]) -> tuple[str | None, Path | None]:
@@ -168,8 +153,11 @@ def _config(folder: Path) -> tuple[TrainConfig | None, Sequence[str]]:
         return None, [str(error)]
 
 
-def _progress(folder: Path, config: TrainConfig | None, metrics: Metrics) -> Progress:
-    latest = folder / "checkpoints" / "latest" / "state.json"
+def _progress(folder: Path, config: TrainConfig | None) -> Progress:
+    metrics, latest = folder / "metrics.jsonl", folder / "checkpoints" / "latest" / "state.json"
+    lines = jsonl.lines(metrics)
+    row, scores = _last_row(lines, b'"train/'), _last_row(lines, b'"eval/')
+    skipped = sum(int(n) for line in lines for n in re.findall(rb'"train/skipped_updates": (\d+)', line))
     state, saved_step, lock_file = {}, None, None
     # Not by hrm_dist.checkpoint.reader, which imports torch; and whether it is whole is for a resume to find out.
     with suppress(OSError, ValueError, KeyError, TypeError):
@@ -177,16 +165,13 @@ def _progress(folder: Path, config: TrainConfig | None, metrics: Metrics) -> Pro
         saved_step = int(state["step"])
     with suppress(OSError):
         lock_file = (folder / ".lock").read_text(encoding="utf-8").strip()
-    step = None if metrics.row is None else metrics.row["step"]
     last_step = None if config is None else _last_step(config, state)
-    time = max(filter(None, [metrics.row_time, _time_of(latest)]), default=None)
-    return Progress(step, saved_step, last_step, time, lock_file, holder(folder))
-
-
-def _metrics(path: Path) -> Metrics:
-    lines = jsonl.lines(path)
-    skipped = sum(int(n) for line in lines for n in re.findall(rb'"train/skipped_updates": (\d+)', line))
-    return Metrics(_last_row(lines, b'"train/'), _time_of(path), _last_row(lines, b'"eval/'), skipped)
+    row_time, saved_time = (_time_of(path) for path in (metrics, latest))
+    time = max(filter(None, [row_time, saved_time]), default=None)
+    step = None if row is None else row["step"]
+    return Progress(
+        step, saved_step, last_step, time, lock_file, holder(folder), row, row_time, scores, skipped
+    )
 
 
 def _last_step(config: TrainConfig, state: Mapping[str, Any]) -> int | None:

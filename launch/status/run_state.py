@@ -1,7 +1,7 @@
 """In which state a run or a part is: a function of the record of its jobs, the queue, its lock and its progress."""
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple, get_args
 
@@ -31,6 +31,13 @@ class Progress(NamedTuple):
     """What stands in the lock file: a run that ends, in whatever way but killed, removes it."""
     holder: str | None = None
     """The living process that has the lock."""
+    row: Mapping[str, float | None] | None = None
+    """The last row of training metrics."""
+    row_time: datetime | None = None
+    """When it was written."""
+    last_evaluation: Mapping[str, float | None] | None = None
+    """The last row of metrics with scores."""
+    skipped_updates: int = 0
 
     @property
     def is_complete(self) -> bool:

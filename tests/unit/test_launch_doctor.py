@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from hrm_dist.distributed.launch_env import launch_env
 from launch.doctor import __main__ as doctor
-from launch.doctor import checks
+from launch.doctor import local_checks
+from launch.doctor.group_checks import Exchange, clock_offset
 from launch.doctor.results import CheckResult, Line, MustMatch, merged, run
-from launch.doctor.together import Exchange, clock_offset
 from launch.jobs.storage import mount_of
 from tests.training import TIMEOUT, Finished, Started, command_line, rank_environments
 
@@ -209,7 +209,7 @@ def test_packages_that_are_missing_or_out_of_range_fail(
     metadata += [f"Requires-Dist: {requirement}" for requirement in wanted]
     (installed / "METADATA").write_text("\n".join(metadata))
     monkeypatch.syspath_prepend(tmp_path)
-    findings = [finding for finding in checks.packages() if isinstance(finding, CheckResult)]
+    findings = [finding for finding in local_checks.packages() if isinstance(finding, CheckResult)]
     assert [finding.level for finding in findings] == ["FAIL", "FAIL", "FAIL", "ok"]
     for finding, words in zip(
         findings,
@@ -224,9 +224,9 @@ def test_in_a_job_without_scontrol_requeueing_is_warned_of(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert [finding.level for finding in checks.slurm(launch_env({}))] == ["ok"]
+    assert [finding.level for finding in local_checks.slurm(launch_env({}))] == ["ok"]
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    [finding] = checks.slurm(launch_env({}))
+    [finding] = local_checks.slurm(launch_env({}))
     assert finding.level == "warn"
     assert "cannot put itself back" in finding.what
 
@@ -234,17 +234,17 @@ def test_in_a_job_without_scontrol_requeueing_is_warned_of(
 def test_a_key_of_wandb_is_asked_for_but_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert not checks._has_key("api.wandb.ai")
+    assert not local_checks._has_key("api.wandb.ai")
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
-    assert checks._has_key("api.wandb.ai")
-    assert not checks._has_key("wandb.example.org")
+    assert local_checks._has_key("api.wandb.ai")
+    assert not local_checks._has_key("wandb.example.org")
 
 
 def test_wandb_that_does_not_answer_is_given_up_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
-    monkeypatch.setattr(checks, "_WANDB_TIMEOUT_S", 0.1)
-    [finding] = checks.wandb(launch_env({}))
+    monkeypatch.setattr(local_checks, "_WANDB_TIMEOUT_S", 0.1)
+    [finding] = local_checks.wandb(launch_env({}))
     assert finding.level == "warn"
     assert "wandb_mode=offline" in finding.todo
 

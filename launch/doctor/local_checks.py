@@ -233,4 +233,4 @@ def _fields(kind: str, name: str) -> Mapping[str, str]:
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
-LOCAL = {"GPUs": gpus, "network": network, "limits": limits, "wandb": wandb, "Slurm": slurm}
+CHECKS = {"GPUs": gpus, "network": network, "limits": limits, "wandb": wandb, "Slurm": slurm}
