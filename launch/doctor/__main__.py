@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.base.errors import exit_code
 from launch.doctor import local_checks
-from launch.doctor.results import Line, Result, Results, failure, merged, ok, run, warn
+from launch.doctor.results import CheckResult, Result, Results, failure, merged, ok, run, warn
 
 if TYPE_CHECKING:
     from hrm_dist.distributed.process_group import World
@@ -33,11 +33,11 @@ class _Report:
     """The lines so far, printed as they come or, as JSON, at the end."""
 
     def __init__(self, as_json: bool) -> None:
-        self.lines: list[Line] = []
+        self.lines: list[CheckResult] = []
         self.hosts = [socket.gethostname()]  # by rank
         self._as_json = as_json
 
-    def add(self, lines: Iterable[Line]) -> None:
+    def add(self, lines: Iterable[CheckResult]) -> None:
         for line in lines:
             self.lines.append(line)
             if not self._as_json:
@@ -88,7 +88,7 @@ def main() -> int:
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.code, str):
             raise
-        line = Line("packages" if isinstance(error, ImportError) else "launcher", *failure(error))
+        line = failure(error)._replace(check="packages" if isinstance(error, ImportError) else "launcher")
     if rank:
         print(line, file=sys.stderr, flush=True)
         return 1

@@ -58,8 +58,7 @@ def all_reduce(world: World, hosts: Sequence[str]) -> Results:
     has_gpus = collectives.all_true(world.device.type == "cuda")
     devices = {"gloo": torch.device("cpu")} | ({"nccl": world.device} if has_gpus else {})
     for backend, device in devices.items():
-        texts: list[str] = []
-        bus = 0.0
+        texts, bus = list[str](), 0.0
         for size in _SIZES:
             seconds = max(collectives.gather_objects(_all_reduce_s(size, device)))
             speed = size / seconds / 1e9
@@ -67,13 +66,12 @@ def all_reduce(world: World, hosts: Sequence[str]) -> Results:
             texts.append(f"{size // MB} MB in {seconds * 1e3:.1f} ms = {speed:.2f} GB/s, bus {bus:.2f}")
         text = f"{backend}: {'; '.join(texts)} (bytes / time; bus: times 2 (n - 1) / n, what each sends)"
         least = _SLOW_MESSAGES_GB_PER_S if has_gpus and backend == "gloo" else _SLOW_GB_PER_S
-        if not world.is_main:
-            continue
-        if len(set(hosts)) > 1 and bus < least:
-            todo = f"probably the wrong network card: set {backend.upper()}_SOCKET_IFNAME to the fastest of "
-            text = f"slow across nodes, below {least:g} GB/s; {text}"
-            yield warn(text, todo + interfaces())
-        else:
+        if world.is_main and len(set(hosts)) > 1 and bus < least:
+            todo = f"set {backend.upper()}_SOCKET_IFNAME to the fastest of {interfaces()}"
+            yield warn(
+                f"slow across nodes, below {least:g} GB/s, perhaps the wrong network card; {text}", todo
+            )
+        elif world.is_main:
             yield ok(text)
 
 
@@ -100,17 +98,13 @@ class Exchange(NamedTuple):
     received: float
 
 
-class Offset(NamedTuple):
-    """How far a clock is ahead (s), and how wrong that may be."""
+def clock_offset(exchanges: Sequence[Exchange]) -> tuple[float, float]:
+    """Return how far a clock is ahead (s), and how wrong that may be.
 
-    seconds: float
-    error_s: float
-
-
-def clock_offset(exchanges: Sequence[Exchange]) -> Offset:
-    """Return it as NTP does: the quickest exchange says most, and was answered somewhere between both its ends."""
-    best = min(exchanges, key=lambda exchange: exchange.received - exchange.sent)
-    return Offset(best.answer - (best.sent + best.received) / 2, (best.received - best.sent) / 2)
+    As in NTP, the quickest exchange says most, and was answered somewhere between both its ends.
+    """
+    sent, answer, received = min(exchanges, key=lambda exchange: exchange.received - exchange.sent)
+    return answer - (sent + received) / 2, (received - sent) / 2
 
 
 def clocks(world: World, hosts: Sequence[str]) -> Results:

@@ -16,6 +16,11 @@ class CheckResult(NamedTuple):
     level: Level
     what: str
     todo: str = ""
+    check: str = ""
+    """Name of the check that yielded it, once it is reported."""
+
+    def __str__(self) -> str:
+        return f"{self.level:<4}  {self.check}: {self.what}" + (f"  -> {self.todo}" if self.todo else "")
 
 
 ok = partial(CheckResult, "ok")
@@ -35,18 +40,6 @@ class MustMatch(NamedTuple):
 
 Result = CheckResult | MustMatch
 Results = Iterator[Result]
-
-
-class Line(NamedTuple):
-    """A result as it is reported."""
-
-    check: str
-    level: Level
-    what: str
-    todo: str
-
-    def __str__(self) -> str:
-        return f"{self.level:<4}  {self.check}: {self.what}" + (f"  -> {self.todo}" if self.todo else "")
 
 
 def run(check: Callable[[], Results]) -> list[Result]:
@@ -69,28 +62,28 @@ def failure(error: BaseException) -> CheckResult:
     return fail(f"the check itself failed: {type(error).__name__}: {words}{where}")
 
 
-def merged(check: str, by_rank: Sequence[Sequence[Result]], hosts: Sequence[str]) -> list[Line]:
-    """Return the lines of a check: what is ok on rank 0, and what is not on any, with its hosts unless all have it."""
+def merged(check: str, by_rank: Sequence[Sequence[Result]], hosts: Sequence[str]) -> list[CheckResult]:
+    """Return what is ok on rank 0, and what is not on any, with its hosts unless all have it."""
     ranks_of: dict[Result, list[int]] = {}
     for rank, results in enumerate(by_rank):
         for result in dict.fromkeys(results):
             ranks_of.setdefault(result, []).append(rank)
     reporting = [rank for rank, results in enumerate(by_rank) if results]
-    lines: list[Line] = []
+    good, bad = list[CheckResult](), list[CheckResult]()
     values: dict[str, list[MustMatch]] = {}
     for result, ranks in ranks_of.items():
         if isinstance(result, MustMatch):
             values.setdefault(result.key, []).append(result)
         elif result.level != "ok":
             suffix = "" if ranks == reporting else f" (on {where(ranks, hosts)})"
-            lines.append(Line(check, result.level, result.what + suffix, result.todo))
+            bad.append(result._replace(what=result.what + suffix, check=check))
         elif 0 in ranks:
-            lines.append(Line(check, *result))
+            good.append(result._replace(check=check))
     for key, (first, *others) in values.items():
         if others:
             text = " and ".join(f"{one.value} on {where(ranks_of[one], hosts)}" for one in (first, *others))
-            lines.append(Line(check, first.level, f"{key} is {text}", first.todo))
-    return sorted(lines, key=lambda line: line.level != "ok")
+            bad.append(CheckResult(first.level, f"{key} is {text}", first.todo, check))
+    return [*good, *bad]
 
 
 def where(ranks: Sequence[int], hosts: Sequence[str]) -> str:

@@ -49,9 +49,8 @@ def submit(spec: JobSpec, cluster: Cluster, *, dry_run: bool, retry: bool) -> li
     if not to_run and (live or spec.join is None):
         print(f"nothing to submit: {f'{len(live)} jobs wait or run' if live else 'all is done'}")
         return []
-    new = [
-        path for path in (jobs_folder(spec.folder), *jobs_folder(spec.folder).parents) if not path.exists()
-    ]
+    jobs = jobs_folder(spec.folder)
+    new = [path for path in (jobs, *jobs.parents) if not path.exists()]
     try:
         if spec.config is not None:
             replace_file(spec.config[0], spec.config[1].encode())
@@ -61,10 +60,10 @@ def submit(spec: JobSpec, cluster: Cluster, *, dry_run: bool, retry: bool) -> li
         if spec.join is not None:
             handles += _queue_join(spec, spec.join, cluster, handles, live)
     except slurm.SlurmError:  # refused after all: what was made for it goes
-        for path in new[:1]:
-            shutil.rmtree(path, ignore_errors=True)
-        for path in new[1:]:
-            with suppress(OSError):  # something else has come into it
+        if new:
+            shutil.rmtree(jobs, ignore_errors=True)
+        with suppress(OSError):  # something else has come into it
+            for path in new[1:]:
                 path.rmdir()
         raise
     job_ids = [handle.job_id for handle in handles]
@@ -98,8 +97,8 @@ def _parts_to_run(spec: JobSpec, live: Mapping[str, Submitted], *, retry: bool) 
         raise InputError(f"{spec.folder}: nothing was submitted for this folder; leave --retry-failed out.")
     counts = {event.command[-1].partition("/")[2] for event in before if "--part" in event.command}
     if counts - {str(len(spec.parts))}:
-        reason = f"{spec.folder} was submitted in {', '.join(sorted(counts))} parts"
-        raise InputError(f"--parts {len(spec.parts)}: {reason}; give the same number.")
+        before_in = f"was submitted with --parts {', '.join(sorted(counts))}"
+        raise InputError(f"--parts {len(spec.parts)}: {spec.folder} {before_in}; give the same number.")
     running = {event.command[-1] for event in live.values()}
     return [part for part in spec.missing if spec.parts[part][-1] not in running]
 
@@ -111,9 +110,7 @@ def _check_with_slurm(spec: JobSpec, cluster: Cluster, num_jobs: int) -> str:
         storage.check_shared([spec.folder, *spec.inputs, Path.cwd(), Path(sys.prefix)])
     if cluster.limit_min > limit_min:
         reason = f"the partition allows {limit_min:.0f} minutes"
-        raise InputError(
-            f"time_min={cluster.limit_min}: {reason}; ask for less, a training resumes after it."
-        )
+        raise InputError(f"time_min={cluster.limit_min}: {reason}; a training resumes after fewer.")
     made = executor(cluster, jobs_folder(spec.folder), spec.name)
     assert isinstance(made, submitit.SlurmExecutor)
     if spec.is_array:

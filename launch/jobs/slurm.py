@@ -66,8 +66,6 @@ def slurm(command: Sequence[str], text: str = "", num_tries: int = 1) -> str:
 
 def queued_jobs(job_ids: Collection[str]) -> dict[str, QueuedJob]:
     """Return those of the jobs that Slurm still knows, by id; those of an array by element. Raise SlurmError."""
-    if not job_ids:
-        return {}
     wanted = {job_id.split("_")[0] for job_id in job_ids}
     # All of the user's: squeue fails if asked for a job that it has forgotten.
     command = ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N"]

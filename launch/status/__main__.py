@@ -74,11 +74,9 @@ def _folders(runs: Sequence[Path], root: Path | None) -> list[Path]:
         if not is_known_folder(run):
             reason = "is not the folder of a run (no config.yaml) and has no jobs (no jobs/jobs.jsonl)"
             raise InputError(f"{run}: {reason}; `--all {run}` looks below it.")
-    if root is None:
-        return list(runs)
-    if not root.is_dir():
+    if root is not None and not root.is_dir():
         raise InputError(f"--all {root}: no such folder; give one with runs in it.")
-    return list(dict.fromkeys([*runs, *known_folders(root)]))
+    return list(dict.fromkeys([*runs, *(known_folders(root) if root else [])]))
 
 
 # For people
@@ -119,15 +117,11 @@ def _lines(summary: RunSummary) -> Iterator[tuple[str, str]]:
     yield from (("note", note) for note in summary.notes)
 
 
-_COLUMNS = ("run", "state", "step", "loss", "examples/s", "left", "restarts", "")
-
-
 def _table(summaries: Sequence[RunSummary]) -> str:
     """Return a line for each, as long as the terminal is wide."""
-    lines = table([_COLUMNS, *(_cells(summary) for summary in summaries)], align="<<<>>>><")
-    if not sys.stdout.isatty():
-        return "\n".join(lines)
-    width = shutil.get_terminal_size().columns
+    columns = ("run", "state", "step", "loss", "examples/s", "left", "restarts", "")
+    lines = table([columns, *map(_cells, summaries)], align="<<<>>>><")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     return "\n".join(line if len(line) <= width else f"{line[: width - 1]}…" for line in lines)
 
 

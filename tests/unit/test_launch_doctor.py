@@ -15,7 +15,7 @@ from hrm_dist.distributed.launch_env import launch_env
 from launch.doctor import __main__ as doctor
 from launch.doctor import local_checks
 from launch.doctor.group_checks import Exchange, clock_offset
-from launch.doctor.results import CheckResult, Line, MustMatch, merged, run
+from launch.doctor.results import CheckResult, MustMatch, merged, run
 from launch.jobs.storage import mount_of
 from tests.training import TIMEOUT, Finished, Started, command_line, rank_environments
 
@@ -163,9 +163,9 @@ def test_the_offset_of_a_clock_is_never_wronger_than_it_says(
     skew_s: float, ways: list[tuple[float, float]]
 ) -> None:
     exchanges = [Exchange(i, i + there + skew_s, i + there + back) for i, (there, back) in enumerate(ways)]
-    offset = clock_offset(exchanges)
-    assert abs(offset.seconds - skew_s) <= offset.error_s + 1e-6
-    assert offset.error_s == pytest.approx(min(there + back for there, back in ways) / 2, abs=1e-6)
+    seconds, error_s = clock_offset(exchanges)
+    assert abs(seconds - skew_s) <= error_s + 1e-6
+    assert error_s == pytest.approx(min(there + back for there, back in ways) / 2, abs=1e-6)
 
 
 def test_a_check_that_fails_itself_is_a_failure_that_names_its_place() -> None:
@@ -179,9 +179,10 @@ def test_what_is_wrong_on_some_hosts_is_said_with_them() -> None:
     little = CheckResult("warn", "little room", "remove files")
     hosts = ["n1", "n1", "n2", "n2", "n3"]
     fine = [CheckResult("ok", "much room")]
-    assert merged("disk", [[little]] * 5, hosts) == [Line("disk", *little)]
+    assert merged("disk", [[little]] * 5, hosts) == [little._replace(check="disk")]
     assert merged("disk", [fine, fine, [little], [little], fine], hosts) == [
-        Line("disk", "ok", "much room", ""), Line("disk", "warn", "little room (on n2)", "remove files"),
+        CheckResult("ok", "much room", check="disk"),
+        CheckResult("warn", "little room (on n2)", "remove files", "disk"),
     ]  # fmt: skip
     [_, line] = merged("disk", [fine, fine, fine, [little], [little]], hosts)
     assert line.what == "little room (on n2 (ranks 3), n3)"
@@ -194,7 +195,7 @@ def test_what_must_be_the_same_is_said_where_it_differs() -> None:
         for version in versions
     ]
     assert merged("packages", by_rank, ["n1", "n2", "n3"]) == [
-        Line("packages", "FAIL", "torch is 2.12 on n1, n2 and 2.13 on n3", "use one")
+        CheckResult("FAIL", "torch is 2.12 on n1, n2 and 2.13 on n3", "use one", "packages")
     ]
     assert merged("packages", by_rank[:2], ["n1", "n2"]) == []
 
