@@ -25,7 +25,6 @@ from pathlib import Path
 from data_pipeline.base.errors import exit_code
 from launch.jobs import queue, spec
 from launch.jobs.cluster import Cluster, load_cluster
-from launch.jobs.spec import JobSpec
 
 _KINDS = {
     "train": ("train a model, on all nodes at once", "CONFIG.yaml [key=value ...]"),
@@ -38,6 +37,7 @@ _KINDS = {
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the launcher's own options, and what is for the command that the jobs run."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.submit",
         description=__doc__,
@@ -47,29 +47,21 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, (text, usage) in _KINDS.items():
         usage = f"python -m launch.submit {kind} {usage} [options below]"
-        kind_parser = kinds.add_parser(kind, help=text, description=text, usage=usage, allow_abbrev=False)
-        _add_arguments(kind_parser, in_parts=kind != "train")
+        of_kind = kinds.add_parser(kind, help=text, description=text, usage=usage, allow_abbrev=False)
+        add = of_kind.add_argument
+        if kind != "train":
+            add("--parts", type=int, default=8, metavar="N", help="jobs to share the work (8)")
+            retry_help = "submit the parts again that did not succeed, and no others"
+            add("--retry-failed", action="store_true", help=retry_help)
+        add("--dry-run", action="store_true", help="check everything, print what would run, submit nothing")
+        add("--wait", action="store_true", help="follow to the end, and exit with the result")
+        add = of_kind.add_argument_group("cluster", "values of the profile, or over them").add_argument
+        add("--profile", type=Path, metavar="FILE", help="such as configs/cluster/gpu.yaml")
+        for key, field in Cluster.model_fields.items():
+            name, text = f"--{key.replace('_', '-')}", field.description or "as sbatch"
+            action = "append" if field.default_factory is list else "store"
+            add(name, metavar="VALUE", action=action, default=argparse.SUPPRESS, help=text)
     return parser.parse_known_args(arguments)
-
-
-def _add_arguments(parser: argparse.ArgumentParser, *, in_parts: bool) -> None:
-    add = parser.add_argument
-    if in_parts:
-        add("--parts", type=int, default=8, metavar="N", help="jobs to share the work (8)")
-        retry_help = "submit the parts again that did not succeed, and no others"
-        add("--retry-failed", action="store_true", help=retry_help)
-    add("--dry-run", action="store_true", help="check everything, print what would run, submit nothing")
-    add("--wait", action="store_true", help="follow to the end, and exit with the result")
-    group = parser.add_argument_group("cluster", "values of the profile, or over them")
-    group.add_argument("--profile", type=Path, metavar="FILE", help="such as configs/cluster/gpu.yaml")
-    for key, field in Cluster.model_fields.items():
-        group.add_argument(
-            f"--{key.replace('_', '-')}",
-            metavar="VALUE",
-            action="append" if field.default_factory is list else "store",
-            default=argparse.SUPPRESS,
-            help=field.description or "as sbatch",
-        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,7 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = _parse(arguments)
     given = vars(options)
     cluster = load_cluster(options.profile, {key: given[key] for key in Cluster.model_fields if key in given})
-    asked = _job_spec(options, rest, cluster)
+    if options.kind == "train":
+        asked = spec.training(rest, cluster)
+    else:
+        asked = (spec.build if options.kind == "build" else spec.evaluation)(rest, options.parts, cluster)
     again = [
         word for word in arguments if word not in ("--dry-run", "--wait", "--retry-failed", "resume=never")
     ]
@@ -86,13 +81,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     job_ids = queue.submit(asked, cluster, dry_run=options.dry_run, retry=given.get("retry_failed", False))
     runs_here = asked.is_array and cluster.cluster == "local"
     return queue.wait(asked, job_ids) if options.wait or runs_here else 0
-
-
-def _job_spec(options: argparse.Namespace, rest: Sequence[str], cluster: Cluster) -> JobSpec:
-    if options.kind == "train":
-        return spec.training(rest, cluster)
-    make = spec.build if options.kind == "build" else spec.evaluation
-    return make(rest, options.parts, cluster)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ class _Report:
         return failed
 
 
-def _parse() -> argparse.Namespace:
+def main() -> int:
+    """Make all checks; the processes end with the same exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.doctor",
         description=__doc__,
@@ -67,12 +68,7 @@ def _parse() -> argparse.Namespace:
     dir_help = "a folder that all nodes should share, for data or runs; may be repeated (the current folder)"
     parser.add_argument("--dir", type=Path, action="append", metavar="DIR", help=dir_help)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Make all checks; the processes end with the same exit code."""
-    options = _parse()
+    options = parser.parse_args()
     report = _Report(options.json)
     own = {"packages": run(local_checks.packages)}
     rank = 0

@@ -12,6 +12,7 @@ from launch.jobs import slurm
 from launch.jobs.log import Ended, Event, Failed, Started, Submitted
 from launch.jobs.slurm import QueuedJob
 
+# In order of precedence: of several parts, the first that occurs is the state of the whole.
 Name = Literal[
     "running", "going back to the queue", "queued", "failed", "vanished", "interrupted", "finished", "not started"
 ]  # fmt: skip

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from data_pipeline.base.errors import InputError
@@ -99,16 +100,12 @@ def explained(message: str) -> str:
     """Return Slurm's message with what to do about it, where that is known."""
     for pattern, remedy, listing in _REMEDIES:
         if re.search(pattern, message, re.IGNORECASE):
-            return f"{message}\n{remedy}{_listed(listing) if listing else ''}"
+            if listing:
+                with suppress(SlurmError):
+                    lines = slurm(["sinfo", "--noheader", f"--format={listing}"]).splitlines()
+                    remedy += f": {', '.join(dict.fromkeys(map(str.strip, lines)))}"
+            return f"{message}\n{remedy}"
     return message
-
-
-def _listed(form: str) -> str:
-    try:
-        lines = slurm(["sinfo", "--noheader", f"--format={form}"]).splitlines()
-    except SlurmError as error:
-        lines = [f"sinfo says {error}"]
-    return f": {', '.join(dict.fromkeys(line.strip() for line in lines))}"
 
 
 def check_script(script: str) -> None:

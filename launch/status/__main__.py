@@ -59,7 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps([_object(summary) for summary in summaries], indent=1, default=str))
     elif len(summaries) == 1:
-        print(_block(summaries[0]))
+        [summary] = summaries
+        job = f", job {summary.state.job_id}" if summary.state.job_id else ""
+        print(f"{summary.folder}: {summary.state}{job}")
+        print(*(f"  {name:<11}{text}" for name, text in _lines(summary) if text), sep="\n")
     elif summaries:
         print(_table(summaries))
     else:
@@ -80,13 +83,6 @@ def _folders(runs: Sequence[Path], root: Path | None) -> list[Path]:
 
 
 # For people
-
-
-def _block(summary: RunSummary) -> str:
-    """Return one run in some lines."""
-    job = f", job {summary.state.job_id}" if summary.state.job_id else ""
-    lines = [f"  {name:<11}{text}" for name, text in _lines(summary) if text]
-    return "\n".join([f"{summary.folder}: {summary.state}{job}", *lines])
 
 
 def _lines(summary: RunSummary) -> Iterator[tuple[str, str]]:

@@ -71,9 +71,8 @@ def known_folders(root: Path) -> list[Path]:
 
 def summaries_of(folders: Sequence[Path]) -> tuple[list[RunSummary], list[str]]:
     """Return the summary of each folder, and problems that concern them all."""
-    problems: list[str] = []
+    problems, summaries = list[str](), list[RunSummary]()
     events_of: dict[Path, list[Event]] = {}
-    summaries: list[RunSummary] = []
     for folder in folders:
         try:
             events_of[folder] = log.read(folder)
@@ -176,15 +175,14 @@ def _progress(folder: Path, config: TrainConfig | None) -> Progress:
 
 def _last_step(config: TrainConfig, state: Mapping[str, Any]) -> int | None:
     """Return it by what the checkpoint says of its dataset, or else by the dataset; None if there is neither."""
-    try:
-        metadata = DatasetMetadata.model_validate(state["dataset"]["metadata"])
-    except (KeyError, TypeError, ValidationError):
+    with suppress(InputError):
         try:
+            metadata = DatasetMetadata.model_validate(state["dataset"]["metadata"])
+        except (KeyError, TypeError, ValidationError):
             metadata = load_dataset_info(config.data_path).metadata("train")
-        except InputError:
-            return None
-    steps = total_steps(config, metadata)
-    return min(steps, config.max_steps or steps)
+        steps = total_steps(config, metadata)
+        return min(steps, config.max_steps or steps)
+    return None
 
 
 def _last_row(lines: Sequence[bytes], key: bytes) -> dict[str, Any] | None:
@@ -197,10 +195,9 @@ def _last_row(lines: Sequence[bytes], key: bytes) -> dict[str, Any] | None:
 
 
 def _time_of(path: Path) -> datetime | None:
-    try:
+    with suppress(OSError):
         return datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    except OSError:
-        return None
+    return None
 
 
 def _next(folder: Path, kind: str, state: State, events: Sequence[Event], queue: Queue) -> str | None:

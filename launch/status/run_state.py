@@ -8,8 +8,6 @@ from typing import NamedTuple, get_args
 from launch.jobs.job_state import Name, Queue, State, job_state
 from launch.jobs.log import Ended, Event, Started, Submitted
 
-# Of several parts, the first that occurs is the state of the whole.
-_PRECEDENCE: tuple[Name, ...] = get_args(Name)
 _CLOCKS = timedelta(seconds=10)
 """How far the clocks of a node and of its storage may be apart."""
 _TIME_TO_LOCK = timedelta(minutes=3)
@@ -92,26 +90,21 @@ class Part(NamedTuple):
 
 def part_states(events: Sequence[Event], queue: Queue) -> list[Part]:
     """Return the states of the parts, whichever of their jobs is the last, and of what joins them."""
-    part_of_job = {event.job_id: _part_of(event) for event in events if isinstance(event, Submitted)}
+    part_of: dict[str, str] = {}
     events_of: dict[str, list[Event]] = defaultdict(list)
     for event in events:
-        events_of[part_of_job.get(event.job_id, event.job_id.partition("_")[2])].append(event)
+        if isinstance(event, Submitted) and "--part" in event.command:  # its last argument
+            part_of[event.job_id] = event.command[-1].partition("/")[0]
+        events_of[part_of.get(event.job_id, event.job_id.partition("_")[2])].append(event)
     return [
         Part(name, job_state(of_part, queue), sum(isinstance(event, Started) for event in of_part))
         for name, of_part in sorted(events_of.items(), key=lambda item: (len(item[0]), item[0]))
     ]
 
 
-def _part_of(event: Submitted) -> str:
-    if "--part" in event.command:  # its last argument
-        return event.command[-1].partition("/")[0]
-    return event.job_id.partition("_")[2]
-
-
 def state_of_parts(parts: Collection[Part]) -> State:
-    """Return the state of the whole."""
-    states = [part.state for part in parts]
-    return min(states, key=lambda state: _PRECEDENCE.index(state.name), default=State("not started"))
+    """Return the state of the whole: of those of its parts the first in order of precedence."""
+    return min((part.state for part in parts), key=lambda state: get_args(Name).index(state.name))
 
 
 def summary(parts: Collection[Part]) -> str:
