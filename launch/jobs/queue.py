@@ -6,7 +6,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -51,15 +51,22 @@ def submit(spec: JobSpec, cluster: Cluster, *, dry_run: bool, retry: bool) -> li
         return []
     jobs = jobs_folder(spec.folder)
     new = [path for path in (jobs, *jobs.parents) if not path.exists()]
+    handles: list[Handle] = []
     try:
         if spec.config is not None:
             replace_file(spec.config[0], spec.config[1].encode())
         if cluster.cluster == "local" and spec.is_array:
             return [handle.job_id for handle in _run_here(spec, cluster, to_run)]
-        handles = _queue(spec, cluster, [spec.parts[part] for part in to_run])
+        handles += _queue(spec, cluster, [spec.parts[part] for part in to_run])
         if spec.join is not None:
-            handles += _queue_join(spec, spec.join, cluster, handles, live)
+            # Of parts submitted before, some have failed: those are among the new ones.
+            conditions = [f"afterok:{handle.job_id.split('_')[0]}" for handle in handles]
+            conditions += [f"afterany:{job_id.split('_')[0]}" for job_id in live]
+            one_process = cluster.model_copy(update={"gpus_per_node": 0, "tasks_per_node": 1})
+            handles += _queue(spec, one_process, [spec.join], ",".join(dict.fromkeys(conditions)) or None)
     except slurm.SlurmError:  # refused after all: what was made for it goes
+        for handle in handles:
+            handle.cancel(check=False)
         if new:
             shutil.rmtree(jobs, ignore_errors=True)
         with suppress(OSError):  # something else has come into it
@@ -165,22 +172,6 @@ def _without_our_output() -> Iterator[None]:
         for descriptor, copy in kept.items():
             os.dup2(copy, descriptor)
             os.close(copy)
-
-
-def _queue_join(
-    spec: JobSpec, join: list[str], cluster: Cluster, parts: Sequence[Handle], live: Collection[str]
-) -> list[Handle]:
-    """Queue what makes a whole of the parts, to run after them; if that is refused, no part stays queued either."""
-    one_process = cluster.model_copy(update={"gpus_per_node": 0, "tasks_per_node": 1})
-    # Of parts submitted before, some have failed: those are among the new ones.
-    conditions = [f"afterok:{part.job_id.split('_')[0]}" for part in parts]
-    conditions += [f"afterany:{job_id.split('_')[0]}" for job_id in live]
-    try:
-        return _queue(spec, one_process, [join], ",".join(dict.fromkeys(conditions)) or None)
-    except slurm.SlurmError:
-        for part in parts:
-            part.cancel(check=False)
-        raise
 
 
 def _description(spec: JobSpec, cluster: Cluster, num_jobs: int) -> str:

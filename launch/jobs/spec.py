@@ -103,9 +103,8 @@ def build(rest: Sequence[str], num_parts: int, cluster: Cluster) -> JobSpec:
     request = data_build.parse_arguments(rest)
     folder = request.out.absolute()
     _check_folder(folder)
-    build_dir.find(
-        request.out, data_build.read(request).identity
-    )  # raises where sources or the folder differ
+    identity = data_build.read(request).identity
+    build_dir.find(request.out, identity)  # raises where the folder is of another dataset
     is_complete = (folder / "dataset.json").exists()
     join = ["data_pipeline.merge", str(request.out)] if num_parts > 1 and not is_complete else None
     missing = build_dir.missing_parts(folder, num_parts)
