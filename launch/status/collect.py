@@ -6,9 +6,10 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -28,26 +29,27 @@ _STALLED_ROWS, _STALLED_S = 10, 300.0
 _NOT_SEARCHED = {"checkpoints", "jobs", "wandb", "train", "test", "building"}
 
 
-class RunSummary(NamedTuple):
+@dataclass
+class RunSummary:
     """What is known; None where it is not, or means nothing."""
 
     folder: Path
     kind: str
     state: State
-    progress: Progress
-    parts: Sequence[Part]
-    restarts: int
-    row_age_s: float | None
+    progress: Progress = Progress()  # noqa: RUF009  it is immutable
+    parts: Sequence[Part] = ()
+    restarts: int = 0
+    row_age_s: float | None = None
     """Since the last row or the last start, whichever is later; while it runs."""
-    is_stalled: bool
-    eta_s: float | None
+    is_stalled: bool = False
+    eta_s: float | None = None
     """Until the last step at the speed of the last row, without evaluations; while it runs."""
-    last_error: str | None
-    log: Path | None
+    last_error: str | None = None
+    log: Path | None = None
     """With stderr of rank 0 of the job that counts."""
-    next: str | None
+    next: str | None = None
     """The command that makes it go on."""
-    notes: Sequence[str]
+    notes: Sequence[str] = ()
 
 
 def is_known_folder(folder: Path) -> bool:
@@ -91,36 +93,34 @@ def summaries_of(folders: Sequence[Path]) -> tuple[list[RunSummary], list[str]]:
 
 def _summary(folder: Path, events: Sequence[Event], queue: Queue) -> RunSummary:
     kinds = [event.kind for event in events if isinstance(event, Submitted)]
-    kind, now = kinds[-1] if kinds else "train", datetime.now(UTC)
-    config, notes, progress, parts = None, (), Progress(), []
-    starts = [event.time for event in events if isinstance(event, Started)]
-    if kind == "train":
-        config, notes = _config(folder)
-        progress = _progress(folder, config)
-        state = decisive = run_state(events, queue, progress, now)
-        restarts = max(0, len(starts) - 1)
-    else:
+    if kinds and kinds[-1] != "train":
         parts = part_states(events, queue)
-        state = state_of_parts(parts)
-        decisive = state_of_parts([part for part in parts if not part.state.is_live] or parts)
-        restarts = sum(max(0, part.num_starts - 1) for part in parts)
-    error, stderr = _error_and_log(folder, decisive, events)
-    age_s, is_stalled, eta_s = None, False, None
-    if kind == "train" and state.name == "running":
-        last = max([*starts[-1:], *filter(None, [progress.row_time])], default=None)
-        age_s = None if last is None else max(0.0, (now - last).total_seconds())
+        one = RunSummary(folder, kinds[-1], state_of_parts(parts), parts=parts)
+        one.restarts = sum(max(0, part.num_starts - 1) for part in parts)
+        ended = [part for part in parts if not part.state.is_live]
+        one.last_error, one.log = _error_and_log(folder, state_of_parts(ended or parts), events)
+        one.next = _next(one, events, queue)
+        return one
+    now = datetime.now(UTC)
+    config, notes = _config(folder)
+    progress = _progress(folder, config)
+    one = RunSummary(folder, "train", run_state(events, queue, progress, now), progress, notes=notes)
+    starts = [event.time for event in events if isinstance(event, Started)]
+    one.restarts = max(0, len(starts) - 1)
+    one.last_error, one.log = _error_and_log(folder, one.state, events)
+    one.next = _next(one, events, queue)
+    last = max([*starts[-1:], *filter(None, [progress.row_time])], default=None)
+    if one.state.name == "running" and last is not None:
+        one.row_age_s = max(0.0, (now - last).total_seconds())
         speed = (progress.row or {}).get("examples_per_s")
         if config is not None and speed:
             step_s = config.global_batch_size / speed
-            usual_s = config.log_interval * step_s
-            is_stalled = age_s is not None and age_s > max(_STALLED_ROWS * usual_s, _STALLED_S)
+            one.is_stalled = one.row_age_s > max(_STALLED_ROWS * config.log_interval * step_s, _STALLED_S)
             if progress.last_step is not None and progress.step is not None:
-                eta_s = (progress.last_step - progress.step) * step_s
-        if last == progress.row_time and not is_stalled:
-            error = None  # it has been overcome
-    told = (error, stderr, _next(folder, kind, state, events, queue), notes)
-    pace = (age_s, is_stalled, eta_s)
-    return RunSummary(folder, kind, state, progress, parts, restarts, *pace, *told)
+                one.eta_s = (progress.last_step - progress.step) * step_s
+        if last == progress.row_time and not one.is_stalled:
+            one.last_error = None  # it has been overcome
+    return one
 
 
 def _error_and_log(folder: Path, state: State, events: Sequence[Event]) -> tuple[str | None, Path | None]:
@@ -200,7 +200,8 @@ def _time_of(path: Path) -> datetime | None:
     return None
 
 
-def _next(folder: Path, kind: str, state: State, events: Sequence[Event], queue: Queue) -> str | None:
+def _next(summary: RunSummary, events: Sequence[Event], queue: Queue) -> str | None:
+    state = summary.state
     if state.name == "queued":
         job = queue.jobs.get(state.job_id or "")
         is_held = job and ("held" in job.reason.lower() or job.state in ("REQUEUE_HOLD", "SPECIAL_EXIT"))
@@ -210,4 +211,5 @@ def _next(folder: Path, kind: str, state: State, events: Sequence[Event], queue:
     commands = [event.resubmit for event in events if isinstance(event, Submitted) and event.resubmit]
     if commands:
         return shlex.join(["python", "-m", "launch.submit", *commands[-1]])
-    return f"python -m hrm_dist.train {shlex.quote(str(folder / 'config.yaml'))}" if kind == "train" else None
+    command = ["python", "-m", "hrm_dist.train", str(summary.folder / "config.yaml")]
+    return shlex.join(command) if summary.kind == "train" else None
