@@ -112,16 +112,16 @@ def clocks(world: World, hosts: Sequence[str]) -> Results:
     if len(set(hosts)) == 1:
         yield ok("one machine, one clock")
         return
-    exchanges: list[list[Exchange]] = [[] for _ in hosts]
+    exchanges: dict[str, list[Exchange]] = {host: [] for host in hosts}
     for _ in range(_CLOCK_ROUNDS):
         sent = time.time()
         collectives.max_over_ranks(0)  # the others answer after rank 0 has asked
-        answers = collectives.gather_objects(time.time())
-        for of_rank, answer in zip(exchanges, answers, strict=True):
-            of_rank.append(Exchange(sent, answer, time.time()))
+        for host, answer in zip(hosts, collectives.gather_objects(time.time()), strict=True):
+            exchanges[host].append(Exchange(sent, answer, time.time()))
     if not world.is_main:
         return
-    offsets = {host: clock_offset(exchanges[rank]) for rank, host in enumerate(hosts) if host != hosts[0]}
+    del exchanges[hosts[0]]
+    offsets = {host: clock_offset(of_host) for host, of_host in exchanges.items()}
     wrong = {host: by for host, (by, error_s) in offsets.items() if abs(by) - error_s > _MAX_SKEW_S}
     for host, seconds in wrong.items():
         todo = "set the clocks by NTP (`timedatectl`, `chronyc tracking`); tell the administrator"

@@ -70,15 +70,13 @@ def gpus(env: "DistEnv") -> Results:
     same = "ask for the same GPUs on every node"
     if not torch.cuda.is_available():
         yield MustMatch("GPUs", "none", "FAIL", same)
-        what = f"{len(listed)} GPUs here, but torch {torch.__version__}"
+        what = f"{len(listed)} GPUs here, but torch {torch.__version__}, built for CUDA {built_for}"
         if not listed:
             yield ok(f"CPU only: no GPU here{problem}")
         elif built_for is None:
-            yield fail(
-                f"{what} is built without CUDA", "install it for CUDA, see https://pytorch.org/get-started"
-            )
+            yield fail(f"{what}, is for CPUs", "install torch for CUDA, see https://pytorch.org/get-started")
         else:
-            what += f", built for CUDA {built_for}, cannot use them with driver {driver}"
+            what += f", cannot use them with driver {driver}"
             todo = "update the driver or install torch for an older CUDA; ask Slurm for --gpus-per-node"
             yield fail(f"{what} (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')})", todo)
         return

@@ -174,7 +174,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def _object(summary: RunSummary) -> dict[str, Any]:
-    values = {**vars(summary), **summary.progress._asdict(), **summary.progress._asdict()}
+    values = {**vars(summary), **summary.progress._asdict()}
     values.update(zip(("state", "detail", "job_id", "exit_code"), summary.state, strict=True))
     values["parts"] = {part.name or "last": str(part.state) for part in summary.parts}
     for key in ("progress", "row_time", "time", "lock_file", "holder"):
