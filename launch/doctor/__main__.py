@@ -16,14 +16,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_pipeline.base.errors import exit_code
 from launch.doctor import local_checks
 from launch.doctor.results import CheckResult, Result, Results, failure, merged, ok, run, warn
-
-if TYPE_CHECKING:
-    from hrm_dist.distributed.process_group import World
 
 # Of the rendezvous and of every collective.
 _TIMEOUT_S = 60.0
@@ -109,7 +105,7 @@ def _check_together(report: _Report, own: dict[str, list[Result]], dirs: Sequenc
         if world.world_size > 1:
             text = f"{len(hosts)} processes on {len(set(hosts))} host(s), on {world.device.type}, met in {met_s:.1f} s"
             own["launcher"] = [ok(text)]
-        shared: dict[str, Callable[[World, Sequence[str]], Results]] = {
+        shared: dict[str, Callable[..., Results]] = {
             **group_checks.CHECKS,
             **{f"folder {path.absolute()}": partial(group_checks.folder, path) for path in dirs},
         }

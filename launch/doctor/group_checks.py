@@ -180,7 +180,14 @@ def folder(path: Path, world: World, hosts: Sequence[str]) -> Results:
         facts.append(f"file locks work{' between all' if len(hosts) > 1 else ''}")
     for what in median_s:
         facts.append(f"{what} {max(median_s.get(what, 0.0) for _, median_s in views) * 1e3:.2g} ms")
-    yield from _room(path, facts)
+    room = os.statvfs(path)
+    free = room.f_bavail * room.f_frsize
+    text = f"{free / GIB:.0f} GiB free" if free >= GIB else f"{free / 2**20:.0f} MiB free"
+    if free < _LITTLE_SPACE:
+        yield warn(f"only {text}", "make room, keep fewer checkpoints, or use another file system")
+    facts += [text, *([f"{room.f_favail:,} inodes free"] if room.f_files else [])]  # 0: no fixed number
+    if room.f_files and room.f_favail < _FEW_INODES:
+        yield warn(f"only {room.f_favail:,} inodes free", "remove files, or use another file system")
     yield ok("; ".join(facts))
 
 
@@ -218,21 +225,6 @@ def _write(path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     path.rename(path.with_suffix(".done"))
-
-
-def _room(path: Path, facts: list[str]) -> Results:
-    """Yield what room is lacking, and add to the facts what is there."""
-    room = os.statvfs(path)
-    free = room.f_bavail * room.f_frsize
-    text = f"{free / GIB:.0f} GiB free" if free >= GIB else f"{free / 2**20:.0f} MiB free"
-    if free < _LITTLE_SPACE:
-        yield warn(f"only {text}", "make room, keep fewer checkpoints, or use another file system")
-    else:
-        facts.append(text)
-    if room.f_files and room.f_favail < _FEW_INODES:  # some file systems have no fixed number
-        yield warn(f"only {room.f_favail:,} inodes free", "remove files, or use another file system")
-    elif room.f_files:
-        facts.append(f"{room.f_favail:,} inodes free")
 
 
 CHECKS = {"cores": cores, "all-reduce": all_reduce, "clocks": clocks}

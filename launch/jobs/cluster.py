@@ -131,10 +131,8 @@ def executor(cluster: Cluster, folder: Path, name: str, after: str | None = None
         )
         return local
     # Slurm then queues the job again where a node fails or a more important job needs it.
-    options: dict[str, str | bool] = {"requeue": True}
-    for option in cluster.sbatch:
-        key, _, value = option.removeprefix("--").partition("=")
-        options[key] = value or True
+    pairs = (option.removeprefix("--").partition("=") for option in cluster.sbatch)
+    options: dict[str, str | bool] = {"requeue": True, **{key: value or True for key, _, value in pairs}}
     if after is not None:
         options |= {"dependency": after, "kill-on-invalid-dep": "yes"}
     slurm = submitit.SlurmExecutor(folder, max_num_timeout=_MAX_TIMEOUTS, python=python)

@@ -142,6 +142,7 @@ def _queue(
     except FailedJobError as error:
         raise slurm.SlurmError(f"Slurm refuses the job: {slurm.explained(str(error))}") from error
     packages = {name: version(name) for name in ("torch", "numpy", "deepspeed", "accelerate", "submitit")}
+    revision = log.git_revision()
     for handle, command in zip(handles, commands, strict=True):
         event = Submitted(
             job_id=handle.job_id,
@@ -151,7 +152,7 @@ def _queue(
             command=command,
             resources=cluster.model_dump(exclude_defaults=True),
             resubmit=list(spec.resubmit),
-            git_revision=log.git_revision(),
+            git_revision=revision,
             packages={"python": sys.version.split()[0], **packages},
         )
         log.append(spec.folder, event)
@@ -217,19 +218,15 @@ def _run_here(spec: JobSpec, cluster: Cluster, to_run: Sequence[int]) -> list[Ha
                 handles += _queue(spec, cluster, [spec.parts[to_run[len(handles)]]])
             else:
                 time.sleep(0.2)
-    exit_codes = {
-        event.job_id: event.exit_code for event in log.read(spec.folder) if isinstance(event, Ended)
-    }
-    if spec.join is not None and all(exit_codes.get(handle.job_id) == 0 for handle in handles):
+    done = {e.job_id for e in log.read(spec.folder) if isinstance(e, Ended) and not e.exit_code}
+    if spec.join is not None and done >= {handle.job_id for handle in handles}:
         handles += _queue(spec, cluster, [spec.join])
     return handles
 
 
 def wait(spec: JobSpec, job_ids: Sequence[str]) -> int:
     """Follow jobs until none of them will run again; return the worst of their exit codes."""
-    said: dict[str, str] = {}
-    gone_since: dict[str, float] = {}
-    exit_codes: dict[str, int] = {}
+    said, gone_since, exit_codes = dict[str, str](), dict[str, float](), dict[str, int]()
     while pending := [job_id for job_id in job_ids if job_id not in exit_codes]:
         events = log.read(spec.folder)
         queue = ask_queue(events)

@@ -78,19 +78,20 @@ def queued_jobs(job_ids: Collection[str]) -> dict[str, QueuedJob]:
 # What Slurm says, what to do then, and what of `sinfo --format` helps to do it. The first that occurs counts.
 _PARTITIONS, _NODES = "%R (limit %l, %D nodes)", "%R: %D with %c CPUs, %m MB, GPUs %G"
 _REMEDIES = (
-    ("invalid partition", "there is no such partition, or it is not open to you; partitions", _PARTITIONS),
-    ("node configuration is not available", "no node has all that the job asks of one; nodes", _NODES),
-    ("generic resource|gres|tres|trackable|memory specification", "no node has that; nodes", _NODES),
+    (
+        "invalid partition|time limit|node count",
+        "none that is open to you allows it; partitions",
+        _PARTITIONS,
+    ),
+    ("node configuration|generic resource|gres|tres|trackable|memory", "no node has all that; nodes", _NODES),
     ("array specification", "fewer --parts: `scontrol show config` says MaxArraySize", ""),
     (
         "account|association|qos",
         "`sacctmgr show assoc user=$USER format=account,partition,qos` lists yours",
         "",
     ),
-    ("time limit", "the partition allows less time, and a training needs no more; partitions", _PARTITIONS),
     ("feature|constraint", "no node has such features: `sinfo -o '%N %f'` lists them", ""),
     ("node name|node list", "--exclude names a node that is not there; `sinfo -N` lists them", ""),
-    ("node count", "the partition has fewer nodes, or allows fewer for one job; partitions", _PARTITIONS),
     ("unable to contact|refused|timed out", "Slurm's controller does not answer; `scontrol ping`", ""),
     ("chdir|no such file", "the folder is not there for Slurm; submit from one that all nodes share", ""),
 )

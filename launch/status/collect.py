@@ -143,9 +143,8 @@ def _error_and_log(folder: Path, state: State, events: Sequence[Event]) -> tuple
 
 def _config(folder: Path) -> tuple[TrainConfig | None, Sequence[str]]:
     """Return the configuration that was started or submitted last."""
-    paths = [
-        path for path in (folder / "config.yaml", log.jobs_folder(folder) / "config.yaml") if path.exists()
-    ]
+    candidates = (folder / "config.yaml", log.jobs_folder(folder) / "config.yaml")
+    paths = [path for path in candidates if path.exists()]
     try:
         return (load_config(max(paths, key=lambda path: path.stat().st_mtime)) if paths else None), ()
     except (InputError, OSError) as error:
