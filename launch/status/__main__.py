@@ -82,9 +82,6 @@ def _folders(runs: Sequence[Path], root: Path | None) -> list[Path]:
     return list(dict.fromkeys([*runs, *(known_folders(root) if root else [])]))
 
 
-# For people
-
-
 def _lines(summary: RunSummary) -> Iterator[tuple[str, str]]:
     """Yield what to say of a run, line by line; those without a text are left out."""
     saved, row = summary.progress.saved_step, summary.progress.row or {}
@@ -168,9 +165,6 @@ def _duration(seconds: float | None) -> str:
     if minutes < 100:
         return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-# For programs
 
 
 def _object(summary: RunSummary) -> dict[str, Any]:

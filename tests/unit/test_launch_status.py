@@ -271,7 +271,7 @@ def cancelled(minute: float, why: str) -> str:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("before", ["", f"error: of an earlier start\n{TRACEBACK}{BAR}\n{OOM}\n"])
-def test_the_line_that_explains_the_end_of_a_start_best_is_found(
+def test_the_line_that_explains_best_why_a_start_ended_is_found(
     before: str, log: str, expected: str | None, tmp_path: Path
 ) -> None:
     path = tmp_path / "5_0_log.err"
@@ -293,7 +293,7 @@ ERROR_OF_RANK_0 = ended(69).model_copy(update={"error": "error: rank 11 is gone"
         ([], OOM),
     ],
 )
-def test_the_first_error_on_record_counts_or_else_the_log_since_the_last_start(
+def test_the_first_error_on_record_is_shown_else_that_of_the_log(
     events: list[Event], expected: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = f"error: of the start before\n{TRACEBACK}"
