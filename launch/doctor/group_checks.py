@@ -76,18 +76,28 @@ def all_reduce(world: World, hosts: Sequence[str]) -> Results:
 
 
 def _all_reduce_s(size: int, device: torch.device) -> float:
-    """Return the median time in s, after one to warm up."""
     values = torch.ones(size // 4, device=device)  # fp32
-    wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
-    times: list[float] = []
-    for _ in range(1 + _REPEATS):
-        wait()
-        collectives.max_over_ranks(0)  # all begin together
-        start = time.perf_counter()
+
+    def reduce() -> None:
         dist.all_reduce(values)
-        wait()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    reduce()  # to warm up
+    return _median_s(reduce, _REPEATS, before=lambda: collectives.max_over_ranks(0))  # all begin together
+
+
+def _median_s(
+    function: Callable[[], object], times: int, before: Callable[[], object] = lambda: None
+) -> float:
+    """Return the median time of some calls, in s."""
+    seconds: list[float] = []
+    for _ in range(times):
+        before()
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 class Exchange(NamedTuple):
@@ -150,10 +160,8 @@ def folder(path: Path, world: World, hosts: Sequence[str]) -> Results:
             if has_locks and not sees_lock:
                 yield warn(f"a file that {hosts[0]} had locked could be locked", _LOCKS_TODO)
             try:
-                if hosts.index(hosts[world.rank]) == world.rank:  # the first process of its host
-                    # The names are new to the node, so it must ask for them.
-                    median_s["write + fsync + rename"] = _median_s(_write, marker, 10)
-                    median_s["stat"] = _median_s(Path.exists, marker, 50)
+                is_first = hosts.index(hosts[world.rank]) == world.rank  # of its host
+                median_s = _latencies(marker) if is_first else median_s
             except OSError as error:
                 yield fail(f"cannot be written: {error.strerror}", "give this user the right to write there")
         views = collectives.gather_objects((sees_lock, median_s))
@@ -203,28 +211,24 @@ def _seen_after_s(marker: Path) -> float | None:
     return None
 
 
-def _median_s(function: Callable[[Path], object], marker: Path, times: int) -> float:
-    """Return the median time in s that a function takes for a new file beside the marker, which goes again."""
-    seconds: list[float] = []
-    for _ in range(times):
-        path = marker.with_name(f"{marker.name}-{uuid.uuid4().hex}")
-        try:
-            start = time.perf_counter()
-            function(path)
-            seconds.append(time.perf_counter() - start)
-        finally:
-            for leftover in (path, path.with_suffix(".done")):
-                leftover.unlink(missing_ok=True)
-    return statistics.median(seconds)
+def _latencies(marker: Path) -> dict[str, float]:
+    """Return median times in s: of writing a small file as checkpoints are, and of asking for an unknown name."""
+    own = marker.with_name(f"{marker.name}-{uuid.uuid4().hex}")
+    written = own.with_suffix(".done")
 
+    def write() -> None:
+        with own.open("wb") as file:
+            file.write(b"." * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+        own.rename(written)
 
-def _write(path: Path) -> None:
-    """Write a small file as checkpoints are written."""
-    with path.open("wb") as file:
-        file.write(b"." * 4096)
-        file.flush()
-        os.fsync(file.fileno())
-    path.rename(path.with_suffix(".done"))
+    try:
+        stat_s = _median_s(lambda: own.with_suffix(f".{uuid.uuid4().hex}").exists(), 50)
+        return {"write + fsync + rename": _median_s(write, 10), "stat": stat_s}
+    finally:
+        own.unlink(missing_ok=True)
+        written.unlink(missing_ok=True)
 
 
 CHECKS = {"cores": cores, "all-reduce": all_reduce, "clocks": clocks}
