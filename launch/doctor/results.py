@@ -16,8 +16,7 @@ class CheckResult(NamedTuple):
     level: Level
     what: str
     todo: str = ""
-    check: str = ""
-    """Name of the check that yielded it, once it is reported."""
+    check: str = ""  # name of the check that yielded it, once it is reported
 
     def __str__(self) -> str:
         return f"{self.level:<4}  {self.check}: {self.what}" + (f"  -> {self.todo}" if self.todo else "")
@@ -33,8 +32,7 @@ class MustMatch(NamedTuple):
 
     key: str
     value: str
-    level: Level
-    """Of the result that it is not."""
+    level: Level  # of the result that it is not
     todo: str
 
 

@@ -43,12 +43,10 @@ _MAX_IN_VAIN, _MAX_LOSSES, _SHORT_S = 5, 3, 600.0
 class Job(NamedTuple):
     """One of our commands as a job; pickled for the cluster."""
 
-    folder: Path
-    """Whose record says what becomes of it; absolute."""
+    folder: Path  # whose record says what becomes of it; absolute
     module: str
     arguments: list[str]
-    grace_s: float
-    """How long the command may take after USR2."""
+    grace_s: float  # how long the command may take after USR2
 
     def __call__(self) -> None:
         """Run the command; leave with its exit code, unless that is 0."""

@@ -23,8 +23,7 @@ class State(NamedTuple):
 
     name: Name
     detail: str = ""
-    job_id: str | None = None
-    """The job that decided it."""
+    job_id: str | None = None  # the job that decided it
     exit_code: int | None = None
 
     def __str__(self) -> str:
@@ -39,13 +38,10 @@ class State(NamedTuple):
 class Queue(NamedTuple):
     """What is known of live jobs: Slurm's answer, and the processes of this machine."""
 
-    jobs: Mapping[str, QueuedJob]
-    """Those that Slurm still knows, and those of this machine that run."""
+    jobs: Mapping[str, QueuedJob]  # those that Slurm still knows, and those of this machine that run
     slurm_answered: bool
-    host: str
-    """This machine, whose processes are known."""
-    problem: str = ""
-    """Slurm's words where it does not answer."""
+    host: str  # this machine, whose processes are known
+    problem: str = ""  # Slurm's words where it does not answer
 
 
 def ask_queue(events: Sequence[Event]) -> Queue:

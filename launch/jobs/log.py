@@ -27,8 +27,7 @@ class _Event(BaseModel):
     """What all events have; keys of a later version are ignored."""
 
     time: datetime = Field(default_factory=now)
-    job_id: str
-    """Slurm's, `ID_INDEX` for an element of an array; of a local job the process."""
+    job_id: str  # Slurm's, `ID_INDEX` for an element of an array; of a local job the process
 
 
 class Submitted(_Event):
@@ -38,11 +37,9 @@ class Submitted(_Event):
     cluster: Literal["slurm", "local"]
     host: str
     kind: Kind
-    command: list[str]
-    """Module and arguments that the job runs, as after `python -m`."""
+    command: list[str]  # module and arguments that the job runs, as after `python -m`
     resources: dict[str, Any]
-    resubmit: list[str] = Field(default_factory=list)
-    """Arguments of launch.submit that continue the work."""
+    resubmit: list[str] = Field(default_factory=list)  # arguments of launch.submit that continue the work
     git_revision: str | None = None
     """Of the working tree that was submitted; ends in `-dirty` where it has uncommitted changes."""
     packages: dict[str, str] = Field(default_factory=dict)
@@ -54,12 +51,9 @@ class Started(_Event):
     event: Literal["started"] = "started"
     hosts: list[str]
     git_revision: str | None = None
-    saved: str | None = None
-    """The checkpoint that a training resumes from."""
-    restarts: int = 0
-    """How often the job was started before."""
-    log_start: int = 0
-    """Size of the file with rank 0's stderr, in bytes: what earlier starts have written."""
+    saved: str | None = None  # the checkpoint that a training resumes from
+    restarts: int = 0  # how often the job was started before
+    log_start: int = 0  # size of the file with rank 0's stderr, in bytes: what earlier starts have written
 
 
 class Failed(_Event):

@@ -24,12 +24,9 @@ class SlurmError(InputError):
 class QueuedJob(NamedTuple):
     """A job, or an element of an array, that Slurm still knows: also for some minutes after its end."""
 
-    job_id: str
-    """`ID`, or `ID_INDEX` in an array."""
-    state: str
-    """PENDING, RUNNING, COMPLETING and so on."""
-    reason: str
-    """Why it waits, where it does."""
+    job_id: str  # `ID`, or `ID_INDEX` in an array
+    state: str  # PENDING, RUNNING, COMPLETING and so on
+    reason: str  # why it waits, where it does
     nodes: str
 
     @property

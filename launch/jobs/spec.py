@@ -22,22 +22,15 @@ class JobSpec(NamedTuple):
     """What a submission is to get done."""
 
     kind: Kind
-    folder: Path
-    """Absolute; the run's, the dataset's or the predictions'."""
+    folder: Path  # absolute; the run's, the dataset's or the predictions'
     parts: list[list[str]]
     """Modules and arguments, as after `python -m`. A training has one; the others as many as jobs share the work."""
-    missing: list[int]
-    """The parts that are not done."""
-    about: list[str]
-    """Lines for people."""
-    join: list[str] | None = None
-    """What makes a whole of the parts, when all are done."""
-    inputs: Sequence[Path] = ()
-    """What the jobs read; every node must see it."""
-    config: tuple[Path, str] | None = None
-    """Where to write a configuration before the jobs run, and which."""
-    resubmit: Sequence[str] = ()
-    """Arguments of launch.submit that continue the work later."""
+    missing: list[int]  # the parts that are not done
+    about: list[str]  # lines for people
+    join: list[str] | None = None  # what makes a whole of the parts, when all are done
+    inputs: Sequence[Path] = ()  # what the jobs read; every node must see it
+    config: tuple[Path, str] | None = None  # where to write a configuration before the jobs run, and which
+    resubmit: Sequence[str] = ()  # arguments of launch.submit that continue the work later
 
     @property
     def name(self) -> str:

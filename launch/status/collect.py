@@ -39,16 +39,13 @@ class RunSummary:
     progress: Progress = Progress()  # noqa: RUF009  it is immutable
     parts: Sequence[Part] = ()
     restarts: int = 0
-    row_age_s: float | None = None
-    """Since the last row or the last start, whichever is later; while it runs."""
+    row_age_s: float | None = None  # since the last row or the last start, whichever is later; while it runs
     is_stalled: bool = False
     eta_s: float | None = None
     """Until the last step at the speed of the last row, without evaluations; while it runs."""
     last_error: str | None = None
-    log: Path | None = None
-    """With stderr of rank 0 of the job that counts."""
-    next: str | None = None
-    """The command that makes it go on."""
+    log: Path | None = None  # with stderr of rank 0 of the job that counts
+    next: str | None = None  # the command that makes it go on
     notes: Sequence[str] = ()
 
 

@@ -17,24 +17,16 @@ _TIME_TO_LOCK = timedelta(minutes=3)
 class Progress(NamedTuple):
     """What the files of a run folder say."""
 
-    step: int | None = None
-    """Of the last row of metrics."""
-    saved_step: int | None = None
-    """Of the latest checkpoint."""
-    last_step: int | None = None
-    """Where the run ends; None where that is not known."""
-    time: datetime | None = None
-    """When the later of both was written."""
+    step: int | None = None  # of the last row of metrics
+    saved_step: int | None = None  # of the latest checkpoint
+    last_step: int | None = None  # where the run ends; None where that is not known
+    time: datetime | None = None  # when the later of both was written
     lock_file: str | None = None
     """What stands in the lock file: a run that ends, in whatever way but killed, removes it."""
-    holder: str | None = None
-    """The living process that has the lock."""
-    row: Mapping[str, float | None] | None = None
-    """The last row of training metrics."""
-    row_time: datetime | None = None
-    """When it was written."""
-    last_evaluation: Mapping[str, float | None] | None = None
-    """The last row of metrics with scores."""
+    holder: str | None = None  # the living process that has the lock
+    row: Mapping[str, float | None] | None = None  # the last row of training metrics
+    row_time: datetime | None = None  # when it was written
+    last_evaluation: Mapping[str, float | None] | None = None  # the last row of metrics with scores
     skipped_updates: int = 0
 
     @property
@@ -82,8 +74,7 @@ def _state_without_jobs(progress: Progress) -> State:
 class Part(NamedTuple):
     """A part of a dataset or of predictions, and its state."""
 
-    name: str
-    """Its number; empty: what makes a whole of the parts."""
+    name: str  # its number; empty: what makes a whole of the parts
     state: State
     num_starts: int
 
