@@ -126,11 +126,8 @@ def partition(name: str | None) -> tuple[float, bool]:
 
 def _minutes(limit: str) -> float:
     """Return the minutes in `2-12:00:00`, `12:00:00` or `30:00`; anything else is no limit."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
-    if found is None:
-        return math.inf
-    days, hours, minutes, _seconds = (int(number or 0) for number in found.groups())
-    return 1440 * days + 60 * hours + minutes
+    numbers = re.findall(r"\d+", limit)[::-1]  # seconds first
+    return sum(int(n) * unit for n, unit in zip(numbers, (1 / 60, 1, 60, 1440), strict=False)) or math.inf
 
 
 def _is_local(address: str) -> bool:
