@@ -18,9 +18,6 @@ from tqdm import tqdm
 
 from data_pipeline.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError
 from data_pipeline.base.files import replace_file
-from launch.jobs import log as job_log
-from launch.jobs import slurm, storage
-from hrm_dist.evaluation.predictions import replace_file
 from launch.jobs import log, slurm, storage
 from launch.jobs.cluster import Cluster, executor
 from launch.jobs.job import Job
