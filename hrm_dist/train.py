@@ -7,10 +7,10 @@
     accelerate launch --config_file configs/accelerate/gpu_n.yaml -m hrm_dist.train configs/arc1.yaml
     srun --ntasks-per-node 8 python -m hrm_dist.train configs/arc1.yaml
 
-The run folder (checkpoint_path) gets config.yaml, metrics.jsonl and checkpoints/. The same command goes on
-after an interruption; one with other settings, too, as long as steps remain, and config_changes.jsonl keeps what
+The run folder (checkpoint_path) gets config.yaml, metrics.jsonl and checkpoints/. The same command resumes after
+an interruption; one with other settings does, too, as long as steps remain, and config_changes.jsonl keeps what
 changed at which step. Exit codes: 0 done, 2 bad configuration or input, 75 stopped by a signal with the state
-saved (the same command goes on), 69 another process is gone without a word, 1 anything else.
+saved (the same command resumes), 69 another process is gone without a word, 1 anything else.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def dry_run(config: TrainConfig) -> str:
-    """What would be trained: every setting, the size of the model, the memory of a rank, the steps."""
+    """Return what would be trained: every setting, the size of the model, the memory of a rank, the steps."""
     from hrm_dist.model.memory_estimate import memory_per_rank, num_parameters
 
     lines = [to_yaml(config).rstrip(), ""]
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(config: TrainConfig) -> int:
-    """Join the other processes and train; gives the exit code."""
+    """Join the other processes and train; return the exit code."""
     import torch
 
     from hrm_dist.distributed import collectives
@@ -142,7 +142,7 @@ def train(config: TrainConfig) -> int:
                 collectives.run_on_rank0(lambda: _check_evaluation(config))
                 if Trainer(config, world).fit(stop):
                     return 0
-                outcome = "; the state is saved, and the same command goes on from there"
+                outcome = "; the state is saved, and the same command resumes from there"
         except InputError as error:
             if not collectives.is_reported_by_rank0(error):
                 raise
@@ -167,7 +167,7 @@ def _check_evaluation(config: TrainConfig) -> None:
 
 
 def _settings(config: TrainConfig, device_type: str) -> Mapping[str, object]:
-    """What every process must have been started with."""
+    """Return what every process must have been started with."""
     values = flat_settings(config.model_dump(mode="json"))
     packages = ["hrm-dist", "torch", "numpy", *(["deepspeed"] if config.engine.startswith("zero") else [])]
     return (

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingError(Exception):
-    """The run cannot usefully go on; its state is saved. The message is shown as it is."""
+    """The run cannot usefully continue; its state is saved. The message is shown as it is."""
 
 
 def build_distributed_model(

@@ -71,9 +71,9 @@ def described(changes: Changes) -> str:
 
 
 def record(run_dir: Path, step: int, then: Mapping[str, Any], changes: Changes) -> None:
-    """Note what changes at a step, at which a run begins or goes on from a checkpoint with the configuration `then`.
+    """Note what changes at a step, at which a run begins, or resumes from a checkpoint with the configuration `then`.
 
-    Lines about steps that the run has been set back from, or that no checkpoint ever had, go.
+    Drop lines about steps that the run has been rewound from, or that no checkpoint ever had.
     """
     path = run_dir / FILE
     settings = flat_settings(then)

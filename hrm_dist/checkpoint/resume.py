@@ -57,7 +57,7 @@ def find_start(
         if complete is None:
             raise
         raise InputError(
-            f"{error} The last complete one beside it: resume={complete}; the run then goes on from there."
+            f"{error} The last complete one beside it: resume={complete}; the run then resumes from there."
         ) from error
     state = opened.state
     _check_same_run(state, opened.path, config, dataset, schedule)
@@ -99,7 +99,7 @@ def _choose(config: TrainConfig, run_dir: Path) -> tuple[Path | None, bool]:
     has_latest = latest.is_symlink()  # even if what it points to is gone, which is an error
     if latest.exists() and not has_latest:
         raise ConfigError(
-            f"{latest}: is a folder where a link should be, as in a copy of a run; delete it, and the run goes on "
+            f"{latest}: is a folder where a link should be, as in a copy of a run; delete it, and the run resumes "
             "from the newest of its step_N folders."
         )
     if not has_latest and config.resume in ("auto", "never"):
@@ -129,7 +129,7 @@ def _choose(config: TrainConfig, run_dir: Path) -> tuple[Path | None, bool]:
 def _check_same_run(
     state: CheckpointState, path: Path, config: TrainConfig, dataset: dict[str, Any], schedule: Schedule
 ) -> None:
-    """Raise ConfigError unless a run with these settings and this dataset can go on from a checkpoint.
+    """Raise ConfigError unless a run with these settings and this dataset can resume from a checkpoint.
 
     At the last step it can if what changed does not matter to what has been trained.
     """
@@ -144,7 +144,7 @@ def _check_same_run(
         problems.append(f"data_path={config.data_path} is not the dataset it was trained on")
     if problems:
         raise ConfigError(
-            f"{path}: cannot go on with another run's checkpoint: {'; '.join(problems)}. Set them back, or "
+            f"{path}: cannot resume from another run's checkpoint: {'; '.join(problems)}. Set them back, or "
             "start a new run with another checkpoint_path."
         )
     if state.step > last_step:
@@ -158,7 +158,7 @@ def _check_same_run(
         raise ConfigError(
             f"{path}: is at the last step, {last_step}, so nothing can be trained with changed settings "
             f"({described(changes)}). Put them back, train a new run with another checkpoint_path, or raise {raised} "
-            "to go on from here with the new settings."
+            "to resume from here with the new settings."
         )
 
 

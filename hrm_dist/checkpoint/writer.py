@@ -147,7 +147,7 @@ def write_files(folder: Path, shards: Sequence[TensorShard], rank: int) -> Writt
 def _not_written(path: Path, error: OSError) -> WriteError:
     return WriteError(
         f"{path}: cannot be written on rank {collectives.rank()} ({error.strerror or error}); make room, or look at "
-        "the rights. The checkpoints before are whole, and the same command goes on from the latest."
+        "the rights. The checkpoints before are whole, and the same command resumes from the latest."
     )
 
 

@@ -25,7 +25,7 @@ _SILENCE_AFTER_AN_ERROR_S = 10.0
 _GRACE_S = 5.0
 # For how long the rank that holds the store waits for the others to read how it left.
 _LEAVING_S = 15.0
-_GO_ON = "The same command goes on from the last checkpoint."
+_RESUME = "The same command resumes from the last checkpoint."
 # gloo raises nothing more special than a RuntimeError.
 _FAILED_COLLECTIVE = ("gloo", "nccl", "caused pair closure", "connection closed by peer")
 
@@ -78,7 +78,7 @@ def find_failure(
     return Failure(
         f"{ranks_text(list(silent))} {'has' if len(silent) == 1 else 'have'} shown no sign of life for {age_s:.0f} s, "
         f"last heard of at {_steps_text([heartbeat.step for heartbeat, _ in silent.values()])}; rank {rank} is at step "
-        f"{last[rank].heartbeat.step}. {_GO_ON}"
+        f"{last[rank].heartbeat.step}. {_RESUME}"
     )
 
 
@@ -266,7 +266,7 @@ class Monitor:
         if known is not None:
             return known
         if not self._rank_0_hosts or self._rank == 0:
-            return Failure(f"the launcher, which holds the store of the processes, is gone. {_GO_ON}")
+            return Failure(f"the launcher, which holds the store of the processes, is gone. {_RESUME}")
         host = self._heartbeats[0]
         if host.status:
             text = f"rank 0 has left after step {host.step}, though this process had not finished."
@@ -274,7 +274,7 @@ class Monitor:
         how = "is gone" if self._store_error else f"has shown no sign of life for {self._store_age_s:.0f} s"
         return Failure(
             f"rank 0, which holds the store of the processes, {how}, last heard of at step {host.step}; rank "
-            f"{self._rank} is at step {self.step}. {_GO_ON}"
+            f"{self._rank} is at step {self.step}. {_RESUME}"
         )
 
     def _describe_steps(self) -> str:
@@ -285,7 +285,7 @@ class Monitor:
             ranks_at.setdefault(f"{where} step {heartbeat.step}", []).append(rank)
         text = ", ".join(f"{ranks_text(ranks)} {where}" for where, ranks in ranks_at.items())
         return (
-            f"a collective failed on rank {self._rank}, though every rank is alive or done: {text}. {_GO_ON}"
+            f"a collective failed on rank {self._rank}, though every rank is alive or done: {text}. {_RESUME}"
         )
 
 

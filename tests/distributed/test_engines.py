@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.checkpoint.reader import open_checkpoint
 from hrm_dist.config import ConfigError, load_config
 from tests.training import (
     command_line,
@@ -152,7 +152,7 @@ def test_the_gradient_of_the_first_step_is_that_of_one_process(
 ) -> None:
     settings = ("max_steps=1", "eval_interval=null")
     ours, theirs = (
-        checkpoint.open_checkpoint(run_of(*which, arch, *settings) / "checkpoints" / "latest")
+        open_checkpoint(run_of(*which, arch, *settings) / "checkpoints" / "latest")
         for which in ((engine, world_size), ("ddp", 1))
     )
     # After one step exp_avg is a tenth of the gradient.

@@ -33,13 +33,13 @@ pytestmark = pytest.mark.distributed
 # seconds, so a rank that is silent for less than this is not gone.
 TIMEOUT_S = 6
 SETTINGS = ["max_steps=100000", "global_batch_size=12", "checkpoint_interval=5", f"timeout_s={TIMEOUT_S}"]
-GOES_ON = r"rank \d is at step [1-9]\d*\. The same command goes on from the last checkpoint\."
+RESUMES = r"rank \d is at step [1-9]\d*\. The same command resumes from the last checkpoint\."
 
 Start = Callable[..., list[Started]]
 
 
 def silent(rank: int) -> str:
-    return rf"error: rank {rank} has shown no sign of life for \d+ s, last heard of at step \d+; {GOES_ON}"
+    return rf"error: rank {rank} has shown no sign of life for \d+ s, last heard of at step \d+; {RESUMES}"
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_when_a_rank_is_killed_the_others_end_and_name_it(world_size: int, kille
 def test_when_rank_0_is_killed_the_others_end_and_name_it(world_size: int, start: Start) -> None:
     rank_0, *others = start(world_size)
     rank_0.signal(signal.SIGKILL)
-    assert_all_end(others, rf"rank 0, which holds .*, is gone, last heard of at step \d+; {GOES_ON}")
+    assert_all_end(others, rf"rank 0, which holds .*, is gone, last heard of at step \d+; {RESUMES}")
 
 
 def test_when_a_rank_is_stopped_for_long_the_others_end_and_then_it_does(start: Start) -> None:

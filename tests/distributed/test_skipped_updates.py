@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.checkpoint.reader import open_checkpoint
 from tests.training import rows, start_module_ranks, start_ranks, train_on_ranks
 
 pytestmark = pytest.mark.distributed
@@ -88,7 +88,7 @@ def test_a_run_whose_updates_are_all_skipped_stops_with_the_state_from_before(
     assert first <= step
     assert text.count("error: stopped at step") == 1
     assert "error: stopped at step" not in finished[1].output
-    saved = checkpoint.open_checkpoint(run / "checkpoints" / "latest")
+    saved = open_checkpoint(run / "checkpoints" / "latest")
     assert saved.state.step == step
     assert saved.state.num_updates == step - sum(row["train/skipped_updates"] for row in rows(run))
     assert [row["step"] for row in rows(run)][-1] == step

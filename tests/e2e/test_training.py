@@ -124,7 +124,7 @@ def test_bf16_trains_on_a_cpu_and_the_loss_falls(arch: list[str], config: Path, 
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())
 
 
-def test_a_run_set_back_to_an_earlier_checkpoint_repeats_what_followed(config: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_rewound_repeats_what_followed(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = ["checkpoint_interval=2", "keep_checkpoints=2"]
     assert train(config, run, "max_steps=8", *settings, "keep_checkpoints=4").exit_code == 0
@@ -146,7 +146,7 @@ def test_a_run_set_back_to_an_earlier_checkpoint_repeats_what_followed(config: P
     assert saved_steps(run) == [6, 8]
 
 
-def test_a_command_that_sets_a_run_back_goes_on_when_it_is_given_again(config: Path, tmp_path: Path) -> None:
+def test_a_command_that_rewinds_a_run_resumes_it_when_given_again(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = ["checkpoint_interval=2", "keep_checkpoints=4"]
     assert train(config, run, "max_steps=8", *settings).exit_code == 0
@@ -158,9 +158,7 @@ def test_a_command_that_sets_a_run_back_goes_on_when_it_is_given_again(config: P
     assert [row["step"] for row in rows(run)] == list(range(1, 11))
 
 
-def test_a_command_that_rewinds_still_resumes_when_its_checkpoint_is_gone(
-    config: Path, tmp_path: Path
-) -> None:
+def test_a_command_that_rewinds_does_not_need_its_checkpoint_any_more(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = ["checkpoint_interval=2", "keep_checkpoints=3"]
     assert train(config, run, "max_steps=8", *settings).exit_code == 0

@@ -72,7 +72,7 @@ def test_what_a_killed_save_left_behind_is_swept_away_by_the_next(tmp_path: Path
 def test_a_step_that_is_saved_again_replaces_the_first(tmp_path: Path) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)
-    link(tmp_path / "latest", tmp_path / "step_1")  # set back
+    link(tmp_path / "latest", tmp_path / "step_1")  # rewound
     save(tmp_path, 2, best_score=0.5)
     assert read_state(tmp_path / "latest").best_score == 0.5
     assert entries(tmp_path) == ["latest", "step_1", "step_2"]

@@ -94,7 +94,7 @@ def test_a_line_stays_whose_values_the_checkpoint_has(tmp_path: Path) -> None:
     assert lines(tmp_path) == [{"step": 4, "changes": {"lr": [1.0, 2.0]}}]
 
 
-def test_lines_beyond_a_step_that_a_run_is_set_back_to_go(tmp_path: Path) -> None:
+def test_lines_beyond_the_step_that_a_run_is_rewound_to_are_dropped(tmp_path: Path) -> None:
     start(tmp_path, 4, dumped(lr=1.0), lr=2.0)
     start(tmp_path, 8, dumped(lr=2.0), lr=3.0)
     start(tmp_path, 6, dumped(lr=2.0), lr=2.0)

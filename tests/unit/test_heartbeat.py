@@ -46,7 +46,7 @@ def test_silent_ranks_are_named_with_their_steps() -> None:
     ranks = heard((Heartbeat(9, 40), 0), (Heartbeat(9, 37), 12), (Heartbeat(9, 39), 0))
     assert find_failure(ranks, 0, silence_s=10) == Failure(
         "rank 1 has shown no sign of life for 12 s, last heard of at step 37; rank 0 is at step 40. The same "
-        "command goes on from the last checkpoint.",
+        "command resumes from the last checkpoint.",
         69,
     )
     ranks += heard((Heartbeat(9, 38), 13), (Heartbeat(9, 38), 13))

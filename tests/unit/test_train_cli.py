@@ -141,7 +141,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(
 ) -> None:
     run, own = resume_in_a_copy(trained, tmp_path)
     message = refusal(config, own, override)
-    assert f"{run / 'checkpoints' / 'step_2'}: cannot go on with another run's checkpoint" in message
+    assert f"{run / 'checkpoints' / 'step_2'}: cannot resume from another run's checkpoint" in message
     assert f": {difference}. Set them back" in message
     assert "another checkpoint_path" in message
 
@@ -253,7 +253,7 @@ def test_a_finished_run_refuses_settings_that_would_have_changed_it(
     message = refusal(config, own, *same, "lr=1e-2", "weight_decay=0", "log_interval=5")
     assert f"{run / 'checkpoints' / 'step_2'}: is at the last step, 2" in message
     assert "(lr: 0.001 -> 0.01; weight_decay: 0.1 -> 0.0)" in message
-    assert "Put them back, train a new run with another checkpoint_path, or raise max_steps to go" in message
+    assert "Put them back, train a new run with another checkpoint_path, or raise max_steps to resume" in message
     for remedy in ([own, *same], [f"{own}2", *same, "lr=1e-2"], [own, "max_steps=3", "lr=1e-2"]):
         assert main([str(config), *remedy]) == 0
 
@@ -263,8 +263,8 @@ def test_a_run_that_its_epochs_end_goes_on_with_more_of_them(
 ) -> None:
     settings = [str(config), f"checkpoint_path={tmp_path / 'run'}"]
     assert main([*settings, "epochs=1"]) == 0  # 4 steps
-    assert "or raise epochs to go on" in refusal(*settings, "epochs=1", "ema=true")
-    assert "or raise max_steps and epochs to go on" in refusal(
+    assert "or raise epochs to resume" in refusal(*settings, "epochs=1", "ema=true")
+    assert "or raise max_steps and epochs to resume" in refusal(
         *settings, "epochs=1", "max_steps=4", "ema=true"
     )
     assert main([*settings, "epochs=2", "ema=true"]) == 0
