@@ -17,7 +17,14 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import replace_file
 from hrm_dist.checkpoint import config_changes
 from hrm_dist.checkpoint.config_changes import changed_settings, described, of_the_result
-from hrm_dist.checkpoint.reader import Checkpoint, CheckpointState, open_checkpoint, previous_complete
+from hrm_dist.checkpoint.reader import (
+    STEP_DIR,
+    Checkpoint,
+    CheckpointState,
+    open_checkpoint,
+    previous_complete,
+    read_state,
+)
 from hrm_dist.checkpoint.writer import link, rewind
 from hrm_dist.config import ConfigError, TrainConfig, flat_settings, to_yaml
 from hrm_dist.distributed import collectives
@@ -86,10 +93,11 @@ def start_run_folder(config: TrainConfig, run_dir: Path, start: Start | None) ->
 
 
 def _has_rewound(run_dir: Path, resume: str) -> bool:
-    """Return whether the run was last rewound by this very setting, and has not been started with another since."""
+    """Return whether this setting was the last to rewind the run, and its latest checkpoint can be read."""
     try:
+        read_state(run_dir / "checkpoints" / "latest")
         return json.loads((run_dir / REWIND_FILE).read_bytes())["resume"] == resume
-    except (OSError, ValueError, KeyError, TypeError):
+    except (InputError, OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -121,7 +129,12 @@ def _choose(config: TrainConfig, run_dir: Path) -> tuple[Path | None, bool]:
         return (latest if has_latest else None), False
     given = Path(config.resume)
     is_own = given.resolve().parent == latest.parent.resolve()
-    if is_own and not (has_latest and _has_rewound(run_dir, config.resume)):
+    if is_own and not _has_rewound(run_dir, config.resume):
+        if given.is_dir() and not STEP_DIR.fullmatch(given.resolve().name):
+            raise ConfigError(
+                f"resume={given}: is in the run's own folder, but is no step_N of it; rename it, if it was abandoned, "
+                "or choose another checkpoint."
+            )
         return given, True
     return (latest if has_latest else given), False
 

@@ -189,18 +189,15 @@ def test_a_link_to_a_checkpoint_that_is_gone_is_refused_not_taken_for_a_new_run(
     assert "no checkpoint here" in refusal(config, own, "max_steps=3")
 
 
-def test_a_run_whose_link_got_lost_goes_on_from_its_newest_checkpoint(
+def test_a_run_whose_link_got_lost_resumes_from_its_newest_checkpoint(
     trained: Path, config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, own = resume_in_a_copy(trained, tmp_path)
     (run / "checkpoints" / "latest").unlink()
     assert main([str(config), own, "max_steps=3"]) == 0
     assert "the newest complete checkpoint is step_2" in caplog.text
-    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [
-        1,
-        2,
-        3,
-    ]
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
 
 def test_a_folder_in_place_of_the_link_is_refused_before_anything_is_written(
@@ -210,6 +207,14 @@ def test_a_folder_in_place_of_the_link_is_refused_before_anything_is_written(
     (run / "checkpoints" / "latest").unlink()
     shutil.copytree(run / "checkpoints" / "step_2", run / "checkpoints" / "latest")
     assert "latest: is a folder where a link should be" in refusal(config, own, "max_steps=3")
+
+
+def test_an_abandoned_checkpoint_is_refused_by_its_name(
+    refusal: Refusal, trained: Path, config: Path, tmp_path: Path
+) -> None:
+    run, own = resume_in_a_copy(trained, tmp_path)
+    abandoned = (run / "checkpoints" / "step_1").rename(run / "checkpoints" / "abandoned_step_1")
+    assert "is no step_N of it; rename it" in refusal(config, own, f"resume={abandoned}", "max_steps=3")
 
 
 def test_resume_never_is_refused_where_a_run_is(
@@ -253,7 +258,9 @@ def test_a_finished_run_refuses_settings_that_would_have_changed_it(
     message = refusal(config, own, *same, "lr=1e-2", "weight_decay=0", "log_interval=5")
     assert f"{run / 'checkpoints' / 'step_2'}: is at the last step, 2" in message
     assert "(lr: 0.001 -> 0.01; weight_decay: 0.1 -> 0.0)" in message
-    assert "Put them back, train a new run with another checkpoint_path, or raise max_steps to resume" in message
+    assert (
+        "Put them back, train a new run with another checkpoint_path, or raise max_steps to resume" in message
+    )
     for remedy in ([own, *same], [f"{own}2", *same, "lr=1e-2"], [own, "max_steps=3", "lr=1e-2"]):
         assert main([str(config), *remedy]) == 0
 
