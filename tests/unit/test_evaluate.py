@@ -245,7 +245,7 @@ def test_a_complete_folder_is_not_summed_up_with_another_dataset(
     assert "was trained on another dataset" in capsys.readouterr().err
 
 
-def test_another_number_of_parts_is_refused_where_it_would_cut_the_files_otherwise(
+def test_a_number_of_parts_that_cuts_files_otherwise_is_refused(
     few: tuple[str, ...], run: Run, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -270,13 +270,16 @@ def test_a_part_that_is_none_is_refused(part: str, run: Run, checkpoint: Path, t
     assert not (tmp_path / "out").exists()
 
 
-def test_files_are_no_larger_than_allowed_and_parts_beyond_the_rows_have_none() -> None:
+def test_files_have_at_most_the_allowed_number_of_rows() -> None:
     assert [rows_per_file(20_000, n) for n in (1, 2, 3, 4)] == [
         MAX_ROWS_PER_FILE,
         MAX_ROWS_PER_FILE,
         6667,
         5000,
     ]
+
+
+def test_a_file_has_a_row_however_many_parts_there_are() -> None:
     assert [rows_per_file(3, n) for n in (1, 2, 3, 7)] == [3, 2, 1, 1]
     assert rows_per_file(0, 4) == 1
 
@@ -315,7 +318,7 @@ def test_what_is_missing_is_found_without_torch() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
-def test_a_signal_ends_an_evaluation_with_75_after_files_that_are_complete(
+def test_a_signal_stops_an_evaluation_after_a_complete_file(
     number: int, run: Run, checkpoint: Path, dataset: Path, tmp_path: Path
 ) -> None:
     out, parts = tmp_path / "out", 27

@@ -159,10 +159,14 @@ def test_every_test_input_is_submitted_even_without_a_prediction() -> None:
     assert submission(votes) == {"a": [nothing, nothing], "b": [nothing], "c": [nothing]}
 
 
-def test_a_single_candidate_is_submitted_twice_and_an_empty_one_as_a_valid_grid() -> None:
-    empty = np.zeros((0, 0), dtype=np.uint8)
-    votes = vote([predictions(row(1, 0, constant(4)), row(2, 1, empty))], IDENTIFIERS, puzzles())
+def test_a_single_candidate_is_submitted_twice() -> None:
+    votes = vote([predictions(row(1, 0, constant(4)))], IDENTIFIERS, puzzles())
     assert attempts(votes.tasks["a"][0]) == (constant(4).tolist(), constant(4).tolist())
+
+
+def test_an_empty_candidate_is_submitted_as_a_valid_grid() -> None:
+    empty = np.zeros((0, 0), dtype=np.uint8)
+    votes = vote([predictions(row(2, 1, empty))], IDENTIFIERS, puzzles())
     assert votes.tasks["a"][1][0].grid.shape == (0, 0)
     assert attempts(votes.tasks["a"][1]) == ([[0]], [[0]])
 
@@ -222,7 +226,7 @@ def test_too_many_rows_for_a_file_are_the_callers_mistake(tmp_path: Path) -> Non
         write_predictions(tmp_path / "p.npz", predictions(*rows))
 
 
-def test_several_checkpoints_in_one_vote_are_refused_unless_asked_for(tmp_path: Path) -> None:
+def test_checkpoints_are_pooled_in_a_vote_only_if_asked_for(tmp_path: Path) -> None:
     for name, checkpoint_id in {"1": "step_1", "2": "step_2", "3": None}.items():
         write_predictions(
             tmp_path / f"{name}.npz", predictions(row(1, 0, constant(1)), checkpoint_id=checkpoint_id)
