@@ -107,31 +107,25 @@ def bench_row(preset: str, num_aug: int, row: int) -> dict[str, object]:
     plan = SplitPlan("train", groups, MAX_GRID_SIDE, seed=42)
     everyone = np.arange(len(plan.groups))
     _, tables_seconds = _timed(lambda: plan.samples(row, everyone))
-    samples, samples_seconds = _fastest(lambda: plan.samples(row, everyone))
-    tar, tar_seconds = _fastest(lambda: encode_tar(row, samples))
-    _, sha_seconds = _fastest(lambda: hashlib.sha256(tar.data).digest())
-    compressed, zstd_seconds = _fastest(lambda: compress(tar.data, plan.compression))
+    seconds: dict[str, float] = {}
+    samples, seconds["samples"] = _fastest(lambda: plan.samples(row, everyone))
+    tar, seconds["tar"] = _fastest(lambda: encode_tar(row, samples))
+    _, seconds["sha256"] = _fastest(lambda: hashlib.sha256(tar.data).digest())
+    compressed, seconds["zstd"] = _fastest(lambda: compress(tar.data, plan.compression))
     path = Path(f".bench-row-{os.getpid()}.tmp")
     try:
-        _, write_seconds = _fastest(lambda: replace_file(path, compressed))
+        _, seconds["write_and_sync"] = _fastest(lambda: replace_file(path, compressed))
     finally:
         path.unlink(missing_ok=True)
-    steps = {
-        "samples": samples_seconds,
-        "tar": tar_seconds,
-        "sha256": sha_seconds,
-        "zstd": zstd_seconds,
-        "write_and_sync": write_seconds,
-    }
     return {
         "preset": preset,
         "examples": len(samples.examples),
         "tar_mb": tar.nbytes / 1e6,
         "compressed_mb": len(compressed) / 1e6,
-        "milliseconds": {step: round(seconds * 1e3, 2) for step, seconds in steps.items()},
-        "gigabytes_per_second": {step: round(tar.nbytes / s / 1e9, 2) for step, s in steps.items()},
+        "milliseconds": {step: round(s * 1e3, 2) for step, s in seconds.items()},
+        "gigabytes_per_second": {step: round(tar.nbytes / s / 1e9, 2) for step, s in seconds.items()},
         "plan_milliseconds_per_group": round(plan_seconds / len(groups) * 1e3, 2),
-        "tables_seconds": round(tables_seconds - samples_seconds, 2),
+        "tables_seconds": round(tables_seconds - seconds["samples"], 2),
     }
 
 

@@ -109,7 +109,7 @@ def main() -> int:
 def check(options: argparse.Namespace, temporary: Path) -> tuple[list[Result], list[str]]:
     """Train and compare all runs; return their results and remarks on them."""
     folder = options.keep or temporary
-    config_path = temporary / "config.yaml"
+    config_path, reference = temporary / "config.yaml", folder / "reference"
     batch_size = batch_size_for(options.world_sizes)
     write_config(config_path, folder / "data", options.arch, options.precision, options.device, batch_size)
     config = load_config(config_path)
@@ -117,56 +117,39 @@ def check(options: argparse.Namespace, temporary: Path) -> tuple[list[Result], l
     if options.keep is not None:
         _make_folder(options.keep)
     build_dataset(folder / "data")
-    runs = _Runs(config_path, config, folder, options)
     cells = [Cell(engine, size) for engine in options.engines for size in options.world_sizes]
     results: list[Result] = []
     with tqdm(total=1 + len(cells), unit="run") as progress:
         progress.set_postfix_str(f"{REFERENCE}, the reference")
         try:
-            runs.train(REFERENCE, runs.reference, settings=())
+            train(config_path, reference, REFERENCE, options.steps, (), options.timeout)
         except RunFailed as error:
             return [Result(REFERENCE, "failed", (f"the reference: {error}",))], []
         for cell in cells:
             progress.update()
             progress.set_postfix_str(str(cell))
             started = time.perf_counter()
-            results.append(runs.check(cell)._replace(seconds=time.perf_counter() - started))
+            result = _check_cell(cell, reference, config_path, config, options)
+            results.append(result._replace(seconds=time.perf_counter() - started))
         progress.update()
-    return results, _notes(runs)
+    return results, _notes(config, vanishing(reference, LIMITS[options.precision].gradient), options)
 
 
-class _Runs(NamedTuple):
-    """The runs of a check, in folders beside each other."""
-
-    config_path: Path
-    config: TrainConfig
-    folder: Path
-    options: argparse.Namespace
-
-    @property
-    def limits(self) -> Limits:
-        return LIMITS[self.options.precision]
-
-    @property
-    def reference(self) -> Path:
-        return self.folder / "reference"
-
-    def train(self, cell: Cell, run: Path, settings: Sequence[str]) -> None:
-        train(self.config_path, run, cell, self.options.steps, settings, self.options.timeout)
-
-    def check(self, cell: Cell) -> Result:
-        """Train a cell, if there are devices for it, and compare it with the reference."""
-        if cell.world_size > _most_processes(self.options.device):
-            reason = f"needs {cell.world_size} GPUs, this machine has {torch.cuda.device_count()}"
-            return Result(cell, "skipped", (reason,))
-        run = self.folder / f"{cell.engine}-{cell.world_size}"
-        try:
-            self.train(cell, run, self.options.settings)
-            differences = compare(run, self.reference, self.config.lr, self.config.puzzle_emb_lr, self.limits)
-        except (RunFailed, InputError) as error:
-            return Result(cell, "failed", (str(error),))
-        reasons = exceeded(differences, self.limits)
-        return Result(cell, "different" if reasons else "equal", tuple(reasons), differences)
+def _check_cell(
+    cell: Cell, reference: Path, config_path: Path, config: TrainConfig, options: argparse.Namespace
+) -> Result:
+    """Train a cell beside the reference, if there are devices for it, and compare the two."""
+    if cell.world_size > _most_processes(options.device):
+        reason = f"needs {cell.world_size} GPUs, this machine has {torch.cuda.device_count()}"
+        return Result(cell, "skipped", (reason,))
+    run, limits = reference.with_name(f"{cell.engine}-{cell.world_size}"), LIMITS[options.precision]
+    try:
+        train(config_path, run, cell, options.steps, options.settings, options.timeout)
+        differences = compare(run, reference, config.lr, config.puzzle_emb_lr, limits)
+    except (RunFailed, InputError) as error:
+        return Result(cell, "failed", (str(error),))
+    reasons = exceeded(differences, limits)
+    return Result(cell, "different" if reasons else "equal", tuple(reasons), differences)
 
 
 def _check_settings(path: Path, config: TrainConfig, options: argparse.Namespace) -> None:
@@ -217,10 +200,9 @@ def _table(results: Sequence[Result]) -> str:
     return "\n".join(table(rows, ">"))
 
 
-def _notes(runs: _Runs) -> list[str]:
+def _notes(config: TrainConfig, counts: tuple[int, int], options: argparse.Namespace) -> list[str]:
     """Return the limits, and what turned elements can do, in words."""
-    config, limits, options = runs.config, runs.limits, runs.options
-    small, total = vanishing(runs.reference, limits.gradient)
+    limits, (small, total) = LIMITS[options.precision], counts
     notes = [
         f"limits ({options.precision}): loss of the first {FIRST_STEPS} steps {limits.first_losses:.1e}, of the first "
         f"{MOST_STEPS} {limits.losses:.1e}, gradient {limits.gradient:.1e}, weights of step 1 "
