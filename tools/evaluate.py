@@ -49,21 +49,17 @@ from hrm_dist.model.act import ACTModel
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return what the command line asks for. Raises InputError, or ends the process where it is wrong."""
     parser = command_parser("tools.evaluate", __doc__)
-    parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a folder such as .../checkpoints/latest"
-    )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the dataset of the training")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the predictions")
-    parser.add_argument(
-        "--num-aug", type=int, metavar="N", help="augmentations per task beside the original (all)"
-    )
-    parser.add_argument("--max-groups", type=int, metavar="N", help="only the first N tasks (all)")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="examples at a time (64)")
-    parser.add_argument("--weights", type=lambda text: "ema" if text == "average" else text, choices=("ema", "raw"),
-                        default="ema", help="the EMA where the run kept one (default), or the raw weights")  # fmt: skip
-    parser.add_argument("--part", type=parse_part, default=Part(), metavar="I/N",
-                        help="predict one of N parts, I from 0")  # fmt: skip
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder such as .../checkpoints/latest")
+    add("--data", type=Path, required=True, metavar="DIR", help="the dataset of the training")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the predictions")
+    add("--num-aug", type=int, metavar="N", help="augmentations per task beside the original (all)")
+    add("--max-groups", type=int, metavar="N", help="only the first N tasks (all)")
+    add("--batch-size", type=int, default=64, metavar="N", help="examples at a time (%(default)s)")
+    add("--weights", type=lambda text: "ema" if text == "average" else text, choices=("ema", "raw"), default="ema",
+        help="the EMA where the run kept one (default), or the raw weights")  # fmt: skip
+    add("--part", type=parse_part, default=Part(), metavar="I/N", help="predict one of N parts, I from 0")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args(arguments)
     for name, least in (("num_aug", 0), ("max_groups", 1), ("batch_size", 1)):
         value = getattr(options, name)

@@ -50,38 +50,34 @@ class VoteResult(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what a vote is made from; the report takes the same."""
-    parser.add_argument(
-        "predictions", nargs="+", metavar="PREDICTIONS", help="*.npz files, or folders of them"
-    )
-    parser.add_argument(
-        "--data", metavar="DIR", help="dataset folder with identifiers.json and test_puzzles.json"
-    )
-    parser.add_argument("--identifiers", metavar="F", help="identifiers.json, in place of the one in --data")
-    parser.add_argument("--tasks", metavar="F", help="test_puzzles.json, in place of the one in --data")
-    parser.add_argument("--subsets", metavar="F", help="JSON {name: [task ids]}: scores of these, too")
-    parser.add_argument(
-        "--mix-checkpoints", action="store_true", help="pool predictions of several checkpoints in one vote"
-    )
+    add = parser.add_argument
+    add("predictions", nargs="+", metavar="PREDICTIONS", help="*.npz files, or folders of them")
+    add("--data", metavar="DIR", help="dataset folder with identifiers.json and test_puzzles.json")
+    add("--identifiers", metavar="F", help="identifiers.json, in place of the one in --data")
+    add("--tasks", metavar="F", help="test_puzzles.json, in place of the one in --data")
+    add("--subsets", metavar="F", help="JSON {name: [task ids]}: scores of these, too")
+    add("--mix-checkpoints", action="store_true", help="pool predictions of several checkpoints in one vote")
 
 
 def run_vote(args: argparse.Namespace) -> VoteResult:
     """Read everything that `add_arguments` names, check it, vote and score."""
     identifiers = read_identifiers(_data_file(args, "identifiers", "identifiers.json"))
-    test_puzzles = read_test_puzzles(_data_file(args, "tasks", "test_puzzles.json"))
+    tasks_file = _data_file(args, "tasks", "test_puzzles.json")
+    test_puzzles = read_test_puzzles(tasks_file)
     if not test_puzzles:
         raise InputError(
-            f"{_data_file(args, 'tasks', 'test_puzzles.json')}: holds no task to vote on: the dataset holds "
+            f"{tasks_file}: holds no task to vote on: the dataset holds "
             "none out, or is of Sudokus or mazes, whose accuracy tools.evaluate prints."
         )
     subsets = read_subsets(Path(args.subsets), test_puzzles) if args.subsets else {}
-    checkpoint_ids: dict[str, None] = {}
+    checkpoint_ids = set[str]()
 
     def blocks() -> Iterator[Predictions]:
         files = prediction_files(args.predictions)
         reader = read_predictions(files, allow_mixed_checkpoints=args.mix_checkpoints)
         for block in tqdm(reader, total=len(files), desc="vote", unit="file", delay=2):
             if block.checkpoint_id is not None:
-                checkpoint_ids[block.checkpoint_id] = None
+                checkpoint_ids.add(block.checkpoint_id)
             yield block
 
     votes = vote(blocks(), identifiers, test_puzzles, allow_mixed_checkpoints=args.mix_checkpoints)

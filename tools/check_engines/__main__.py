@@ -10,7 +10,7 @@ examples:
   python -m tools.check_engines --engines zero3 gather_unit=layer puzzle_emb_shard=true
       with settings of hrm_dist.train in the compared runs, and not in the reference
 
-A tiny model (ACT, deep supervision, Q-targets where the architecture has them, puzzle embeddings, moving average,
+A tiny model (ACT, deep supervision, Q-targets where the architecture has them, puzzle embeddings, EMA,
 both optimizers) trains on eight real ARC tasks: once in one process with ddp, the reference, and once per engine and
 number of processes. Each run stops after step 1 and resumes from its checkpoint. Compared, as relative differences:
   loss             in each of the first 20 steps, and of the first 200, at lr 1e-4
