@@ -100,10 +100,10 @@ class Trainer:
                 f"epochs={config.epochs}: so few passes over {self.reader.metadata.total_groups} groups fill no "
                 f"batch of global_batch_size={config.global_batch_size}; raise epochs or lower the batch size."
             )
-        size, num_parts = config.global_batch_size // world_size, config.gradient_accumulation_steps
-        if size % num_parts:
+        size, num = config.global_batch_size // world_size, config.gradient_accumulation_steps
+        if size % num:
             raise ConfigError(
-                f"gradient_accumulation_steps={num_parts}: the {size} sequences of a process (global_batch_size="
+                f"gradient_accumulation_steps={num}: the {size} sequences of a process (global_batch_size="
                 f"{config.global_batch_size} over {world_size}) do not divide into as many parts; choose a divisor "
                 f"of {size}."
             )
@@ -137,18 +137,18 @@ class Trainer:
     def train_step(self, batch: Batch) -> None:
         """Make one step: a segment over the global batch, and an update, skipped if anything is not finite."""
         config, arch, state = self.config, self.config.arch, self.state
-        parts = self._parts(batch)
+        micro_batches = self._micro_batches(batch)
         if not state.carries:
-            state.carries = [self.model.initial_carry(part) for part in parts]
+            state.carries = [self.model.initial_carry(micro_batch) for micro_batch in micro_batches]
         drawn = explore_halting(arch, config.seed, state.step, config.global_batch_size)
         own_draws = torch.from_numpy(rank_slice(drawn, self.world.rank, self.world.world_size))
-        min_halt_steps = self._to_device(own_draws).chunk(len(parts))
+        min_halt_steps = self._to_device(own_draws).chunk(len(micro_batches))
         sums: dict[str, Tensor] = {}
         finite: list[Tensor] = []  # by sequence
         loss_is_finite = torch.ones((), dtype=torch.bool, device=self.world.device)
-        for index, part in enumerate(parts):
-            self.engine.set_requires_gradient_sync(is_last=index + 1 == len(parts))
-            carry, outputs = self.model(state.carries[index], part, min_halt_steps[index])
+        for index, micro_batch in enumerate(micro_batches):
+            self.engine.set_requires_gradient_sync(is_last=index + 1 == len(micro_batches))
+            carry, outputs = self.model(state.carries[index], micro_batch, min_halt_steps[index])
             loss, metrics = act_loss(carry, outputs, arch.loss_type)
             self.engine.backward(loss / config.global_batch_size)
             finite.append(finite_sequences(outputs))
@@ -228,21 +228,21 @@ class Trainer:
 
     def _warm_up(self, batch: Batch) -> None:
         def forward_backward() -> None:
-            part = self._parts(batch)[0]
+            micro_batch = self._micro_batches(batch)[0]
             self.engine.set_requires_gradient_sync(is_last=True)
-            free_to_halt = torch.zeros_like(part["puzzle_identifiers"])
-            carry, outputs = self.model(self.model.initial_carry(part), part, free_to_halt)
+            free_to_halt = torch.zeros_like(micro_batch["puzzle_identifiers"])
+            carry, outputs = self.model(self.model.initial_carry(micro_batch), micro_batch, free_to_halt)
             self.engine.backward(act_loss(carry, outputs, self.config.arch.loss_type)[0])
             if self.model.puzzle_emb is not None:
                 self.model.puzzle_emb.gradients = []
 
         self.engine.warm_up_backward(forward_backward)
 
-    def _parts(self, batch: Batch) -> list[Batch]:
-        """Return this rank's slice on the device, in the parts that are computed one after the other."""
-        num_parts = self.config.gradient_accumulation_steps
-        tensors = {name: self._to_device(tensor).chunk(num_parts) for name, tensor in batch.items()}
-        return [{name: parts[index] for name, parts in tensors.items()} for index in range(num_parts)]
+    def _micro_batches(self, batch: Batch) -> list[Batch]:
+        """Return this rank's slice on the device, cut into what is computed at a time."""
+        num = self.config.gradient_accumulation_steps
+        tensors = {name: self._to_device(tensor).chunk(num) for name, tensor in batch.items()}
+        return [{name: chunks[index] for name, chunks in tensors.items()} for index in range(num)]
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         """Copy to the device; from pinned memory, or the copy would wait for what the device does now."""

@@ -26,7 +26,7 @@ class TrainState:
         self.step = 0
         """Completed steps."""
         self.carries: list[Carry] = []
-        """One for each part of the batch."""
+        """One for each micro-batch."""
         self.sums = MetricSums(world.device)
         self.best_score: float | None = None
         """The score to beat; None as long as there is no `best`."""

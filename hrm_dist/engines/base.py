@@ -39,7 +39,7 @@ class Engine(Protocol):
         ...
 
     def set_requires_gradient_sync(self, is_last: bool) -> None:
-        """Call before the forward of each part of a step's batch, saying whether it is the last one."""
+        """Call before the forward of each micro-batch of a step, saying whether it is the last one."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -84,7 +84,7 @@ class LocalEngine:
         """Do nothing: every step is computed in the same way."""
 
     def set_requires_gradient_sync(self, is_last: bool) -> None:
-        """Do nothing: the gradients of every part are summed over the ranks, so that none is kept whole."""
+        """Do nothing: the gradients of every micro-batch are summed over the ranks, so that none is kept whole."""
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()

@@ -48,7 +48,7 @@ def memory_per_rank(config: TrainConfig, metadata: DatasetMetadata, world_size: 
     batch_size = -(-config.global_batch_size // world_size)
     state = batch_size * network.seq_len * arch.hidden_size * item
     at_a_time = -(-batch_size // config.gradient_accumulation_steps)
-    num_shards = place_table(config, metadata, World(0, world_size, torch.device("cpu"))).num_shards
+    num_blocks = place_table(config, metadata, World(0, world_size, torch.device("cpu"))).num_blocks
     # Of what is split, one unit at a time is whole, with its gradients in the backward pass.
     levels = list(network.levels().values())
     units = {
@@ -63,7 +63,7 @@ def memory_per_rank(config: TrainConfig, metadata: DatasetMetadata, world_size: 
         "gradients": of_gradients,
         "optimizer": 2 * of_optimizer,
         "moving average": of_optimizer if config.ema else 0,
-        "puzzle table": 4 * -(-metadata.num_puzzle_identifiers // num_shards) * arch.puzzle_emb_width,
+        "puzzle table": 4 * -(-metadata.num_puzzle_identifiers // num_blocks) * arch.puzzle_emb_width,
         "carry": len(arch.description.states) * state + batch_size * metadata.seq_len * 8,
         "activations": _bytes_of_a_pass(arch, metadata, at_a_time, config.activation_checkpointing),
     }

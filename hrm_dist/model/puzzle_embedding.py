@@ -30,8 +30,8 @@ _READ_BYTES = 64 * 2**20
 class TablePlacement(NamedTuple):
     """Which rows of the table this rank holds, and where."""
 
-    shard: int = 0
-    num_shards: int = 1  # as many as there are ranks, or 1: every rank holds the whole table
+    block: int = 0
+    num_blocks: int = 1  # as many as there are ranks, or 1: every rank holds the whole table
     device: torch.device | None = None  # made there to stay there; None: goes with the model
 
 
@@ -43,15 +43,15 @@ def place_table(config: TrainConfig, metadata: DatasetMetadata, world: World) ->
     shard = config.puzzle_emb_shard
     if shard is None:
         shard = 4 * metadata.num_puzzle_identifiers * config.arch.puzzle_emb_width > _SHARD_ABOVE_BYTES
-    number, num_shards = (world.rank, world.world_size) if shard else (0, 1)
+    block, num_blocks = (world.rank, world.world_size) if shard else (0, 1)
     device = torch.device("cpu") if config.puzzle_emb_device == "cpu" else world.device
-    return TablePlacement(number, num_shards, device)
+    return TablePlacement(block, num_blocks, device)
 
 
-def rows_of_shard(num_rows: int, shard: int, num_shards: int) -> range:
-    """Return the rows of one of num_shards blocks of equal size; the last ones have fewer, or none."""
-    size = -(-num_rows // num_shards)
-    return range(min(shard * size, num_rows), min((shard + 1) * size, num_rows))
+def rows_of_block(num_rows: int, block: int, num_blocks: int) -> range:
+    """Return the rows of one of num_blocks blocks of equal size; the last ones have fewer, or none."""
+    size = -(-num_rows // num_blocks)
+    return range(min(block * size, num_rows), min((block + 1) * size, num_rows))
 
 
 class RowGradients(NamedTuple):
@@ -64,8 +64,8 @@ class RowGradients(NamedTuple):
 class PuzzleEmbedding(nn.Module):
     """This rank's rows of the table in `weights`, [rows, D] float32, all zero at first.
 
-    A shard of the table has one more row at its end, which stands for all rows of other ranks: it is read and
-    written in place of theirs, and its content means nothing.
+    A block of the table has one more row at its end, which stands for all rows of other ranks: it is read and
+    written in their place, and its content means nothing.
     """
 
     weights: Tensor
@@ -75,7 +75,7 @@ class PuzzleEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.num_identifiers, self.placement = num_identifiers, placement
-        self.rows = rows_of_shard(num_identifiers, placement.shard, placement.num_shards)
+        self.rows = rows_of_block(num_identifiers, placement.block, placement.num_blocks)
         local_rows = len(self.rows) + (1 if self.is_sharded else 0)
         weights = torch.empty(local_rows, puzzle_emb_ndim, device=placement.device)
         self.register_buffer("weights", weights)
@@ -84,7 +84,7 @@ class PuzzleEmbedding(nn.Module):
 
     @property
     def is_sharded(self) -> bool:
-        return self.placement.num_shards > 1
+        return self.placement.num_blocks > 1
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Do what `.to(device)` and the like ask for; a table with a device of its own stays as it is."""
@@ -124,7 +124,7 @@ class PuzzleEmbedding(nn.Module):
         padded_size = size if self.training else collectives.max_over_ranks(size)
         asked = collectives.all_gather_rows(F.pad(identifiers, (0, padded_size - size)))  # [W * padded_size]
         answers = collectives.exchange_blocks(self._local_rows(asked))
-        owner = identifiers // -(-self.num_identifiers // self.placement.num_shards)
+        owner = identifiers // -(-self.num_identifiers // self.placement.num_blocks)
         slot = torch.arange(size, device=identifiers.device)
         return answers.unflatten(0, (-1, padded_size))[owner, slot]
 
@@ -139,8 +139,8 @@ class PuzzleEmbedding(nn.Module):
         rows.requires_grad_().register_post_accumulate_grad_hook(collect)
 
     def finite_gradients(self) -> Tensor:
-        """Return whether the gradient of each identifier looked up since the last step is finite, [B] bool."""
-        return torch.cat([torch.isfinite(found.grads).all(-1) for found in self.gradients])
+        """Return, for each identifier looked up since the last step, whether its gradient is finite, [B] bool."""
+        return torch.cat([torch.isfinite(one.grads).all(-1) for one in self.gradients])
 
     # For checkpoints
 
@@ -151,7 +151,7 @@ class PuzzleEmbedding(nn.Module):
         """
         rows = self.rows
         if not self.is_sharded:
-            rows = rows_of_shard(self.num_identifiers, collectives.rank(), collectives.world_size())
+            rows = rows_of_block(self.num_identifiers, collectives.rank(), collectives.world_size())
         first = rows.start - self.rows.start
         return rows.start, self.weights[first : first + len(rows)]
 
@@ -187,8 +187,8 @@ class SignSGD:
         assert gradients, "step() follows a forward in training and its backward"
         # Of a sharded table each rank needs the gradients of its own rows alone. Which those are is not known
         # beforehand: sent to their owners in blocks of a fixed size, they would come to as many bytes.
-        identifiers = collectives.all_gather_rows(torch.cat([found.identifiers for found in gradients]))
-        grads = collectives.all_gather_rows(torch.cat([found.grads for found in gradients]))
+        identifiers = collectives.all_gather_rows(torch.cat([one.identifiers for one in gradients]))
+        grads = collectives.all_gather_rows(torch.cat([one.grads for one in gradients]))
         self.table.gradients = []
         # Rows of one identifier sum up through a product with the equality matrix. Unlike torch.unique, its
         # shape is known beforehand, so the device is never waited for; duplicates write equal values.

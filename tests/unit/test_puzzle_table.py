@@ -1,4 +1,4 @@
-"""The puzzle table split into parts, which a single process can hold one after the other."""
+"""The puzzle table split into blocks, which a single process can hold one after the other."""
 
 from itertools import chain
 
@@ -18,7 +18,7 @@ from hrm_dist.model.puzzle_embedding import (
     SignSGD,
     TablePlacement,
     place_table,
-    rows_of_shard,
+    rows_of_block,
 )
 from tests.unit.test_model import METADATA
 
@@ -41,27 +41,27 @@ def gradients_of(batch: list[tuple[int, list[float]]]) -> RowGradients:
     return RowGradients(identifiers, torch.tensor([grad for _, grad in batch]))
 
 
-def stepped(table: PuzzleEmbedding, *parts: RowGradients, applies: Tensor | None = None) -> Tensor:
-    """This part's rows after an update with the gradients of the global batch."""
-    table.gradients = [*parts]
-    SignSGD(table, weight_decay=0.1).step(lr=0.01, update_applied=applies)
+def stepped(table: PuzzleEmbedding, *blocks: RowGradients, ok: Tensor | None = None) -> Tensor:
+    """This block's rows after an update with the gradients of the global batch."""
+    table.gradients = [*blocks]
+    SignSGD(table, weight_decay=0.1).step(lr=0.01, update_applied=ok)
     return table.own_rows()[1]
 
 
 @given(st.integers(1, 200), st.integers(1, 40))
-def test_parts_hold_every_row_once_and_none_more_than_an_equal_share(num_rows: int, num_shards: int) -> None:
-    parts = [rows_of_shard(num_rows, part, num_shards) for part in range(num_shards)]
-    assert [*chain.from_iterable(parts)] == [*range(num_rows)]
-    assert max(len(part) for part in parts) == -(-num_rows // num_shards)
+def test_blocks_hold_every_row_once_and_none_more_than_an_equal_share(num_rows: int, num_blocks: int) -> None:
+    blocks = [rows_of_block(num_rows, block, num_blocks) for block in range(num_blocks)]
+    assert [*chain.from_iterable(blocks)] == [*range(num_rows)]
+    assert max(len(block) for block in blocks) == -(-num_rows // num_blocks)
 
 
 @given(batches, st.integers(2, 14))
-def test_parts_updated_one_by_one_are_the_updated_table_bit_for_bit(
-    batch: list[tuple[int, list[float]]], num_shards: int
+def test_blocks_updated_one_by_one_are_the_updated_table_bit_for_bit(
+    batch: list[tuple[int, list[float]]], num_blocks: int
 ) -> None:
     gradients = gradients_of(batch)
-    parts = [stepped(filled(TablePlacement(part, num_shards)), gradients) for part in range(num_shards)]
-    assert torch.equal(torch.cat(parts), stepped(filled(), gradients))
+    blocks = [stepped(filled(TablePlacement(block, num_blocks)), gradients) for block in range(num_blocks)]
+    assert torch.equal(torch.cat(blocks), stepped(filled(), gradients))
 
 
 @given(batches, st.data())
@@ -69,9 +69,9 @@ def test_gradients_of_several_backwards_update_as_those_of_one(
     batch: list[tuple[int, list[float]]], data: st.DataObject
 ) -> None:
     cut = data.draw(st.integers(0, len(batch) - 1))
-    parts = [gradients_of(part) for part in (batch[cut:], batch[:cut]) if part]
+    blocks = [gradients_of(block) for block in (batch[cut:], batch[:cut]) if block]
     # Whole numbers add up to the same in any order.
-    assert torch.equal(stepped(filled(), *parts), stepped(filled(), gradients_of(batch)))
+    assert torch.equal(stepped(filled(), *blocks), stepped(filled(), gradients_of(batch)))
 
 
 def test_two_forwards_with_their_backwards_are_one_of_both_batches() -> None:
@@ -86,7 +86,7 @@ def test_two_forwards_with_their_backwards_are_one_of_both_batches() -> None:
     assert torch.equal(halves.weights, whole.weights)
 
 
-@pytest.mark.parametrize("placement", [WHOLE_TABLE, TablePlacement(shard=1, num_shards=2)])
+@pytest.mark.parametrize("placement", [WHOLE_TABLE, TablePlacement(block=1, num_blocks=2)])
 def test_an_update_that_may_not_be_made_changes_nothing_though_gradients_are_not_finite(
     placement: TablePlacement,
 ) -> None:
@@ -111,7 +111,7 @@ def test_a_forward_whose_backward_never_comes_leaves_nothing_for_the_update() ->
 
 def test_training_with_a_part_of_the_table_never_waits_for_the_device() -> None:
     # A meta tensor has a shape and no content: reading any, or a shape that depends on it, is an error.
-    table = filled(TablePlacement(shard=0, num_shards=2)).to("meta")
+    table = filled(TablePlacement(block=0, num_blocks=2)).to("meta")
     table(torch.empty(5, dtype=torch.int32, device="meta")).sum().backward()
     SignSGD(table, weight_decay=0.1).step(
         lr=0.01, update_applied=torch.empty((), dtype=torch.bool, device="meta")
@@ -129,8 +129,8 @@ def test_a_table_with_a_device_of_its_own_stays_there_when_the_model_moves() -> 
         assert PuzzleEmbedding(NUM_ROWS, WIDTH, TablePlacement(device=CPU)).weights.device == CPU
 
 
-@pytest.mark.parametrize("num_shards", [1, 2, 14])
-def test_rows_are_loaded_in_small_blocks(num_shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_blocks", [1, 2, 14])
+def test_rows_are_loaded_in_small_blocks(num_blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(puzzle_embedding, "_READ_BYTES", 2 * 4 * WIDTH)
     asked: list[int] = []
 
@@ -139,8 +139,8 @@ def test_rows_are_loaded_in_small_blocks(num_shards: int, monkeypatch: pytest.Mo
         asked.extend(range(first, end))
         return VALUES[first:end]
 
-    for part in range(num_shards):
-        table = PuzzleEmbedding(NUM_ROWS, WIDTH, TablePlacement(part, num_shards))
+    for block in range(num_blocks):
+        table = PuzzleEmbedding(NUM_ROWS, WIDTH, TablePlacement(block, num_blocks))
         table.load_rows(read)
         first, rows = table.own_rows()
         assert torch.equal(rows, VALUES[first : first + len(rows)])
