@@ -41,10 +41,10 @@ def gradients_of(batch: list[tuple[int, list[float]]]) -> RowGradients:
     return RowGradients(identifiers, torch.tensor([grad for _, grad in batch]))
 
 
-def stepped(table: PuzzleEmbedding, *blocks: RowGradients, ok: Tensor | None = None) -> Tensor:
+def stepped(table: PuzzleEmbedding, *blocks: RowGradients, update_applied: Tensor | None = None) -> Tensor:
     """This block's rows after an update with the gradients of the global batch."""
     table.gradients = [*blocks]
-    SignSGD(table, weight_decay=0.1).step(lr=0.01, update_applied=ok)
+    SignSGD(table, weight_decay=0.1).step(lr=0.01, update_applied=update_applied)
     return table.own_rows()[1]
 
 
@@ -93,9 +93,11 @@ def test_an_update_that_may_not_be_made_changes_nothing_though_gradients_are_not
     table = filled(placement)
     gradients = RowGradients(torch.tensor([0, 7, 7]), torch.full((3, WIDTH), torch.nan))
     before = table.own_rows()[1].clone()
-    assert torch.equal(stepped(table, gradients, applies=torch.tensor(False)), before)
+    assert torch.equal(stepped(table, gradients, update_applied=torch.tensor(False)), before)
     good = gradients._replace(grads=torch.randn(3, WIDTH))
-    assert torch.equal(stepped(table, good, applies=torch.tensor(True)), stepped(filled(placement), good))
+    assert torch.equal(
+        stepped(table, good, update_applied=torch.tensor(True)), stepped(filled(placement), good)
+    )
 
 
 def test_a_forward_whose_backward_never_comes_leaves_nothing_for_the_update() -> None:
