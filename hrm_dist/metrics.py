@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,16 +60,13 @@ class MetricSums:
         missing = max(0, len(self._names) - len(values))
         self.values = torch.cat((values.to(self.values), self.values.new_zeros(missing)))
 
-    def _by_name(self) -> dict[str, float]:
-        return dict(zip(self._names, self.total(), strict=False))  # the last may have no name yet
-
     def row(self, global_batch_size: int) -> Row:
         """Return averages over the steps summed up, over all ranks, and start anew.
 
         Losses are per sequence of the global batch (not a number where no update was applied), all other metrics per
         sequence that halted (0 when none did).
         """
-        sums = self._by_name()
+        sums = dict(zip(self._names, self.total(), strict=False))  # the last may have no name yet
         self.values.zero_()
         skipped, count = sums.pop("skipped_updates"), sums.pop("count")
         sequences, halted = round(sums.pop("num_steps")) * global_batch_size or math.nan, max(count, 1)
@@ -78,14 +75,6 @@ class MetricSums:
             divisor = sequences if name.endswith("_loss") else halted
             row[f"train/{_NAMES_IN_ROW.get(name, name)}"] = value / divisor
         return row | {"train/halted": count / sequences, "train/skipped_updates": round(skipped)}
-
-
-class Sink(Protocol):
-    """Somewhere that rows of metrics go."""
-
-    def write(self, row: Row) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class JsonLines:
@@ -162,7 +151,7 @@ class RunLog:
         devices."""
         self._batch_size = config.global_batch_size
         self._matmul_seconds_per_step = matmul_seconds_per_step
-        self._sinks: list[Sink] = []
+        self._sinks: list[JsonLines | WandB] = []
         if collectives.is_main():
             self._sinks.append(JsonLines(run_dir / "metrics.jsonl", step, redone))
             if config.wandb_mode != "disabled":

@@ -6,10 +6,12 @@ config.yaml holds the last values, so the two tell the settings of every step.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_pipeline.base import jsonl
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import replace_file
 from hrm_dist.config import TrainConfig, flat_settings
@@ -86,29 +88,18 @@ def record(run_dir: Path, step: int, then: Mapping[str, Any], changes: Changes) 
     if changes and step > 0:  # no step was trained with what was there before the first
         lines.append(Change(step, changes))
     if lines or path.exists():
-        replace_file(path, "".join(map(_encoded, lines)).encode())
+        replace_file(path, "".join(f"{json.dumps(line._asdict())}\n" for line in lines).encode())
 
 
 def read(path: Path) -> list[Change]:
     """Read a record, empty where there is no file; lines that are damaged are left out."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
+        values = jsonl.read(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); look at its rights.") from error
-    return list(_decoded(lines))
-
-
-def _encoded(line: Change) -> str:
-    return json.dumps(line._asdict()) + "\n"
-
-
-def _decoded(lines: Iterable[str]) -> Iterable[Change]:
-    for line in lines:
-        try:
-            content = json.loads(line)
-            changes = {str(key): (old, new) for key, (old, new) in content["changes"].items()}
-            yield Change(int(content["step"]), changes)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
+    lines: list[Change] = []
+    for value in values:
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
+            changes = {key: (old, new) for key, (old, new) in value["changes"].items()}
+            lines.append(Change(int(value["step"]), changes))
+    return lines

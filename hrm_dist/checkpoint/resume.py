@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 REWIND_FILE = "rewind.json"
 # A resumed run goes through the same batches with the same carry, so these must be what they were, and all of `arch`.
-_FIXED = ("global_batch_size", "seed")
+_FIXED = ("global_batch_size", "seed", "arch.")
 
 
 class Start(NamedTuple):
@@ -147,11 +147,11 @@ def _check_same_run(
     At the last step it can if what changed does not matter to what has been trained.
     """
     last_step = schedule.last_step
-    now, then = _fixed_settings(config.model_dump(mode="json")), _fixed_settings(state.config)
+    now, then = flat_settings(config.model_dump(mode="json")), flat_settings(state.config)
     problems = [
         f"{key} is {now.get(key)!r}, the checkpoint has {then.get(key)!r}"
         for key in sorted(now | then)
-        if now.get(key) != then.get(key)
+        if key.startswith(_FIXED) and now.get(key) != then.get(key)
     ]
     if state.dataset != dataset:
         problems.append(f"data_path={config.data_path} is not the dataset it was trained on")
@@ -173,13 +173,6 @@ def _check_same_run(
             f"({described(changes)}). Put them back, train a new run with another checkpoint_path, or raise {raised} "
             "to resume from here with the new settings."
         )
-
-
-def _fixed_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that a resumed run must share with its checkpoint, with dotted keys."""
-    return {
-        key: value for key, value in flat_settings(config).items() if key in _FIXED or key.startswith("arch.")
-    }
 
 
 def environment(config: TrainConfig, device: torch.device) -> dict[str, str | int | bool]:

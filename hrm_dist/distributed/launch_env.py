@@ -76,7 +76,8 @@ def launch_env(environment: Mapping[str, str] = os.environ) -> DistEnv:
     launchers = {task.launcher for task in tasks}
     ranks_of = next((names for names in (_SRUN, _SUBMITIT) if names[0] in launchers), None)
     given = {name: environment[name] for name in _RANKS if name in environment}
-    values = {**_ranks_of_tasks(ranks_of, environment), **given} if ranks_of else given
+    of_tasks = zip(_RANKS, ranks_of[1:], strict=True) if ranks_of else ()
+    values = {ours: str(_number(environment, name)) for ours, name in of_tasks} | given
     if not values:
         if tasks:
             raise ConfigError(
@@ -96,8 +97,9 @@ def launch_env(environment: Mapping[str, str] = os.environ) -> DistEnv:
         raise ConfigError(f"RANK={rank} is not below WORLD_SIZE={world_size}; both come from the launcher.")
     for task in tasks:
         _check_agreement(rank, world_size, task, environment)
-    rendezvous = _rendezvous_of(environment, ranks_of) if world_size > 1 else _Rendezvous()
-    return DistEnv(rank, world_size, local_rank, *rendezvous, by_srun=ranks_of is _SRUN and not given)
+    addr, port, name = _rendezvous(environment, ranks_of) if world_size > 1 else ("", 0, "")
+    by_srun = ranks_of is _SRUN and not given
+    return DistEnv(rank, world_size, local_rank, addr, port, name, by_srun)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
@@ -130,10 +132,6 @@ def _in_submitit(environment: Mapping[str, str]) -> bool:
     return environment.get("SUBMITIT_EXECUTOR") == "local"
 
 
-def _ranks_of_tasks(names: tuple[str, ...], environment: Mapping[str, str]) -> dict[str, str]:
-    return {ours: str(_number(environment, name)) for ours, name in zip(_RANKS, names[1:], strict=True)}
-
-
 def _check_agreement(rank: int, world_size: int, task: _Tasks, environment: Mapping[str, str]) -> None:
     """Refuse ranks that cannot be those of this task: it is one rank, or starts as many as every other task."""
     if "TORCHELASTIC_RUN_ID" in environment:
@@ -154,16 +152,11 @@ def _check_agreement(rank: int, world_size: int, task: _Tasks, environment: Mapp
         )
 
 
-class _Rendezvous(NamedTuple):
-    """Where the processes meet: fields of DistEnv."""
+def _rendezvous(environment: Mapping[str, str], ranks_of: tuple[str, ...] | None) -> tuple[str, int, str]:
+    """Return where rank 0's store is, as address, port and name of DistEnv.
 
-    addr: str = ""
-    port: int = 0
-    rendezvous_name: str = ""
-
-
-def _rendezvous_of(environment: Mapping[str, str], ranks_of: tuple[str, ...] | None) -> _Rendezvous:
-    """Return where rank 0's store is: as MASTER_ADDR and MASTER_PORT say or, for tasks, on their first machine."""
+    That is where MASTER_ADDR and MASTER_PORT say or, for tasks, on their first machine.
+    """
     given = {name: environment[name] for name in _RENDEZVOUS if environment.get(name)}
     missing = [name for name in _RENDEZVOUS if name not in given]
     if missing and ranks_of is None:
@@ -176,12 +169,12 @@ def _rendezvous_of(environment: Mapping[str, str], ranks_of: tuple[str, ...] | N
     addr = given.get("MASTER_ADDR") or ("127.0.0.1" if on_one_machine else _first_host_of_step(environment))
     if "MASTER_PORT" not in given:
         if on_one_machine:
-            return _Rendezvous(addr, rendezvous_name=_rendezvous_name(environment, ranks_of is _SUBMITIT))
-        return _Rendezvous(addr, _port_of_step(environment))
+            return addr, 0, _rendezvous_name(environment, ranks_of is _SUBMITIT)
+        return addr, _port_of_step(environment), ""
     port = _number(environment, "MASTER_PORT")
     if not 1 <= port <= 65_535:
         raise ConfigError(f"MASTER_PORT={port} is not a port; set it to one that is free, at most 65535.")
-    return _Rendezvous(addr, port)
+    return addr, port, ""
 
 
 def _rendezvous_name(environment: Mapping[str, str], of_submitit: bool) -> str:

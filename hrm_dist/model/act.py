@@ -123,12 +123,9 @@ class ACTModel(nn.Module):
             # Evaluation always runs to halt_max_steps.
             if self.training and self.arch.halt_max_steps > 1:
                 if min_halt_steps is None:
-                    size, prob = len(steps), self.arch.halt_exploration_prob
-                    min_halt_steps = _min_halt_steps(
-                        torch.rand(size, device=steps.device),
-                        torch.randint(2, self.arch.halt_max_steps + 1, (size,), device=steps.device),
-                        prob,
-                    )
+                    explores = torch.rand_like(steps, dtype=torch.float32) < self.arch.halt_exploration_prob
+                    least = torch.randint_like(steps, 2, self.arch.halt_max_steps + 1, dtype=torch.int64)
+                    min_halt_steps = torch.where(explores, least, 0)
                 halted = (is_last | self._wants_to_halt(segment)) & (steps >= min_halt_steps)
                 if self.arch.act_continue:
                     outputs["target_q_continue"] = self._q_target(states, data["inputs"], rows, is_last)
@@ -143,10 +140,6 @@ class ACTModel(nn.Module):
         following: Segment = self.network(states, inputs, rows, want_logits=False)
         best = torch.maximum(following.q_halt_logits, following.q_continue_logits)
         return torch.sigmoid(torch.where(is_last, following.q_halt_logits, best))
-
-
-def _min_halt_steps(uniform: Tensor, min_steps: Tensor, exploration_prob: float) -> Tensor:
-    return torch.where(uniform < exploration_prob, min_steps, 0)
 
 
 def explore_halting(arch: ArchConfig, seed: int, step: int, global_batch_size: int) -> np.ndarray:

@@ -6,8 +6,6 @@ import time
 from pathlib import Path
 
 from data_pipeline.schema import DatasetMetadata
-from hrm_dist.checkpoint import reader as checkpoint
-from hrm_dist.checkpoint.reader import CheckpointState
 from hrm_dist.checkpoint.writer import CheckpointWriter
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import collectives
@@ -40,17 +38,7 @@ def measure(config: TrainConfig, metadata: DatasetMetadata, world: World, steps:
 
 def _write_one(trainer: Trainer, folder: Path, *, in_background: bool) -> dict[str, object]:
     writer = CheckpointWriter(folder, keep=1, in_background=in_background)
-    state = CheckpointState(
-        format=checkpoint.FORMAT,
-        step=trainer.state.step,
-        num_updates=trainer.engine.num_updates(),
-        world_size=trainer.world.world_size,
-        config=trainer.config.model_dump(mode="json"),
-        dataset={},
-        environment={},
-        metric_sums=[],
-        best_score=None,
-    )
+    state = trainer.state.summary(dataset={})
     collectives.barrier()
     start = time.perf_counter()
     writer.write(state, trainer.state.tensor_shards())

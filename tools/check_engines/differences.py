@@ -6,7 +6,6 @@ are both right differ there by up to 2 x lr. After step 1 such a turned element 
 rounding alone, so the two are told apart; only those are excused whose gradient is as small as the rounding of it.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from data_pipeline.base import jsonl
 from hrm_dist.checkpoint import reader as checkpoint
 
 FIRST_STEPS = 20
@@ -124,8 +124,7 @@ def vanishing(reference: Path, limit: float) -> tuple[int, int]:
 
 def _losses(run: Path, limits: Limits) -> list[float]:
     key = "train/lm_loss" if limits.of_mean_losses else "train/loss"
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [row[key] for row in map(json.loads, lines) if key in row]
+    return [row[key] for row in jsonl.read(run / "metrics.jsonl") if key in row]
 
 
 def _largest(ours: Sequence[float], theirs: Sequence[float]) -> float:

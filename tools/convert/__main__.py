@@ -20,6 +20,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import exit_code
 
 
@@ -40,11 +41,7 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("tools.convert", __doc__)
     commands = parser.add_subparsers(dest="command", metavar="export|import", required=True)
     what = "Write a checkpoint's weights to a safetensors file, under the published names."
     _add_export_arguments(commands.add_parser("export", help=what, description=what))
