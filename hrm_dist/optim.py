@@ -82,12 +82,8 @@ class AdamATan2(torch.optim.Optimizer):
         exp_avgs: list[Tensor],
         exp_avg_sqs: list[Tensor],
     ) -> None:
-        lr, (beta1, beta2), applied, count = (
-            group["lr"],
-            group["betas"],
-            self.update_applied,
-            self.num_updates,
-        )
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        applied, count = self.update_applied, self.num_updates
 
         def factor(value: float | Tensor, otherwise: float) -> Tensor:
             return torch.where(applied, value, otherwise).to(torch.float32)

@@ -47,15 +47,14 @@ class SkippedUpdates:
 
     def _start(self) -> None:
         self._count, self._first_step = self._number(0), self._number(0)
-        self._culprits: Tensor | None = None  # [b] identifiers, or _NOBODY
+        self._culprits = self._number(_NOBODY)  # once there are some, [b] identifiers or _NOBODY
 
     def add(self, step: int, update_applied: Tensor, finite: Tensor, identifiers: Tensor) -> None:
         """Note a step: whether its update was applied, and which of this rank's sequences, [b], were finite."""
         skipped = ~update_applied
         is_first = skipped & (self._count == 0)
         culprits = torch.where(finite, _NOBODY, identifiers)
-        before = torch.full_like(culprits, _NOBODY) if self._culprits is None else self._culprits
-        self._culprits = torch.where(is_first, culprits, before)
+        self._culprits = torch.where(is_first, culprits, self._culprits)
         self._first_step = torch.where(is_first, step, self._first_step)
         self._count += skipped
         self._in_a_row = torch.where(skipped, self._in_a_row + 1, 0)
@@ -67,6 +66,6 @@ class SkippedUpdates:
         self._start()
         if count == 0:
             return None
-        own = [] if culprits is None else culprits[culprits != _NOBODY].tolist()
+        own = culprits[culprits != _NOBODY].tolist()
         everybody = {identifier for of_rank in collectives.gather_objects(own) for identifier in of_rank}
         return Skipped(count, int(self._in_a_row.item()), first_step, sorted(everybody))

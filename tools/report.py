@@ -57,38 +57,8 @@ class GridView(NamedTuple):
     cell_px: int
 
 
-class AttemptView(NamedTuple):
-    grid: GridView
-    is_right: bool | None  # None where the truth is hidden
-    note: str
-
-
-class CandidateView(NamedTuple):
-    candidate: Candidate
-    rank: int  # from 1
-    grid: GridView | None  # None for an empty prediction
-    is_right: bool | None
-
-
-class InputView(NamedTuple):
-    grid: GridView
-    attempts: list[AttemptView]
-    truth: GridView | None
-    is_solved: bool | None
-    num_votes: int
-    num_candidates: int
-    candidates: list[CandidateView]
-    truth_note: str
-
-
-class TaskView(NamedTuple):
-    name: str
-    status: str
-    label: str
-    subsets: list[str]
-    demonstrations: list[list[GridView]]  # input and output
-    inputs: list[InputView]
-
+View = dict[str, Any]
+"""What the template shows of something. `is_right`, `is_solved` and `truth` are None where the truth is hidden."""
 
 STATUSES = ("solved", "partly", "unsolved", "hidden")
 
@@ -98,7 +68,8 @@ def render_report(
 ) -> str:
     """Return the whole page. Raises InputError if the metrics cannot be read."""
     tasks = sorted(
-        (task_view(result, task) for task in result.test_puzzles), key=lambda t: STATUSES.index(t.status)
+        (task_view(result, task) for task in result.test_puzzles),
+        key=lambda task: STATUSES.index(task["status"]),
     )
     curves = draw_curves(read_metrics(metrics)) if metrics else None
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -111,11 +82,11 @@ def render_report(
         curves=curves,
         tasks=tasks[:max_tasks],
         num_tasks=len(tasks),
-        counts={status: sum(task.status == status for task in tasks[:max_tasks]) for status in STATUSES},
+        counts={status: sum(task["status"] == status for task in tasks[:max_tasks]) for status in STATUSES},
     )
 
 
-def task_view(result: VoteResult, task: str) -> TaskView:
+def task_view(result: VoteResult, task: str) -> View:
     """Return everything the page shows of one task; all its grids are at one scale, so that they compare."""
     puzzle = result.test_puzzles[task]
     pairs = puzzle["train"] + puzzle["test"]
@@ -125,7 +96,7 @@ def task_view(result: VoteResult, task: str) -> TaskView:
         input_view(pair, candidates, longest)
         for pair, candidates in zip(puzzle["test"], result.votes.tasks[task], strict=True)
     ]
-    scored = [view.is_solved for view in inputs if view.is_solved is not None]
+    scored = [view["is_solved"] for view in inputs if view["is_solved"] is not None]
     if not scored:
         status, label = "hidden", "truth hidden"
     elif all(scored):
@@ -134,7 +105,7 @@ def task_view(result: VoteResult, task: str) -> TaskView:
         status, label = "partly", f"{sum(scored)} of {len(scored)} test inputs solved"
     else:
         status, label = "unsolved", "unsolved"
-    return TaskView(
+    return View(
         name=task,
         status=status,
         label=label,
@@ -147,27 +118,31 @@ def task_view(result: VoteResult, task: str) -> TaskView:
     )
 
 
-def input_view(pair: Mapping[str, Any], candidates: Sequence[Candidate], longest: int) -> InputView:
+def input_view(pair: Mapping[str, Any], candidates: Sequence[Candidate], longest: int) -> View:
     """Return one test input with its attempts and votes."""
     truth = None if pair.get("output") is None else np.asarray(pair["output"], dtype=np.uint8)
-    num_votes = sum(candidate.count for candidate in candidates)
     is_right = [None if truth is None else np.array_equal(c.grid, truth) for c in candidates]
     views = [
-        CandidateView(c, rank, grid_view(c.grid, longest, CANDIDATE_PX) if c.grid.size else None, right)
+        View(
+            candidate=c,
+            rank=rank,
+            grid=grid_view(c.grid, longest, CANDIDATE_PX) if c.grid.size else None,
+            is_right=right,
+        )
         for rank, (c, right) in enumerate(zip(candidates, is_right, strict=True), start=1)
         if rank <= SHOWN_CANDIDATES or right
     ]
     truth_note = ""
     if truth is not None and candidates:
-        found = (f"the truth is candidate {view.rank}" for view in views if view.is_right)
+        found = (f"the truth is candidate {view['rank']}" for view in views if view["is_right"])
         truth_note = next(found, "the truth got no vote")
     attempt_views = [attempt_view(i, candidates, truth, longest) for i in range(2)]
-    return InputView(
+    return View(
         grid=grid_view(pair["input"], longest, TEST_PX),
         attempts=attempt_views,
         truth=None if truth is None else grid_view(truth, longest, TEST_PX),
-        is_solved=None if truth is None else any(view.is_right for view in attempt_views),
-        num_votes=num_votes,
+        is_solved=None if truth is None else any(view["is_right"] for view in attempt_views),
+        num_votes=sum(candidate.count for candidate in candidates),
         num_candidates=len(candidates),
         candidates=views,
         truth_note=truth_note,
@@ -176,7 +151,7 @@ def input_view(pair: Mapping[str, Any], candidates: Sequence[Candidate], longest
 
 def attempt_view(
     index: int, candidates: Sequence[Candidate], truth: npt.NDArray[np.uint8] | None, longest: int
-) -> AttemptView:
+) -> View:
     """Return attempt `index` as submitted, with how far it is from the truth."""
     grid = np.asarray(attempts(candidates)[index], dtype=np.uint8)
     voted = candidates[min(index, len(candidates) - 1)].grid if candidates else None
@@ -194,7 +169,7 @@ def attempt_view(
         note = f"{int((grid != truth).sum())} of {truth.size} cells wrong"
     else:
         note = "wrong size"
-    return AttemptView(grid_view(grid, longest, TEST_PX), is_right, note)
+    return View(grid=grid_view(grid, longest, TEST_PX), is_right=is_right, note=note)
 
 
 def grid_view(grid: npt.ArrayLike, longest: int, size_px: tuple[int, int, int]) -> GridView:

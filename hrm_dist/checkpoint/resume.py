@@ -43,6 +43,8 @@ class Start(NamedTuple):
     checkpoint: Checkpoint
     rewinds: bool
     """Whether the run goes back to this checkpoint of its own, and what lies beyond is abandoned."""
+    changes: config_changes.Changes
+    """Of the settings since."""
 
 
 def find_start(
@@ -67,26 +69,27 @@ def find_start(
             f"{error} The last complete one beside it: resume={complete}; the run then resumes from there."
         ) from error
     state = opened.state
-    _check_same_run(state, opened.path, config, dataset, schedule)
     changes = changed_settings(state.config, config)
+    _check_same_run(state, opened.path, config, dataset, schedule)
     if changes:
         log = logger.warning if of_the_result(changes) else logger.info
         collectives.log_once(log, f"changed settings from step {state.step} on: {described(changes)}")
     _warn_if_inexact(state, environment(config, device))
-    return Start(opened, rewinds)
+    return Start(opened, rewinds, changes)
 
 
 def start_run_folder(config: TrainConfig, run_dir: Path, start: Start | None) -> None:
     """Note in the run folder what begins now, and take its checkpoints back if it rewinds. Call on rank 0."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    step, then = (0, config.model_dump(mode="json"))
-    if start is not None:
-        step, then = start.checkpoint.state.step, start.checkpoint.state.config
-    config_changes.record(run_dir, step, then, changed_settings(then, config))
+    if start is None:
+        config_changes.record(run_dir, 0, {}, {})
+    else:
+        state = start.checkpoint.state
+        config_changes.record(run_dir, state.step, state.config, start.changes)
     replace_file(run_dir / "config.yaml", to_yaml(config).encode())
     if start is not None and start.rewinds:
         rewind(start.checkpoint.path.resolve())
-        record = {"resume": config.resume, "step": step}
+        record = {"resume": config.resume, "step": start.checkpoint.state.step}
         replace_file(run_dir / REWIND_FILE, f"{json.dumps(record)}\n".encode())
     elif not _has_rewound(run_dir, config.resume):
         (run_dir / REWIND_FILE).unlink(missing_ok=True)

@@ -3,8 +3,10 @@
 import os
 import secrets
 import shutil
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 from data_pipeline.base.errors import WriteError
@@ -24,8 +26,8 @@ from hrm_dist.checkpoint.safetensors_writer import Entry, write_tensors
 from hrm_dist.distributed import collectives
 from hrm_dist.tensor_shards import TensorShard
 
-Written = dict[str, tuple[str, list[tuple[str, tuple[int, ...], StoredRange]]]]
-"""File -> its sha256, and of everything in it the key, the shape of the whole tensor, and the range."""
+Written = tuple[dict[str, str], list[tuple[str, tuple[int, ...], StoredRange]]]
+"""Sha256 of each file of a rank; of everything in them the key, the shape of the whole tensor, and the range."""
 
 
 class CheckpointWriter:
@@ -130,18 +132,19 @@ def write_files(folder: Path, shards: Sequence[TensorShard], rank: int) -> Writt
         stored_as = name_in_file(shard.key, stored, shard.shape)
         shape = (len(shard.data),) if stored_as.endswith("]") else shard.shape
         by_file.setdefault(name, []).append((Entry(stored_as, shape, shard.data.dtype), stored, shard))
-    written: Written = {}
+    digests: dict[str, str] = {}
     for name, content in by_file.items():
         content.sort(key=lambda item: -item[0].dtype.itemsize)
         path = folder / name
         try:
-            digest = write_tensors(
+            digests[name] = write_tensors(
                 path, [entry for entry, _, _ in content], (shard.data for _, _, shard in content)
             )
         except OSError as error:
             raise _not_written(path, error) from error
-        written[name] = digest, [(shard.key, shard.shape, stored) for _, stored, shard in content]
-    return written
+    return digests, [
+        (shard.key, shard.shape, stored) for content in by_file.values() for _, stored, shard in content
+    ]
 
 
 def _not_written(path: Path, error: OSError) -> WriteError:
@@ -153,14 +156,12 @@ def _not_written(path: Path, error: OSError) -> WriteError:
 
 def finish(temporary: Path, final: Path, state: CheckpointState, written: Sequence[Written]) -> None:
     """Write state.json and give the folder its name; one that has it was saved, but never became the latest."""
-    digests = {name: digest for of_rank in written for name, (digest, _) in of_rank.items()}
+    digests = {name: digest for of_rank, _ in written for name, digest in of_rank.items()}
     shapes: dict[str, tuple[int, ...]] = {}
-    ranges: dict[str, list[StoredRange]] = {}
-    for of_rank in written:
-        for _, content in of_rank.values():
-            for key, shape, stored in content:
-                shapes[key] = shape
-                ranges.setdefault(key, []).append(stored)
+    ranges = defaultdict[str, list[StoredRange]](list)
+    for key, shape, stored in chain.from_iterable(content for _, content in written):
+        shapes[key] = shape
+        ranges[key].append(stored)
     tensors = {
         key: TensorEntry(shape=shape, parts=tuple(sorted(ranges[key], key=lambda stored: stored.start)))
         for key, shape in shapes.items()

@@ -5,11 +5,10 @@ Nothing here imports torch, so that a bad configuration is refused within a mome
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationError, model_validator
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.models import Strict
@@ -21,6 +20,10 @@ from hrm_dist.config.loader import Settings
 if TYPE_CHECKING:
     from data_pipeline.schema import DatasetMetadata
 
+    ArchName = str
+else:
+    ArchName = Literal[tuple(ARCHITECTURES)]
+
 _SECTIONS = ("arch", "dataset")
 _DTYPE_OF_PRECISION = {"bf16": "bfloat16", "fp32": "float32"}
 
@@ -29,19 +32,10 @@ class ConfigError(InputError):
     """Every problem of a configuration, one per line."""
 
 
-def _known(name: str) -> str:
-    if name not in ARCHITECTURES:
-        *others, last = map(repr, ARCHITECTURES)
-        raise PydanticCustomError(
-            "arch_name", "Input should be {names}", {"names": f"{', '.join(others)} or {last}"}
-        )
-    return name
-
-
 class ArchConfig(Strict):
     """The network and its halting; the defaults are the published ones of the chosen `name`."""
 
-    name: Annotated[str, AfterValidator(_known)] = "hrm"
+    name: ArchName = "hrm"
     """One of those that hrm_dist/config/architectures.py describes, whose defaults differ from those below."""
     H_cycles: int = Field(default=2, ge=1)
     """Slow updates per segment (N in the paper)."""
@@ -263,16 +257,12 @@ class TrainConfig(Strict):
         return values
 
     @model_validator(mode="after")
-    def _check_gather_unit(self) -> Self:
+    def _check_together(self) -> Self:
         if self.gather_unit != "loop" and self.engine not in ("zero3", "fsdp2"):
             raise ValueError(
                 f"gather_unit={self.gather_unit} means nothing to engine={self.engine}, whose weights are whole all "
                 "the time; leave it out, or set engine to zero3 or fsdp2"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_precision(self) -> Self:
         dtype = _DTYPE_OF_PRECISION[self.precision]
         if self.arch.forward_dtype != dtype:
             raise ValueError(

@@ -1,11 +1,11 @@
 """What the trainer asks of an engine: hold the trained network, turn losses into updates, give up its state.
 
-`Engine` is the interface, `LocalEngine` what the engines of torch share.
+`Engine` is the interface and what all share, `LocalEngine` what the engines of torch do.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from hrm_dist.config import TrainConfig
 from hrm_dist.optim import AdamATan2
 from hrm_dist.tensor_shards import ReadFn, TensorShard, load_into
 
-CopyFn = Callable[[Tensor, Tensor], None]
+CopyFn = Callable[[Tensor, Tensor], object]
 """Overwrite a (perhaps split) parameter by a whole tensor."""
 InitModuleFn = Callable[[str, nn.Module, CopyFn], None]
 """Give the parameters of one module, known by its name in the network, their initial values."""
@@ -23,7 +23,7 @@ PREFIX = "network"
 """Before the names of parameters in a state: the network's name in the model."""
 
 
-class Engine(Protocol):
+class Engine:
     """One way to spread the network, its optimizer and its moving average over the ranks.
 
     An engine is made of a network on the meta device, so that it never holds more than its share. State is
@@ -33,18 +33,17 @@ class Engine(Protocol):
 
     network: nn.Module
     """The module to call in place of the network given to the engine."""
+    _optimizer: AdamATan2
 
     def warm_up_backward(self, forward_backward: Callable[[], None]) -> None:
         """Call before the first step of a process; it may call `forward_backward`, which has no effect on the state."""
-        ...
 
     def set_requires_gradient_sync(self, is_last: bool) -> None:
         """Call before the forward of each micro-batch of a step, saying whether it is the last one."""
-        ...
 
     def backward(self, loss: Tensor) -> None:
         """Add this rank's gradient; the update uses the sum over ranks of the losses given here."""
-        ...
+        loss.backward()
 
     def step(self, lr: float, finite: Tensor) -> Tensor:
         """Update the weights and their moving average, and clear the gradients.
@@ -52,26 +51,43 @@ class Engine(Protocol):
         finite: whether this rank found nothing else than finite numbers (bool, on the device). Return whether the
         update was applied: on every rank, or, if a loss or gradient of any is not finite, on none.
         """
-        ...
+        self._optimizer.prepare(lr, finite)
+        self._update()
+        return self._optimizer.update_applied
 
     def ema_weights(self) -> AbstractContextManager[None]:
         """Let the network have its averaged weights within a context (its own, where there is no average)."""
-        ...
+        return self._optimizer.ema_weights(on_swap=self._weights_changed)
 
     def num_updates(self) -> int:
         """Return the number of updates so far."""
-        ...
+        return int(self._optimizer.num_updates.item())
 
     def tensor_shards(self) -> Iterator[TensorShard]:
         """Yield this rank's share of the state; the shares of all ranks are the whole state once."""
-        ...
+        return self._all_shards()
 
+    @torch.no_grad()
     def load(self, read: ReadFn, num_updates: int) -> None:
         """Take over a state after `num_updates` updates."""
-        ...
+        for shard in self._all_shards():
+            load_into(shard, read)
+        self._optimizer.num_updates.fill_(num_updates)
+        self._weights_changed()
+
+    def _update(self) -> None:
+        """Let the optimizer make its step, and clear the gradients."""
+        raise NotImplementedError
+
+    def _all_shards(self) -> Iterator[TensorShard]:
+        """Yield views of all state that is here, whichever rank writes it."""
+        raise NotImplementedError
+
+    def _weights_changed(self) -> None:
+        """Let the network compute with the weights that the optimizer holds now, if those are not its own."""
 
 
-class LocalEngine:
+class LocalEngine(Engine):
     """What engines of torch have in common: AdamATan2 works on this rank's weights, which autograd gives gradients."""
 
     def __init__(self, network: nn.Module, shards: Sequence[TensorShard], config: TrainConfig) -> None:
@@ -80,36 +96,10 @@ class LocalEngine:
         self._weights = {shard.key: shard for shard in shards}
         self._optimizer = AdamATan2([shard.data for shard in shards], **optimizer_settings(config))
 
-    def warm_up_backward(self, forward_backward: Callable[[], None]) -> None:
-        """Do nothing: every step is computed in the same way."""
-
-    def set_requires_gradient_sync(self, is_last: bool) -> None:
-        """Do nothing: the gradients of every micro-batch are summed over the ranks, so that none is kept whole."""
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def step(self, lr: float, finite: Tensor) -> Tensor:
-        self._optimizer.prepare(lr, finite)
-        self._optimizer.step()
-        return self._optimizer.update_applied
-
-    def ema_weights(self) -> AbstractContextManager[None]:
-        return self._optimizer.ema_weights()
-
-    def num_updates(self) -> int:
-        return int(self._optimizer.num_updates.item())
-
-    def tensor_shards(self) -> Iterator[TensorShard]:
-        """Yield views of the weights and of what the optimizer keeps for them."""
+    def _all_shards(self) -> Iterator[TensorShard]:
         for name, weight in self._weights.items():
             for kind, state in {"model": weight.data, **self._optimizer.state_of(weight.data)}.items():
                 yield weight._replace(key=f"{kind}.{name}", data=state.detach().view(-1))
-
-    def load(self, read: ReadFn, num_updates: int) -> None:
-        for shard in LocalEngine.tensor_shards(self):  # all that is here, whichever rank writes it
-            load_into(shard, read)
-        self._optimizer.num_updates.fill_(num_updates)
 
 
 def optimizer_settings(config: TrainConfig) -> dict[str, Any]:
@@ -140,9 +130,3 @@ def gather_units(network: nn.Module, gather_unit: str) -> list[nn.Module]:
     if gather_unit == "level":
         return levels
     return [layer for level in levels for layer in level.get_submodule("layers").children()]
-
-
-@torch.no_grad()
-def copy_whole(parameter: Tensor, values: Tensor) -> None:
-    """Overwrite a parameter that is whole on this rank."""
-    parameter.copy_(values)

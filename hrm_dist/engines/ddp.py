@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import collectives
-from hrm_dist.engines.base import InitModuleFn, LocalEngine, copy_whole, named_parameters
+from hrm_dist.engines.base import InitModuleFn, LocalEngine, named_parameters
 from hrm_dist.tensor_shards import TensorShard, partition_by_size
 
 
@@ -29,7 +29,7 @@ class DDPEngine(LocalEngine):
     ) -> None:
         network.to_empty(device=device)
         for name, module in network.named_modules():
-            init_module(name, module, copy_whole)
+            init_module(name, module, Tensor.copy_)
         params = named_parameters(network)
         shards = [TensorShard(name, tuple(param.shape), 0, param) for name, param in params.items()]
         super().__init__(network, shards, config)
@@ -53,10 +53,9 @@ class DDPEngine(LocalEngine):
         if self._ddp is not None:
             self._ddp.require_backward_grad_sync = is_last  # as DDP's no_sync() does
 
-    def step(self, lr: float, finite: Tensor) -> Tensor:
-        update_applied = super().step(lr, finite)
+    def _update(self) -> None:
+        self._optimizer.step()
         self._clear_gradients()
-        return update_applied
 
     def _clear_gradients(self) -> None:
         self._optimizer.zero_grad(set_to_none=False)  # they are views of DDP's buckets

@@ -11,8 +11,8 @@ parameter's `ds_tensor` (stage 3), `ops.__compatible_ops__` and the accelerator'
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,14 +22,14 @@ from hrm_dist.config import TrainConfig
 from hrm_dist.config.architectures import level_runs
 from hrm_dist.distributed import collectives
 from hrm_dist.engines.base import (
+    Engine,
     InitModuleFn,
-    copy_whole,
     gather_units,
     named_parameters,
     optimizer_settings,
 )
 from hrm_dist.optim import AdamATan2
-from hrm_dist.tensor_shards import ReadFn, TensorShard, load_into
+from hrm_dist.tensor_shards import TensorShard
 
 _STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 _BUCKET_ELEMENTS = 2**25
@@ -109,7 +109,7 @@ def _materialize(network: nn.Module, stage: int, device: torch.device, init_modu
         partitioner = deepspeed.zero.Init(config_dict_or_path=settings, dtype=torch.float32)
     for name, module in network.named_modules():
         module.to_empty(device=device, recurse=False)
-        init_module(name, module, copy_whole)
+        init_module(name, module, Tensor.copy_)
         if partitioner is not None:
             for param in module.parameters(recurse=False):
                 partitioner._zero_init_param(param)
@@ -155,7 +155,7 @@ def _initialize(
     return engine, zero_optimizer
 
 
-class DeepSpeedEngine:
+class DeepSpeedEngine(Engine):
     """ZeRO in stage 1, 2 or 3, with our optimizer and its state split over the ranks."""
 
     def __init__(
@@ -182,24 +182,13 @@ class DeepSpeedEngine:
         if self._stage < 3:
             self._zero._lazy_init_hp_params_optimizer_state()
 
-    def warm_up_backward(self, forward_backward: Callable[[], None]) -> None:
-        """Do nothing: every step is computed in the same way."""
-
-    def set_requires_gradient_sync(self, is_last: bool) -> None:
-        """Do nothing: DeepSpeed adds up gradients until `step`."""
-
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)
 
-    def step(self, lr: float, finite: Tensor) -> Tensor:
-        self._optimizer.prepare(lr, finite)
+    def _update(self) -> None:
         self._engine.step()
-        return self._optimizer.update_applied
 
-    def ema_weights(self) -> AbstractContextManager[None]:
-        return self._optimizer.ema_weights(on_swap=self._use_partitions)
-
-    def _use_partitions(self) -> None:
+    def _weights_changed(self) -> None:
         """Let the network compute with what the optimizer's float32 partitions hold now."""
         if self._stage < 3:
             self._zero.update_lp_params()
@@ -208,21 +197,11 @@ class DeepSpeedEngine:
         for index in range(len(self._zero.fp32_partitioned_groups_flat)):
             self._zero._reassign_or_swap_out_partitioned_parameters(index)
 
-    def num_updates(self) -> int:
-        return int(self._optimizer.num_updates.item())
-
-    def tensor_shards(self) -> Iterator[TensorShard]:
+    def _all_shards(self) -> Iterator[TensorShard]:
         """Yield views of what this rank has of every parameter, cut out of DeepSpeed's float32 partitions."""
         shards_of = _shards_in_stage_3 if self._stage == 3 else _shards_in_stages_1_and_2
         for name, param in self._params.items():
             yield from shards_of(name, param, self._kinds)
-
-    @torch.no_grad()
-    def load(self, read: ReadFn, num_updates: int) -> None:
-        for shard in self.tensor_shards():
-            load_into(shard, read)
-        self._optimizer.num_updates.fill_(num_updates)
-        self._use_partitions()
 
 
 def _shards_in_stages_1_and_2(name: str, param: Any, kinds: Sequence[str]) -> Iterator[TensorShard]:

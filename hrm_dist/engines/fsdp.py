@@ -35,14 +35,13 @@ class FSDPEngine(LocalEngine):
         self._params = {name: cast(DTensor, param) for name, param in named_parameters(network).items()}
         super().__init__(network, [_own_rows(name, param) for name, param in self._params.items()], config)
 
-    def step(self, lr: float, finite: Tensor) -> Tensor:
+    def _update(self) -> None:
         for name, param in self._params.items():
             grad = None if param.grad is None else cast(DTensor, param.grad).to_local()
             self._weights[name].data.grad = grad
             param.grad = None
-        update_applied = super().step(lr, finite)
+        self._optimizer.step()
         self._optimizer.zero_grad()
-        return update_applied
 
     def tensor_shards(self) -> Iterator[TensorShard]:
         return (shard for shard in super().tensor_shards() if len(shard.data))
@@ -60,7 +59,6 @@ def _rows_before(param: Tensor) -> int:
     return min(rows, collectives.rank() * -(-rows // collectives.world_size()))
 
 
-@torch.no_grad()
 def _copy_own_rows(param: Tensor, values: Tensor) -> None:
     local = cast(DTensor, param).to_local()
     start = _rows_before(param)

@@ -7,11 +7,12 @@ Shape legend: N predictions of a file or batch, S cells of the square canvas.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import compress
-from typing import Any, NamedTuple, TypeVar
+from itertools import compress, count
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,6 @@ from hrm_dist.evaluation.predictions import Predictions
 
 TestPuzzles = Mapping[str, Mapping[str, Any]]
 """As in test_puzzles.json: task id -> {"train": [...], "test": [...]}, the original grids."""
-
-_Key = TypeVar("_Key")
 
 PADDING_IDENTIFIER = 0
 PASS_KS = (1, 2, 5, 10, 100, 1000)
@@ -210,13 +209,13 @@ class VoteCounter:
 
     def __init__(self, identifiers: Sequence[str], test_puzzles: TestPuzzles) -> None:
         self.identifiers = identifiers
-        # Equal test inputs of one task share a number, and so their votes.
-        self.number_of_input: dict[tuple[str, bytes], int] = {}
+        # A new key gets the next number. Equal test inputs of one task share one, and so their votes.
+        self.number_of_input = defaultdict[tuple[str, bytes], int](count().__next__)
         self.inputs_of_task: dict[str, list[int]] = {}
         for task, pairs in test_puzzles.items():
             keys = [(task, _grid_key(np.asarray(pair["input"], dtype=np.uint8))) for pair in pairs["test"]]
-            self.inputs_of_task[task] = [_number(self.number_of_input, key) for key in keys]
-        self.number_of_grid: dict[bytes, int] = {}
+            self.inputs_of_task[task] = [self.number_of_input[key] for key in keys]
+        self.number_of_grid = defaultdict[bytes, int](count().__next__)
         self.skipped = {"padding": 0, "unknown_task": 0, "unknown_input": 0}
         self.blocks = [np.empty(0, dtype=_VOTE)]
 
@@ -246,7 +245,7 @@ class VoteCounter:
             self.number_of_input.get((puzzle.task, key), -1)
             for puzzle, key in zip(puzzles, input_keys, strict=True)
         ]
-        votes["grid"] = [_number(self.number_of_grid, key) for key in grid_keys]
+        votes["grid"] = [self.number_of_grid[key] for key in grid_keys]
         votes["q"] = _sigmoid(block.q_halt_logits[rows])
         votes = votes[votes["input"] >= 0]
         self.skipped["unknown_input"] += len(rows) - len(votes)
@@ -264,11 +263,6 @@ class VoteCounter:
         votes["grid"] = rank[votes["grid"]]
         by = (votes["grid"], -votes["q"], votes["input"], votes["example"], votes["identifier"])
         return votes[np.lexsort(by)], keys
-
-
-def _number(numbers: dict[_Key, int], key: _Key) -> int:
-    """Return a key's number; a new one gets the next."""
-    return numbers.setdefault(key, len(numbers))
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

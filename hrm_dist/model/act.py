@@ -126,14 +126,12 @@ class ACTModel(nn.Module):
                     explores = torch.rand_like(steps, dtype=torch.float32) < self.arch.halt_exploration_prob
                     least = torch.randint_like(steps, 2, self.arch.halt_max_steps + 1, dtype=torch.int64)
                     min_halt_steps = torch.where(explores, least, 0)
-                halted = (is_last | self._wants_to_halt(segment)) & (steps >= min_halt_steps)
+                threshold = segment.q_continue_logits if self.arch.act_continue else 0.0
+                wants_to_halt = segment.q_halt_logits > threshold
+                halted = (is_last | wants_to_halt) & (steps >= min_halt_steps)
                 if self.arch.act_continue:
                     outputs["target_q_continue"] = self._q_target(states, data["inputs"], rows, is_last)
         return Carry(states, steps, halted, data), outputs
-
-    def _wants_to_halt(self, segment: Segment) -> Tensor:
-        threshold = segment.q_continue_logits if self.arch.act_continue else 0.0
-        return segment.q_halt_logits > threshold
 
     def _q_target(self, states: States, inputs: Tensor, rows: Tensor | None, is_last: Tensor) -> Tensor:
         """Bootstrap the value of continuing: the better of the next segment's two values."""

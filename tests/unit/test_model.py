@@ -14,7 +14,7 @@ from hrm_dist.config import ArchConfig
 from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.model import build_model
 from hrm_dist.model.act import ACTModel, Carry, explore_halting
-from hrm_dist.model.initialization import initialize, truncated_normal_
+from hrm_dist.model.initialization import initialize, truncated_normal
 from tests.unit.models import METADATA, arch_of, let_halting_vary, random_batch, segment_loss
 
 # Gradient
@@ -262,7 +262,7 @@ def test_q_values_start_at_minus_five_and_the_puzzle_table_at_zero() -> None:
 @pytest.mark.parametrize("std", [0.02, 1.0, 3.0])
 def test_the_truncated_normal_has_the_asked_std_and_ends_at_two_of_the_uncut_one(std: float) -> None:
     values = torch.empty(400_000)
-    truncated_normal_(values, std, torch.Generator().manual_seed(0))
+    truncated_normal(std)(values, torch.Generator().manual_seed(0))
     assert values.std().item() == pytest.approx(std, rel=0.005)
     assert values.mean().item() == pytest.approx(0, abs=0.005 * std)
     # 0.8796 is the std of a unit normal cut at two.
