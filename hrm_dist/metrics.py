@@ -83,7 +83,15 @@ class JsonLines:
     def __init__(self, path: Path, step: int, redone: tuple[str, ...]) -> None:
         """Drop rows beyond a step, its own if they have keys that begin with one of `redone`, and what cannot be
         read, such as a line that a crash cut short."""
-        replace_file(path, jsonl.select(path, lambda row: _is_kept(row, step, redone)))
+
+        def is_kept(row: Any) -> bool:
+            try:
+                is_redone = row["step"] == step and any(key.startswith(redone) for key in row)
+                return row["step"] <= step and not is_redone
+            except (ValueError, KeyError, TypeError):
+                return False
+
+        replace_file(path, jsonl.select(path, is_kept))
         self._path = path
 
     def write(self, row: Row) -> None:
@@ -93,14 +101,6 @@ class JsonLines:
         jsonl.append(self._path, json.dumps(values))
 
     def close(self) -> None: ...
-
-
-def _is_kept(row: Any, step: int, redone: tuple[str, ...]) -> bool:
-    try:
-        is_redone = row["step"] == step and any(key.startswith(redone) for key in row)
-        return row["step"] <= step and not is_redone
-    except (ValueError, KeyError, TypeError):
-        return False
 
 
 class WandB:

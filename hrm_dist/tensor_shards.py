@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_READ_ELEMENTS = 2**24
+
 
 class TensorShard(NamedTuple):
     """A range of the elements of a flattened tensor of the state."""
@@ -36,8 +38,11 @@ def replicated(key: str, tensor: Tensor) -> TensorShard:
 
 @torch.no_grad()
 def load_into(shard: TensorShard, read: ReadFn) -> None:
-    """Overwrite the elements of a shard by what is read."""
-    shard.data.copy_(read(shard.key, shard.offset, shard.offset + len(shard.data)))
+    """Overwrite the elements of a shard by what is read, 64 MiB at a time, so that not much is in memory twice."""
+    start = shard.offset
+    for block in shard.data.split(_READ_ELEMENTS):
+        block.copy_(read(shard.key, start, start + len(block)))
+        start += len(block)
 
 
 def partition_by_size(sizes: dict[str, int], num_partitions: int) -> dict[str, int]:

@@ -24,7 +24,7 @@ from hrm_dist.distributed.process_group import World, report_step
 from hrm_dist.engines.base import PREFIX, CopyFn, Engine
 from hrm_dist.engines.build import build_engine
 from hrm_dist.evaluation import evaluate as evaluation
-from hrm_dist.metrics import Row, RunLog
+from hrm_dist.metrics import RunLog
 from hrm_dist.model.act import ACTModel, Batch, explore_halting
 from hrm_dist.model.flops import flops_per_sequence, matmul_rate
 from hrm_dist.model.initialization import initialize_module
@@ -113,9 +113,8 @@ class Trainer:
     def fit(self, stop: PreemptionHandler) -> bool:
         """Train to the last step; return False if a signal ended the run early, with its state saved."""
         start = self._resume()
-        if not self.schedule.is_last(
-            self.state.step
-        ):  # a damaged dataset is found before anything is written
+        # A damaged dataset is found before anything is written.
+        if not self.schedule.is_last(self.state.step):
             self._warm_up(self.reader.batch(self.state.step))
         collectives.run_on_rank0(lambda: resume.start_run_folder(self.config, self.run_dir, start))
         with closing(self._open_log()) as log, closing(self.writer):
@@ -177,7 +176,9 @@ class Trainer:
         """Write the row, the scores and the checkpoint of the step reached, as they are due; return whether to stop."""
         is_best = False
         if self.state.row_is_due:
-            log.write_row(self._row())
+            self.state.row_is_due = False
+            sums = self.state.sums.row(self.config.global_batch_size)
+            log.write_row({"step": self.state.step, **sums, "train/lr": self._lr(self.config.lr)})
             self._check_skipped()
             self.writer.raise_failure()
         if self.state.evaluation_is_due:
@@ -260,12 +261,6 @@ class Trainer:
                 if step + 1 < last_step:
                     upcoming = reading.submit(self.reader.batch, step + 1)
                 yield batch
-
-    def _row(self) -> Row:
-        """Return the metrics since the last row, and the rate of the step just completed."""
-        self.state.row_is_due = False
-        sums = self.state.sums.row(self.config.global_batch_size)
-        return {"step": self.state.step, **sums, "train/lr": self._lr(self.config.lr)}
 
     def _check_skipped(self) -> None:
         """Report updates that were skipped; raise TrainingError, with the state saved, after too many in a row."""

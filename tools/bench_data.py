@@ -86,7 +86,9 @@ def bench_build(arguments: list[str], out: Path) -> dict[str, object]:
         raise InputError(f"the build stopped with exit code {process.returncode}.")
     info = load_dataset_info(out)
     num_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    num_stored = sum(_num_stored_examples(out, split) for split in ("train", "test"))
+    indices = [json.loads((out / split / "index.json").read_bytes()) for split in ("train", "test")]
+    # In the shards, so that those that rows repeat count again.
+    num_stored = sum(shard["num_examples"] for index in indices for shard in index["shards"])
     return {
         "arguments": arguments,
         "seconds": round(seconds, 2),
@@ -179,12 +181,6 @@ def _rank_milliseconds(dataset: Path, global_batch_size: int, steps: int, world_
     for step in range(steps):
         reader.batch(step)
     return round((time.process_time() - started) / steps * 1e3, 3)
-
-
-def _num_stored_examples(dataset: Path, split: str) -> int:
-    """Count the examples in the shards, those that rows repeat again."""
-    index = json.loads((dataset / split / "index.json").read_bytes())
-    return sum(shard["num_examples"] for shard in index["shards"])
 
 
 def _timed(call: Callable[[], _Result]) -> tuple[_Result, float]:

@@ -37,7 +37,9 @@ def read_carries(opened: Checkpoint, arch: ArchConfig, world: World, num_parts: 
             tensors[key] = (
                 opened.read(key, part * size, (part + 1) * size).view(part_shape).clone().to(world.device)
             )
-        carries.append(_carry(tensors, arch))
+        data = {key.removeprefix(_DATA): tensor for key, tensor in tensors.items() if key.startswith(_DATA)}
+        states = inner_carry_type(arch.name)(*(tensors[f"carry.{name}"] for name in arch.description.states))
+        carries.append(Carry(states, tensors["carry.steps"], tensors["carry.halted"], data))
     return carries
 
 
@@ -45,9 +47,3 @@ def _tensors(carry: Carry) -> dict[str, Tensor]:
     states = {f"carry.{name}": state for name, state in carry.inner_carry._asdict().items()}
     data = {f"{_DATA}{name}": tensor for name, tensor in carry.current_data.items()}
     return {**states, "carry.steps": carry.steps, "carry.halted": carry.halted, **data}
-
-
-def _carry(tensors: dict[str, Tensor], arch: ArchConfig) -> Carry:
-    data = {key.removeprefix(_DATA): tensor for key, tensor in tensors.items() if key.startswith(_DATA)}
-    states = [tensors[f"carry.{name}"] for name in arch.description.states]
-    return Carry(inner_carry_type(arch.name)(*states), tensors["carry.steps"], tensors["carry.halted"], data)

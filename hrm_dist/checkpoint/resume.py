@@ -74,7 +74,12 @@ def find_start(
     if changes:
         log = logger.warning if of_the_result(changes) else logger.info
         collectives.log_once(log, f"changed settings from step {state.step} on: {described(changes)}")
-    _warn_if_inexact(state, environment(config, device))
+    now, then = environment(config, device), state.environment
+    inexact = [
+        f"{key} {then[key]}, now {value}" for key, value in now.items() if then.get(key, value) != value
+    ]
+    if inexact:
+        collectives.log_once(logger.info, f"equal up to rounding, not bit for bit: {'; '.join(inexact)}")
     return Start(opened, rewinds, changes)
 
 
@@ -190,13 +195,3 @@ def environment(config: TrainConfig, device: torch.device) -> dict[str, str | in
         "engine": config.engine,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
     }
-
-
-def _warn_if_inexact(state: CheckpointState, now: dict[str, str | int | bool]) -> None:
-    """Say so if the run will not be equal bit for bit."""
-    then = state.environment
-    changed = [
-        f"{key} {then[key]}, now {value}" for key, value in now.items() if then.get(key, value) != value
-    ]
-    if changed:
-        collectives.log_once(logger.info, f"equal up to rounding, not bit for bit: {'; '.join(changed)}")

@@ -54,12 +54,8 @@ class TrainState:
         """Yield this rank's share of everything that a resume needs."""
         yield from self._engine.tensor_shards()
         table = self._model.puzzle_emb
-        if table is not None:
-            first, rows = table.own_rows()
-            num_columns = rows.shape[1]
-            if len(rows):
-                shape = (table.num_identifiers, num_columns)
-                yield TensorShard("model.puzzle_emb.weights", shape, first * num_columns, rows.reshape(-1))
+        if table is not None and table.own_rows():
+            yield table.shard(table.own_rows())
         if self._world.is_main:
             yield from self._initial_states()
         yield from (replicated(key, tensor) for key, tensor in self._own_states().items())
@@ -95,12 +91,7 @@ class TrainState:
             load_into(shard, read)
         table = self._model.puzzle_emb
         if table is not None:
-            num_columns = table.weights.shape[1]
-            table.load_rows(
-                lambda first, end: read(
-                    "model.puzzle_emb.weights", first * num_columns, end * num_columns
-                ).view(-1, num_columns)
-            )
+            load_into(table.shard(table.rows), read)
         self.carries = read_carries(
             opened, self._config.arch, self._world, self._config.gradient_accumulation_steps
         )

@@ -68,9 +68,8 @@ class CheckpointWriter:
 
     def raise_failure(self) -> None:
         """Raise the error of a write that has failed; the ranks find out together."""
-        if collectives.any_true(
-            self._pending is not None and self._pending.done() and bool(self._pending.exception())
-        ):
+        pending = self._pending
+        if collectives.any_true(pending is not None and pending.done() and bool(pending.exception())):
             self.wait()
 
     def wait(self) -> None:

@@ -1,21 +1,9 @@
 """Settings of a run; read schema.py first."""
 
-from hrm_dist.config.schema import (
-    ArchConfig,
-    ConfigError,
-    TrainConfig,
-    flat_settings,
-    load_config,
-    to_yaml,
-    total_steps,
-)
-
-__all__ = [
-    "ArchConfig",
-    "ConfigError",
-    "TrainConfig",
-    "flat_settings",
-    "load_config",
-    "to_yaml",
-    "total_steps",
-]
+from hrm_dist.config.schema import ArchConfig as ArchConfig
+from hrm_dist.config.schema import ConfigError as ConfigError
+from hrm_dist.config.schema import TrainConfig as TrainConfig
+from hrm_dist.config.schema import flat_settings as flat_settings
+from hrm_dist.config.schema import load_config as load_config
+from hrm_dist.config.schema import to_yaml as to_yaml
+from hrm_dist.config.schema import total_steps as total_steps

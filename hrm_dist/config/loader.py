@@ -53,7 +53,8 @@ class Settings:
             self.errors.append(f"{path}: cannot be read ({reason}); give the path of a YAML file")
             return
         except (yaml.YAMLError, RecursionError) as error:
-            self.errors.append(f"{path}{_line_of(error)}: {_yaml_problem(error)}")
+            mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+            self.errors.append(f"{path}{f':{mark.line + 1}' if mark else ''}: {_yaml_problem(error)}")
             return
         if not isinstance(entries, dict | None):
             self.errors.append(f"{path}: should hold `key: value` lines (got {shown(entries)})")
@@ -166,11 +167,6 @@ def _leaves(entries: Entries, prefix: str = "") -> Iterator[tuple[str, Value]]:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _line_of(error: Exception) -> str:
-    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-    return f":{mark.line + 1}" if mark else ""
 
 
 def _yaml_problem(error: Exception) -> str:

@@ -26,18 +26,15 @@ def assert_same_on_all_ranks(facts: Callable[[], Mapping[str, object]]) -> None:
     except InputError as error:
         own = str(error)
     by_rank = gather_objects(own)
-    problems = _errors([facts if isinstance(facts, str) else "" for facts in by_rank])
+    by_error = _ranks_by([facts if isinstance(facts, str) else "" for facts in by_rank])
+    problems = [
+        error if len(by_error) == 1 else f"{heartbeat.ranks_text(ranks)}: {error}"
+        for error, ranks in by_error.items()
+        if error
+    ]
     problems = problems or _differences([facts for facts in by_rank if not isinstance(facts, str)])
     if problems:
         raise _on_all_ranks(ConfigError("\n".join(problems)))
-
-
-def _errors(by_rank: Sequence[str]) -> list[str]:
-    """Return the errors of ranks (empty: none), with the ranks unless all have the same."""
-    groups = _ranks_by(by_rank)
-    if len(groups) == 1:
-        return [error for error in groups if error]
-    return [f"{heartbeat.ranks_text(ranks)}: {error}" for error, ranks in groups.items() if error]
 
 
 def _differences(by_rank: Sequence[Mapping[str, str]]) -> list[str]:

@@ -69,16 +69,13 @@ def find_failure(
     for _, heartbeat, age_s in others:
         if heartbeat.status == "followed" and age_s >= grace_s:
             return Failure(heartbeat.message, heartbeat.exit_code)
-    silent = {
-        r: (heartbeat, age_s) for r, heartbeat, age_s in others if not heartbeat.status and age_s >= silence_s
-    }
+    silent = [(r, h.step, age_s) for r, h, age_s in others if not h.status and age_s >= silence_s]
     if not silent:
         return None
-    age_s = min(age for _, age in silent.values())
+    ranks, steps, ages = zip(*silent, strict=True)
     return Failure(
-        f"{ranks_text(list(silent))} {'has' if len(silent) == 1 else 'have'} shown no sign of life for {age_s:.0f} s, "
-        f"last heard of at {_steps_text([heartbeat.step for heartbeat, _ in silent.values()])}; rank {rank} is at step "
-        f"{last[rank].heartbeat.step}. {_RESUME}"
+        f"{ranks_text(ranks)} {'has' if len(ranks) == 1 else 'have'} shown no sign of life for {min(ages):.0f} s, last "
+        f"heard of at {_steps_text(steps)}; rank {rank} is at step {last[rank].heartbeat.step}. {_RESUME}"
     )
 
 

@@ -135,9 +135,8 @@ def _in_submitit(environment: Mapping[str, str]) -> bool:
 def _check_agreement(rank: int, world_size: int, task: _Tasks, environment: Mapping[str, str]) -> None:
     """Refuse ranks that cannot be those of this task: it is one rank, or starts as many as every other task."""
     if "TORCHELASTIC_RUN_ID" in environment:
-        if (
-            environment.get("GROUP_WORLD_SIZE") == "1"
-        ):  # of more nodes, torchrun numbers the ranks as it likes
+        # Of more nodes, torchrun numbers the ranks as it likes.
+        if environment.get("GROUP_WORLD_SIZE") == "1":
             raise ConfigError(
                 f"each of {task.launcher}'s {task.size_name}={task.size} tasks runs a torchrun of its own "
                 f"(GROUP_WORLD_SIZE=1), so {task.size} runs would train; give all the same --nnodes={task.size} "

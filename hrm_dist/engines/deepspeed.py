@@ -50,18 +50,6 @@ class _SummingAdamATan2(AdamATan2):
         super().step(closure)
 
 
-@contextmanager
-def _variables(**values: str) -> Iterator[None]:
-    """Set environment variables within a context, unless they were set before."""
-    missing = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(missing)
-    try:
-        yield
-    finally:
-        for name in missing:
-            del os.environ[name]
-
-
 def _settings(stage: int, num_params: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration. Numeric precision is the model's own affair: here everything is float32."""
     zero: dict[str, Any] = {
@@ -91,12 +79,17 @@ def _settings(stage: int, num_params: int) -> dict[str, Any]:
 def _quiet(device: torch.device) -> Iterator[None]:
     """Give the import of DeepSpeed and what it makes their environment, without their warnings."""
     warnings.filterwarnings("ignore", _OLD_COLLECTIVES, FutureWarning)
-    # It asks for LOCAL_RANK even where there is one process. What torch deprecates of its own, it imports.
-    with (
-        warnings.catch_warnings(action="ignore", category=DeprecationWarning),
-        _variables(DS_ACCELERATOR=device.type, LOCAL_RANK=str(device.index or 0)),
-    ):
-        yield
+    # It asks for LOCAL_RANK even where there is one process.
+    values = {"DS_ACCELERATOR": device.type, "LOCAL_RANK": str(device.index or 0)}
+    missing = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        # What torch deprecates of its own, it imports.
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            yield
+    finally:
+        for name in missing:
+            del os.environ[name]
 
 
 def _materialize(network: nn.Module, stage: int, device: torch.device, init_module: InitModuleFn) -> None:

@@ -65,7 +65,7 @@ def memory_per_rank(config: TrainConfig, metadata: DatasetMetadata, world_size: 
         "moving average": of_optimizer if config.ema else 0,
         "puzzle table": 4 * -(-metadata.num_puzzle_identifiers // num_blocks) * arch.puzzle_emb_width,
         "carry": len(arch.description.states) * state + batch_size * metadata.seq_len * 8,
-        "activations": _bytes_of_a_pass(arch, metadata, at_a_time, config.activation_checkpointing),
+        "activations": _bytes_of_a_pass(config, metadata, at_a_time),
     }
 
 
@@ -75,10 +75,9 @@ def _blocks(arch: ArchConfig, metadata: DatasetMetadata) -> list[tuple[Block, in
     return [(block, runs[name].with_gradient) for name, level in levels.items() for block in level.blocks()]
 
 
-def _bytes_of_a_pass(
-    arch: ArchConfig, metadata: DatasetMetadata, local_batch_size: int, activation_checkpointing: bool
-) -> int:
+def _bytes_of_a_pass(config: TrainConfig, metadata: DatasetMetadata, local_batch_size: int) -> int:
     """Return the bytes held for the backward pass, and by it, which are gone after it."""
+    arch, activation_checkpointing = config.arch, config.activation_checkpointing
     blocks = _blocks(arch, metadata)
     num_runs = sum(runs for _, runs in blocks)
     block_weights = _num_weights(blocks[0][0])

@@ -22,9 +22,11 @@ from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import collectives
 from hrm_dist.distributed.process_group import World
 from hrm_dist.model.initialization import InitFn
+from hrm_dist.tensor_shards import TensorShard
 
 _SHARD_ABOVE_BYTES = 2**30
-_READ_BYTES = 64 * 2**20
+STATE_KEY = "model.puzzle_emb.weights"
+"""Of the table in a state."""
 
 
 class TablePlacement(NamedTuple):
@@ -144,27 +146,17 @@ class PuzzleEmbedding(nn.Module):
 
     # For checkpoints
 
-    def own_rows(self) -> tuple[int, Tensor]:
-        """Return the number of the first row of this rank's share, and the share, [n, D], a view.
+    def own_rows(self) -> range:
+        """Return the rows that this rank saves: over all ranks each row once, also where every rank holds all."""
+        if self.is_sharded:
+            return self.rows
+        return rows_of_block(self.num_identifiers, collectives.rank(), collectives.world_size())
 
-        The shares of all ranks together are the table, each row once, also where every rank holds all.
-        """
-        rows = self.rows
-        if not self.is_sharded:
-            rows = rows_of_block(self.num_identifiers, collectives.rank(), collectives.world_size())
-        first = rows.start - self.rows.start
-        return rows.start, self.weights[first : first + len(rows)]
-
-    @torch.no_grad()
-    def load_rows(self, read: Callable[[int, int], Tensor]) -> None:
-        """Fill the rows held here with what `read(first, end)` gives of the whole table, [end - first, D].
-
-        It is asked for 64 MiB at a time, so that not much is in memory twice.
-        """
-        num_rows = max(1, _READ_BYTES // (4 * self.weights.shape[1]))
-        for first in self.rows[::num_rows]:
-            end = min(first + num_rows, self.rows.stop)
-            self.weights[first - self.rows.start : end - self.rows.start].copy_(read(first, end))
+    def shard(self, rows: range) -> TensorShard:
+        """Return rows that are held here as a shard of the table, a view."""
+        first, width = rows.start - self.rows.start, self.weights.shape[1]
+        data = self.weights[first : first + len(rows)].reshape(-1)
+        return TensorShard(STATE_KEY, (self.num_identifiers, width), rows.start * width, data)
 
 
 class SignSGD:

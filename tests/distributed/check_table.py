@@ -12,6 +12,7 @@ from torch import Tensor
 from hrm_dist.distributed import collectives
 from hrm_dist.distributed.process_group import World, process_group
 from hrm_dist.model.puzzle_embedding import PuzzleEmbedding, SignSGD, TablePlacement
+from hrm_dist.tensor_shards import load_into
 
 WIDTH, BATCH_SIZE = 5, 6
 
@@ -41,7 +42,7 @@ def _check(num_rows: int, world: World) -> None:
     tables = (whole, part)
     optimizers = [SignSGD(table, weight_decay=0.1) for table in tables]
     for table in tables:
-        table.load_rows(lambda first, end: values[first:end])
+        load_into(table.shard(table.rows), lambda _, start, stop: values.view(-1)[start:stop])
     generator = torch.Generator().manual_seed(100 + world.rank)
     for identifiers in _batches(num_rows, world):
         _check_evaluation(whole, part, num_rows, world)
@@ -68,8 +69,8 @@ def _check_evaluation(whole: PuzzleEmbedding, part: PuzzleEmbedding, num_rows: i
 
 def _check_shares(whole: PuzzleEmbedding, part: PuzzleEmbedding) -> None:
     """A replicated and a sharded table give the same shares, which are the table once."""
-    (first, expected), (own_first, rows) = whole.own_rows(), part.own_rows()
-    assert own_first == first
-    assert torch.equal(rows, expected)
-    shares = collectives.gather_objects(rows)
-    assert torch.equal(torch.cat(shares), whole.weights)
+    expected, own = (table.shard(table.own_rows()) for table in (whole, part))
+    assert own.offset == expected.offset
+    assert torch.equal(own.data, expected.data)
+    shares = collectives.gather_objects(own.data)
+    assert torch.equal(torch.cat(shares), whole.weights.view(-1))

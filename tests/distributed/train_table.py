@@ -24,6 +24,6 @@ def _train(world: World) -> dict[str, object]:
         trainer.train_step(trainer.reader.batch(step))
     table = trainer.model.puzzle_emb
     assert table is not None
-    first, rows = table.own_rows()
-    digest = hashlib.sha256(rows.contiguous().numpy().tobytes()).hexdigest()
-    return {"first": first, "share": len(rows), "sha256": digest, "bytes": table.weights.nbytes}
+    rows = table.own_rows()
+    digest = hashlib.sha256(table.shard(rows).data.numpy().tobytes()).hexdigest()
+    return {"first": rows.start, "share": len(rows), "sha256": digest, "bytes": table.weights.nbytes}

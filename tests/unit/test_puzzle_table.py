@@ -1,4 +1,4 @@
-"""The puzzle table split into blocks, which a single process can hold one after the other."""
+"""The puzzle table split into parts, which a single process can hold one after the other."""
 
 from itertools import chain
 
@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hrm_dist import tensor_shards
 from hrm_dist.config import ArchConfig, TrainConfig
 from hrm_dist.distributed.process_group import World
-from hrm_dist.model import puzzle_embedding
 from hrm_dist.model.puzzle_embedding import (
     WHOLE_TABLE,
     PuzzleEmbedding,
@@ -20,6 +20,7 @@ from hrm_dist.model.puzzle_embedding import (
     place_table,
     rows_of_block,
 )
+from hrm_dist.tensor_shards import load_into
 from tests.unit.test_model import METADATA
 
 NUM_ROWS, WIDTH = 11, 3
@@ -32,8 +33,12 @@ batches = st.lists(st.tuples(st.integers(0, NUM_ROWS - 1), grad_rows), min_size=
 def filled(placement: TablePlacement = WHOLE_TABLE) -> PuzzleEmbedding:
     table = PuzzleEmbedding(NUM_ROWS, WIDTH, placement)
     table.init_weights(lambda *_: None)
-    table.load_rows(lambda first, end: VALUES[first:end])
+    load_into(table.shard(table.rows), lambda _, start, stop: VALUES.view(-1)[start:stop])
     return table
+
+
+def own_rows(table: PuzzleEmbedding) -> Tensor:
+    return table.shard(table.own_rows()).data.view(-1, WIDTH)
 
 
 def gradients_of(batch: list[tuple[int, list[float]]]) -> RowGradients:
@@ -41,27 +46,27 @@ def gradients_of(batch: list[tuple[int, list[float]]]) -> RowGradients:
     return RowGradients(identifiers, torch.tensor([grad for _, grad in batch]))
 
 
-def stepped(table: PuzzleEmbedding, *blocks: RowGradients, update_applied: Tensor | None = None) -> Tensor:
-    """This block's rows after an update with the gradients of the global batch."""
-    table.gradients = [*blocks]
+def stepped(table: PuzzleEmbedding, *parts: RowGradients, update_applied: Tensor | None = None) -> Tensor:
+    """This part's rows after an update with the gradients of the global batch."""
+    table.gradients = [*parts]
     SignSGD(table, weight_decay=0.1).step(lr=0.01, update_applied=update_applied)
-    return table.own_rows()[1]
+    return own_rows(table)
 
 
 @given(st.integers(1, 200), st.integers(1, 40))
-def test_blocks_hold_every_row_once_and_none_more_than_an_equal_share(num_rows: int, num_blocks: int) -> None:
-    blocks = [rows_of_block(num_rows, block, num_blocks) for block in range(num_blocks)]
-    assert [*chain.from_iterable(blocks)] == [*range(num_rows)]
-    assert max(len(block) for block in blocks) == -(-num_rows // num_blocks)
+def test_parts_hold_every_row_once_and_none_more_than_an_equal_share(num_rows: int, num_blocks: int) -> None:
+    parts = [rows_of_block(num_rows, part, num_blocks) for part in range(num_blocks)]
+    assert [*chain.from_iterable(parts)] == [*range(num_rows)]
+    assert max(len(part) for part in parts) == -(-num_rows // num_blocks)
 
 
 @given(batches, st.integers(2, 14))
-def test_blocks_updated_one_by_one_are_the_updated_table_bit_for_bit(
+def test_parts_updated_one_by_one_are_the_updated_table_bit_for_bit(
     batch: list[tuple[int, list[float]]], num_blocks: int
 ) -> None:
     gradients = gradients_of(batch)
-    blocks = [stepped(filled(TablePlacement(block, num_blocks)), gradients) for block in range(num_blocks)]
-    assert torch.equal(torch.cat(blocks), stepped(filled(), gradients))
+    parts = [stepped(filled(TablePlacement(part, num_blocks)), gradients) for part in range(num_blocks)]
+    assert torch.equal(torch.cat(parts), stepped(filled(), gradients))
 
 
 @given(batches, st.data())
@@ -69,9 +74,9 @@ def test_gradients_of_several_backwards_update_as_those_of_one(
     batch: list[tuple[int, list[float]]], data: st.DataObject
 ) -> None:
     cut = data.draw(st.integers(0, len(batch) - 1))
-    blocks = [gradients_of(block) for block in (batch[cut:], batch[:cut]) if block]
+    parts = [gradients_of(part) for part in (batch[cut:], batch[:cut]) if part]
     # Whole numbers add up to the same in any order.
-    assert torch.equal(stepped(filled(), *blocks), stepped(filled(), gradients_of(batch)))
+    assert torch.equal(stepped(filled(), *parts), stepped(filled(), gradients_of(batch)))
 
 
 def test_two_forwards_with_their_backwards_are_one_of_both_batches() -> None:
@@ -92,7 +97,7 @@ def test_an_update_that_may_not_be_made_changes_nothing_though_gradients_are_not
 ) -> None:
     table = filled(placement)
     gradients = RowGradients(torch.tensor([0, 7, 7]), torch.full((3, WIDTH), torch.nan))
-    before = table.own_rows()[1].clone()
+    before = own_rows(table).clone()
     assert torch.equal(stepped(table, gradients, update_applied=torch.tensor(False)), before)
     good = gradients._replace(grads=torch.randn(3, WIDTH))
     assert torch.equal(
@@ -133,20 +138,19 @@ def test_a_table_with_a_device_of_its_own_stays_there_when_the_model_moves() -> 
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 14])
 def test_rows_are_loaded_in_small_blocks(num_blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(puzzle_embedding, "_READ_BYTES", 2 * 4 * WIDTH)
+    monkeypatch.setattr(tensor_shards, "_READ_ELEMENTS", 2 * WIDTH)
     asked: list[int] = []
 
-    def read(first: int, end: int) -> Tensor:
-        assert end - first <= 2
-        asked.extend(range(first, end))
-        return VALUES[first:end]
+    def read(_: str, start: int, stop: int) -> Tensor:
+        assert stop - start <= 2 * WIDTH
+        asked.extend(range(start, stop))
+        return VALUES.view(-1)[start:stop]
 
-    for block in range(num_blocks):
-        table = PuzzleEmbedding(NUM_ROWS, WIDTH, TablePlacement(block, num_blocks))
-        table.load_rows(read)
-        first, rows = table.own_rows()
-        assert torch.equal(rows, VALUES[first : first + len(rows)])
-    assert asked == [*range(NUM_ROWS)]
+    for part in range(num_blocks):
+        table = PuzzleEmbedding(NUM_ROWS, WIDTH, TablePlacement(part, num_blocks))
+        load_into(table.shard(table.rows), read)
+        assert torch.equal(own_rows(table), VALUES[table.own_rows()])
+    assert asked == [*range(NUM_ROWS * WIDTH)]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import io
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,24 +26,14 @@ from tools.bench_train.speed import RandomReader
 CYCLES = ((2, 2), (4, 4), (8, 8))
 
 
-class Series(NamedTuple):
-    """A line of the table."""
-
-    gradient: str
-    activation_checkpointing: bool
-
-    @property
-    def label(self) -> str:
-        return f"{self.gradient}, recomputed" if self.activation_checkpointing else self.gradient
-
-
-SERIES = (
-    Series("one_step", False),
-    Series("last_cycle", False),
-    Series("bptt", False),
-    Series("one_step", True),
-    Series("bptt", True),
-)
+SERIES = {
+    "one_step": ("one_step", False),
+    "last_cycle": ("last_cycle", False),
+    "bptt": ("bptt", False),
+    "one_step, recomputed": ("one_step", True),
+    "bptt, recomputed": ("bptt", True),
+}
+"""Lines of the table: `gradient` and `activation_checkpointing`."""
 COLORS = {"one_step": "tab:blue", "last_cycle": "tab:orange", "bptt": "tab:red"}
 Peaks = dict[str, list[int]]  # bytes of a series at each of CYCLES
 
@@ -117,20 +107,20 @@ def measure(
     local_batch_size = config.global_batch_size // world.world_size
     reader = RandomReader(metadata, config.global_batch_size, world)
     batch = {name: tensor.to(world.device) for name, tensor in reader.batch(0).items()}
-    peaks: Peaks = {series.label: [] for series in SERIES}
-    estimates: Peaks = {series.label: [] for series in SERIES}
-    for series in SERIES:
+    peaks: Peaks = {label: [] for label in SERIES}
+    estimates: Peaks = {label: [] for label in SERIES}
+    for label, (gradient, recomputes) in SERIES.items():
         for H_cycles, L_cycles in CYCLES:
             cycles = {"H_cycles": H_cycles, "L_cycles": L_cycles}
-            of_series = {**cycles, "gradient": series.gradient, **config.arch.description.fixed}
+            of_series = {**cycles, "gradient": gradient, **config.arch.description.fixed}
             arch = config.arch.model_copy(update=of_series)
             model = build_model(arch, metadata).to(world.device)
-            if series.activation_checkpointing:
+            if recomputes:
                 checkpoint_activations(model)
-            peaks[series.label].append(peak_activation_bytes(model, batch))
-            changed = {"arch": arch, "activation_checkpointing": series.activation_checkpointing}
+            peaks[label].append(peak_activation_bytes(model, batch))
+            changed = {"arch": arch, "activation_checkpointing": recomputes}
             estimate = memory_per_rank(config.model_copy(update=changed), metadata, world.world_size)
-            estimates[series.label].append(estimate["activations"])
+            estimates[label].append(estimate["activations"])
     if world.is_main:
         print(_table(peaks, estimates))
         if plot is not None:
@@ -162,30 +152,30 @@ def _table(peaks: Peaks, estimates: Peaks) -> str:
 
 def draw(peaks: Peaks, about: str, path: Path) -> None:
     """Draw a line per series over the number of updates, both axes logarithmic."""
-    from matplotlib.figure import (
-        Figure,
-    )  # a second of import that a measurement without a picture need not pay
+    # A second of import that a measurement without a picture need not pay.
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.8), layout="constrained")
     axes = figure.subplots()
     num_updates = [H_cycles * (L_cycles + 1) for H_cycles, L_cycles in CYCLES]
-    for series in SERIES:
-        style = "s--" if series.activation_checkpointing else "o-"
-        megabytes = [size / 1e6 for size in peaks[series.label]]
-        axes.plot(num_updates, megabytes, style, color=COLORS[series.gradient], label=series.label)
+    for label, (gradient, recomputes) in SERIES.items():
+        megabytes = [size / 1e6 for size in peaks[label]]
+        axes.plot(num_updates, megabytes, "s--" if recomputes else "o-", color=COLORS[gradient], label=label)
         axes.annotate(
             f"{megabytes[-1]:,.0f}", (num_updates[-1], megabytes[-1]), (6, -4), textcoords="offset points"
         )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="updates of H and L in a segment (H_cycles x L_cycles)",
+        ylabel="peak of the activations, MB",
+    )
     cycles = [f"{H_cycles} x {L_cycles}" for H_cycles, L_cycles in CYCLES]
     ticks = [f"{count}\n({text})" for count, text in zip(num_updates, cycles, strict=True)]
     axes.set_xticks(num_updates, ticks)
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlim(right=num_updates[-1] * 1.4)
-    axes.set_xlabel("updates of H and L in a segment (H_cycles x L_cycles)")
-    axes.set_ylabel("peak of the activations, MB")
     axes.set_title(f"Memory for the backward pass: {about}", fontsize=11)
     axes.grid(visible=True, which="both", alpha=0.3)
     figure.legend(title="arch.gradient; recomputed:\nactivation_checkpointing", loc="outside right upper")

@@ -115,7 +115,12 @@ def check(options: argparse.Namespace, temporary: Path) -> tuple[list[Result], l
     config = load_config(config_path)
     _check_settings(config_path, config, options)
     if options.keep is not None:
-        _make_folder(options.keep)
+        try:
+            options.keep.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(
+                f"--keep {options.keep}: cannot be made ({error.strerror}); choose a folder that does not exist."
+            ) from error
     build_dataset(folder / "data")
     cells = [Cell(engine, size) for engine in options.engines for size in options.world_sizes]
     results: list[Result] = []
@@ -167,15 +172,6 @@ def _check_settings(path: Path, config: TrainConfig, options: argparse.Namespace
 
 def _most_processes(device: str) -> float:
     return torch.cuda.device_count() if device == "cuda" else math.inf
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(
-            f"--keep {path}: cannot be made ({error.strerror}); choose a folder that does not exist."
-        ) from error
 
 
 # What is printed

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from data_pipeline.base import jsonl
 from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.model.puzzle_embedding import STATE_KEY as TABLE
 
 FIRST_STEPS = 20
 MOST_STEPS = 200
-TABLE = "model.puzzle_emb.weights"
-_GRADIENT = "exp_avg."
+_GRADIENT, _WEIGHT = "exp_avg.", "model."
 
 
 class Limits(NamedTuple):
@@ -83,19 +83,19 @@ def compare(run: Path, reference: Path, lr: float, table_lr: float, limits: Limi
     difference = _of_means if limits.of_mean_losses else _largest
     ours, theirs = (_tensors(folder / "checkpoints" / "step_1") for folder in (run, reference))
     ours_last, theirs_last = (_tensors(folder / "checkpoints" / "latest") for folder in (run, reference))
-    last = [_relative(ours_last[key], theirs_last[key]) for key in theirs_last if _is_weight(key)]
+    last = [_relative(ours_last[key], theirs_last[key]) for key in theirs_last if key.startswith(_WEIGHT)]
     gradients = {key: _relative(ours[key], theirs[key]) for key in theirs if key.startswith(_GRADIENT)}
     worst = max(gradients, key=lambda key: _size(gradients[key]))
     turned: dict[str, Tensor] = {}
     others: list[float] = []
-    for key in filter(_is_weight, theirs):
+    for key in (key for key in theirs if key.startswith(_WEIGHT)):
         # An update by the sign of a gradient moves each element by lr, or not at all where the gradient is zero.
         mask = (ours[key] - theirs[key]).abs() > (table_lr if key == TABLE else lr) / 2
         turned[key] = mask
         others.append(_relative(ours[key][~mask], theirs[key][~mask]))
     num_turned = num_unexplained = 0
     for key in gradients:
-        mask, gradient = turned[f"model.{key.removeprefix(_GRADIENT)}"], theirs[key].abs()
+        mask, gradient = turned[f"{_WEIGHT}{key.removeprefix(_GRADIENT)}"], theirs[key].abs()
         num_turned += int(mask.sum())
         num_unexplained += int((mask & (gradient > limits.gradient * gradient.norm())).sum())
     return Differences(
@@ -138,12 +138,8 @@ def _of_means(ours: Sequence[float], theirs: Sequence[float]) -> float:
 def _tensors(path: Path) -> dict[str, Tensor]:
     """Read a checkpoint's weights and first moments, which in step 1 are scaled gradients, in float64, by KIND.NAME."""
     opened = checkpoint.open_checkpoint(path)
-    keys = [key for key in opened.shapes if key.startswith(_GRADIENT) or _is_weight(key)]
+    keys = [key for key in opened.shapes if key.startswith((_GRADIENT, _WEIGHT))]
     return {key: opened.tensor(key).to(torch.float64) for key in keys}
-
-
-def _is_weight(key: str) -> bool:
-    return key.startswith("model.")
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:

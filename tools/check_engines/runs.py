@@ -57,8 +57,9 @@ def write_config(path: Path, data: Path, arch: str, precision: str, device: str,
         "hidden_size": 32,
         "num_heads": 2,
         "halt_max_steps": 4,
+        **{level.num_layers: 1 for level in known.levels.values()},
+        **known.fixed,
     }
-    sizes |= {**{level.num_layers: 1 for level in known.levels.values()}, **known.fixed}
     if "puzzle_emb_len" in known.defaults:
         sizes["puzzle_emb_len"] = 2
     config = {

@@ -33,10 +33,9 @@ def main() -> int:
         is_average = options.weights == "average"
         print(export_weights(options.checkpoint, options.out, options.data, average=is_average))
         return 0
-    from tools.convert.weights_import import Import, import_weights
+    from tools.convert.weights_import import import_weights
 
-    fields = {name: getattr(options, name) for name in Import._fields}
-    print(import_weights(Import(**fields)))
+    print(import_weights(options))
     return 0
 
 

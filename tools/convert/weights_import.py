@@ -1,10 +1,10 @@
 """Published weights as a checkpoint of step 0, which evaluates, and from which training can start."""
 
+import argparse
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,29 +31,17 @@ UNMATCHED = -1
 _BLOCK_ROWS = 2**14
 
 
-class Import(NamedTuple):
-    """What to import, and to what."""
-
-    weights: Path
-    data: Path
-    config: Path
-    overrides: Sequence[str]
-    identifiers: Path | None
-    same_identifiers: bool
-    unmatched: str
-    """zero or mean."""
-    out: Path
-
-
-def import_weights(given: Import) -> str:
-    """Write the run folder and return a summary. Nothing is written where anything does not fit."""
+def import_weights(given: argparse.Namespace) -> str:
+    """Write the run folder that the command line asks for; return a summary. Nothing is written if anything misfits."""
     if (given.out / "checkpoints" / "latest").is_symlink():
         raise InputError(
             f"--out {given.out}: already holds a run; choose another folder, or delete this one."
         )
     info = load_dataset_info(given.data)
     metadata = info.metadata("train")
-    config = _config(given)
+    # In quotes, since an override is YAML.
+    folders = [f"data_path={json.dumps(str(given.data))}", f"checkpoint_path={json.dumps(str(given.out))}"]
+    config = load_config(given.config, [*given.overrides, *folders])
     tensors = convert_released(read_state_dict(given.weights))
     with torch.device("meta"):
         expected = ACTModel(config.arch, metadata).state_dict()
@@ -74,12 +62,6 @@ def import_weights(given: Import) -> str:
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _config(given: Import) -> TrainConfig:
-    # In quotes, since an override is YAML.
-    places = [f"data_path={json.dumps(str(given.data))}", f"checkpoint_path={json.dumps(str(given.out))}"]
-    return load_config(given.config, [*given.overrides, *places])
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -110,7 +92,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 # The puzzle table
 
 
-def _row_names(given: Import, num_rows: int, ours: Sequence[str]) -> Sequence[str]:
+def _row_names(given: argparse.Namespace, num_rows: int, ours: Sequence[str]) -> Sequence[str]:
     """Return the puzzle that each row of the published table belongs to."""
     if given.same_identifiers:
         if num_rows != len(ours):
@@ -149,15 +131,14 @@ def take_rows(table: Tensor, source: NDArray[np.int64], *, use_mean: bool) -> Te
     """Return the rows that `source` names; where it is UNMATCHED zeros, or the mean of all rows but the blank one's."""
     index = torch.from_numpy(source)
     rows = table[index.clamp_min(0)]
-    trained = table[1:] if len(table) > 1 else table
-    rows[index == UNMATCHED] = _mean(trained) if use_mean else 0
+    filler = torch.zeros(())
+    if use_mean:
+        trained = table[1:] if len(table) > 1 else table
+        # Summed up in float64, of which there is never more than a block of the table.
+        sums = [block.sum(0, dtype=torch.float64) for block in trained.split(_BLOCK_ROWS)]
+        filler = torch.stack(sums).sum(0) / len(trained)
+    rows[index == UNMATCHED] = filler.to(rows.dtype)
     return rows
-
-
-def _mean(rows: Tensor) -> Tensor:
-    """Return the mean row, summed up in float64, of which there is never more than a block of the table."""
-    sums = [block.sum(0, dtype=torch.float64) for block in rows.split(_BLOCK_ROWS)]
-    return (torch.stack(sums).sum(0) / len(rows)).to(rows.dtype)
 
 
 def _match_summary(source: NDArray[np.int64], num_published: int, unmatched: str) -> str:
