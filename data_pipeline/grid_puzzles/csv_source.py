@@ -6,7 +6,7 @@ grids of a source are equally large. Fields are not quoted.
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self, cast
+from typing import Literal, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -27,6 +27,7 @@ _NEWLINE, _COMMA = b"\n,"
 _FIRST_LINE = 2  # after the header
 
 Cells = NDArray[np.uint8]  # [n, width]
+Column = Literal["question", "answer"]
 
 
 class Selection(NamedTuple):
@@ -40,12 +41,28 @@ class Selection(NamedTuple):
 
 
 class CsvBlock(NamedTuple):
-    """Some consecutive lines, as bytes."""
+    """Some consecutive lines of a file, as bytes."""
 
+    file: Path
     first_line: int
     questions: Cells
     answers: Cells
     ratings: NDArray[np.int32]  # [n]
+
+    def bad_row(self, row: int, column: Column, why: str) -> InputError:
+        """Return the error about a field; `why` gives reason and remedy."""
+        value = _shown(self._cells(column)[row].tobytes())
+        return InputError(f"{self.file}: line {self.first_line + row}: {column} {value}: {why}.")
+
+    def refuse_cells(self, column: Column, is_bad: NDArray[np.bool_], why: str) -> None:
+        """Raise InputError about the first bad cell [n, width] of a column; `why` gives reason and remedy."""
+        if is_bad.any():
+            row, position = np.unravel_index(int(is_bad.argmax()), is_bad.shape)
+            character = _shown(self._cells(column)[row, position].tobytes())
+            raise self.bad_row(int(row), column, f"character {position + 1} is {character}; {why}")
+
+    def _cells(self, column: Column) -> Cells:
+        return self.questions if column == "question" else self.answers
 
 
 class Puzzles(NamedTuple):
@@ -76,7 +93,7 @@ class SplitFiles(NamedTuple):
     test: list[Path]
 
 
-Decode = Callable[[Path, CsvBlock], tuple[Cells, Cells]]
+Decode = Callable[[CsvBlock], tuple[Cells, Cells]]
 """Checks and translates a block, into inputs and labels."""
 
 
@@ -135,11 +152,14 @@ def _from_hub(source: str) -> SplitFiles:
     return SplitFiles([train], [test])
 
 
-def read_puzzles(files: list[Path], decode: Decode, selection: Selection, *, show_progress: bool) -> Puzzles:
+def read_puzzles(
+    files: list[Path], decode: Decode, selection: Selection | None = None, *, show_progress: bool = False
+) -> Puzzles:
     """Read the lines of the files that the selection keeps; every line is checked, kept or not.
 
     Raise InputError at the first line that is not as it should be, and where none is left.
     """
+    selection = selection or Selection()
     kept = _Kept(selection)
     width: int | None = None
     with tqdm(
@@ -148,7 +168,7 @@ def read_puzzles(files: list[Path], decode: Decode, selection: Selection, *, sho
         for file in files:
             for block in read_blocks(file, width):
                 width = block.questions.shape[1]
-                inputs, labels = decode(file, block)
+                inputs, labels = decode(block)
                 kept.add(Puzzles(inputs, labels, block.ratings))
                 progress.update(len(block.ratings))
     puzzles = kept.puzzles()
@@ -279,7 +299,7 @@ def _parse(file: Path, text: bytes, first_line: int, width: int | None) -> CsvBl
                 else f"{file}: line {first_line}: question is empty; complete the line or take it out."
             )
         grids.append(sliding_window_view(data, width)[before + 1])
-    return CsvBlock(first_line, grids[0], grids[1], _ratings(file, text, data, third, ends, first_line))
+    return CsvBlock(file, first_line, grids[0], grids[1], _ratings(file, text, data, third, ends, first_line))
 
 
 def _ratings(
@@ -307,22 +327,6 @@ def _ratings(
             "digits; correct it or take out the line."
         )
     return ratings
-
-
-def bad_row(file: Path, block: CsvBlock, row: int, column: str, why: str) -> InputError:
-    """Return the error about a field; `why` gives reason and remedy."""
-    cells = block.questions if column == "question" else block.answers
-    return InputError(
-        f"{file}: line {block.first_line + row}: {column} {_shown(cells[row].tobytes())}: {why}."
-    )
-
-
-def bad_cell(file: Path, block: CsvBlock, column: str, is_bad: NDArray[np.bool_], why: str) -> InputError:
-    """Return the error about the first bad cell [n, width] of a column; `why` gives reason and remedy."""
-    row, position = np.unravel_index(int(is_bad.argmax()), is_bad.shape)
-    cells = block.questions if column == "question" else block.answers
-    character = cells[row, position].tobytes()
-    return bad_row(file, block, int(row), column, f"character {position + 1} is {_shown(character)}; {why}")
 
 
 def _shown(text: bytes) -> str:

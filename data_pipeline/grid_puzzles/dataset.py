@@ -17,7 +17,14 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS
 from data_pipeline.base.random import Bits
 from data_pipeline.grid_puzzles import scratch
-from data_pipeline.grid_puzzles.csv_source import HEADER, HUB_PREFIX, Puzzles, Selection, find_files
+from data_pipeline.grid_puzzles.csv_source import (
+    HEADER,
+    HUB_PREFIX,
+    Puzzles,
+    Selection,
+    find_files,
+    read_puzzles,
+)
 from data_pipeline.grid_puzzles.generate import generate
 from data_pipeline.grid_puzzles.puzzle_type import Examples, PuzzleOptions, PuzzleType
 from data_pipeline.grid_puzzles.rows import PuzzleRows
@@ -162,7 +169,9 @@ def _read_files(
         if files[split]:
             subsample = options.subsample if split == "train" else None  # as published
             selection = Selection(options.min_difficulty, subsample, request.seed)
-            found = puzzle_type.read_csv(files[split], selection, show_progress=not request.quiet)
+            found = read_puzzles(
+                files[split], puzzle_type.read_block, selection, show_progress=not request.quiet
+            )
             puzzles[split] = found.take(slice(options.limit_groups))
             if puzzles[split].num_puzzles > MAX_GROUPS:
                 raise InputError(

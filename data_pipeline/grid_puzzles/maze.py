@@ -5,20 +5,12 @@ shortest path between them by `o`. Steps go up, down, left and right.
 """
 
 import math
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.base.random import Bits, random_bits
-from data_pipeline.grid_puzzles.csv_source import (
-    CsvBlock,
-    Puzzles,
-    Selection,
-    bad_cell,
-    bad_row,
-    read_puzzles,
-)
+from data_pipeline.grid_puzzles.csv_source import Cells, Column, CsvBlock
 
 CHARSET = "# SGo"
 PAD_ID = 0
@@ -32,75 +24,43 @@ _BLOCK = 512  # mazes at a time, so that the intermediate arrays stay small
 Mazes = NDArray[np.uint8]  # [n, side * side], tokens
 
 
-def read_csv(
-    files: list[Path], selection: Selection | None = None, *, show_progress: bool = False
-) -> Puzzles:
-    """Read the mazes of `source,question,answer,rating` files that the selection keeps, all of one side.
-
-    Raise InputError naming file, line, column and value at the first one that is not as it should be.
-    """
-    return read_puzzles(files, decode, selection or Selection(), show_progress=show_progress)
-
-
-def decode(file: Path, block: CsvBlock) -> tuple[Mazes, Mazes]:
+def read_block(block: CsvBlock) -> tuple[Mazes, Mazes]:
     """Return inputs and labels of a block of lines; raise InputError at the first that is not as it should be."""
-    side = math.isqrt(block.questions.shape[1])
-    if side * side != block.questions.shape[1] or not 2 <= side <= MAX_SIDE:
-        raise bad_row(
-            file,
-            block,
-            0,
-            "question",
-            f"its {block.questions.shape[1]} cells are no square of 2 to {MAX_SIDE} rows; write all rows one "
-            "after another, without separators",
-        )
-    mazes: list[Mazes] = []
-    for column, cells, charset in (
-        ("question", block.questions, CHARSET[:-1]),
-        ("answer", block.answers, CHARSET),
-    ):
-        token_of_byte = np.zeros(256, dtype=np.uint8)
-        token_of_byte[list(charset.encode())] = np.arange(1, 1 + len(charset), dtype=np.uint8)
-        tokens = token_of_byte[cells]
-        if not tokens.all():
-            raise bad_cell(
-                file, block, column, tokens == PAD_ID, f"use one of {', '.join(map(repr, charset))}"
-            )
-        mazes.append(tokens)
-    _refuse_wrong(file, block, mazes[0], mazes[1])
-    return mazes[0], mazes[1]
-
-
-def _refuse_wrong(file: Path, block: CsvBlock, inputs: Mazes, labels: Mazes) -> None:
+    num_cells = block.questions.shape[1]
+    side = math.isqrt(num_cells)
+    if side * side != num_cells or not 2 <= side <= MAX_SIDE:
+        why = f"its {num_cells} cells are no square of 2 to {MAX_SIDE} rows; write all rows one after another, without"
+        raise block.bad_row(0, "question", f"{why} separators")
+    inputs = _tokens(block, "question", block.questions, CHARSET[:-1])
+    labels = _tokens(block, "answer", block.answers, CHARSET)
     for token, what in ((START_ID, "start S"), (GOAL_ID, "goal G")):
         counts = (inputs == token).sum(axis=1)
         if (counts != 1).any():
             row = int((counts != 1).argmax())
-            raise bad_row(
-                file, block, row, "question", f"it has {counts[row]} cells {what[-1]}; put exactly one {what}"
-            )
+            why = f"it has {counts[row]} cells {what[-1]}; put exactly one {what}"
+            raise block.bad_row(row, "question", why)
     differs = (inputs != labels) & ~((labels == PATH_ID) & (inputs == FREE_ID))
-    if differs.any():
-        raise bad_cell(
-            file,
-            block,
-            "answer",
-            differs,
-            "the answer is the question with o on free cells only; copy the rest",
-        )
+    block.refuse_cells(
+        "answer", differs, "the answer is the question with o on free cells only; copy the rest"
+    )
     is_right = is_shortest_path(inputs, labels)
     if not is_right.all():
         row = int(is_right.argmin())
         length = int(path_lengths(inputs[row : row + 1])[0])
         found = "no path joins S and G" if length < 0 else f"the shortest one takes {length} steps"
-        raise bad_row(
-            file,
-            block,
-            row,
-            "answer",
-            f"its {int((labels[row] == PATH_ID).sum())} cells o are not a shortest path from S to G ({found}); "
-            "mark one that is, or take out the line",
+        marked = (
+            f"its {int((labels[row] == PATH_ID).sum())} cells o are not a shortest path from S to G ({found})"
         )
+        raise block.bad_row(row, "answer", f"{marked}; mark one that is, or take out the line")
+    return inputs, labels
+
+
+def _tokens(block: CsvBlock, column: Column, cells: Cells, charset: str) -> Mazes:
+    token_of_byte = np.full(256, PAD_ID, dtype=np.uint8)
+    token_of_byte[list(charset.encode())] = np.arange(1, 1 + len(charset), dtype=np.uint8)
+    tokens = token_of_byte[cells]
+    block.refuse_cells(column, tokens == PAD_ID, f"use one of {', '.join(map(repr, charset))}")
+    return tokens
 
 
 def distances(is_open: NDArray[np.bool_], starts: NDArray[np.integer]) -> NDArray[np.int32]:

@@ -1,7 +1,6 @@
 """Mazes as a kind of grid puzzles."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Self
 
 import numpy as np
@@ -10,7 +9,7 @@ from pydantic import Field
 
 from data_pipeline.base.random import Bits
 from data_pipeline.grid_puzzles import maze, maze_generator
-from data_pipeline.grid_puzzles.csv_source import Puzzles, Selection
+from data_pipeline.grid_puzzles.csv_source import Cells, CsvBlock
 from data_pipeline.grid_puzzles.dataset import kind_of
 from data_pipeline.grid_puzzles.puzzle_type import Examples, NewPuzzles, PuzzleOptions, PuzzleType
 from data_pipeline.kind import PADDING, Boards, Look, Measured, Token
@@ -56,9 +55,9 @@ class MazeType(PuzzleType):
         new = options.generator or NewMazes()
         return cls(new.side, new.min_steps)
 
-    @classmethod
-    def read_csv(cls, files: list[Path], selection: Selection, *, show_progress: bool) -> Puzzles:
-        return maze.read_csv(files, selection, show_progress=show_progress)
+    @staticmethod
+    def read_block(block: CsvBlock) -> tuple[Cells, Cells]:
+        return maze.read_block(block)
 
     @property
     def vocab_size(self) -> int:

@@ -7,7 +7,6 @@ shortest paths that leaves one, and the detours as dead ends.
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -17,7 +16,7 @@ from pydantic import Field, model_validator
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.random import Bits, below, stream_key, words_at
 from data_pipeline.grid_puzzles import maze, maze_generator
-from data_pipeline.grid_puzzles.csv_source import CsvBlock, Puzzles, Selection, bad_row, read_puzzles
+from data_pipeline.grid_puzzles.csv_source import Cells, CsvBlock
 from data_pipeline.grid_puzzles.dataset import kind_of
 from data_pipeline.grid_puzzles.maze import FREE_ID, GOAL_ID, START_ID, WALL_ID, Mazes
 from data_pipeline.grid_puzzles.maze_type import MazeOptions, MazeType
@@ -68,9 +67,16 @@ class MazeUniqueType(MazeType):
         new = options.generator or NewUniqueMazes()
         return cls(new.side, new.min_steps, new.max_steps)
 
-    @classmethod
-    def read_csv(cls, files: list[Path], selection: Selection, *, show_progress: bool) -> Puzzles:
-        return read_puzzles(files, _decode, selection, show_progress=show_progress)
+    @staticmethod
+    def read_block(block: CsvBlock) -> tuple[Cells, Cells]:
+        inputs, labels = maze.read_block(block)
+        counts = num_shortest_paths(inputs)
+        if (counts > 1).any():
+            row = int((counts > 1).argmax())
+            number = f"{counts[row]}{' or more' if counts[row] == MAX_COUNTED else ''}"
+            why = f"it has {number} shortest paths from S to G where one is due; take out the line, or build kind maze"
+            raise block.bad_row(row, "question", why)
+        return inputs, labels
 
     def generate(self, seed: int, split: SplitName, indices: NDArray[np.int64]) -> Examples:
         """Make new mazes. One belongs to a split by a bit of the key that its symmetries share."""
@@ -156,17 +162,6 @@ def num_shortest_paths(inputs: Mazes) -> NDArray[np.int64]:
         before = [counts[cells + move] for move in (-(side + 2), -1, 1, side + 2)]
         counts[cells] = np.sum(before, axis=0).clip(max=MAX_COUNTED)
     return counts.reshape(steps.shape)[:, 1:-1, 1:-1].reshape(inputs.shape)[inputs == GOAL_ID]
-
-
-def _decode(file: Path, block: CsvBlock) -> tuple[Mazes, Mazes]:
-    inputs, labels = maze.decode(file, block)
-    counts = num_shortest_paths(inputs)
-    if (counts > 1).any():
-        row = int((counts > 1).argmax())
-        number = f"{counts[row]}{' or more' if counts[row] == MAX_COUNTED else ''}"
-        why = f"it has {number} shortest paths from S to G where one is due; take out the line, or build kind maze"
-        raise bad_row(file, block, row, "question", why)
-    return inputs, labels
 
 
 MAZE_UNIQUE = kind_of(MazeUniqueType, "mazes with exactly one shortest path")

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from data_pipeline.base.random import Bits
-from data_pipeline.grid_puzzles.csv_source import Puzzles, Selection
+from data_pipeline.grid_puzzles.csv_source import Cells, CsvBlock
 from data_pipeline.kind import Look
 from data_pipeline.options import OF_SOURCE, LeakPolicy, Options
 from data_pipeline.schema import MAX_GROUPS, SplitName
@@ -58,10 +57,10 @@ class PuzzleType(ABC):
     def of_new(cls, options: PuzzleOptions) -> Self:
         """Return the type of the new puzzles that are asked for."""
 
-    @classmethod
+    @staticmethod
     @abstractmethod
-    def read_csv(cls, files: list[Path], selection: Selection, *, show_progress: bool) -> Puzzles:
-        """Read the puzzles of CSV files, as tokens; raise InputError at the first line that is not as it should be."""
+    def read_block(block: CsvBlock) -> tuple[Cells, Cells]:
+        """Return inputs and labels of lines, as tokens; raise InputError at the first that is not as it should be."""
 
     @property
     @abstractmethod

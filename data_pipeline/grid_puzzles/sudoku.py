@@ -5,21 +5,13 @@ A grid is a row of `side * side` digits, row by row, 0 for a blank. Millions of 
 
 import functools
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.base.random import Bits, random_bits
-from data_pipeline.grid_puzzles.csv_source import (
-    CsvBlock,
-    Puzzles,
-    Selection,
-    bad_cell,
-    bad_row,
-    read_puzzles,
-)
+from data_pipeline.grid_puzzles.csv_source import CsvBlock, Puzzles
 
 PAD_ID = 0
 FIRST_TOKEN_ID = 1  # of a blank; digit d is d + 1
@@ -64,61 +56,32 @@ class Sudokus(Puzzles):
         return BOX_SHAPES[math.isqrt(self.inputs.shape[1])]
 
 
-def read_csv(
-    files: list[Path], selection: Selection | None = None, *, show_progress: bool = False
-) -> Sudokus:
-    """Read the puzzles of `source,question,answer,rating` files that the selection keeps, all of one side.
+def read_block(block: CsvBlock) -> tuple[Grids, Grids]:
+    """Return inputs and labels of a block of lines; raise InputError at the first that is not as it should be.
 
-    Blanks are dots or zeros. Raise InputError naming file, line, column and value at the first puzzle that is
-    not as it should be. That the answer is the only one is not checked (see `has_unique_solution`).
+    Blanks are dots or zeros. That the answer is the only one is not checked (see `has_unique_solution`).
     """
-    return Sudokus(*read_puzzles(files, _decode, selection or Selection(), show_progress=show_progress))
-
-
-def _decode(file: Path, block: CsvBlock) -> tuple[Grids, Grids]:
     num_cells = block.questions.shape[1]
     boxes = next((boxes for boxes in BOX_SHAPES.values() if boxes.num_cells == num_cells), None)
     if boxes is None:
         known = ", ".join(f"{boxes.num_cells}" for boxes in BOX_SHAPES.values())
-        raise bad_row(
-            file,
-            block,
-            0,
-            "question",
-            f"it has {num_cells} cells; give puzzles of one of {known}, row by row",
-        )
+        why = f"it has {num_cells} cells; give puzzles of one of {known}, row by row"
+        raise block.bad_row(0, "question", why)
     digits = bytes(range(ord("0"), ord("1") + boxes.side))
     digit_of_byte = np.full(256, _NO_DIGIT, dtype=np.uint8)
     digit_of_byte[list(digits)] = np.arange(len(digits))
     labels = digit_of_byte[block.answers]
     digit_of_byte[ord(".")] = 0
     inputs = digit_of_byte[block.questions]
-    if (inputs == _NO_DIGIT).any():
-        raise bad_cell(
-            file,
-            block,
-            "question",
-            inputs == _NO_DIGIT,
-            f"use digits from 1 to {boxes.side}, and . for a blank",
-        )
-    wrong = (labels == _NO_DIGIT) | (labels == 0)
-    if wrong.any():
-        raise bad_cell(file, block, "answer", wrong, f"use digits from 1 to {boxes.side}")
+    use = f"use digits from 1 to {boxes.side}"
+    block.refuse_cells("question", inputs == _NO_DIGIT, f"{use}, and . for a blank")
+    block.refuse_cells("answer", (labels == _NO_DIGIT) | (labels == 0), use)
     differs = (inputs != 0) & (inputs != labels)
-    if differs.any():
-        raise bad_cell(
-            file, block, "answer", differs, "the question has another digit there; correct one of the two"
-        )
+    block.refuse_cells("answer", differs, "the question has another digit there; correct one of the two")
     solved = is_solution(labels, boxes)
     if not solved.all():
-        raise bad_row(
-            file,
-            block,
-            int(solved.argmin()),
-            "answer",
-            f"some row, column or box ({boxes.rows} x {boxes.cols}) does not hold each digit from 1 to "
-            f"{boxes.side} once; correct it or take out the line",
-        )
+        rule = f"some row, column or box ({boxes.rows} x {boxes.cols}) does not hold each digit from 1 to {boxes.side}"
+        raise block.bad_row(int(solved.argmin()), "answer", f"{rule} once; correct it or take out the line")
     return inputs, labels
 
 

@@ -1,7 +1,6 @@
 """Sudoku as a kind of grid puzzles."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -10,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from data_pipeline.base.random import Bits
 from data_pipeline.grid_puzzles import sudoku, sudoku_generator, sudoku_symmetry
-from data_pipeline.grid_puzzles.csv_source import Puzzles, Selection
+from data_pipeline.grid_puzzles.csv_source import Cells, CsvBlock
 from data_pipeline.grid_puzzles.dataset import kind_of
 from data_pipeline.grid_puzzles.puzzle_type import Examples, NewPuzzles, PuzzleOptions, PuzzleType
 from data_pipeline.kind import PADDING, Boards, Look, Measured, Token
@@ -48,12 +47,10 @@ class SudokuType(PuzzleType):
     def of_new(cls, options: PuzzleOptions) -> Self:
         return cls((options.generator or NewSudokus()).side, options.min_difficulty or 0)
 
-    @classmethod
-    def read_csv(cls, files: list[Path], selection: Selection, *, show_progress: bool) -> Puzzles:
-        puzzles = sudoku.read_csv(files, selection, show_progress=show_progress)
-        for grids in (puzzles.inputs, puzzles.labels):
-            grids += sudoku.FIRST_TOKEN_ID  # as `encode` does, but in place
-        return puzzles
+    @staticmethod
+    def read_block(block: CsvBlock) -> tuple[Cells, Cells]:
+        inputs, labels = sudoku.read_block(block)
+        return sudoku.encode(inputs), sudoku.encode(labels)
 
     @property
     def vocab_size(self) -> int:

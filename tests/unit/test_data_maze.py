@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data_pipeline.arc import augment
 from data_pipeline.base.errors import InputError
 from data_pipeline.grid_puzzles import maze
-from data_pipeline.grid_puzzles.csv_source import HEADER, Puzzles, Selection
+from data_pipeline.grid_puzzles.csv_source import HEADER, Puzzles, Selection, read_puzzles
 from data_pipeline.grid_puzzles.maze import content_keys
 from data_pipeline.grid_puzzles.maze_generator import MazeRecipe, generate
 
@@ -164,14 +164,14 @@ def test_the_image_of_a_shortest_path_is_one(ts: list[int]) -> None:
 def test_tokens_are_the_published_ones(tmp_path: Path) -> None:
     file = tmp_path / "train.csv"
     file.write_text(f"{HEADER}\nhere,S   #   G,Soo #o  G,3\n")
-    assert maze.read_csv([file]).labels.tolist() == [[3, 5, 5, 2, 1, 5, 2, 2, 4]]
+    assert read_puzzles([file], maze.read_block).labels.tolist() == [[3, 5, 5, 2, 1, 5, 2, 2, 4]]
     assert (maze.VOCAB_SIZE, maze.PAD_ID) == (6, 0)
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "train.csv", POOL)
-    assert_same(maze.read_csv([file]), POOL)
-    few = maze.read_csv([file], Selection(min_difficulty=25, subsample=3))
+    assert_same(read_puzzles([file], maze.read_block), POOL)
+    few = read_puzzles([file], maze.read_block, Selection(min_difficulty=25, subsample=3))
     assert few.num_puzzles == 3
     assert few.inputs.shape[1] == 12**2
     assert few.ratings.min() >= 25
@@ -202,5 +202,5 @@ def test_a_bad_maze_is_refused_with_its_line_and_value(
     file = tmp_path / "train.csv"
     file.write_text(f"{HEADER}\nhere,{question},{answer},3\n")
     with pytest.raises(InputError, match=message) as caught:
-        maze.read_csv([file])
+        read_puzzles([file], maze.read_block)
     assert f"{file}: line 2" in str(caught.value)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.grid_puzzles import maze
-from data_pipeline.grid_puzzles.csv_source import HEADER, Selection
+from data_pipeline.grid_puzzles.csv_source import HEADER, read_puzzles
 from data_pipeline.grid_puzzles.maze_unique import MAX_COUNTED, MazeUniqueType, num_shortest_paths
 from tests.unit.test_data_maze import graph_of, random_mazes, text
 
@@ -102,7 +102,7 @@ def test_a_length_out_of_reach_is_an_error() -> None:
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     file = write_csv(tmp_path, [(text(q), text(a)) for q, a in POOL])
-    found = SMALL.read_csv([file], Selection(), show_progress=False)
+    found = read_puzzles([file], SMALL.read_block)
     np.testing.assert_array_equal(np.stack([found.inputs, found.labels], axis=1), POOL)
 
 
@@ -123,7 +123,7 @@ def test_a_bad_maze_is_refused_with_its_line(
 ) -> None:
     file = write_csv(tmp_path, [("S  ##   G", "Soo##o  G"), (question, answer)])
     with pytest.raises(InputError, match=message) as caught:
-        SMALL.read_csv([file], Selection(), show_progress=False)
+        read_puzzles([file], SMALL.read_block)
     assert f"{file}: line 3" in str(caught.value)
 
 

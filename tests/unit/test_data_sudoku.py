@@ -12,7 +12,7 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.base.random import random_bits
 from data_pipeline.grid_puzzles import csv_source as puzzle_csv
 from data_pipeline.grid_puzzles import sudoku, sudoku_generator, sudoku_symmetry
-from data_pipeline.grid_puzzles.csv_source import HEADER, Selection, find_files
+from data_pipeline.grid_puzzles.csv_source import HEADER, Selection, find_files, read_puzzles
 from data_pipeline.grid_puzzles.sudoku import (
     BOX_SHAPES,
     BoxShape,
@@ -75,6 +75,10 @@ def write_csv(path: Path, puzzles: Sudokus, end: str = "\n") -> Path:
     lines = [HEADER, *(f"here,{text(q)},{text(a)},{rating}" for q, a, rating in rows)]
     path.write_bytes((end.join(lines) + end).encode())
     return path
+
+
+def read_csv(files: list[Path], selection: Selection | None = None) -> Sudokus:
+    return Sudokus(*read_puzzles(files, sudoku.read_block, selection))
 
 
 def assert_same(one: Sudokus, other: Sudokus) -> None:
@@ -258,9 +262,9 @@ def test_tokens_are_the_published_ones() -> None:
 @pytest.mark.parametrize("side", [4, 6, 9])
 def test_a_file_is_read_as_it_was_written(tmp_path: Path, side: int, end: str) -> None:
     file = write_csv(tmp_path / "train.csv", POOL[side], end)
-    assert_same(sudoku.read_csv([file]), POOL[side])
+    assert_same(read_csv([file]), POOL[side])
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().removesuffix(end.encode()).replace(b".", b"0"))
-    assert sudoku.read_csv([file, file]).num_puzzles == 2 * POOL[side].num_puzzles
+    assert read_csv([file, file]).num_puzzles == 2 * POOL[side].num_puzzles
 
 
 def test_how_a_file_is_cut_into_blocks_does_not_matter(
@@ -268,24 +272,24 @@ def test_how_a_file_is_cut_into_blocks_does_not_matter(
 ) -> None:
     file = write_csv(tmp_path / "train.csv", POOL[9], "\r\n")
     selection = Selection(min_difficulty=10, subsample=7, seed=4)
-    whole = sudoku.read_csv([file], selection)
+    whole = read_csv([file], selection)
     for size in (1, 100, 777):
         monkeypatch.setattr(puzzle_csv, "_BLOCK_BYTES", size)
-        assert_same(sudoku.read_csv([file]), POOL[9])
-        assert_same(sudoku.read_csv([file], selection), whole)
+        assert_same(read_csv([file]), POOL[9])
+        assert_same(read_csv([file], selection), whole)
 
 
 def test_difficulty_and_subsample_select_as_published(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "train.csv", POOL[9])
-    hard = sudoku.read_csv([file], Selection(min_difficulty=20))
+    hard = read_csv([file], Selection(min_difficulty=20))
     assert hard.ratings.tolist() == [rating for rating in POOL[9].ratings if rating >= 20]
-    chosen = [sudoku.read_csv([file], Selection(20, 5, seed)) for seed in range(20)]
+    chosen = [read_csv([file], Selection(20, 5, seed)) for seed in range(20)]
     assert all(some.num_puzzles == 5 and len(np.unique(some.inputs, axis=0)) == 5 for some in chosen)
     assert len({some.inputs.tobytes() for some in chosen}) == 20
-    assert_same(chosen[0], sudoku.read_csv([file], Selection(20, 5, 0)))
-    assert_same(sudoku.read_csv([file], Selection(20, 10**6, 0)), hard)
+    assert_same(chosen[0], read_csv([file], Selection(20, 5, 0)))
+    assert_same(read_csv([file], Selection(20, 10**6, 0)), hard)
     with pytest.raises(InputError, match="no puzzle is rated 999999 or higher"):
-        sudoku.read_csv([file], Selection(min_difficulty=999999))
+        read_csv([file], Selection(min_difficulty=999999))
 
 
 def test_names_and_suffixes_say_what_a_file_is_for(tmp_path: Path) -> None:
@@ -339,7 +343,7 @@ def test_a_bad_line_is_refused_with_its_number_and_value(tmp_path: Path, line: s
     file = tmp_path / "train.csv"
     file.write_text(f"{HEADER}\n{line}\n")
     with pytest.raises(InputError, match=message) as caught:
-        sudoku.read_csv([file])
+        read_csv([file])
     assert str(file) in str(caught.value)
 
 
@@ -354,10 +358,10 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     ):
         file.write_bytes(content)
         with pytest.raises(InputError, match=r"train\.csv"):
-            sudoku.read_csv([file])
+            read_csv([file])
     file.write_bytes(HEADER.encode() + b"\n" + b"x" * 10**7)
     with pytest.raises(InputError, match="without an end of line"):
-        sudoku.read_csv([file])
+        read_csv([file])
 
 
 def test_the_generator_makes_the_puzzles_it_always_made() -> None:
