@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from data_pipeline.arc.task import Pair, Task
 from data_pipeline.arc.tokens import MAX_GRID_SIDE, NUM_COLOURS, Grid
 from data_pipeline.base.errors import InputError
-from data_pipeline.base.random import random_bits
+from data_pipeline.base.random import random_bits, scramble
 
 NUM_DIHEDRAL = 8
 TRANSPOSING = (1, 3, 6, 7)
@@ -24,6 +24,8 @@ TRANSPOSING = (1, 3, 6, 7)
 TRIALS_PER_AUGMENTATION = 5  # as published; tasks with few distinct augmentations end with fewer than asked
 
 _Cell = TypeVar("_Cell", bound=np.generic)
+_STEPS = ((1, 1), (-1, 1), (-1, -1), (1, -1), (1, -1), (-1, 1), (1, 1), (-1, -1))
+"""Down and right through the grid, or the transposed one, by dihedral id."""
 _INVERSE_DIHEDRAL = (0, 3, 2, 1, 4, 5, 6, 7)
 _TRM_NAME = re.compile(r"(?P<task>.+)\|\|\|t(?P<t>[0-7])\|\|\|(?P<palette>[0-9]{10})", re.DOTALL)
 _HRM_NAME = re.compile(r"(?P<task>.+)_t(?P<t>[0-7])_(?P<palette>[0-9]{10})", re.DOTALL)
@@ -64,25 +66,11 @@ IDENTITY = Augmentation(0, np.arange(NUM_COLOURS, dtype=np.uint8))
 def dihedral(grid: NDArray[_Cell], t: int) -> NDArray[_Cell]:
     """Turn a grid by t quarter turns (0..3), mirror it left-right (4), up-down (5), or transpose it along
     the main (6) or the other diagonal (7). Grids of one size [..., height, width] may come together."""
-    match t:
-        case 0:
-            return grid
-        case 1:
-            return np.swapaxes(grid, -1, -2)[..., ::-1, :]
-        case 2:
-            return grid[..., ::-1, ::-1]
-        case 3:
-            return np.swapaxes(grid, -1, -2)[..., :, ::-1]
-        case 4:
-            return grid[..., ::-1]
-        case 5:
-            return grid[..., ::-1, :]
-        case 6:
-            return np.swapaxes(grid, -1, -2)
-        case 7:
-            return np.swapaxes(grid, -1, -2)[..., ::-1, ::-1]
-        case _:
-            raise ValueError(f"dihedral id {t} is not in 0..7")
+    if t not in range(NUM_DIHEDRAL):
+        raise ValueError(f"dihedral id {t} is not in 0..7")
+    down, right = _STEPS[t]
+    upright = np.swapaxes(grid, -1, -2) if t in TRANSPOSING else grid
+    return upright[..., ::down, ::right]
 
 
 def inverse_dihedral(grid: NDArray[_Cell], t: int) -> NDArray[_Cell]:
@@ -161,7 +149,7 @@ def _content_keys(weights: NDArray[np.float64], table: AugmentationTable) -> NDA
     for t in range(NUM_DIHEDRAL):
         chosen = table.dihedrals == t
         low, high = (values[chosen] @ weights[:, t]).astype(np.uint64)
-        keys[chosen] = _scramble(low + (high << np.uint64(32))).sum(axis=1, dtype=np.uint64)
+        keys[chosen] = scramble(low + (high << np.uint64(32))).sum(axis=1, dtype=np.uint64)
     return keys
 
 
@@ -193,13 +181,6 @@ def _weights_of_cells(side: int, height: int, width: int) -> NDArray[np.float64]
         weights[:, 0, t] = of_cells & np.uint64(2**32 - 1)
         weights[:, 1, t] = of_cells >> np.uint64(32)
     return weights.reshape(height * width, 2 * NUM_DIHEDRAL)
-
-
-def _scramble(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Apply the finaliser of splitmix64, a bijection."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 _WEIGHTS = random_bits(2 * MAX_GRID_SIDE**2, "content weights").reshape(2, MAX_GRID_SIDE, MAX_GRID_SIDE)

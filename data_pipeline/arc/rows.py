@@ -7,7 +7,6 @@ drawn anew for each row. Test: row r holds the r-th puzzle of every held-out gro
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +15,10 @@ from data_pipeline.arc.augment import AugmentationTable, plan_augmentations
 from data_pipeline.arc.canvas import CanvasImages
 from data_pipeline.arc.task import Pair, Task
 from data_pipeline.base.random import below, permutation, random_bits
-from data_pipeline.schema import GroupTable
+from data_pipeline.schema import GroupTable, SplitName
 from data_pipeline.shards.sample_format import Samples
 from data_pipeline.shards.writer import Compression
 
-Split = Literal["train", "test"]
 FIRST_IDENTIFIER = 1  # 0 is the blank one
 
 
@@ -36,7 +34,7 @@ class Group:
     def num_puzzles(self) -> int:
         return len(self.augmentations.dihedrals)
 
-    def pairs(self, split: Split) -> tuple[Pair, ...]:
+    def pairs(self, split: SplitName) -> tuple[Pair, ...]:
         """Return the examples of each of its puzzles in a split; none if it is not in it."""
         if split == "train":
             return self.task.training_pairs
@@ -62,8 +60,8 @@ class SplitPlan:
 
     compression: Compression = "small"
 
-    def __init__(self, split: Split, groups: list[Group], canvas: int, seed: int) -> None:
-        self.split: Split = split
+    def __init__(self, split: SplitName, groups: list[Group], canvas: int, seed: int) -> None:
+        self.split: SplitName = split
         self.groups = [group for group in groups if group.pairs(split)]
         self.num_rows = max((group.num_puzzles for group in self.groups), default=0)
         self.group_table = GroupTable(
@@ -115,7 +113,7 @@ class SplitPlan:
 class _Tables:
     """All groups' examples, and all their puzzles' augmentations, one after the other."""
 
-    def __init__(self, split: Split, groups: list[Group], canvas: int) -> None:
+    def __init__(self, split: SplitName, groups: list[Group], canvas: int) -> None:
         self.images = CanvasImages([pair for group in groups for pair in group.pairs(split)], canvas)
         self.first_example = _begins([len(group.pairs(split)) for group in groups])
         self.first_puzzle = _begins([group.num_puzzles for group in groups])

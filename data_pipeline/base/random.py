@@ -58,6 +58,23 @@ def words_at(first: NDArray[np.integer], second: NDArray[np.integer] | int, key:
     return words
 
 
+def words_from(
+    first: NDArray[np.integer], second: NDArray[np.integer] | int, count: int, key: tuple[int, int]
+) -> Bits:
+    """Return `count` words (see `words_at`) from each pair of counters on, the second counting up; [n, count]."""
+    num_counters = -(-count // WORDS_PER_COUNTER)
+    counters = np.broadcast_to(second, len(first))[:, None] + np.arange(num_counters)
+    words = words_at(np.repeat(first, num_counters), counters.reshape(-1), key)
+    return words.reshape(len(first), num_counters * WORDS_PER_COUNTER)[:, :count]
+
+
+def scramble(x: Bits) -> Bits:
+    """Apply the finaliser of splitmix64, a bijection that leaves 0 as it is."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
 def _philox(first: Bits, second: Bits, key: tuple[int, int]) -> Bits:
     x0 = first + np.uint64(1)  # numpy counts up before it draws
     x1 = second + (x0 == 0)

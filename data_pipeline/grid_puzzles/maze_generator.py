@@ -10,13 +10,13 @@ as leave the path long enough.
 Maze `index` depends on the recipe, the split and the index alone: any worker can make any of them.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.base.random import WORDS_PER_COUNTER, Bits, below, stream_key, words_at
+from data_pipeline.base.random import WORDS_PER_COUNTER, Bits, below, stream_key, words_at, words_from
 from data_pipeline.grid_puzzles.csv_source import Puzzles
 from data_pipeline.grid_puzzles.maze import (
     FREE_ID,
@@ -32,8 +32,9 @@ from data_pipeline.grid_puzzles.maze import (
     path_lengths,
     steps_between,
 )
+from data_pipeline.grid_puzzles.puzzle_type import belongs_to
+from data_pipeline.schema import SplitName
 
-Split = Literal["train", "test"]
 MAX_IN_VAIN = 2_000
 """Mazes dug before the length is given up as out of reach, if none of them has it."""
 
@@ -71,7 +72,7 @@ class _Shares(NamedTuple):
     turned: Bits
 
 
-def generate(recipe: MazeRecipe, split: Split, indices: NDArray[np.integer]) -> Puzzles:
+def generate(recipe: MazeRecipe, split: SplitName, indices: NDArray[np.integer]) -> Puzzles:
     """Make the mazes with these numbers; their rating is the number of steps.
 
     A maze belongs to a split by a bit of a key that its symmetries share, so no maze of one split is an image of
@@ -103,7 +104,7 @@ def generate(recipe: MazeRecipe, split: Split, indices: NDArray[np.integer]) -> 
 
 
 def _candidates(
-    recipe: MazeRecipe, split: Split, indices: NDArray[np.int64], attempt: int, key: tuple[int, int]
+    recipe: MazeRecipe, split: SplitName, indices: NDArray[np.int64], attempt: int, key: tuple[int, int]
 ) -> _Candidates:
     """Make those of the mazes that have a path long enough and belong to the split."""
     first_counter = attempt * _COUNTERS_PER_ATTEMPT
@@ -112,31 +113,19 @@ def _candidates(
     starts, goals, is_long = _place_ends(is_open, recipe.min_steps, shares)
     numbers = np.flatnonzero(is_long)
     is_open, starts, goals = is_open[numbers], starts[numbers], goals[numbers]
-    num_words = -(-(recipe.side**2) // WORDS_PER_COUNTER)
-    orders = np.argsort(
-        _words(indices[numbers], first_counter + _OPENING_COUNTER, num_words, key)[:, : recipe.side**2],
-        axis=1,
-        kind="stable",
-    )
+    words = words_from(indices[numbers], first_counter + _OPENING_COUNTER, recipe.side**2, key)
+    orders = np.argsort(words, axis=1, kind="stable")
     is_open = _take_away_walls(is_open, starts, goals, orders, recipe.min_steps, shares.opened[numbers])
     inputs = np.where(is_open, FREE_ID, WALL_ID).astype(np.uint8)
     lanes = np.arange(len(numbers))
     inputs[lanes, starts], inputs[lanes, goals] = START_ID, GOAL_ID
-    ours = (content_keys(inputs) & np.uint64(1)) == np.uint64(split == "test")
+    ours = belongs_to(split, content_keys(inputs))
     return _Candidates(numbers[ours], inputs[ours])
 
 
 def _draw_shares(words: Bits) -> _Shares:
     shares: NDArray[np.float64] = (words[:, :2] >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return _Shares(shares[:, 0] * _MAX_BRANCHING, shares[:, 1] * _MAX_OPENED, words[:, 2], words[:, 3])
-
-
-def _words(indices: NDArray[np.int64], counter: int, num_blocks: int, key: tuple[int, int]) -> Bits:
-    """Return words of consecutive counters for each index; [n, 4 * num_blocks]."""
-    counters = np.tile(counter + np.arange(num_blocks), len(indices))
-    return words_at(np.repeat(indices, num_blocks), counters, key).reshape(
-        len(indices), num_blocks * WORDS_PER_COUNTER
-    )
 
 
 def _dig(
@@ -156,7 +145,7 @@ def _dig(
     ends = np.zeros((n, side * side), dtype=np.int32)
     num_ends = np.ones(n, dtype=np.int64)
     moves = np.array([-width, -1, 1, width])
-    random = _words(indices, counter, 1, key)
+    random = words_at(indices, counter, key)
     first = below(random[:, 0], side * side)
     ends[:, 0] = (first // side + 1) * width + first % side + 1
     # A free cell is marked by being too crowded to be dug.
@@ -166,7 +155,7 @@ def _dig(
     turn = 0
     while (num_ends > 0).any():
         if turn % (2 * WORDS_PER_COUNTER) == 0:
-            random = _words(indices, counter + 1 + turn // (2 * WORDS_PER_COUNTER), 1, key)
+            random = words_at(indices, counter + 1 + turn // (2 * WORDS_PER_COUNTER), key)
         half = random[:, turn // 2 % WORDS_PER_COUNTER] >> np.uint64(32 * (turn % 2))
         where, way = (half & np.uint64(0xFFFF)).astype(np.int64), (half >> np.uint64(16) & np.uint64(0xFFFF))
         # Below the share, the bits still say evenly which of the cells.

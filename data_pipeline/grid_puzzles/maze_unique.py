@@ -20,7 +20,7 @@ from data_pipeline.grid_puzzles.csv_source import Cells, CsvBlock
 from data_pipeline.grid_puzzles.dataset import kind_of
 from data_pipeline.grid_puzzles.maze import FREE_ID, GOAL_ID, START_ID, WALL_ID, Mazes
 from data_pipeline.grid_puzzles.maze_type import MazeOptions, MazeType
-from data_pipeline.grid_puzzles.puzzle_type import Examples, NewPuzzles, PuzzleOptions
+from data_pipeline.grid_puzzles.puzzle_type import Examples, NewPuzzles, PuzzleOptions, belongs_to
 from data_pipeline.schema import SplitName
 
 MAX_COUNTED = 1000
@@ -87,7 +87,7 @@ class MazeUniqueType(MazeType):
             if attempt % _GOALS_PER_MAZE == 0:
                 dug = self._dig(seed, split, indices[missing] + attempt * _INDICES_PER_ATTEMPT)
             mazes = self._with_one_path(dug, words_at(indices[missing], attempt, key)[:, 0])
-            ours = (self.content_keys(mazes) & np.uint64(1)) == np.uint64(split == "test")
+            ours = belongs_to(split, self.content_keys(mazes))
             made[missing[ours]] = mazes[ours]
             dug, missing = dug[~ours], missing[~ours]
             if not len(missing):

@@ -17,6 +17,11 @@ from data_pipeline.schema import MAX_GROUPS, SplitName
 Examples = NDArray[np.uint8]  # [n, 2, tokens], input before label
 
 
+def belongs_to(split: SplitName, keys: Bits) -> NDArray[np.bool_]:
+    """Tell which new puzzles are of a split: a bit of a key that their symmetries share says so; [n]."""
+    return (keys & np.uint64(1)) == np.uint64(split == "test")
+
+
 class NewPuzzles(Options):
     """New puzzles in place of a source."""
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.base.random import Bits, random_bits
+from data_pipeline.base.random import Bits, random_bits, scramble
 from data_pipeline.grid_puzzles.csv_source import CsvBlock, Puzzles
 
 PAD_ID = 0
@@ -231,11 +231,8 @@ def _cycle_lengths(step: NDArray[np.intp]) -> Bits:
 
 
 def _mix(x: Bits) -> Bits:
-    """Apply the finaliser of splitmix64 after a step, so that 0 does not stay 0; a bijection."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    """Scramble after a step, so that 0 does not stay 0; a bijection."""
+    return scramble(x + np.uint64(0x9E3779B97F4A7C15))
 
 
 _WEIGHTS = random_bits(_MAX_SIDE**2, "sudoku cells") | np.uint64(1)

@@ -10,13 +10,14 @@ of the other, wherever and for whatever counts they are made. For side 9 the key
 the splits have no solution in common either; the smaller sides have too few solutions and take the puzzle's.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.base.random import WORDS_PER_COUNTER, Bits, below, stream_key, words_at
+from data_pipeline.base.random import WORDS_PER_COUNTER, below, stream_key, words_at, words_from
+from data_pipeline.grid_puzzles.puzzle_type import belongs_to
 from data_pipeline.grid_puzzles.sudoku import (
     BOX_SHAPES,
     BoxShape,
@@ -35,8 +36,8 @@ from data_pipeline.grid_puzzles.sudoku_solver import (
     rate,
     search,
 )
+from data_pipeline.schema import SplitName
 
-Split = Literal["train", "test"]
 MAX_IN_VAIN = 50_000
 """Candidates before the difficulty is given up as out of reach, if none of them has it."""
 
@@ -61,7 +62,7 @@ class _Candidates(NamedTuple):
     puzzles: Sudokus
 
 
-def generate(recipe: Recipe, split: Split, indices: NDArray[np.integer]) -> Sudokus:
+def generate(recipe: Recipe, split: SplitName, indices: NDArray[np.integer]) -> Sudokus:
     """Make the puzzles with these numbers, each with its rating.
 
     Two numbers may give the same puzzle: hardly ever of side 9, soon of side 4 (see generate.py beside this file).
@@ -74,8 +75,9 @@ def generate(recipe: Recipe, split: Split, indices: NDArray[np.integer]) -> Sudo
     return Sudokus.join(blocks)
 
 
-def _generate_block(recipe: Recipe, split: Split, indices: NDArray[np.int64]) -> Sudokus:
-    made = _no_puzzles(recipe.boxes, len(indices))
+def _generate_block(recipe: Recipe, split: SplitName, indices: NDArray[np.int64]) -> Sudokus:
+    grids = np.zeros((2, len(indices), recipe.boxes.num_cells), dtype=np.uint8)
+    made = Sudokus(grids[0], grids[1], np.zeros(len(indices), dtype=np.int32))
     is_missing = np.ones(len(indices), dtype=np.bool_)
     first_attempt, num_tried, num_made, hardest = 0, 0, 0, -1
     while is_missing.any():
@@ -103,13 +105,8 @@ def _generate_block(recipe: Recipe, split: Split, indices: NDArray[np.int64]) ->
     return made
 
 
-def _no_puzzles(boxes: BoxShape, count: int) -> Sudokus:
-    grids = np.zeros((2, count, boxes.num_cells), dtype=np.uint8)
-    return Sudokus(grids[0], grids[1], np.zeros(count, dtype=np.int32))
-
-
 def _candidates(
-    recipe: Recipe, split: Split, indices: NDArray[np.int64], attempts: NDArray[np.int64]
+    recipe: Recipe, split: SplitName, indices: NDArray[np.int64], attempts: NDArray[np.int64]
 ) -> _Candidates:
     """Make and rate those of the candidates (index, attempt) that come out whole and belong to the split."""
     boxes = recipe.boxes
@@ -117,21 +114,18 @@ def _candidates(
     counters = attempts * _COUNTERS_PER_ATTEMPT
     solutions, numbers = _random_solutions(boxes, indices, counters, key)
     if boxes.side == _SIDE_OF_MANY_SOLUTIONS:
-        ours = _belongs_to(split, solution_keys(solutions, boxes))
+        ours = belongs_to(split, solution_keys(solutions, boxes))
         solutions, numbers = solutions[ours], numbers[ours]
-    orders = _random_orders(boxes, indices[numbers], counters[numbers], key)
+    words = words_from(indices[numbers], counters[numbers] + _FIRST_ORDER_COUNTER, boxes.num_cells, key)
+    orders = np.argsort(words, axis=1, kind="stable")
     inputs = _take_away_clues(solutions, orders, boxes)
     puzzles = Sudokus(inputs, solutions, np.zeros(len(inputs), dtype=np.int32))
     if boxes.side != _SIDE_OF_MANY_SOLUTIONS:
-        ours = _belongs_to(split, content_keys(puzzles))
+        ours = belongs_to(split, content_keys(puzzles))
         puzzles, numbers = puzzles.take(ours), numbers[ours]
     if not (is_solution(puzzles.labels, boxes) & has_unique_solution(puzzles)).all():
         raise AssertionError("a generated puzzle does not have the one solution that it was made from")
     return _Candidates(numbers, puzzles._replace(ratings=rate(puzzles.inputs, boxes)))
-
-
-def _belongs_to(split: Split, keys: Bits) -> NDArray[np.bool_]:
-    return (keys & np.uint64(1)) == np.uint64(split == "test")
 
 
 def _random_solutions(
@@ -180,19 +174,6 @@ def _digits(states: States) -> Grids:
     """Return the digits of states whose cells have one candidate left; [n, cells]."""
     _, exponents = np.frexp(states.astype(np.float32))  # 2**(d - 1) is 0.5 * 2**d
     return exponents.astype(np.uint8)
-
-
-def _random_orders(
-    boxes: BoxShape, indices: NDArray[np.int64], counters: NDArray[np.int64], key: tuple[int, int]
-) -> NDArray[np.intp]:
-    """Return the order in which the cells of each candidate are looked at; [n, cells]."""
-    num_blocks = -(-boxes.num_cells // WORDS_PER_COUNTER)
-    offsets = _FIRST_ORDER_COUNTER + np.arange(num_blocks)
-    second = (counters[:, None] + offsets).reshape(-1)
-    words = words_at(np.repeat(indices, num_blocks), second, key).reshape(
-        len(indices), num_blocks * WORDS_PER_COUNTER
-    )
-    return np.argsort(words[:, : boxes.num_cells], axis=1, kind="stable")
 
 
 def _take_away_clues(solutions: Grids, orders: NDArray[np.intp], boxes: BoxShape) -> Grids:
