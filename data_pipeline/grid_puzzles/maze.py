@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.base.random import Bits, random_bits
+from data_pipeline.grid_puzzles.blocks import in_blocks
 from data_pipeline.grid_puzzles.csv_source import Cells, Column, CsvBlock
 
 CHARSET = "# SGo"
@@ -63,19 +64,12 @@ def _tokens(block: CsvBlock, column: Column, cells: Cells, charset: str) -> Maze
     return tokens
 
 
+@in_blocks(_BLOCK)
 def distances(is_open: NDArray[np.bool_], starts: NDArray[np.integer]) -> NDArray[np.int32]:
     """Count the steps from a start to each cell, -1 if out of reach; open cells and result [n, side * side].
 
     All mazes are flooded at once, one step at a time.
     """
-    steps = np.empty(is_open.shape, dtype=np.int32)
-    for begin in range(0, len(is_open), _BLOCK):
-        block = slice(begin, begin + _BLOCK)
-        steps[block] = _flood(is_open[block], starts[block])
-    return steps
-
-
-def _flood(is_open: NDArray[np.bool_], starts: NDArray[np.integer]) -> NDArray[np.int32]:
     side = math.isqrt(is_open.shape[1])
     rows = np.arange(len(is_open))
     # A wall to the right of each row keeps steps from leaving at one side and coming back at the other.
@@ -127,14 +121,11 @@ def steps_between(
     return steps
 
 
+@in_blocks(_BLOCK)
 def path_lengths(inputs: Mazes) -> NDArray[np.int32]:
     """Count the steps on the shortest path from S to G, -1 where there is none; [n]."""
-    lengths = np.empty(len(inputs), dtype=np.int32)
-    for begin in range(0, len(inputs), _BLOCK):
-        block = inputs[begin : begin + _BLOCK]
-        ends = ((block == token).argmax(axis=1) for token in (START_ID, GOAL_ID))
-        lengths[begin : begin + _BLOCK] = steps_between(block != WALL_ID, *ends)
-    return lengths
+    ends = ((inputs == token).argmax(axis=1) for token in (START_ID, GOAL_ID))
+    return steps_between(inputs != WALL_ID, *ends)
 
 
 def is_shortest_path(inputs: Mazes, labels: Mazes) -> NDArray[np.bool_]:
@@ -144,6 +135,12 @@ def is_shortest_path(inputs: Mazes, labels: Mazes) -> NDArray[np.bool_]:
     # As many cells as a shortest path has can only join S and G by being one.
     along_marks = path_lengths(np.where((labels == FREE_ID), WALL_ID, labels).astype(np.uint8))
     return (lengths > 0) & (num_marked == lengths - 1) & (along_marks == lengths)
+
+
+def framed(steps: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the squares of steps [n, side * side] with -1 around them, [n, side + 2, side + 2]."""
+    side = math.isqrt(steps.shape[1])
+    return np.pad(steps.reshape(len(steps), side, side), ((0, 0), (1, 1), (1, 1)), constant_values=-1)
 
 
 def mark_shortest_paths(inputs: Mazes) -> Mazes:
@@ -156,9 +153,7 @@ def mark_shortest_paths(inputs: Mazes) -> Mazes:
     rows = np.arange(len(inputs))
     at: NDArray[np.intp] = (inputs == GOAL_ID).argmax(axis=1)
     steps = distances(inputs != WALL_ID, (inputs == START_ID).argmax(axis=1))
-    framed = np.full((len(inputs), side + 2, side + 2), -1, dtype=np.int32)
-    framed[:, 1:-1, 1:-1] = steps.reshape(len(inputs), side, side)
-    flat = framed.reshape(len(inputs), (side + 2) ** 2)
+    flat = framed(steps).reshape(len(inputs), (side + 2) ** 2)
     at = (at // side + 1) * (side + 2) + at % side + 1
     marks = np.zeros(flat.shape, dtype=np.bool_)
     left = flat[rows, at]
@@ -169,7 +164,7 @@ def mark_shortest_paths(inputs: Mazes) -> Mazes:
         closer = flat[rows[:, None], at[:, None] + moves] == left[:, None]
         at = np.where(goes_on, at + moves[closer.argmax(axis=1)], at)
         marks[rows[goes_on], at[goes_on]] = True
-    inner = marks.reshape(framed.shape)[:, 1:-1, 1:-1].reshape(inputs.shape)
+    inner = marks.reshape(-1, side + 2, side + 2)[:, 1:-1, 1:-1].reshape(inputs.shape)
     return np.where(inner, np.uint8(PATH_ID), inputs)
 
 
@@ -192,15 +187,10 @@ def _dihedral_sources(side: int) -> NDArray[np.intp]:
     return np.stack([image.reshape(-1) for image in images])
 
 
+@in_blocks(_BLOCK)
 def content_keys(inputs: Mazes) -> Bits:
     """Return a key per maze that its eight symmetries share; [n]. Start and goal are not interchangeable."""
     weights = random_bits(VOCAB_SIZE * inputs.shape[1], "maze cells").reshape(VOCAB_SIZE, inputs.shape[1])
     cells = np.arange(int(inputs.shape[1]))
-    keys = np.empty(len(inputs), dtype=np.uint64)
-    for begin in range(0, len(inputs), _BLOCK):
-        block = inputs[begin : begin + _BLOCK]
-        images = [
-            weights[dihedral(block, t), cells].sum(axis=1, dtype=np.uint64) for t in range(NUM_DIHEDRAL)
-        ]
-        keys[begin : begin + _BLOCK] = np.min(images, axis=0)
-    return keys
+    images = (weights[dihedral(inputs, t), cells].sum(axis=1, dtype=np.uint64) for t in range(NUM_DIHEDRAL))
+    return np.min([*images], axis=0)

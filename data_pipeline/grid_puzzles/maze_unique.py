@@ -5,7 +5,6 @@ is asked for, and each detour that is no longer than the path is walled up where
 shortest paths that leaves one, and the detours as dead ends.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -137,21 +136,17 @@ def _ends_of_detours(labels: Mazes, steps: NDArray[np.int32]) -> NDArray[np.bool
     Without them, whatever leaves the path comes back to it too late. The steps are those from the start.
     """
     is_marked = labels >= START_ID
-    side = math.isqrt(labels.shape[1])
-    marked = np.full((len(labels), side + 2, side + 2), -1, dtype=np.int32)
-    marked[:, 1:-1, 1:-1] = np.where(is_marked, steps, -1).reshape(-1, side, side)
-    following = (steps + 1).reshape(-1, side, side)
+    marked = maze.framed(np.where(is_marked, steps, np.int32(-1)))
     neighbours = (marked[:, :-2, 1:-1], marked[:, 2:, 1:-1], marked[:, 1:-1, :-2], marked[:, 1:-1, 2:])
+    following = (steps + 1).reshape(neighbours[0].shape)
     leads_back = np.any([neighbour == following for neighbour in neighbours], axis=0).reshape(steps.shape)
     return leads_back & ~is_marked & (steps >= 0)
 
 
 def num_shortest_paths(inputs: Mazes) -> NDArray[np.int64]:
     """Count the shortest paths from S to G, up to MAX_COUNTED; [n]."""
-    n, side = len(inputs), math.isqrt(inputs.shape[1])
-    steps = np.full((n, side + 2, side + 2), -1, dtype=np.int32)
-    from_start = maze.distances(inputs != WALL_ID, (inputs == START_ID).argmax(axis=1))
-    steps[:, 1:-1, 1:-1] = from_start.reshape(n, side, side)
+    steps = maze.framed(maze.distances(inputs != WALL_ID, (inputs == START_ID).argmax(axis=1)))
+    width = steps.shape[2]
     reached = np.flatnonzero(steps >= 0)
     reached = reached[np.argsort(steps.flat[reached], kind="stable")]
     firsts = np.flatnonzero(np.diff(steps.flat[reached])) + 1
@@ -159,7 +154,7 @@ def num_shortest_paths(inputs: Mazes) -> NDArray[np.int64]:
     counts = np.zeros(steps.size, dtype=np.int64)
     counts[starts] = 1
     for cells in others:  # with as many steps; a neighbour has one less, or has not been counted yet
-        before = [counts[cells + move] for move in (-(side + 2), -1, 1, side + 2)]
+        before = [counts[cells + move] for move in (-width, -1, 1, width)]
         counts[cells] = np.sum(before, axis=0).clip(max=MAX_COUNTED)
     return counts.reshape(steps.shape)[:, 1:-1, 1:-1].reshape(inputs.shape)[inputs == GOAL_ID]
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.base.random import Bits, random_bits, scramble
+from data_pipeline.grid_puzzles.blocks import in_blocks
 from data_pipeline.grid_puzzles.csv_source import CsvBlock, Puzzles
 
 PAD_ID = 0
@@ -114,21 +115,17 @@ def units(boxes: BoxShape) -> Units:
     return Units(cells, of_cell)
 
 
+@in_blocks(_BLOCK)
 def is_solution(grids: Grids, boxes: BoxShape) -> NDArray[np.bool_]:
     """Tell whether each row, column and box of a grid holds every digit; [n]."""
-    solved = np.empty(len(grids), dtype=np.bool_)
-    every_digit = (1 << boxes.side) - 1
-    for start in range(0, len(grids), _BLOCK):
-        # Puzzles last, so that numpy works along them.
-        digits = np.ascontiguousarray(grids[start : start + _BLOCK].T).astype(np.uint16)
-        bits = (np.uint16(1) << digits) >> np.uint16(1)
-        found = np.bitwise_or.reduce(bits[units(boxes).cells_of_unit], axis=1)
-        solved[start : start + _BLOCK] = ((found == every_digit) & (digits.max(axis=0) <= boxes.side)).all(
-            axis=0
-        )
-    return solved
+    # Puzzles last, so that numpy works along them.
+    digits = np.ascontiguousarray(grids.T).astype(np.uint16)
+    bits = (np.uint16(1) << digits) >> np.uint16(1)
+    found = np.bitwise_or.reduce(bits[units(boxes).cells_of_unit], axis=1)
+    return ((found == (1 << boxes.side) - 1) & (digits.max(axis=0) <= boxes.side)).all(axis=0)
 
 
+@in_blocks(_BLOCK)
 def content_keys(puzzles: Sudokus) -> Bits:
     """Return a key per puzzle that no symmetry of Sudoku changes; [n].
 
@@ -137,14 +134,6 @@ def content_keys(puzzles: Sudokus) -> Bits:
     are given, and mix in, round by round, what is in their row, column, box and among their digit, in no
     order. Different puzzles may then only share a key if that tells none of their cells apart, or by chance.
     """
-    keys = np.empty(puzzles.num_puzzles, dtype=np.uint64)
-    for start in range(0, puzzles.num_puzzles, _BLOCK):
-        block = puzzles.take(slice(start, start + _BLOCK))
-        keys[start : start + _BLOCK] = _refined(block)
-    return keys
-
-
-def _refined(puzzles: Sudokus) -> Bits:
     boxes = puzzles.boxes
     cells_of_unit, (row, col, box) = units(boxes)
     side = boxes.side
@@ -166,23 +155,20 @@ def _refined(puzzles: Sudokus) -> Bits:
     return _mix(colours.sum(axis=0, dtype=np.uint64))
 
 
+@in_blocks(_BLOCK)
 def relabelling_keys(puzzles: Sudokus) -> Bits:
     """Return a key per puzzle that only the naming of its digits leaves unchanged; [n]."""
     side = puzzles.boxes.side
-    keys = np.empty(puzzles.num_puzzles, dtype=np.uint64)
-    for start in range(0, puzzles.num_puzzles, _BLOCK):
-        block = puzzles.take(slice(start, start + _BLOCK))
-        # A digit's new name is its position in the solution's first row, which holds them all.
-        names = np.zeros((block.num_puzzles, side + 1), dtype=np.uint8)
-        np.put_along_axis(
-            names, block.labels[:, :side].astype(np.intp), np.arange(1, side + 1, dtype=np.uint8), 1
-        )
-        renamed = np.take_along_axis(names, block.inputs.astype(np.intp), axis=1).astype(np.uint64)
-        weights = _WEIGHTS[: block.boxes.num_cells]
-        keys[start : start + _BLOCK] = _mix((_mix(renamed + weights) * weights).sum(axis=1, dtype=np.uint64))
-    return keys
+    # A digit's new name is its position in the solution's first row, which holds them all.
+    names = np.zeros((puzzles.num_puzzles, side + 1), dtype=np.uint8)
+    first_row = puzzles.labels[:, :side].astype(np.intp)
+    np.put_along_axis(names, first_row, np.arange(1, side + 1, dtype=np.uint8), 1)
+    renamed = np.take_along_axis(names, puzzles.inputs.astype(np.intp), axis=1).astype(np.uint64)
+    weights = _WEIGHTS[: puzzles.boxes.num_cells]
+    return _mix((_mix(renamed + weights) * weights).sum(axis=1, dtype=np.uint64))
 
 
+@in_blocks(_BLOCK)
 def solution_keys(labels: Grids, boxes: BoxShape) -> Bits:
     """Return a key per solution that no symmetry of Sudoku changes; [n].
 
@@ -190,15 +176,10 @@ def solution_keys(labels: Grids, boxes: BoxShape) -> Bits:
     cycles survive relabelling and every exchange of columns, so the key is made of those of all pairs of rows
     within a band and of columns within a stack.
     """
-    keys = np.empty(len(labels), dtype=np.uint64)
-    side = boxes.side
-    for start in range(0, len(labels), _BLOCK):
-        grids = labels[start : start + _BLOCK].reshape(-1, side, side)
-        of_rows = _line_key(grids, boxes.rows)
-        of_cols = _line_key(grids.swapaxes(1, 2), boxes.cols)
-        mixed = of_rows + of_cols if boxes.rows == boxes.cols else of_rows + _mix(of_cols)
-        keys[start : start + _BLOCK] = _mix(mixed)
-    return keys
+    grids = labels.reshape(-1, boxes.side, boxes.side)
+    of_rows = _line_key(grids, boxes.rows)
+    of_cols = _line_key(grids.swapaxes(1, 2), boxes.cols)
+    return _mix(of_rows + of_cols if boxes.rows == boxes.cols else of_rows + _mix(of_cols))
 
 
 def _line_key(grids: NDArray[np.uint8], lines_per_chute: int) -> Bits:

@@ -70,9 +70,10 @@ def search(states: States, boxes: BoxShape, *, limit: int, hidden_singles: bool 
     """
     num_solutions = np.zeros(len(states), dtype=np.int64)
     num_dead_ends = np.zeros(len(states), dtype=np.int64)
-    stack = _Stack(states)
-    while stack.size:
-        batch, owners = stack.pop(_MAX_STATES)
+    all_owners = np.arange(len(states))  # whose puzzle each state is of
+    while len(states):
+        batch, owners = states[-_MAX_STATES:], all_owners[-_MAX_STATES:]
+        states, all_owners = states[:-_MAX_STATES], all_owners[:-_MAX_STATES]
         wanted = num_solutions[owners] < limit
         if not wanted.all():
             batch, owners = batch[wanted], owners[wanted]
@@ -83,38 +84,11 @@ def search(states: States, boxes: BoxShape, *, limit: int, hidden_singles: bool 
         is_solved = is_settled & ~open_cells.any(axis=0)
         np.add.at(num_solutions, owners[is_solved], 1)
         undecided = np.flatnonzero(is_settled & ~is_solved)
-        if len(undecided):
-            children, parents = _branch(deduced[:, undecided], boxes)
-            stack.push(children, owners[undecided[parents]])
+        children, parents = _branch(deduced[:, undecided], boxes)
         moving = np.flatnonzero(~is_settled & ~is_dead)
-        stack.push(deduced[:, moving].T, owners[moving])
+        states = np.concatenate([states, children, deduced[:, moving].T])
+        all_owners = np.concatenate([all_owners, owners[undecided[parents]], owners[moving]])
     return SearchResult(np.minimum(num_solutions, limit), num_dead_ends)
-
-
-class _Stack:
-    """States still to be searched with the puzzle that each belongs to, last in first out."""
-
-    def __init__(self, states: States) -> None:
-        capacity = len(states) + 4 * _MAX_STATES
-        self._states = np.empty((capacity, states.shape[1]), dtype=np.uint16)
-        self._owners = np.empty(capacity, dtype=np.int64)
-        self.size = 0
-        self.push(states, np.arange(len(states)))
-
-    def push(self, states: States, owners: NDArray[np.int64]) -> None:
-        top = self.size + len(states)
-        if top > len(self._owners):
-            self._states = np.concatenate([self._states, np.empty((top, states.shape[1]), dtype=np.uint16)])
-            self._owners = np.concatenate([self._owners, np.empty(top, dtype=np.int64)])
-        self._states[self.size : top] = states
-        self._owners[self.size : top] = owners
-        self.size = top
-
-    def pop(self, count: int) -> tuple[States, NDArray[np.int64]]:
-        top = self.size
-        self.size = max(0, top - count)
-        # Copies: what is pushed next is written over them.
-        return self._states[self.size : top].copy(), self._owners[self.size : top].copy()
 
 
 def deduce(states: NDArray[np.uint16], boxes: BoxShape, hidden_singles: bool) -> _Pass:
