@@ -24,7 +24,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -32,10 +32,10 @@ from typing import Literal, get_args, get_origin
 from annotated_types import Ge, Le
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
-from tqdm import tqdm
 
+from data_pipeline.base.command_line import command_parser, whole_number
 from data_pipeline.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, exit_code
-from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS, Part, parse_part
+from data_pipeline.base.parallel import Part, parse_part, progress_bar
 from data_pipeline.build_spec import BuildSpec
 from data_pipeline.kind import Kind
 from data_pipeline.kinds import KIND_OF_PRESET, KINDS
@@ -110,10 +110,8 @@ def _write_missing(request: Request, content: Content) -> int:
         ids = request.part.share([shard_id for layout in layouts.values() for shard_id in shard_ids(layout)])
         written = build_folder.written_shards(request.out)
         missing = [shard_id for shard_id in ids if shard_id not in written]
-        with tqdm(
-            total=len(ids), initial=len(ids) - len(missing), desc="shards", unit="shard",
-            delay=SHOWN_AFTER_SECONDS, disable=request.quiet,
-        ) as progress:  # fmt: skip
+        num_there = len(ids) - len(missing)
+        with progress_bar("shards", "shard", len(ids), shown=not request.quiet, done=num_there) as progress:
             for shards in write_shards(request.out, layouts, plan.rows, missing, request.workers):
                 journal.add(shards)
                 progress.update(len(shards))
@@ -146,11 +144,7 @@ def summary(out: Path, info: DatasetInfo) -> str:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Request:
     """Return what the command line asks for; end the process where it is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipeline.build",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("data_pipeline.build", __doc__)
     presets = parser.add_subparsers(dest="preset", metavar="PRESET", required=True)
     for kind in KINDS:
         for preset, what in kind.presets.items():
@@ -179,7 +173,7 @@ def _add_arguments(parser: argparse.ArgumentParser, kind: Kind) -> None:
         _add_option(parser, name, field)
     add("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     workers_help = "processes (default: one per CPU)"
-    add("--workers", type=_at_least(1), default=os.cpu_count() or 1, metavar="N", help=workers_help)
+    add("--workers", type=whole_number(1), default=os.cpu_count() or 1, metavar="N", help=workers_help)
     part_help = "build one of N parts, I from 0; see data_pipeline.merge"
     add("--part", type=parse_part, default=Part(), metavar="I/N", help=part_help)
     add("--quiet", action="store_true", help="no progress bar, no summary")
@@ -197,7 +191,7 @@ def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) ->
     meaning = (field.description or "").rstrip(".")
     parser.add_argument(
         _flag(name),
-        type=(int if isinstance(choices[0], int) else str) if choices else _at_least(low, high),
+        type=(int if isinstance(choices[0], int) else str) if choices else whole_number(low, high),
         choices=choices or None,
         metavar=None if choices else "N",
         default=argparse.SUPPRESS,
@@ -207,22 +201,6 @@ def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) ->
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _at_least(low: int, high: int | None = None) -> Callable[[str], int]:
-    """Return an argparse type: whole numbers from `low`, to `high` if there is one."""
-
-    def parse(text: str) -> int:
-        bounds = f"a whole number from {low}" + (f" to {high}" if high else "")
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {bounds}") from None
-        if value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"{value} is not {bounds}")
-        return value
-
-    return parse
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ example, with a folder on a disk that all machines see:
 The dataset has the same bytes as one that a single command has built.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
+from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.build import summary
 from data_pipeline.schema import BUILDING, load_dataset_info
@@ -20,11 +20,7 @@ from data_pipeline.shards import build_dir as build_folder
 
 def main() -> int:
     """Parse the command line and merge."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipeline.merge",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("data_pipeline.merge", __doc__)
     parser.add_argument("dataset", type=Path, metavar="DIR", help="folder that the parts were built in")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
     given = parser.parse_args()

@@ -4,13 +4,15 @@ import argparse
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+from tqdm import tqdm
 
 SHOWN_AFTER_SECONDS = 2
 """Work that is done sooner shows no progress bar."""
@@ -18,6 +20,11 @@ SHOWN_AFTER_SECONDS = 2
 _Tool = TypeVar("_Tool")
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
+
+
+def progress_bar(what: str, unit: str, total: int | None, *, shown: bool, done: int = 0) -> "tqdm[NoReturn]":
+    """Return a bar that appears, if it is to be shown at all, when the work takes a while; `done` was there before."""
+    return tqdm(desc=what, unit=unit, total=total, initial=done, delay=SHOWN_AFTER_SECONDS, disable=not shown)
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,20 @@ def parse_part(text: str) -> Part:
             f"{text!r} is not I/N with I from 0 to N-1, as in 0/4, 1/4, 2/4, 3/4"
         )
     return Part(int(number), int(count))
+
+
+def map_threads(
+    function: Callable[[_Job], _Result], jobs: Iterable[_Job], workers: int | None = None
+) -> Iterator[_Result]:
+    """Yield function(job) of every job, in order, for work that leaves the interpreter to the other threads.
+
+    Jobs that have not begun when one of them raises, or the iterator is closed, are left.
+    """
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(function, jobs)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def run_jobs(

@@ -11,10 +11,9 @@ from typing import Literal, NamedTuple, Self, cast
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS
+from data_pipeline.base.parallel import progress_bar
 from data_pipeline.base.random import stream_key, words_at
 
 HEADER = "source,question,answer,rating"
@@ -162,9 +161,7 @@ def read_puzzles(
     selection = selection or Selection()
     kept = _Kept(selection)
     width: int | None = None
-    with tqdm(
-        desc="reading", unit=" puzzles", delay=SHOWN_AFTER_SECONDS, disable=not show_progress
-    ) as progress:
+    with progress_bar("reading", " puzzles", None, shown=show_progress) as progress:
         for file in files:
             for block in read_blocks(file, width):
                 width = block.questions.shape[1]

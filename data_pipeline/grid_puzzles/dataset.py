@@ -3,18 +3,16 @@
 import hashlib
 import math
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data_pipeline import leaks
 from data_pipeline.base.errors import InputError
-from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS
+from data_pipeline.base.parallel import map_threads, progress_bar
 from data_pipeline.base.random import Bits
 from data_pipeline.grid_puzzles import scratch
 from data_pipeline.grid_puzzles.csv_source import (
@@ -233,14 +231,9 @@ def _find_leaks(puzzle_type: PuzzleType, puzzles: dict[SplitName, Puzzles], requ
         return puzzle_type.content_keys(_examples(block))
 
     keys: list[Bits] = []
-    with (
-        ThreadPoolExecutor(request.workers) as pool,
-        tqdm(
-            total=sum(block.num_puzzles for block in blocks), desc="looking for leaks", unit="puzzle",
-            delay=SHOWN_AFTER_SECONDS, disable=request.quiet,
-        ) as progress,
-    ):  # fmt: skip
-        for of_block in pool.map(keys_of, blocks):
+    num_puzzles = sum(block.num_puzzles for block in blocks)
+    with progress_bar("looking for leaks", "puzzle", num_puzzles, shown=not request.quiet) as progress:
+        for of_block in map_threads(keys_of, blocks, request.workers):
             keys.append(of_block)
             progress.update(len(of_block))
     all_keys = np.concatenate(keys)

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS, Part, run_jobs
+from data_pipeline.base.parallel import Part, progress_bar, run_jobs
 from data_pipeline.grid_puzzles import scratch
 from data_pipeline.grid_puzzles.puzzle_type import Examples, PuzzleType
 from data_pipeline.schema import SplitName
@@ -65,10 +64,8 @@ def generate(
     num_blocks = -(-count // _BLOCK)
     first = num_blocks * part.number // part.count
     numbers = [*range(first, num_blocks), *range(first)]
-    with tqdm(
-        total=num_blocks * _BLOCK, desc=f"new {split} puzzles", unit="puzzle", delay=SHOWN_AFTER_SECONDS,
-        disable=not show_progress,
-    ) as progress:  # fmt: skip
+    size = num_blocks * _BLOCK
+    with progress_bar(f"new {split} puzzles", "puzzle", size, shown=show_progress) as progress:
         for _ in run_jobs(_Blocks.make, blocks, numbers, workers):
             progress.update(_BLOCK)
     return _distinct(blocks, count)

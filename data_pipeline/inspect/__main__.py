@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.base.command_line import command_parser, whole_number
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.files import replace_file
 from data_pipeline.base.table import table
@@ -215,26 +216,16 @@ def _vocabulary(tokens: Sequence[Token], counted: NDArray[np.int64], split: Spli
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipeline.inspect",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("data_pipeline.inspect", __doc__)
     add = parser.add_argument
     add("dataset_dir", type=Path, metavar="DIR", help="dataset folder")
     add("--picture", type=Path, metavar="FILE.png", help="draw some puzzles into this file")
-    add("--groups", type=int, default=6, metavar="N", help="groups in the picture (default: %(default)s)")
+    groups_help = "groups in the picture (default: %(default)s)"
+    add("--groups", type=whole_number(1, MAX_GROUPS_DRAWN), default=6, metavar="N", help=groups_help)
     workers_help = "threads that verify (default: one per CPU)"
-    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help=workers_help)
+    add("--workers", type=whole_number(1, 1024), default=os.cpu_count() or 1, metavar="N", help=workers_help)
     add("--quiet", action="store_true", help="no progress bar")
-    args = parser.parse_args()
-    for option, value, most in (
-        ("--groups", args.groups, MAX_GROUPS_DRAWN),
-        ("--workers", args.workers, 1024),
-    ):
-        if not 1 <= value <= most:
-            parser.error(f"{option} {value} is not a whole number from 1 to {most}")
-    return args
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -4,14 +4,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from tqdm import tqdm
-
 from data_pipeline.base.errors import InputError
-from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS
+from data_pipeline.base.parallel import map_threads, progress_bar
 from data_pipeline.schema import (
     DOCUMENTS,
     REBUILD,
@@ -109,16 +106,12 @@ def _problems_of_shards(
     def check(job: tuple[SplitIndex, ShardIndex]) -> str | None:
         return _problem_of_shard(folder / job[0].split, *job)
 
-    pool = ThreadPoolExecutor(workers)  # hashing and unpacking leave the interpreter to the other threads
-    try:
-        found = pool.map(check, jobs)
-        bar = tqdm(
-            found, total=len(jobs), desc="verifying", unit="shard", delay=SHOWN_AFTER_SECONDS,
-            disable=not show_progress,
-        )  # fmt: skip
-        return [problem for problem in bar if problem]
-    finally:
-        pool.shutdown(cancel_futures=True)
+    problems: list[str] = []
+    with progress_bar("verifying", "shard", len(jobs), shown=show_progress) as progress:
+        for problem in map_threads(check, jobs, workers):
+            problems += [problem] if problem else []
+            progress.update()
+    return problems
 
 
 def _problem_of_shard(split_dir: Path, index: SplitIndex, entry: ShardIndex) -> str | None:

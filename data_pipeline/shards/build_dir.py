@@ -16,18 +16,16 @@ import os
 import shutil
 import socket
 from collections.abc import Generator, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
-from tqdm import tqdm
 
 from data_pipeline.base import jsonl, locks
 from data_pipeline.base.errors import InputError, WriteError
 from data_pipeline.base.files import TEMPORARY_SUFFIX, put_if_missing, sync
 from data_pipeline.base.models import reason_of
-from data_pipeline.base.parallel import SHOWN_AFTER_SECONDS, Part
+from data_pipeline.base.parallel import Part, map_threads, progress_bar
 from data_pipeline.options import side_by_side
 from data_pipeline.schema import (
     BUILDING,
@@ -319,10 +317,6 @@ def _verify(out: Path, shards: Mapping[ShardId, ShardIndex], *, show_progress: b
         remedy = "delete this file, and run the command that built it again"
         verify_shard(out / shard_id.split, shards[shard_id], remedy)
 
-    with (
-        ThreadPoolExecutor() as pool,
-        tqdm(total=len(shards), desc="verifying", unit="shard", delay=SHOWN_AFTER_SECONDS,
-             disable=not show_progress) as progress,
-    ):  # fmt: skip
-        for _ in pool.map(check, shards):
+    with progress_bar("verifying", "shard", len(shards), shown=show_progress) as progress:
+        for _ in map_threads(check, shards):
             progress.update()
