@@ -113,7 +113,7 @@ def _write_missing(request: Request, content: Content) -> int:
         num_there = len(ids) - len(missing)
         with progress_bar("shards", "shard", len(ids), shown=not request.quiet, done=num_there) as progress:
             for shards in write_shards(request.out, layouts, plan.rows, missing, request.workers):
-                journal.add(shards)
+                build_folder.note(journal, shards)
                 progress.update(len(shards))
     return len(missing)
 

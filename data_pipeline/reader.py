@@ -167,13 +167,8 @@ class TestReader:
         self._chosen = [
             shard for shard in index.shards if shard.row < num_rows and shard.first_group < len(groups)
         ]
-        num_puzzles = index.groups.num_puzzles[: len(groups)]
-        num_examples = index.groups.num_examples[: len(groups)]
-        sizes = [
-            num_examples[shard.first_group :][num_puzzles[shard.first_group :] > shard.row]
-            [: shard.num_samples].sum()
-            for shard in self._chosen
-        ]  # fmt: skip
+        groups_of_chosen = (index.groups_of_shard(shard) for shard in self._chosen)
+        sizes = [index.groups.num_examples[some[some < len(groups)]].sum() for some in groups_of_chosen]
         self._ends = np.cumsum(
             np.array(sizes, dtype=np.int64)
         )  # of each shard's wanted examples, which lead it

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from data_pipeline.base.errors import InputError
+from data_pipeline.base.errors import InputError, unreadable
 from data_pipeline.base.models import Strict, reason_of
 
 IGNORE_LABEL_ID = -100
@@ -162,18 +162,8 @@ class DatasetInfo(DatasetHead):
 
     def metadata(self, split: SplitName) -> DatasetMetadata:
         """Return the published view of one split."""
-        info = self.splits.train if split == "train" else self.splits.test
-        return DatasetMetadata(
-            seq_len=self.seq_len,
-            vocab_size=self.vocab_size,
-            pad_id=self.pad_id,
-            ignore_label_id=self.ignore_label_id,
-            blank_identifier_id=self.blank_identifier_id,
-            num_puzzle_identifiers=self.num_puzzle_identifiers,
-            total_groups=info.total_groups,
-            mean_puzzle_examples=info.mean_puzzle_examples,
-            sets=self.sets,
-        )
+        known = dict(self) | dict(self.splits.train if split == "train" else self.splits.test)
+        return DatasetMetadata(**{name: known[name] for name in DatasetMetadata.model_fields})
 
 
 def _expand(value: object) -> Counts:
@@ -348,27 +338,27 @@ def load_split_index(dataset_dir: Path | str, split: SplitName) -> SplitIndex:
 def verify_document(dataset_dir: Path | str, info: DatasetInfo, name: str) -> Path:
     """Return the path of a JSON file of a dataset; raise InputError unless it is as it was built."""
     path = Path(dataset_dir) / name
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {REBUILD}.") from None
-    if hashlib.sha256(content).hexdigest() != info.documents.get(name):
+    if hashlib.sha256(read_file(path)).hexdigest() != info.documents.get(name):
         raise InputError(
             f"{path}: has changed since it was built, its sha256 is not the one in dataset.json; {REBUILD}."
         )
     return path
 
 
+def read_file(path: Path) -> bytes:
+    """Return the content of a file of a dataset; raise InputError when it is missing or cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing, so it cannot be read; {REBUILD}.") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
 def load_document(path: Path, document: type[Document]) -> Document:
     """Read a JSON file of a dataset; raise InputError when it is missing, damaged or of another format."""
     try:
-        content: object = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; {REBUILD}.") from None
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); check the path and its rights."
-        ) from None
+        content: object = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged, not JSON ({error}); {REBUILD}.") from None
     version = cast(dict[str, object], content).get("format_version") if isinstance(content, dict) else None

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipeline.arc.task import Pair, Task
 from data_pipeline.arc.tokens import MAX_GRID_SIDE, NUM_COLOURS, Grid
-from data_pipeline.base.errors import InputError
+from data_pipeline.base.errors import InputError, unreadable
 
 
 def read_json(file: Path) -> object:
@@ -16,9 +16,7 @@ def read_json(file: Path) -> object:
     try:
         return json.loads(file.read_bytes().decode("utf-8-sig"))
     except OSError as error:
-        raise InputError(
-            f"{file}: cannot be read ({error.strerror}); check the path and its rights."
-        ) from None
+        raise unreadable(file, error) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 text ({error}); download the file again.") from None
     except RecursionError:

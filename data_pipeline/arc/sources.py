@@ -119,27 +119,25 @@ def _is_held_out(names: Path) -> bool:
 
 
 def _kaggle_tasks(file: Path, held_out: bool) -> list[Task]:
-    challenges = read_json(file)
-    if not isinstance(challenges, dict):
-        raise InputError(
-            f"{file}: {describe(challenges)} is no object; a *_challenges.json maps task ids to tasks."
-        )
+    challenges = _read_object(file, "a *_challenges.json maps task ids to tasks")
     tasks = [
-        _checked_id(parse_task(content, str(task_id), held_out, str(file)))
-        for task_id, content in cast(dict[object, object], challenges).items()
+        _checked_id(parse_task(content, task_id, held_out, str(file)))
+        for task_id, content in challenges.items()
     ]
     if not tasks:
         raise InputError(f"{file}: no task in this file; download it again.")
     solutions_file = file.with_name(file.name.removesuffix(_CHALLENGES) + _SOLUTIONS)
     if not solutions_file.is_file():
         return tasks
-    solutions = read_json(solutions_file)
-    if not isinstance(solutions, dict):
-        raise InputError(
-            f"{solutions_file}: {describe(solutions)} is no object; a *_solutions.json maps task ids to "
-            "lists of outputs."
-        )
-    return [_with_solutions(task, cast(dict[str, object], solutions), solutions_file) for task in tasks]
+    solutions = _read_object(solutions_file, "a *_solutions.json maps task ids to lists of outputs")
+    return [_with_solutions(task, solutions, solutions_file) for task in tasks]
+
+
+def _read_object(file: Path, due: str) -> dict[str, object]:
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: {describe(content)} is no object; {due}.")
+    return cast(dict[str, object], content)
 
 
 def _with_solutions(task: Task, solutions: dict[str, object], file: Path) -> Task:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -20,6 +21,13 @@ class InputError(Exception):
 
 class WriteError(InputError):
     """A file cannot be written: there is no room, or no right to."""
+
+
+def unreadable(path: Path, error: OSError) -> InputError:
+    """Return the error about a file that is not to be read."""
+    return InputError(
+        f"{path}: cannot be read ({error.strerror or error}); check the path, its rights and the disk."
+    )
 
 
 def exit_code(command: Callable[[], int]) -> int:

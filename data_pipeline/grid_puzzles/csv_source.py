@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from data_pipeline.base.errors import InputError
+from data_pipeline.base.errors import InputError, unreadable
 from data_pipeline.base.parallel import progress_bar
 from data_pipeline.base.random import stream_key, words_at
 
@@ -260,9 +260,7 @@ def _whole_lines(file: Path) -> Iterator[bytes]:
             if rest:
                 yield rest.removesuffix(b"\r") + b"\n"
     except OSError as error:
-        raise InputError(
-            f"{file}: cannot be read ({error.strerror}); check the path and its rights."
-        ) from None
+        raise unreadable(file, error) from None
 
 
 def _parse(file: Path, text: bytes, first_line: int, width: int | None) -> CsvBlock:

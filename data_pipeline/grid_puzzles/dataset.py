@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline import leaks
-from data_pipeline.base.errors import InputError
+from data_pipeline.base.errors import InputError, unreadable
 from data_pipeline.base.parallel import map_threads, progress_bar
 from data_pipeline.base.random import Bits
 from data_pipeline.grid_puzzles import scratch
@@ -146,9 +146,7 @@ def _source_info(file: Path, split: SplitName) -> SourceInfo:
                 num_lines += piece.count(b"\n")
                 last = piece[-1:]
     except OSError as error:
-        raise InputError(
-            f"{file}: cannot be read ({error.strerror}); check the path and its rights."
-        ) from None
+        raise unreadable(file, error) from None
     return SourceInfo(
         name=f"{file.name}:{'evaluation' if split == 'test' else 'train'}",
         sha256=digest.hexdigest(),

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from data_pipeline.base import jsonl, locks
 from data_pipeline.base.errors import InputError, WriteError
-from data_pipeline.base.files import TEMPORARY_SUFFIX, put_if_missing, sync
+from data_pipeline.base.files import TEMPORARY_SUFFIX, put_if_missing
 from data_pipeline.base.models import reason_of
 from data_pipeline.base.parallel import Part, map_threads, progress_bar
 from data_pipeline.options import side_by_side
@@ -51,23 +51,15 @@ JOBS = "jobs"
 """Folder in that of a dataset with the scripts and logs of jobs that build it; it is theirs, and left alone."""
 
 
-class Journal:
-    """The file in which a process notes the shards that it has written."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def add(self, shards: Iterable[WrittenShard]) -> None:
-        """Note shards that are on disk."""
-        lines = [
-            json.dumps([*shard_id, entry.model_dump()], separators=(",", ":")) for shard_id, entry in shards
-        ]
-        try:
-            jsonl.append(self._path, *lines)
-        except OSError as error:
-            raise WriteError(
-                f"{self._path}: cannot be written ({error.strerror}); free some space, and run the command again."
-            ) from None
+def note(journal: Path, shards: Iterable[WrittenShard]) -> None:
+    """Note shards that are on disk in the journal of the process that has written them."""
+    lines = [json.dumps([*shard_id, entry.model_dump()], separators=(",", ":")) for shard_id, entry in shards]
+    try:
+        jsonl.append(journal, *lines)
+    except OSError as error:
+        raise WriteError(
+            f"{journal}: cannot be written ({error.strerror}); free some space, and run the command again."
+        ) from None
 
 
 def find(out: Path, identity: Identity) -> DatasetInfo | None:
@@ -129,8 +121,8 @@ def _refuse_other(out: Path, verb: str, there: Identity, asked: Identity) -> Non
 
 
 @contextmanager
-def begin(out: Path, identity: Identity, part: Part) -> Generator[Journal]:
-    """Make the folder, if it is not there, and take a part of the work.
+def begin(out: Path, identity: Identity, part: Part) -> Generator[Path]:
+    """Make the folder, if it is not there, take a part of the work, and yield its journal.
 
     Raise InputError when the folder cannot be made, another process works on the part, or the folder has become
     another build's meanwhile. Where the block raises one for anything but lack of room, before it has written
@@ -152,7 +144,7 @@ def begin(out: Path, identity: Identity, part: Part) -> Generator[Journal]:
         for split in SPLITS:
             (out / split).mkdir(exist_ok=True)
         try:
-            yield Journal(journal)
+            yield journal
         except WriteError:
             raise  # what is there is needed when there is room again
         except InputError:
@@ -273,14 +265,11 @@ def finish(out: Path, *, show_progress: bool) -> DatasetInfo:
                 ) from None
             infos[layout.split] = index.sizes()
             write_json(out / layout.split / "index.json", index.model_dump())
-            sync(out / layout.split)
         checksums = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in DOCUMENTS}
         splits = Splits(train=infos["train"], test=infos["test"])
         info = DatasetInfo(**dict(head), splits=splits, documents=checksums, sha256="")
         info = info.model_copy(update={"sha256": info.digest()})
-        sync(out)
         write_json(out / "dataset.json", info.model_dump())
-        sync(out)
         remove_leftovers(out)
     return info
 

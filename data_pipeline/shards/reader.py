@@ -8,7 +8,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.schema import REBUILD, ShardIndex, SplitIndex
+from data_pipeline.schema import REBUILD, ShardIndex, SplitIndex, read_file
 from data_pipeline.shards.sample_format import (
     MEMBER_HEADER,
     Layout,
@@ -48,7 +48,7 @@ class Shard:
 
 def verify_shard(split_dir: Path, shard: ShardIndex, remedy: str = REBUILD) -> bytes:
     """Return the content of a shard's file; raise InputError unless it is there with the index's checksum."""
-    content = _read(split_dir / shard.file)
+    content = read_file(split_dir / shard.file)
     if hashlib.sha256(content).hexdigest() != shard.sha256:
         raise InputError(
             f"{split_dir / shard.file}: damaged or cut short, its sha256 is not the one noted when it was written; "
@@ -65,7 +65,7 @@ def read_shard(split_dir: Path, index: SplitIndex, shard: ShardIndex, *, verifie
     of it is looked at, and nothing is ever unpickled.
     """
     path = split_dir / shard.file
-    content = _read(path) if verified else verify_shard(split_dir, shard)
+    content = read_file(path) if verified else verify_shard(split_dir, shard)
     groups = index.groups_of_shard(shard)
     num_examples = index.groups.num_examples[groups].astype(np.int64)
     try:
@@ -82,14 +82,3 @@ def read_shard(split_dir: Path, index: SplitIndex, shard: ShardIndex, *, verifie
     except (zstandard.ZstdError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); {REBUILD}.") from None
     return Shard(tar, layout, groups, identifiers)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; {REBUILD}.") from None
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); check the disk and the file's rights."
-        ) from None

@@ -74,24 +74,18 @@ class _ShardWriter:
 
     def write(self, job: Sequence[ShardId]) -> list[WrittenShard]:
         """Write some shards."""
-        shards: list[WrittenShard] = []
         # A thread packs and writes a shard while the next one is made: else the disk's syncs would be waited for.
         with ThreadPoolExecutor(1) as background:
-            writing: Future[ShardIndex] | None = None
-            for number, shard_id in enumerate(job):
-                samples = self._samples(shard_id)
-                if writing is not None:
-                    shards.append(WrittenShard(job[number - 1], writing.result()))
-                writing = background.submit(
-                    write_shard,
-                    self._folder / shard_id.file,
-                    shard_id.row,
-                    samples,
-                    self._rows[shard_id.split].compression,
-                )
-            if writing is not None:
-                shards.append(WrittenShard(job[-1], writing.result()))
-        return shards
+            writing: list[Future[ShardIndex]] = []
+            for shard_id in job:
+                path, samples = self._folder / shard_id.file, self._samples(shard_id)
+                if writing:
+                    writing[-1].result()  # so that no more than two are in memory
+                compression = self._rows[shard_id.split].compression
+                writing.append(background.submit(write_shard, path, shard_id.row, samples, compression))
+            return [
+                WrittenShard(shard_id, done.result()) for shard_id, done in zip(job, writing, strict=True)
+            ]
 
     def _samples(self, shard_id: ShardId) -> Samples:
         groups = self._layouts[shard_id.split].groups_in_row(shard_id.row)
