@@ -242,7 +242,7 @@ def as_an_earlier_version_saved_it(run: Path, sums: dict[str, float]) -> None:
     state = read_state(path)
     values = torch.zeros(len(state.metric_sums), dtype=torch.float64)
     for name, value in sums.items():
-        values[metrics._SUMS.index(name)] = value
+        values[metrics._FIRST_SUMS.index(name)] = value
     file = path / "rank-00000.safetensors"
     tensors = load_file(file)
     tensors["rank.metric_sums.0"] = values
