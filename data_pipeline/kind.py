@@ -1,6 +1,7 @@
 """What there is to know of a kind of puzzles, for building, inspecting and scoring."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -11,7 +12,16 @@ from data_pipeline.schema import DatasetMetadata
 from data_pipeline.shards.plan import Content, Request
 
 Boards = NDArray[np.uint8]  # [n, canvas, canvas]
+Role = Literal["train", "evaluation"]
 Measured = dict[str, NDArray[np.int64]]
+
+
+def split_role(source: str) -> tuple[Path, Role | None]:
+    """Split PATH:train or PATH:evaluation; the role is None where the path's own names decide."""
+    path, colon, role = source.rpartition(":")
+    if colon and path and role in ("train", "evaluation"):
+        return Path(path), role
+    return Path(source), None
 
 
 class Token(NamedTuple):

@@ -38,10 +38,6 @@ class Augmentation:
     dihedral: int
     palette: NDArray[np.uint8]
 
-    @property
-    def is_identity(self) -> bool:
-        return self.dihedral == 0 and bool(np.array_equal(self.palette, np.arange(NUM_COLOURS)))
-
 
 class AugmentationTable(NamedTuple):
     """The augmentations of one group, the original first."""
@@ -85,7 +81,7 @@ def apply(grid: Grid, augmentation: Augmentation) -> Grid:
 
 def augmentation_name(task_id: str, augmentation: Augmentation) -> str:
     """Return the name of the puzzle that an augmentation makes of a task; of the original, the task's own id."""
-    if augmentation.is_identity:
+    if augmentation.dihedral == 0 and np.array_equal(augmentation.palette, IDENTITY.palette):
         return task_id
     return f"{task_id}|||t{augmentation.dihedral}|||{''.join(map(str, augmentation.palette.tolist()))}"
 

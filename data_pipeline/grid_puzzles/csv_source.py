@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from data_pipeline.base.errors import InputError, unreadable
 from data_pipeline.base.parallel import progress_bar
 from data_pipeline.base.random import stream_key, words_at
+from data_pipeline.kind import split_role
 
 HEADER = "source,question,answer,rating"
 HUB_PREFIX = "hub:"
@@ -104,9 +105,7 @@ def find_files(source: str) -> SplitFiles:
     """
     if source.startswith(HUB_PREFIX):
         return _from_hub(source)
-    path, colon, suffix = source.rpartition(":")
-    role = suffix if colon and path and suffix in ("train", "evaluation") else None
-    path = Path(path if role else source)
+    path, role = split_role(source)
     try:
         if path.is_dir():
             files = [file for file in (path / "train.csv", path / "test.csv") if file.is_file()]
@@ -119,13 +118,11 @@ def find_files(source: str) -> SplitFiles:
             f"{path}: no such file, nor a folder with train.csv or test.csv; give the CSV file ({HEADER}) or the "
             "folder of both, optionally followed by :train or :evaluation."
         )
-    held_out = [
-        role == "evaluation" if role else "test" in file.stem or "evaluation" in file.stem for file in files
-    ]
-    return SplitFiles(
-        [file for file, is_held_out in zip(files, held_out, strict=True) if not is_held_out],
-        [file for file, is_held_out in zip(files, held_out, strict=True) if is_held_out],
-    )
+    found = SplitFiles([], [])
+    for file in files:
+        is_held_out = role == "evaluation" if role else "test" in file.stem or "evaluation" in file.stem
+        (found.test if is_held_out else found.train).append(file)
+    return found
 
 
 def _from_hub(source: str) -> SplitFiles:

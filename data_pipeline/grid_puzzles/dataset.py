@@ -23,7 +23,7 @@ from data_pipeline.grid_puzzles.csv_source import (
     find_files,
     read_puzzles,
 )
-from data_pipeline.grid_puzzles.generate import generate
+from data_pipeline.grid_puzzles.generate import Blocks, generate
 from data_pipeline.grid_puzzles.puzzle_type import Examples, PuzzleOptions, PuzzleType
 from data_pipeline.grid_puzzles.rows import PuzzleRows
 from data_pipeline.kind import Kind, Look
@@ -92,10 +92,8 @@ class PuzzleContent:
         new, request = self.options.generator, self.request
         assert new is not None
         count = new.num_train if split == "train" else new.num_test
-        return generate(
-            self.puzzle_type, request.seed, split, count, folder, request.part, request.workers,
-            show_progress=not request.quiet,
-        )  # fmt: skip
+        blocks = Blocks(self.puzzle_type, request.seed, split, folder)
+        return generate(blocks, count, request.part, request.workers, show_progress=not request.quiet)
 
 
 def _scratch_file(folder: Path, split: SplitName) -> Path:

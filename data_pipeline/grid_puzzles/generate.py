@@ -20,7 +20,7 @@ _BLOCK = 128  # puzzles in a block
 _MAX_REPEATS = 5_000  # puzzles in a row that were there before
 
 
-class _Blocks(NamedTuple):
+class Blocks(NamedTuple):
     """The blocks of one split."""
 
     puzzle_type: PuzzleType
@@ -44,34 +44,23 @@ class _Blocks(NamedTuple):
         return self.folder / f"generated-{self.split}-{number:06d}.tokens"
 
 
-def generate(
-    puzzle_type: PuzzleType,
-    seed: int,
-    split: SplitName,
-    count: int,
-    folder: Path,
-    part: Part,
-    workers: int,
-    *,
-    show_progress: bool,
-) -> Examples:
+def generate(blocks: Blocks, count: int, part: Part, workers: int, *, show_progress: bool) -> Examples:
     """Return `count` puzzles of which no two are the same (but for the names of digits, or turned).
 
     They are those numbered 0, 1, ... less the ones that were there before, so fewer are a prefix of more. Raise
     InputError where there are not that many, or none as hard as asked for.
     """
-    blocks = _Blocks(puzzle_type, seed, split, folder)
     num_blocks = -(-count // _BLOCK)
     first = num_blocks * part.number // part.count
     numbers = [*range(first, num_blocks), *range(first)]
     size = num_blocks * _BLOCK
-    with progress_bar(f"new {split} puzzles", "puzzle", size, shown=show_progress) as progress:
-        for _ in run_jobs(_Blocks.make, blocks, numbers, workers):
+    with progress_bar(f"new {blocks.split} puzzles", "puzzle", size, shown=show_progress) as progress:
+        for _ in run_jobs(Blocks.make, blocks, numbers, workers):
             progress.update(_BLOCK)
     return _distinct(blocks, count)
 
 
-def _distinct(blocks: _Blocks, count: int) -> Examples:
+def _distinct(blocks: Blocks, count: int) -> Examples:
     puzzle_type = blocks.puzzle_type
     kept = [np.zeros((0, 2, puzzle_type.side**2), dtype=np.uint8)]
     seen: set[int] = set()

@@ -56,13 +56,6 @@ class MazeRecipe(NamedTuple):
     seed: int = 0
 
 
-class _Candidates(NamedTuple):
-    """Some of the mazes that were asked for, by their numbers among these."""
-
-    numbers: NDArray[np.intp]
-    inputs: Mazes
-
-
 class _Shares(NamedTuple):
     """What a maze draws for itself; [n] each."""
 
@@ -87,10 +80,10 @@ def generate(recipe: MazeRecipe, split: SplitName, indices: NDArray[np.integer])
         block = np.asarray(indices[start : start + _LANES], dtype=np.int64)
         missing, attempt = np.arange(len(block)), 0
         while len(missing):
-            found = _candidates(recipe, split, block[missing], attempt, key)
-            made[start + missing[found.numbers]] = found.inputs
-            num_tried, num_made = num_tried + len(missing), num_made + len(found.numbers)
-            missing, attempt = np.delete(missing, found.numbers), attempt + 1
+            found, inputs = _candidates(recipe, split, block[missing], attempt, key)
+            made[start + missing[found]] = inputs
+            num_tried, num_made = num_tried + len(missing), num_made + len(found)
+            missing, attempt = np.delete(missing, found), attempt + 1
             if num_tried >= MAX_IN_VAIN and num_made == 0:
                 raise InputError(
                     f"min steps {recipe.min_steps} of side {recipe.side}: none of {num_tried} mazes has so long a "
@@ -105,8 +98,8 @@ def generate(recipe: MazeRecipe, split: SplitName, indices: NDArray[np.integer])
 
 def _candidates(
     recipe: MazeRecipe, split: SplitName, indices: NDArray[np.int64], attempt: int, key: tuple[int, int]
-) -> _Candidates:
-    """Make those of the mazes that have a path long enough and belong to the split."""
+) -> tuple[NDArray[np.intp], Mazes]:
+    """Make those of the mazes that have a path long enough and belong to the split, after their numbers."""
     first_counter = attempt * _COUNTERS_PER_ATTEMPT
     shares = _draw_shares(words_at(indices, first_counter + _PLACING_COUNTER, key))
     is_open = _dig(recipe.side, indices, first_counter, key, shares.branching)
@@ -120,7 +113,7 @@ def _candidates(
     lanes = np.arange(len(numbers))
     inputs[lanes, starts], inputs[lanes, goals] = START_ID, GOAL_ID
     ours = belongs_to(split, content_keys(inputs))
-    return _Candidates(numbers[ours], inputs[ours])
+    return numbers[ours], inputs[ours]
 
 
 def _draw_shares(words: Bits) -> _Shares:

@@ -1,7 +1,7 @@
 """Mazes as a kind of grid puzzles."""
 
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,14 +46,9 @@ class MazeType(PuzzleType):
 
     kind = "maze"
     options = MazeOptions
+    new = NewMazes
 
     min_steps: int = 0
-
-    @classmethod
-    def of_new(cls, options: PuzzleOptions) -> Self:
-        assert isinstance(options, MazeOptions)
-        new = options.generator or NewMazes()
-        return cls(new.side, new.min_steps)
 
     @staticmethod
     def read_block(block: CsvBlock) -> tuple[Cells, Cells]:

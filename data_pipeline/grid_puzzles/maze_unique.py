@@ -19,7 +19,7 @@ from data_pipeline.grid_puzzles.csv_source import Cells, CsvBlock
 from data_pipeline.grid_puzzles.dataset import kind_of
 from data_pipeline.grid_puzzles.maze import FREE_ID, GOAL_ID, START_ID, WALL_ID, Mazes
 from data_pipeline.grid_puzzles.maze_type import MazeOptions, MazeType
-from data_pipeline.grid_puzzles.puzzle_type import Examples, NewPuzzles, PuzzleOptions, belongs_to
+from data_pipeline.grid_puzzles.puzzle_type import Examples, NewPuzzles, belongs_to
 from data_pipeline.schema import SplitName
 
 MAX_COUNTED = 1000
@@ -57,14 +57,9 @@ class MazeUniqueType(MazeType):
 
     kind = "maze-unique"
     options = MazeUniqueOptions
+    new = NewUniqueMazes
 
     max_steps: int = 0
-
-    @classmethod
-    def of_new(cls, options: PuzzleOptions) -> Self:
-        assert isinstance(options, MazeUniqueOptions)
-        new = options.generator or NewUniqueMazes()
-        return cls(new.side, new.min_steps, new.max_steps)
 
     @staticmethod
     def read_block(block: CsvBlock) -> tuple[Cells, Cells]:

@@ -1,7 +1,7 @@
 """What the builder asks of a kind of grid puzzles."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, ClassVar, Self
 
 import numpy as np
@@ -54,13 +54,16 @@ class PuzzleType(ABC):
 
     kind: ClassVar[str]
     options: ClassVar[type[PuzzleOptions]]
+    new: ClassVar[type[NewPuzzles]]
+    """Those of new puzzles, `generator` of the options."""
 
     side: int
 
     @classmethod
-    @abstractmethod
     def of_new(cls, options: PuzzleOptions) -> Self:
-        """Return the type of the new puzzles that are asked for."""
+        """Return the type of the new puzzles that are asked for: its fields are options by their names."""
+        known = dict(options) | dict(options.generator or cls.new.model_validate({}))
+        return cls(**{field.name: known[field.name] or 0 for field in fields(cls)})
 
     @staticmethod
     @abstractmethod

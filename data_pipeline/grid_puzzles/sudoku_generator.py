@@ -55,13 +55,6 @@ class Recipe(NamedTuple):
     seed: int = 0
 
 
-class _Candidates(NamedTuple):
-    """Some of the candidates that were asked for, by their numbers among these."""
-
-    numbers: NDArray[np.intp]
-    puzzles: Sudokus
-
-
 def generate(recipe: Recipe, split: SplitName, indices: NDArray[np.integer]) -> Sudokus:
     """Make the puzzles with these numbers, each with its rating.
 
@@ -92,11 +85,11 @@ def _generate_block(recipe: Recipe, split: SplitName, indices: NDArray[np.int64]
         num_attempts = max(1, min(1 + num_tried // (1 + num_made), _LANES // (4 * len(owners))))
         owners = np.repeat(owners, num_attempts)
         attempts = first_attempt + np.arange(len(owners)) % num_attempts
-        found = _candidates(recipe, split, indices[owners], attempts)
-        hardest = max(hardest, int(found.puzzles.ratings.max(initial=-1)))
-        good = np.flatnonzero(found.puzzles.ratings >= recipe.min_difficulty)
-        done, first = np.unique(owners[found.numbers[good]], return_index=True)
-        for into, values in zip(made[:3], found.puzzles.take(good[first])[:3], strict=True):
+        numbers, found = _candidates(recipe, split, indices[owners], attempts)
+        hardest = max(hardest, int(found.ratings.max(initial=-1)))
+        good = np.flatnonzero(found.ratings >= recipe.min_difficulty)
+        done, first = np.unique(owners[numbers[good]], return_index=True)
+        for into, values in zip(made[:3], found.take(good[first])[:3], strict=True):
             into[done] = values
         is_missing[done] = False
         num_tried += len(owners)
@@ -107,8 +100,8 @@ def _generate_block(recipe: Recipe, split: SplitName, indices: NDArray[np.int64]
 
 def _candidates(
     recipe: Recipe, split: SplitName, indices: NDArray[np.int64], attempts: NDArray[np.int64]
-) -> _Candidates:
-    """Make and rate those of the candidates (index, attempt) that come out whole and belong to the split."""
+) -> tuple[NDArray[np.intp], Sudokus]:
+    """Make and rate the candidates (index, attempt) that come out whole and are of the split, after their numbers."""
     boxes = recipe.boxes
     key = stream_key(recipe.seed, "sudoku", boxes.side, split)
     counters = attempts * _COUNTERS_PER_ATTEMPT
@@ -125,7 +118,7 @@ def _candidates(
         puzzles, numbers = puzzles.take(ours), numbers[ours]
     if not (is_solution(puzzles.labels, boxes) & has_unique_solution(puzzles)).all():
         raise AssertionError("a generated puzzle does not have the one solution that it was made from")
-    return _Candidates(numbers, puzzles._replace(ratings=rate(puzzles.inputs, boxes)))
+    return numbers, puzzles._replace(ratings=rate(puzzles.inputs, boxes))
 
 
 def _random_solutions(

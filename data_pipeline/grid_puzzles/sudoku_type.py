@@ -1,7 +1,7 @@
 """Sudoku as a kind of grid puzzles."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +40,9 @@ class SudokuType(PuzzleType):
 
     kind = "sudoku"
     options = SudokuOptions
+    new = NewSudokus
 
     min_difficulty: int = 0
-
-    @classmethod
-    def of_new(cls, options: PuzzleOptions) -> Self:
-        return cls((options.generator or NewSudokus()).side, options.min_difficulty or 0)
 
     @staticmethod
     def read_block(block: CsvBlock) -> tuple[Cells, Cells]:

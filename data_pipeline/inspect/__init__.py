@@ -1,0 +1,1 @@
+"""Verify, describe and draw a dataset; read __main__.py first."""

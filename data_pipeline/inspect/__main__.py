@@ -16,7 +16,6 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,8 +100,8 @@ def summary(dataset: Dataset) -> str:
     first_rows = {split: _count_first_row(dataset, split, look) for split in splits}
     measured = {
         f"{split} {name}".strip(): counts
-        for split, row in first_rows.items()
-        for name, counts in row.measured.items()
+        for split, (_, found) in first_rows.items()
+        for name, counts in found.items()
     }
     vocabulary_split = dataset.splits_with_rows[0]
     sections = (
@@ -111,19 +110,15 @@ def summary(dataset: Dataset) -> str:
         histograms("puzzles per group (number of groups)", group_sizes),
         histograms("examples per puzzle (number of puzzles)", puzzle_sizes),
         histograms(f"{look.measured}, row 0 of each split", measured),
-        _vocabulary(look.tokens, first_rows[vocabulary_split].tokens, vocabulary_split),
+        _vocabulary(look.tokens, first_rows[vocabulary_split][0], vocabulary_split),
     )
     return "\n\n".join("\n".join(section) for section in sections)
 
 
-class _FirstRow(NamedTuple):
-    """What was counted in row 0 of a split."""
-
-    tokens: NDArray[np.int64]  # [2, vocab_size], of inputs and of labels
-    measured: dict[str, Counts]
-
-
-def _count_first_row(dataset: Dataset, split: SplitName, look: Look) -> _FirstRow:
+def _count_first_row(
+    dataset: Dataset, split: SplitName, look: Look
+) -> tuple[NDArray[np.int64], dict[str, Counts]]:
+    """Count the tokens in row 0 of a split, of inputs and of labels [2, vocab_size], and what is measured there."""
     index, vocab_size = dataset.indexes[split], len(look.tokens)
     counted = np.zeros((2, vocab_size), dtype=np.int64)
     measured: defaultdict[str, Counts] = defaultdict(lambda: np.zeros(index.seq_len + 2, dtype=np.int64))
@@ -141,7 +136,7 @@ def _count_first_row(dataset: Dataset, split: SplitName, look: Look) -> _FirstRo
             counted[side] += np.bincount(boards[:, side].reshape(-1), minlength=vocab_size)
         for name, values in look.measure(boards[:, 0], boards[:, 1]).items():
             measured[name] += np.bincount(values, minlength=index.seq_len + 2)
-    return _FirstRow(counted, measured)
+    return counted, measured
 
 
 def _head(info: DatasetInfo) -> list[str]:

@@ -1,0 +1,1 @@
+"""The shards of a dataset, written and read back; read sample_format.py first."""

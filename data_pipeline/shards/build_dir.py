@@ -205,18 +205,8 @@ def written_shards(out: Path) -> dict[ShardId, ShardIndex]:
                 raise InputError(
                     f"{journal}: damaged ({reason_of(error)}); delete it and build its part again."
                 ) from None
-    return {
-        shard_id: index
-        for shard_id, index in shards.items()
-        if _has_size(out / shard_id.file, index.size_bytes)
-    }
-
-
-def _has_size(path: Path, size: int) -> bool:
-    try:
-        return path.stat().st_size == size
-    except OSError:
-        return False
+    on_disk = (shard_id for shard_id in shards if (out / shard_id.file).is_file())
+    return {i: shards[i] for i in on_disk if (out / i.file).stat().st_size == shards[i].size_bytes}
 
 
 def missing_parts(dataset: Path, num_parts: int) -> list[int]:
@@ -248,7 +238,9 @@ def finish(out: Path, *, show_progress: bool) -> DatasetInfo:
     building = out / BUILDING
     head = load_document(building / "head.json", DatasetHead)
     infos: dict[SplitName, SplitInfo] = {}
-    with _no_part_at_work(out):
+    with ExitStack() as stack:
+        for journal in building.glob("part-*.jsonl"):  # none may be at work
+            _lock(stack, journal, out)
         written = written_shards(out)
         layouts = _layouts(out)
         ids = _all_ids(layouts)
@@ -272,14 +264,6 @@ def finish(out: Path, *, show_progress: bool) -> DatasetInfo:
         write_json(out / "dataset.json", info.model_dump())
         remove_leftovers(out)
     return info
-
-
-@contextmanager
-def _no_part_at_work(out: Path) -> Generator[None]:
-    with ExitStack() as stack:
-        for journal in (out / BUILDING).glob("part-*.jsonl"):
-            _lock(stack, journal, out)
-        yield
 
 
 def _refuse_missing(out: Path, missing: list[ShardId], ids: list[ShardId]) -> None:

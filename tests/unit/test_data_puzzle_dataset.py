@@ -212,22 +212,19 @@ def test_selection_is_of_the_training_puzzles_alone(
 
 
 def test_new_puzzles_are_distinct_and_fewer_are_a_prefix_of_more(tmp_path: Path) -> None:
-    few, many = (
-        generated.generate(
-            SudokuType(4), 0, "train", count, tmp_path, Part(), 1, show_progress=False
-        )
-        for count in (70, 300)
-    )  # fmt: skip
+    blocks = generated.Blocks(SudokuType(4), 0, "train", tmp_path)
+    few, many = (generated.generate(blocks, count, Part(), 1, show_progress=False) for count in (70, 300))
     assert len(np.unique(SudokuType(4).same_keys(many))) == 300
     np.testing.assert_array_equal(few, many[:70])
 
 
 def test_more_new_puzzles_than_there_are_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generated, "_MAX_REPEATS", 50)
+    blocks = generated.Blocks(SudokuType(4), 0, "train", tmp_path)
     with pytest.raises(
         InputError, match=r"3000 train puzzles of kind sudoku and side 4: only [0-9]+ different"
     ):
-        generated.generate(SudokuType(4), 0, "train", 3000, tmp_path, Part(), 1, show_progress=False)
+        generated.generate(blocks, 3000, Part(), 1, show_progress=False)
 
 
 def test_new_puzzles_make_datasets(puzzle_type: PuzzleType, tmp_path: Path) -> None:

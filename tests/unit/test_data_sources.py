@@ -8,6 +8,7 @@ from data_pipeline.arc import sources as arc
 from data_pipeline.arc.json_format import parse_task
 from data_pipeline.arc.task import Task
 from data_pipeline.base.errors import InputError
+from data_pipeline.kind import split_role
 
 GRID = [[0, 1], [2, 3]]
 TASK = {"train": [{"input": GRID, "output": [[5]]}], "test": [{"input": GRID, "output": [[7]]}]}
@@ -51,7 +52,7 @@ def test_a_folder_given_as_a_dot_goes_by_its_name(tmp_path: Path, monkeypatch: p
 def test_a_suffix_overrides_what_the_names_say(tmp_path: Path, suffix: str, expected: bool) -> None:
     write(tmp_path / "training/a.json", TASK)
     write(tmp_path / "evaluation/b.json", TASK)
-    path, role = arc.split_role(f"{tmp_path}{suffix}")
+    path, role = split_role(f"{tmp_path}{suffix}")
     assert held_out(arc.from_path(path, role)) == {"a": expected, "b": expected}
 
 
