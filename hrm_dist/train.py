@@ -48,7 +48,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="print the resolved configuration, parameters and memory; do nothing",
     )
-    return parser.parse_intermixed_args(arguments)  # options may stand between the overrides
+    return parser.parse_intermixed_args(arguments)  # options may come between the overrides
 
 
 def dry_run(config: TrainConfig) -> str:

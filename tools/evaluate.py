@@ -151,7 +151,7 @@ def main() -> int:
             num_there = sum(path.exists() for path in files)
             collectives.announce(
                 f"stopped by {stop.signal_name or 'a signal to another process'}; {num_there} of {len(files)} files of "
-                f"{out} are there, and the same command goes on"
+                f"{out} are there, and the same command resumes"
             )
             return EXIT_INTERRUPTED
         if world.is_main:

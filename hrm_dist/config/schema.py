@@ -213,7 +213,7 @@ class TrainConfig(Strict):
     """auto: from the run folder's latest checkpoint, if any; never; or the path of a checkpoint."""
 
     max_skipped_updates: int | None = Field(default=10, ge=1)
-    """Stop after so many updates in a row were skipped as loss or gradient was not finite; null: never."""
+    """Stop when this many updates in a row were skipped because loss or gradient was not finite; null: never."""
     timeout_s: float = Field(default=1800.0, gt=0)
     """Seconds that a process waits for the others before it gives up."""
 

@@ -15,7 +15,7 @@ from hrm_dist.tensor_shards import TensorShard, partition_by_size
 
 # DDP checks that the return annotation is this very one.
 def _sum_gradients(_state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """Gradients of the ranks add up: each rank's loss is already divided by the global batch size."""
+    """Add up the gradients of the ranks: each rank's loss is already divided by the global batch size."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     return work.get_future().then(lambda future: future.value()[0])

@@ -103,7 +103,7 @@ def _refuse_other_cut(out: Path, known: Evaluation, num_parts: int) -> None:
     if rows != known.rows_per_file:
         raise InputError(
             f"{out}: was begun with {known.rows_per_file:,} predictions per file, but {num_parts} parts would have "
-            f"{rows:,}; go on with as many parts as before, or with one command without --part, or choose another "
+            f"{rows:,}; resume with as many parts as before, or with one command without --part, or choose another "
             "--out."
         )
 

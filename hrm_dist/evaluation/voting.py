@@ -266,7 +266,7 @@ class VoteCounter:
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """In float64, which still orders logits far from 0; NaN, from a diverged model, counts as 0."""
+    """Compute it in float64, which still orders logits far from 0; NaN, from a diverged model, counts as 0."""
     with np.errstate(over="ignore"):
         return np.nan_to_num(1.0 / (1.0 + np.exp(-logits.astype(np.float64))), nan=0.0)
 

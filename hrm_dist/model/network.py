@@ -32,7 +32,7 @@ RECURRENCES: dict[str, type[Recurrence]] = {
 
 
 class Segment(NamedTuple):
-    """What one segment gives."""
+    """What one segment computes."""
 
     states: States  # [B, S, D] each, with gradient
     logits: Tensor | None  # [B, T, V]; None when only the Q-values were asked for

@@ -66,8 +66,8 @@ class RowGradients(NamedTuple):
 class PuzzleEmbedding(nn.Module):
     """This rank's rows of the table in `weights`, [rows, D] float32, all zero at first.
 
-    A block of the table has one more row at its end, which stands for all rows of other ranks: it is read and
-    written in their place, and its content means nothing.
+    A block of the table has one more row at its end, a stand-in for all rows of other ranks: it is read and
+    written in place of theirs, and its content means nothing.
     """
 
     weights: Tensor

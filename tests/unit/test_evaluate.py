@@ -252,7 +252,7 @@ def test_a_number_of_parts_that_cuts_files_otherwise_is_refused(
     assert run(checkpoint, out, *few, "--part", "0/9") == 0  # 2 rows a file, as with 10
     assert run(checkpoint, out, *few, "--part", "5/6") == 2
     message = (
-        "begun with 2 predictions per file, but 6 parts would have 3; go on with as many parts as before"
+        "begun with 2 predictions per file, but 6 parts would have 3; resume with as many parts as before"
     )
     assert message in capsys.readouterr().err
     with pytest.raises(InputError, match=message):
@@ -305,7 +305,7 @@ def test_parts_that_start_at_once_agree_on_one_record(tmp_path: Path) -> None:
             assert sizes in ({300}, {200})
             refusals = [outcome for outcome in outcomes if isinstance(outcome, str)]
             assert len(refusals) == 2
-            assert all("go on with as many parts as before" in refusal for refusal in refusals)
+            assert all("resume with as many parts as before" in refusal for refusal in refusals)
             assert [path.name for path in out.iterdir()] == ["evaluation.json"]
 
 
@@ -333,7 +333,7 @@ def test_a_signal_stops_an_evaluation_after_a_complete_file(
     assert len(files) < parts
     name = signal.Signals(number).name
     message = (
-        f"stopped by {name}; {len(files)} of {parts} files of {out} are there, and the same command goes on"
+        f"stopped by {name}; {len(files)} of {parts} files of {out} are there, and the same command resumes"
     )
     assert message in finished.output
     assert "Traceback" not in finished.output

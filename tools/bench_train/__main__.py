@@ -141,7 +141,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--memory", action="store_true", help="measure the peak of the activations instead")
     parser.add_argument("--checkpoint", action="store_true", help="measure what a checkpoint costs instead")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw what --memory measures")
-    return parser.parse_intermixed_args(arguments)  # options may stand between the settings
+    return parser.parse_intermixed_args(arguments)  # options may come between the settings
 
 
 if __name__ == "__main__":

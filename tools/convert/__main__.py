@@ -46,7 +46,7 @@ def _parse() -> argparse.Namespace:
     _add_export_arguments(commands.add_parser("export", help=what, description=what))
     what = "Make a checkpoint (step 0) of published weights; key=value are settings over those of the configuration."
     _add_import_arguments(commands.add_parser("import", help=what, description=what))
-    # Settings may stand between the options, which argparse allows no argument of a subcommand.
+    # Settings may come between the options, which argparse allows no argument of a subcommand.
     options, rest = parser.parse_known_args()
     misplaced = [
         text for text in rest if text.startswith("-") or "=" not in text or options.command == "export"
