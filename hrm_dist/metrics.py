@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hrm_dist.model.losses import total_loss
 
 Row = dict[str, float | int | str]
 
-# The order of sums in checkpoints; whatever else `act_loss` returns comes behind.
+# In the order of checkpoints that do not name their sums; whatever else `act_loss` returns comes behind.
 _FIRST_SUMS = (
     "num_steps", "count", "accuracy", "exact_accuracy", "q_halt_accuracy", "steps",
     "lm_loss", "q_halt_loss", "q_continue_loss", "skipped_updates",
@@ -32,18 +32,16 @@ class MetricSums:
     """Sums of all metrics over the steps since the last logged row; nothing waits for the device before `row`."""
 
     def __init__(self, device: torch.device) -> None:
-        self._names = list(_FIRST_SUMS)
-        self.values = torch.zeros(len(self._names), dtype=torch.float64, device=device)
+        self.names: list[str] = list(_FIRST_SUMS)
+        self.values = torch.zeros(len(self.names), dtype=torch.float64, device=device)
 
     def add(self, metrics: dict[str, Tensor], update_applied: Tensor) -> None:
         """Add a step's sums if its update was applied (bool, on the device): others are not finite, and counted."""
-        self._names += [name for name in metrics if name not in self._names]
-        missing = max(0, len(self._names) - len(self.values))
-        self.values = torch.cat((self.values, self.values.new_zeros(missing)))
+        self._extend([name for name in metrics if name not in self.names])
         zero = self.values.new_zeros(())
         share = zero + 1 / collectives.world_size()
         values, of_skipped = (
-            torch.stack([step.get(name, zero).to(torch.float64) for name in self._names])
+            torch.stack([step.get(name, zero).to(torch.float64) for name in self.names])
             for step in ({"num_steps": share, **metrics}, {"skipped_updates": share})
         )
         self.values += torch.where(update_applied, values, of_skipped)
@@ -52,13 +50,16 @@ class MetricSums:
         """Return the sums over all ranks."""
         return collectives.sum_over_ranks(self.values).tolist()
 
-    def load(self, values: Tensor) -> None:
-        """Take over this rank's share of sums, in a checkpoint's order; old ones have no `skipped_updates`.
+    def _extend(self, names: Sequence[str]) -> None:
+        """Begin sums for names that have none yet."""
+        self.names += names
+        self.values = torch.cat((self.values, self.values.new_zeros(len(names))))
 
-        Names of metrics that came behind follow from the next step, which returns them in the same order.
-        """
-        missing = max(0, len(self._names) - len(values))
-        self.values = torch.cat((values.to(self.values), self.values.new_zeros(missing)))
+    def load(self, values: Tensor, names: Sequence[str] = ()) -> None:
+        """Take over this rank's share of the sums of these names; a checkpoint without names has the first ones."""
+        self.names = list(names or _FIRST_SUMS)[: len(values)]
+        self.values = values.to(self.values)
+        self._extend([name for name in _FIRST_SUMS if name not in self.names])
 
     def row(self, global_batch_size: int) -> Row:
         """Return averages over the steps summed up, over all ranks, and start anew.
@@ -66,7 +67,7 @@ class MetricSums:
         Losses are per sequence of the global batch (not a number where no update was applied), all other metrics per
         sequence that halted (0 when none did).
         """
-        sums = dict(zip(self._names, self.total(), strict=False))  # the last may have no name yet
+        sums = dict(zip(self.names, self.total(), strict=True))
         self.values.zero_()
         skipped, count = sums.pop("skipped_updates"), sums.pop("count")
         sequences, halted = round(sums.pop("num_steps")) * global_batch_size or math.nan, max(count, 1)

@@ -73,6 +73,8 @@ class CheckpointState(Strict):
     """What bit-for-bit equality depends on: versions, threads, device."""
     metric_sums: list[float]
     """Over all ranks, since the last logged row; each rank's own are in its file."""
+    metric_names: tuple[str, ...] = ()
+    """What they are sums of."""
     best_score: float | None
     evaluation_is_due: bool = False
     """Whether a signal stopped the evaluation of this step, so that it is the first thing to do."""

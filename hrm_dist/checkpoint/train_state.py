@@ -46,6 +46,7 @@ class TrainState:
             dataset=dataset,
             environment=environment(self._config, self._world.device),
             metric_sums=self.sums.total(),
+            metric_names=tuple(self.sums.names),
             best_score=self.best_score,
             evaluation_is_due=self.evaluation_is_due,
         )
@@ -110,6 +111,6 @@ class TrainState:
             if device.type == "cuda" and cuda in opened.shapes:
                 torch.cuda.set_rng_state(opened.tensor(cuda).clone(), device)
         if any(total) and is_same:
-            self.sums.load(opened.tensor(f"rank.metric_sums.{rank}"))
+            self.sums.load(opened.tensor(f"rank.metric_sums.{rank}"), opened.state.metric_names)
         elif any(total) and self._world.is_main:
-            self.sums.load(torch.tensor(total, dtype=torch.float64))
+            self.sums.load(torch.tensor(total, dtype=torch.float64), opened.state.metric_names)

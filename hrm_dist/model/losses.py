@@ -3,8 +3,8 @@
 Shapes: B sequences, T tokens, V vocabulary.
 """
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -36,7 +36,21 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     )
 
 
-LOSSES = {"stablemax_cross_entropy": stablemax_cross_entropy, "softmax_cross_entropy": softmax_cross_entropy}
+class Loss(NamedTuple):
+    """A loss of the answer, and the bytes that it keeps for the backward pass (see memory_estimate)."""
+
+    cross_entropy: Callable[[Tensor, Tensor], Tensor]
+    """Logits [B, T, V] and labels [B, T] to the loss of each token, [B, T]."""
+    bytes_per_logit: int
+    bytes_per_token: int
+
+
+LOSSES = {
+    # Of each logit two float64 and a bool; of each token its input and label, two float64 and a bool.
+    "stablemax_cross_entropy": Loss(stablemax_cross_entropy, 17, 29),
+    # Of each logit a float32; of each token its input and label.
+    "softmax_cross_entropy": Loss(softmax_cross_entropy, 4, 12),
+}
 
 
 def act_loss(carry: Carry, outputs: dict[str, Tensor], loss_type: str) -> tuple[Tensor, dict[str, Tensor]]:
@@ -64,7 +78,7 @@ def act_loss(carry: Carry, outputs: dict[str, Tensor], loss_type: str) -> tuple[
             "q_halt_accuracy": (counted & ((q_halt_logits >= 0) == all_right)).sum(),
             "steps": torch.where(counted, carry.steps, 0).sum(),
         }
-    lm_loss = (LOSSES[loss_type](outputs["logits"], labels) / divisor[:, None]).sum()
+    lm_loss = (LOSSES[loss_type].cross_entropy(outputs["logits"], labels) / divisor[:, None]).sum()
     q_halt_loss = _q_loss(q_halt_logits, all_right.to(q_halt_logits.dtype))
     terms = {"lm_loss": lm_loss, "q_halt_loss": q_halt_loss}
     if "target_q_continue" in outputs:

@@ -8,6 +8,7 @@ from hrm_dist.config import ArchConfig, TrainConfig
 from hrm_dist.config.architectures import level_runs
 from hrm_dist.distributed.process_group import World
 from hrm_dist.model.layers import DTYPES, Block
+from hrm_dist.model.losses import LOSSES
 from hrm_dist.model.network import Network
 from hrm_dist.model.puzzle_embedding import place_table
 
@@ -100,9 +101,7 @@ def activation_bytes(
     """Return the bytes that one sequence keeps for the backward pass, uncompiled, to about 1%.
 
     Every run of a block with gradient keeps its own, or its input alone where it is computed again. The lm_head keeps
-    its input, a copy behind a prefix; the Q-head the answer's state whole. The loss keeps of each logit, under
-    stablemax, two float64 and a bool, under softmax a float32; of each token its input and label, under stablemax
-    two float64 and a bool more.
+    its input, a copy behind a prefix; the Q-head the answer's state whole. What the loss keeps, it says itself.
     """
     seq_len, state = metadata.seq_len, DTYPES[arch.forward_dtype].itemsize * arch.hidden_size
     num_positions = arch.prefix_len + seq_len
@@ -111,5 +110,5 @@ def activation_bytes(
         for block, runs in _blocks(arch, metadata)
     )
     heads = state * (num_positions + (seq_len if arch.prefix_len else 0))
-    per_logit, per_token = (17, 29) if arch.loss_type == "stablemax_cross_entropy" else (4, 12)
-    return blocks + heads + seq_len * (per_logit * metadata.vocab_size + per_token)
+    loss = LOSSES[arch.loss_type]
+    return blocks + heads + seq_len * (loss.bytes_per_logit * metadata.vocab_size + loss.bytes_per_token)

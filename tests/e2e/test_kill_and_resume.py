@@ -248,7 +248,9 @@ def as_an_earlier_version_saved_it(run: Path, sums: dict[str, float]) -> None:
     tensors["rank.metric_sums.0"] = values
     save_file(tensors, file)
     digests = state.sha256 | {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
-    fields = state.model_dump(exclude={"evaluation_is_due", "own_sha256", "sha256", "metric_sums"})
+    fields = state.model_dump(
+        exclude={"evaluation_is_due", "own_sha256", "sha256", "metric_sums", "metric_names"}
+    )
     state = CheckpointState(**fields, own_sha256="", sha256=digests, metric_sums=values.tolist())
     state = state.model_copy(update={"own_sha256": state.digest()})
     (path / "state.json").write_text(state.model_dump_json(exclude_unset=True))

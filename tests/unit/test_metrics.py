@@ -1,12 +1,14 @@
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
+from hrm_dist.config import ArchConfig
 from hrm_dist.metrics import JsonLines, MetricSums
 from hrm_dist.model import build_model
-from hrm_dist.model.losses import act_loss
+from hrm_dist.model.losses import LOSSES, act_loss
 from tests.unit.models import METADATA, arch_of, let_halting_vary, random_batch
 
 APPLIED = torch.tensor(True)
@@ -100,6 +102,10 @@ def test_the_logged_loss_is_the_one_that_is_differentiated() -> None:
     assert sums.row(global_batch_size=4)["train/loss"] == pytest.approx(loss.item() / 4)
 
 
+def test_every_loss_that_a_configuration_may_name_exists() -> None:
+    assert set(LOSSES) == set(get_args(ArchConfig.model_fields["loss_type"].annotation))
+
+
 NEW_METRICS = {"lm_loss": 8.0, "q_halt_loss": 1.0, "count": 2.0, "right_rows": 3.0, "entropy_loss": 4.0}
 
 
@@ -118,9 +124,26 @@ def test_a_new_metric_of_the_loss_is_summed_and_logged() -> None:
 def test_sums_of_a_new_metric_survive_a_resume() -> None:
     before, after = MetricSums(torch.device("cpu")), MetricSums(torch.device("cpu"))
     before.add(as_tensors(NEW_METRICS), APPLIED)
-    after.load(before.values)
+    after.load(before.values, before.names)
     after.add(as_tensors(NEW_METRICS), APPLIED)
     assert after.row(global_batch_size=4)["train/right_rows"] == 6 / 4
+
+
+def test_sums_belong_to_their_names_whatever_the_order() -> None:
+    before, after = MetricSums(torch.device("cpu")), MetricSums(torch.device("cpu"))
+    before.add(as_tensors({"count": 1, "cells": 5, "rows": 7}), APPLIED)
+    after.load(before.values, before.names)
+    after.add(as_tensors({"count": 1, "rows": 1, "cells": 2}), APPLIED)
+    row = after.row(global_batch_size=4)
+    assert (row["train/cells"], row["train/rows"]) == (7 / 2, 8 / 2)
+
+
+def test_a_metric_that_is_gone_does_not_stop_a_resume() -> None:
+    before, after = MetricSums(torch.device("cpu")), MetricSums(torch.device("cpu"))
+    before.add(as_tensors({"count": 1, "gone": 5, "lm_loss": 8.0}), APPLIED)
+    after.load(before.values, before.names)
+    after.add(as_tensors({"count": 1, "lm_loss": 8.0}), APPLIED)
+    assert after.row(global_batch_size=4)["train/lm_loss"] == 2.0
 
 
 def test_sums_start_anew_after_a_row() -> None:
