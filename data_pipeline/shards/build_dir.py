@@ -205,8 +205,12 @@ def written_shards(out: Path) -> dict[ShardId, ShardIndex]:
                 raise InputError(
                     f"{journal}: damaged ({reason_of(error)}); delete it and build its part again."
                 ) from None
-    on_disk = (shard_id for shard_id in shards if (out / shard_id.file).is_file())
-    return {i: shards[i] for i in on_disk if (out / i.file).stat().st_size == shards[i].size_bytes}
+    found: dict[ShardId, ShardIndex] = {}
+    for shard_id, index in shards.items():
+        with suppress(OSError):
+            if (out / shard_id.file).stat().st_size == index.size_bytes:
+                found[shard_id] = index
+    return found
 
 
 def missing_parts(dataset: Path, num_parts: int) -> list[int]:
