@@ -22,6 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import exit_code
 from launch.jobs import queue, spec
 from launch.jobs.cluster import Cluster, load_cluster
@@ -38,12 +39,8 @@ _KINDS = {
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return the launcher's own options, and what is for the command that the jobs run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.submit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("launch.submit", __doc__)
+    parser.allow_abbrev = False
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, (text, usage) in _KINDS.items():
         usage = f"python -m launch.submit {kind} {usage} [options below]"
@@ -74,9 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked = spec.training(rest, cluster)
     else:
         asked = (spec.build if options.kind == "build" else spec.evaluation)(rest, options.parts, cluster)
-    again = [
-        word for word in arguments if word not in ("--dry-run", "--wait", "--retry-failed", "resume=never")
-    ]
+    once = ("--dry-run", "--wait", "--retry-failed", "resume=never")
+    again = [word for word in arguments if word not in once]
     asked = asked._replace(resubmit=[*again, *(["--retry-failed"] if asked.is_array else [])])
     job_ids = queue.submit(asked, cluster, dry_run=options.dry_run, retry=given.get("retry_failed", False))
     runs_here = asked.is_array and cluster.cluster == "local"

@@ -8,7 +8,6 @@ Start it as training will be started. Every line is ok, warn (works, perhaps not
 Exit codes: 0 nothing failed, 1 something did.
 """
 
-import argparse
 import json
 import socket
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import exit_code
 from launch.doctor import local_checks
 from launch.doctor.results import CheckResult, Result, Results, failure, merged, ok, run, warn
@@ -56,11 +56,7 @@ class _Report:
 
 def main() -> int:
     """Make all checks; the processes end with the same exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.doctor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("launch.doctor", __doc__)
     dir_help = "a folder that all nodes should share, for data or runs; may be repeated (the current folder)"
     parser.add_argument("--dir", type=Path, action="append", metavar="DIR", help=dir_help)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")

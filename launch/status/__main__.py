@@ -19,7 +19,6 @@ From the files of the folders, and from squeue where there is Slurm. States:
 The time left is from the last speed, without evaluations. Exit codes: 0, or 2 if a folder is not one of a run.
 """
 
-import argparse
 import json
 import shutil
 import signal
@@ -28,18 +27,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.table import table
 from launch.status.collect import RunSummary, is_known_folder, known_folders, summaries_of
 from launch.status.run_state import summary as summary_of_parts
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.status",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print what is known of each folder."""
+    parser = command_parser("launch.status", __doc__)
     add = parser.add_argument
     add("runs", type=Path, nargs="*", metavar="RUN", help="folder of a run, or with jobs")
     add("--all", type=Path, nargs="?", const=Path("runs"), metavar="ROOT", help="all below a folder (runs)")
@@ -47,12 +44,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not options.runs and options.all is None:
         parser.error("give the folder of a run, or --all")
-    return options
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what is known of each folder."""
-    options = _parse(arguments)
     summaries, problems = summaries_of(_folders(options.runs, options.all))
     for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)
