@@ -17,7 +17,7 @@ from hrm_dist.checkpoint import resume
 from hrm_dist.checkpoint.reader import dataset_identity
 from hrm_dist.checkpoint.train_state import TrainState
 from hrm_dist.checkpoint.writer import CheckpointWriter
-from hrm_dist.config import ConfigError, TrainConfig
+from hrm_dist.config import ConfigError, TrainConfig, sequences_per_process
 from hrm_dist.distributed import collectives
 from hrm_dist.distributed.preemption import PreemptionHandler
 from hrm_dist.distributed.process_group import World, report_step
@@ -94,19 +94,13 @@ class Trainer:
         )
 
     def _check_sizes(self) -> None:
-        config, world_size = self.config, self.world.world_size
+        config = self.config
         if self.schedule.total_steps < 1:
             raise ConfigError(
                 f"epochs={config.epochs}: so few passes over {self.reader.metadata.total_groups} groups fill no "
                 f"batch of global_batch_size={config.global_batch_size}; raise epochs or lower the batch size."
             )
-        size, num = config.global_batch_size // world_size, config.gradient_accumulation_steps
-        if size % num:
-            raise ConfigError(
-                f"gradient_accumulation_steps={num}: the {size} sequences of a process (global_batch_size="
-                f"{config.global_batch_size} over {world_size}) do not divide into as many parts; choose a divisor "
-                f"of {size}."
-            )
+        sequences_per_process(config, self.world.world_size)
 
     # The loop
 

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.models import Strict
 from data_pipeline.build_spec import BuildSpec
+from data_pipeline.sampler import check_divisible
 from hrm_dist.config.aliases import ALIASES
 from hrm_dist.config.architectures import ARCHITECTURES, Architecture, problems
 from hrm_dist.config.loader import Settings
@@ -277,6 +278,19 @@ def total_steps(config: TrainConfig, metadata: "DatasetMetadata") -> int:
     return int(
         config.epochs * metadata.total_groups * metadata.mean_puzzle_examples / config.global_batch_size
     )
+
+
+def sequences_per_process(config: TrainConfig, world_size: int) -> int:
+    """Return how many sequences of a batch a process gets. Raise InputError unless all get as many, in equal parts."""
+    check_divisible(config.global_batch_size, world_size)
+    size, num = config.global_batch_size // world_size, config.gradient_accumulation_steps
+    if size % num:
+        raise ConfigError(
+            f"gradient_accumulation_steps={num}: the {size} sequences of a process (global_batch_size="
+            f"{config.global_batch_size} over {world_size}) do not divide into as many parts; choose a divisor "
+            f"of {size}."
+        )
+    return size
 
 
 def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:

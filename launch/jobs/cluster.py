@@ -23,6 +23,10 @@ _OWN_OPTIONS = {
     "array", "chdir", "dependency", "error", "gpus-per-node", "job-name", "no-requeue", "nodes", "ntasks",
     "ntasks-per-node", "open-mode", "output", "parsable", "requeue", "signal", "test-only", "time", "wait", "wrap",
 }  # fmt: skip
+# Keys that submitit calls as we do.
+_SAME_NAMES = {
+    "nodes", "cpus_per_task", "partition", "account", "qos", "constraint", "exclude", "array_parallelism",
+}  # fmt: skip
 # A signal that comes before Python can handle it must not kill the job: Slurm would not start it again.
 _UNTIL_HANDLED = """sh -c 'trap "" TERM USR2; exec "$0" "$@"' """
 
@@ -96,10 +100,6 @@ class Cluster(Strict):
     def num_tasks_per_node(self) -> int:
         return self.tasks_per_node or self.gpus_per_node or 1
 
-    @property
-    def num_processes(self) -> int:
-        return self.nodes * self.num_tasks_per_node
-
 
 def load_cluster(profile: Path | None, given: Mapping[str, object]) -> Cluster:
     """Return a profile's values with those `given` over them. Raise ConfigError with every problem."""
@@ -136,18 +136,8 @@ def executor(cluster: Cluster, folder: Path, name: str, after: str | None = None
     if after is not None:
         options |= {"dependency": after, "kill-on-invalid-dep": "yes"}
     slurm = submitit.SlurmExecutor(folder, max_num_timeout=_MAX_TIMEOUTS, python=python)
-    same_names = {
-        "nodes",
-        "cpus_per_task",
-        "partition",
-        "account",
-        "qos",
-        "constraint",
-        "exclude",
-        "array_parallelism",
-    }
     slurm.update_parameters(
-        **cluster.model_dump(include=same_names),
+        **cluster.model_dump(include=_SAME_NAMES),
         job_name=name,
         time=cluster.limit_min,
         ntasks_per_node=cluster.num_tasks_per_node,

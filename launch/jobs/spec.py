@@ -9,11 +9,10 @@ from typing import NamedTuple
 from data_pipeline import build as data_build
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import Part
-from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import NOTHING_HELD_OUT, load_dataset_info
 from data_pipeline.shards import build_dir
 from hrm_dist import run_lock
-from hrm_dist.config import TrainConfig, load_config, to_yaml, total_steps
+from hrm_dist.config import TrainConfig, load_config, sequences_per_process, to_yaml, total_steps
 from launch.jobs.cluster import Cluster
 from launch.jobs.log import Kind, jobs_folder
 
@@ -66,12 +65,8 @@ def training(rest: Sequence[str], cluster: Cluster) -> JobSpec:
 
 
 def _check_training(config: TrainConfig, cluster: Cluster) -> list[str]:
-    num_processes = cluster.num_processes
-    check_divisible(config.global_batch_size, num_processes)
-    size = config.global_batch_size // num_processes
-    if size % config.gradient_accumulation_steps:
-        key = f"gradient_accumulation_steps={config.gradient_accumulation_steps}"
-        raise InputError(f"{key}: does not divide the {size} sequences of a process; choose a divisor.")
+    num_processes = cluster.nodes * cluster.num_tasks_per_node
+    size = sequences_per_process(config, num_processes)
     if config.device == "cuda" and not cluster.gpus_per_node:
         raise InputError("device=cuda, but gpus_per_node=0: give --gpus-per-node, or set device=cpu.")
     if config.device == "cpu" and cluster.gpus_per_node:
