@@ -43,6 +43,10 @@ class Queue(NamedTuple):
     host: str  # this machine, whose processes are known
     problem: str = ""  # Slurm's words where it does not answer
 
+    def is_live(self, job_id: str) -> bool:
+        """Return whether a job waits or runs."""
+        return job_id in self.jobs and self.jobs[job_id].is_live
+
 
 def ask_queue(events: Sequence[Event]) -> Queue:
     """Ask for all jobs that have these events: Slurm once, and only if some may be its own."""
@@ -66,14 +70,16 @@ def ask_queue(events: Sequence[Event]) -> Queue:
 def job_state(events: Sequence[Event], queue: Queue) -> State:
     """Return the state of what one job after another works on, from their events alone."""
     last_of = {event.job_id: event for event in events}
-    live = [queue.jobs[job_id] for job_id in last_of if _lives(queue.jobs.get(job_id), last_of[job_id])]
-    for job in sorted(live, key=lambda job: not job.runs):
-        if not job.runs:
+    live = [(queue.jobs[job_id], last) for job_id, last in last_of.items() if queue.is_live(job_id)]
+    for job, last in sorted(live, key=lambda one: not one[0].runs):
+        if not job.runs:  # after its end, it was put back by whomever
             reason = job.reason if job.state == "PENDING" else job.state
             return State("queued", reason if reason != "None" else "", job.job_id)
-        if isinstance(last_of[job.job_id], Ended):
+        if isinstance(last, Ended) and last.requeued:
             return State("going back to the queue", job_id=job.job_id)
-        detail = "starting" if isinstance(last_of[job.job_id], Submitted) else ""
+        if isinstance(last, Ended):  # for a moment after its end Slurm still calls a job running
+            continue
+        detail = "starting" if isinstance(last, Submitted) else ""
         return State("running", detail if job.state == "RUNNING" else job.state, job.job_id)
     if not events:
         return State("not started")
@@ -81,13 +87,6 @@ def job_state(events: Sequence[Event], queue: Queue) -> State:
     local = {e.job_id: e.host for e in events if isinstance(e, Submitted) and e.cluster == "local"}
     is_gone = local[last.job_id] == queue.host if last.job_id in local else queue.slurm_answered
     return _state_of_gone(last, queue.jobs.get(last.job_id), is_gone)
-
-
-def _lives(job: QueuedJob | None, last: Event) -> bool:
-    if job is None or not job.is_live:
-        return False
-    # For a moment after its end Slurm still calls a job running. One that waits was put back, by whomever.
-    return not job.runs or not isinstance(last, Ended) or last.requeued
 
 
 def _state_of_gone(last: Event, job: QueuedJob | None, is_gone: bool) -> State:

@@ -6,7 +6,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -34,8 +34,7 @@ _POLL_S = 5.0
 
 def submit(spec: JobSpec, cluster: Cluster, *, dry_run: bool, retry: bool) -> list[str]:
     """Check, queue and record what is missing, and what joins the parts; return the ids. Raise InputError."""
-    live = _live_jobs(spec)
-    to_run = _parts_to_run(spec, live, retry=retry)
+    live, to_run = _parts_to_run(spec, retry=retry)
     script = "\n".join(f"runs       python -m {shlex.join(spec.parts[part])}" for part in to_run)
     if cluster.cluster == "slurm":
         script = "\n" + _check_with_slurm(spec, cluster, len(to_run))
@@ -75,25 +74,23 @@ def submit(spec: JobSpec, cluster: Cluster, *, dry_run: bool, retry: bool) -> li
     return job_ids
 
 
-def _live_jobs(spec: JobSpec) -> Mapping[str, Submitted]:
-    """Return the jobs of the folder that wait or run. Raise InputError where a training has one."""
+def _parts_to_run(spec: JobSpec, *, retry: bool) -> tuple[list[str], list[int]]:
+    """Return the jobs of the folder that wait or run, and the missing parts that none of them makes.
+
+    Raise InputError where a training has such a job, and where parts were, or were not, submitted before.
+    """
     events = log.read(spec.folder)
     queue = ask_queue(events)
     if queue.problem:
         raise slurm.SlurmError(queue.problem)
-    submitted = {event.job_id: event for event in events if isinstance(event, Submitted)}
-    live = {i: e for i, e in submitted.items() if i in queue.jobs and queue.jobs[i].is_live}
-    for job_id in live if not spec.is_array else ():
-        remedy = "wait for it, end it (`scancel`, or `kill` of a local one), or choose another folder"
-        state = queue.jobs[job_id].state
-        raise InputError(f"{spec.folder}: job {job_id} is {state} for this folder; {remedy}.")
-    return live
-
-
-def _parts_to_run(spec: JobSpec, live: Mapping[str, Submitted], *, retry: bool) -> list[int]:
+    before = [event for event in events if isinstance(event, Submitted)]
+    live = {e.job_id: e for e in before if queue.is_live(e.job_id)}
     if not spec.is_array:
-        return spec.missing
-    before = [event for event in log.read(spec.folder) if isinstance(event, Submitted)]
+        for job_id in live:
+            remedy = "wait for it, end it (`scancel`, or `kill` of a local one), or choose another folder"
+            state = queue.jobs[job_id].state
+            raise InputError(f"{spec.folder}: job {job_id} is {state} for this folder; {remedy}.")
+        return [], spec.missing
     if before and not retry:
         reason = f"was submitted before (job {before[-1].job_id})"
         raise InputError(f"{spec.folder}: {reason}; --retry-failed submits the parts that are not done.")
@@ -104,7 +101,7 @@ def _parts_to_run(spec: JobSpec, live: Mapping[str, Submitted], *, retry: bool) 
         before_in = f"was submitted with --parts {', '.join(sorted(counts))}"
         raise InputError(f"--parts {len(spec.parts)}: {spec.folder} {before_in}; give the same number.")
     running = {event.command[-1] for event in live.values()}
-    return [part for part in spec.missing if spec.parts[part][-1] not in running]
+    return list(live), [part for part in spec.missing if spec.parts[part][-1] not in running]
 
 
 def _check_with_slurm(spec: JobSpec, cluster: Cluster, num_jobs: int) -> str:
@@ -231,9 +228,7 @@ def wait(spec: JobSpec, job_ids: Sequence[str]) -> int:
             print(f"squeue says {queue.problem}", flush=True)
         for job_id in [] if queue.problem else pending:
             own = [event for event in events if event.job_id == job_id]
-            if (
-                job_id in queue.jobs and queue.jobs[job_id].is_live
-            ):  # also after its last word: it may be put back
+            if queue.is_live(job_id):  # also after its last word: it may be put back
                 gone_since.pop(job_id, None)
                 state = str(job_state(own, queue))
             elif own and isinstance(own[-1], Ended) and not own[-1].requeued:
