@@ -72,33 +72,26 @@ def queued_jobs(job_ids: Collection[str]) -> dict[str, QueuedJob]:
     return {job.job_id: job for job in jobs if re.split(r"[_+]", job.job_id)[0] in wanted}
 
 
-# What Slurm says, what to do then, and what of `sinfo --format` helps to do it. The first that occurs counts.
-_PARTITIONS, _NODES = "%R (limit %l, %D nodes)", "%R: %D with %c CPUs, %m MB, GPUs %G"
-_REMEDIES = (
-    (
-        "invalid partition|time limit|node count",
-        "none that is open to you allows it; partitions",
-        _PARTITIONS,
-    ),
-    ("node configuration|generic resource|gres|tres|trackable|memory", "no node has all that; nodes", _NODES),
-    ("array specification", "fewer --parts: `scontrol show config` says MaxArraySize", ""),
-    (
-        "account|association|qos",
-        "`sacctmgr show assoc user=$USER format=account,partition,qos` lists yours",
-        "",
-    ),
-    ("feature|constraint", "no node has such features: `sinfo -o '%N %f'` lists them", ""),
-    ("node name|node list", "--exclude names a node that is not there; `sinfo -N` lists them", ""),
-    ("unable to contact|refused|timed out", "Slurm's controller does not answer; `scontrol ping`", ""),
-    ("chdir|no such file", "the folder is not there for Slurm; submit from one that all nodes share", ""),
-)
+# What Slurm says, and what to do then. The first that occurs counts.
+_REMEDIES = {
+    "invalid partition|time limit|node count": "none that is open to you allows it; partitions",
+    "node configuration|generic resource|gres|tres|trackable|memory": "no node has all that; nodes",
+    "array specification": "fewer --parts: `scontrol show config` says MaxArraySize",
+    "account|association|qos": "`sacctmgr show assoc user=$USER format=account,partition,qos` lists yours",
+    "feature|constraint": "no node has such features: `sinfo -o '%N %f'` lists them",
+    "node name|node list": "--exclude names a node that is not there; `sinfo -N` lists them",
+    "unable to contact|refused|timed out": "Slurm's controller does not answer; `scontrol ping`",
+    "chdir|no such file": "the folder is not there for Slurm; submit from one that all nodes share",
+}
+# What of `sinfo --format` follows a remedy that ends in one of these words.
+_LISTINGS = {"partitions": "%R (limit %l, %D nodes)", "nodes": "%R: %D with %c CPUs, %m MB, GPUs %G"}
 
 
 def explained(message: str) -> str:
     """Return Slurm's message with what to do about it, where that is known."""
-    for pattern, remedy, listing in _REMEDIES:
+    for pattern, remedy in _REMEDIES.items():
         if re.search(pattern, message, re.IGNORECASE):
-            if listing:
+            if listing := _LISTINGS.get(remedy.split()[-1]):
                 with suppress(SlurmError):
                     lines = slurm(["sinfo", "--noheader", f"--format={listing}"]).splitlines()
                     remedy += f": {', '.join(dict.fromkeys(map(str.strip, lines)))}"

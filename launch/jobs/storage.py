@@ -19,11 +19,8 @@ def mount_of(folder: Path, table: Path = Path("/proc/self/mounts")) -> Mount:
     """Return what is mounted where an absolute folder is: the innermost, and of several there the last."""
     lines = table.read_text(encoding="utf-8").splitlines()
     mounts = [Mount(*(field.replace("\\040", " ") for field in line.split(" ")[:3])) for line in lines]
-    return max(
-        (mount for mount in reversed(mounts) if folder.is_relative_to(mount.path)),
-        key=lambda mount: len(mount.path),
-        default=Mount("", "/", "unknown"),
-    )
+    around = [mount for mount in reversed(mounts) if folder.is_relative_to(mount.path)]
+    return max(around, key=lambda mount: len(mount.path), default=Mount("", "/", "unknown"))
 
 
 def why_private(folder: Path, mount: Mount) -> str | None:
