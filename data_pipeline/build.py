@@ -42,7 +42,7 @@ from data_pipeline.kinds import KIND_OF_PRESET, KINDS
 from data_pipeline.schema import BUILDING, HOW_TO_HOLD_OUT, NOTHING_HELD_OUT, DatasetInfo
 from data_pipeline.shards import build_dir as build_folder
 from data_pipeline.shards.plan import Content, Request
-from data_pipeline.shards.write_parallel import shard_ids, write_shards
+from data_pipeline.shards.writer import shard_ids, write_shards
 
 _SOURCE_FORM = "PATH[:train|:evaluation]"
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.base.files import write_json
 from data_pipeline.schema import DOCUMENTS
-from data_pipeline.shards.writer import write_json
 
 
 def edit_document(dataset: Path, name: str, edit: Callable[[Any], object]) -> None:

@@ -4,6 +4,7 @@ Only regular files are replaced. A device or a FIFO, which somebody named as an 
 """
 
 import errno
+import json
 import os
 import socket
 import stat
@@ -106,3 +107,9 @@ def sync(path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_SYNC_OF_FOLDERS or not path.is_dir():
             raise
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file whose bytes follow from the content alone."""
+    text = json.dumps(content, separators=(",", ":")) + "\n"  # `dump` is many times slower
+    replace_file(path, text.encode(), make_folder=False)

@@ -83,7 +83,7 @@ def _in_workers(
 ) -> Iterator[_Result]:
     # The fork server imports numpy and the rest once, and the workers forked from it share its pages.
     context = get_context("forkserver")
-    context.set_forkserver_preload(["data_pipeline.shards.write_parallel"])
+    context.set_forkserver_preload(["data_pipeline.shards.writer"])
     pool = ProcessPoolExecutor(
         min(workers, len(jobs)), context, initializer=_start_worker, initargs=(function, tool)
     )

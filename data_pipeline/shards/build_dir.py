@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from data_pipeline.base import jsonl, locks
 from data_pipeline.base.errors import InputError, WriteError
-from data_pipeline.base.files import TEMPORARY_SUFFIX, put_if_missing
+from data_pipeline.base.files import TEMPORARY_SUFFIX, put_if_missing, write_json
 from data_pipeline.base.models import reason_of
 from data_pipeline.base.parallel import Part, map_threads, progress_bar
 from data_pipeline.options import side_by_side
@@ -44,8 +44,7 @@ from data_pipeline.schema import (
     load_document,
 )
 from data_pipeline.shards.reader import verify_shard
-from data_pipeline.shards.write_parallel import ShardId, WrittenShard, shard_ids
-from data_pipeline.shards.writer import write_json
+from data_pipeline.shards.writer import ShardId, WrittenShard, shard_ids
 
 JOBS = "jobs"
 """Folder in that of a dataset with the scripts and logs of jobs that build it; it is theirs, and left alone."""

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 from data_pipeline.base.parallel import Part
 from data_pipeline.options import Options
 from data_pipeline.schema import DatasetHead, Identity, SourceInfo, SplitLayout, SplitName
-from data_pipeline.shards.write_parallel import Rows
+from data_pipeline.shards.writer import Rows
 
 
 class Request(NamedTuple):

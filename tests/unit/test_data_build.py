@@ -18,7 +18,7 @@ from data_pipeline.arc.tokens import encode
 from data_pipeline.base.errors import InputError
 from data_pipeline.build import build
 from data_pipeline.schema import load_dataset_info, load_split_index
-from data_pipeline.shards import write_parallel as shard_workers
+from data_pipeline.shards import writer
 from data_pipeline.shards.plan import Request
 from data_pipeline.shards.reader import read_shard
 
@@ -100,7 +100,7 @@ def test_bytes_do_not_depend_on_the_number_of_workers(source: Path, dataset: Pat
 def test_a_row_of_many_groups_is_cut_into_shards_of_the_same_samples(
     source: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_workers, "MAX_SAMPLES_PER_SHARD", 4)
+    monkeypatch.setattr(writer, "MAX_SAMPLES_PER_SHARD", 4)
     build(request(source, tmp_path / "cut"))
     index, whole = load_split_index(tmp_path / "cut", "train"), load_split_index(dataset, "train")
     assert [(shard.first_group, shard.num_samples) for shard in index.shards if shard.row == 1] == [

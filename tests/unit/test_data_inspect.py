@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from matplotlib import image
 
 from data_pipeline.base.errors import InputError, exit_code
+from data_pipeline.base.files import write_json
 from data_pipeline.grid_puzzles import maze, sudoku
 from data_pipeline.inspect.__main__ import histograms, look_of, main
 from data_pipeline.inspect.verify import verify
 from data_pipeline.schema import GroupTable, SplitIndex, SplitName, load_dataset_info, load_split_index
 from data_pipeline.shards.reader import read_shard
 from data_pipeline.shards.sample_format import Samples
-from data_pipeline.shards.writer import write_json, write_shard
+from data_pipeline.shards.writer import write_shard
 from tests.documents import note_checksums
 
 SHARD = "row-000003-0000.tar.zst"
