@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data_pipeline.base.errors import exit_code
 from data_pipeline.schema import load_dataset_info
-from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.checkpoint import reader
 from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.evaluation.load_model import load_model
 from hrm_dist.model.act import ACTModel
@@ -50,13 +50,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, config: Path) -> Path:
 
 
 def model_tensors(path: Path, kind: str = "model") -> dict[str, Tensor]:
-    return checkpoint.open_checkpoint(path).tensors(kind)
+    return reader.open_checkpoint(path).tensors(kind)
 
 
 # Export, and back
 
 
-@pytest.mark.parametrize("weights", ["average", "raw"])
+@pytest.mark.parametrize("weights", ["ema", "average", "raw"])
 def test_export_and_import_give_the_same_bits(
     weights: str,
     run: Run,
@@ -74,7 +74,7 @@ def test_export_and_import_give_the_same_bits(
         in capsys.readouterr().out
     )
     expected = model_tensors(trained)
-    if weights == "average":
+    if weights != "raw":
         averages = model_tensors(trained, "ema")
         assert any(not torch.equal(average, expected[name]) for name, average in averages.items())
         expected |= averages
@@ -94,7 +94,7 @@ def test_an_export_has_published_names_and_says_what_it_is(
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
     assert json.loads(metadata["arch"])["hidden_size"] == 32
-    assert "average weights, step 3" in metadata["source"]
+    assert "ema weights, step 3" in metadata["source"]
     rows = json.loads((tmp_path / "new" / "w.identifiers.json").read_text())
     assert rows == json.loads((dataset / "identifiers.json").read_text())
     assert sorted(path.name for path in file.parent.iterdir()) == ["w.identifiers.json", "w.safetensors"]

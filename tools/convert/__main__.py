@@ -1,8 +1,8 @@
-"""Convert weights: a checkpoint to a file under the published names, or published weights to a checkpoint.
+"""Convert weights: a checkpoint to published names, or published weights to a checkpoint.
 
 examples:
   python -m tools.convert export runs/arc1/checkpoints/best --out arc1.safetensors
-      weights (the average, where the run kept one) and puzzle table; beside them arc1.identifiers.json, the names of
+      weights (their EMA, where the run kept one) and puzzle table; beside them arc1.identifiers.json, the names of
       the table's rows
   python -m tools.convert import checkpoint --identifiers identifiers.json --data data/arc1 \\
       --config configs/arc1.yaml --out runs/released
@@ -30,8 +30,7 @@ def main() -> int:
     if options.command == "export":
         from tools.convert.weights_export import export_weights
 
-        is_average = options.weights == "average"
-        print(export_weights(options.checkpoint, options.out, options.data, average=is_average))
+        print(export_weights(options.checkpoint, options.out, options.data, ema=options.weights == "ema"))
         return 0
     from tools.convert.weights_import import import_weights
 
@@ -61,8 +60,8 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder such as .../checkpoints/latest")
     add("--out", type=Path, required=True, metavar="FILE.safetensors", help="the file to write")
-    help_of_weights = "the moving average where the run kept one (default), or the raw weights"
-    add("--weights", choices=("average", "raw"), default="average", help=help_of_weights)
+    add("--weights", type=lambda text: "ema" if text == "average" else text, choices=("ema", "raw"), default="ema",
+        help="the EMA where the run kept one (default), or the raw weights")  # fmt: skip
     add("--data", type=Path, metavar="DIR", help="the dataset of the training (default: where it was then)")
 
 

@@ -1,4 +1,7 @@
-"""A checkpoint's weights as a safetensors file under the published names. Memory stays at about one tensor."""
+"""A checkpoint's weights as a safetensors file under the published names.
+
+Memory stays at about one tensor.
+"""
 
 import json
 from pathlib import Path
@@ -8,7 +11,7 @@ import torch
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import atomic_write, replace_file
 from data_pipeline.schema import load_dataset_info, verify_document
-from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.checkpoint import reader
 from hrm_dist.checkpoint.reader import Checkpoint
 from hrm_dist.checkpoint.safetensors_writer import Entry, stream_tensors
 from hrm_dist.model.released import published_name
@@ -22,26 +25,25 @@ def identifiers_beside(weights: Path) -> Path:
     return weights.with_name(f"{weights.name.removesuffix(SUFFIX)}.identifiers.json")
 
 
-def export_weights(path: Path, out: Path, data: Path | None, *, average: bool) -> str:
+def export_weights(path: Path, out: Path, data: Path | None, *, ema: bool) -> str:
     """Write the file and, where there is a puzzle table, the names of its rows; return a summary."""
     if out.suffix != SUFFIX:
         raise InputError(
             f"--out {out}: the file is of the safetensors format; give a name that ends in {SUFFIX}."
         )
-    opened = checkpoint.open_checkpoint(path)
-    average = average and opened.has("ema")
+    opened = reader.open_checkpoint(path)
+    ema = ema and opened.has("ema")
     names = [key.removeprefix("model.") for key in opened.shapes if key.startswith("model.")]
     source = {
-        name: f"ema.{name}" if average and f"ema.{name}" in opened.shapes else f"model.{name}"
-        for name in names
+        name: f"ema.{name}" if ema and f"ema.{name}" in opened.shapes else f"model.{name}" for name in names
     }
     if TABLE in names:
         replace_file(identifiers_beside(out), _identifiers(opened, data))
     entries = [Entry(published_name(name), opened.shapes[source[name]], torch.float32) for name in names]
-    weights = "average" if average else "raw"
+    weights = "ema" if ema else "raw"
     metadata = {
         "format": "pt",  # what torch's loaders look for
-        "source": f"hrm-dist {checkpoint.identity(path)}, {weights} weights, step {opened.state.step}",
+        "source": f"hrm-dist {reader.identity(path)}, {weights} weights, step {opened.state.step}",
         "arch": json.dumps(opened.state.config["arch"]),
         "dataset": json.dumps(opened.state.dataset["metadata"]),
     }
@@ -64,7 +66,7 @@ def _identifiers(opened: Checkpoint, data: Path | None) -> bytes:
             "of the training with --data."
         )
     info = load_dataset_info(folder)
-    if checkpoint.dataset_identity(folder, info.metadata("train")) != opened.state.dataset:
+    if reader.dataset_identity(folder, info.metadata("train")) != opened.state.dataset:
         raise InputError(
             f"{folder}: is not the dataset that {opened.path} was trained on, so its identifiers.json names other "
             "puzzles; give the dataset of the training with --data."

@@ -1,4 +1,4 @@
-"""Whether published weights fit a configuration, and if not, which setting would make them."""
+"""Whether published weights fit a configuration, and which setting would make them."""
 
 import re
 from collections import Counter

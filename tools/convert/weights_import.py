@@ -1,4 +1,4 @@
-"""Published weights as a checkpoint of step 0, which evaluates, and from which training can start."""
+"""Published weights as a checkpoint of step 0, to evaluate or to start training from."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from data_pipeline.arc.augment import augmentation_name, parse_name
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import replace_file
 from data_pipeline.schema import load_dataset_info, verify_document
-from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.checkpoint import reader
 from hrm_dist.checkpoint.writer import CheckpointWriter
 from hrm_dist.config import TrainConfig, load_config, to_yaml
 from hrm_dist.metrics import MetricSums
@@ -55,7 +55,7 @@ def import_weights(given: argparse.Namespace) -> str:
         source = match_rows(published, ours)
         tensors[TABLE] = take_rows(tensors[TABLE], source, use_mean=given.unmatched == "mean")
         lines.append(_match_summary(source, len(published), given.unmatched))
-    _write(given.out, config, checkpoint.dataset_identity(given.data, metadata), tensors)
+    _write(given.out, config, reader.dataset_identity(given.data, metadata), tensors)
     lines.append(f"{given.out / 'checkpoints' / 'latest'}: step 0, to evaluate or to train from")
     return "\n".join(lines)
 
@@ -156,8 +156,8 @@ def _match_summary(source: NDArray[np.int64], num_published: int, unmatched: str
 
 def _write(out: Path, config: TrainConfig, dataset: dict[str, object], tensors: Mapping[str, Tensor]) -> None:
     """Write the run folder: the weights, and no optimizer state, which begins with zeros."""
-    state = checkpoint.CheckpointState(
-        format=checkpoint.FORMAT,
+    state = reader.CheckpointState(
+        format=reader.FORMAT,
         step=0,
         num_updates=0,
         world_size=1,
