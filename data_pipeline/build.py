@@ -40,7 +40,7 @@ from data_pipeline.build_spec import BuildSpec
 from data_pipeline.kind import Kind
 from data_pipeline.kinds import KIND_OF_PRESET, KINDS
 from data_pipeline.schema import BUILDING, HOW_TO_HOLD_OUT, NOTHING_HELD_OUT, DatasetInfo
-from data_pipeline.shards import build_dir as build_folder
+from data_pipeline.shards import build_dir
 from data_pipeline.shards.plan import Content, Request
 from data_pipeline.shards.writer import shard_ids, write_shards
 
@@ -78,7 +78,7 @@ def build(request: Request) -> DatasetInfo | None:
     """
     started = time.monotonic()
     content = read(request)
-    info = build_folder.find(request.out, content.identity)
+    info = build_dir.find(request.out, content.identity)
     if info is not None:
         _say(request, f"{request.out}: already built")
         return info
@@ -90,7 +90,7 @@ def build(request: Request) -> DatasetInfo | None:
             f"in {time.monotonic() - started:.1f} s; after all parts: python -m data_pipeline.merge {request.out}",
         )
         return None
-    info = build_folder.finish(request.out, show_progress=not request.quiet)
+    info = build_dir.finish(request.out, show_progress=not request.quiet)
     _say(request, f"{summary(request.out, info)} in {time.monotonic() - started:.1f} s")
     return info
 
@@ -102,18 +102,18 @@ def read(request: Request) -> Content:
 
 def _write_missing(request: Request, content: Content) -> int:
     """Write those shards of the part that are not there; return their number."""
-    with build_folder.begin(request.out, content.identity, request.part) as journal:
+    with build_dir.begin(request.out, content.identity, request.part) as journal:
         content.write_scratch(request.out / BUILDING)
         plan = content.plan(request.out / BUILDING)
         layouts = plan.layouts()
-        build_folder.write_layouts(request.out, plan.head, layouts.values(), plan.documents)
+        build_dir.write_layouts(request.out, plan.head, layouts.values(), plan.documents)
         ids = request.part.share([shard_id for layout in layouts.values() for shard_id in shard_ids(layout)])
-        written = build_folder.written_shards(request.out)
+        written = build_dir.written_shards(request.out)
         missing = [shard_id for shard_id in ids if shard_id not in written]
         num_there = len(ids) - len(missing)
         with progress_bar("shards", "shard", len(ids), shown=not request.quiet, done=num_there) as progress:
             for shards in write_shards(request.out, layouts, plan.rows, missing, request.workers):
-                build_folder.note(journal, shards)
+                build_dir.note(journal, shards)
                 progress.update(len(shards))
     return len(missing)
 

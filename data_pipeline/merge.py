@@ -1,4 +1,4 @@
-"""Make a dataset of the parts that machines have built: verify every shard, write the indices.
+"""Make a dataset of the parts that machines built: verify shards, write the indices.
 
 example, with a folder on a disk that all machines see:
   python -m data_pipeline.build arc-agi-2 --out data/arc2 --part 0/2      # on one
@@ -15,7 +15,7 @@ from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.build import summary
 from data_pipeline.schema import BUILDING, load_dataset_info
-from data_pipeline.shards import build_dir as build_folder
+from data_pipeline.shards import build_dir
 
 
 def main() -> int:
@@ -34,11 +34,11 @@ def merge(dataset: Path, *, show_progress: bool) -> str:
     """Finish the build in a folder; return what to tell the user. Raise InputError."""
     if (dataset / "dataset.json").exists() or not (dataset / BUILDING).exists():
         info = load_dataset_info(dataset)
-        build_folder.remove_leftovers(dataset)
+        build_dir.remove_leftovers(dataset)
         return f"{dataset}: already merged\n{summary(dataset, info)}"
     if not (dataset / BUILDING / "head.json").exists():
         raise InputError(f"{dataset}: none of its parts has begun to write shards; build them first.")
-    return summary(dataset, build_folder.finish(dataset, show_progress=show_progress))
+    return summary(dataset, build_dir.finish(dataset, show_progress=show_progress))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Which examples make up the global batch of a step: a pure function of (index, seed, batch size, step).
+"""Which examples make up the global batch of a step.
+
+This is a pure function of (index, seed, batch size, step).
 
 A pass visits every group once, in random order, each with the augmentation that the pass's row holds. The
 examples of the puzzles fill a batch one after the other; of the puzzle that overflows it a random subset is

@@ -1,4 +1,7 @@
-"""What is due at which step of a run. A step is named by its number when it is completed, the first is 1."""
+"""What is due at which step of a run.
+
+A step is named by its number when it is completed; the first is 1.
+"""
 
 import math
 
@@ -28,11 +31,11 @@ class Schedule:
         return self._due(step, self._eval_every)
 
     def logs(self, step: int) -> bool:
-        """Return whether the step has a row, as every evaluation does."""
+        """Return whether the step writes a row of metrics; every step with an evaluation does."""
         return self._due(step, self._config.log_interval) or self.evaluates(step)
 
     def saves(self, step: int) -> bool:
-        """Return whether the step has a checkpoint, as every evaluation and the last step do."""
+        """Return whether the step writes a checkpoint; every step with an evaluation and the last step do."""
         return self._due(step, self._config.checkpoint_interval) or self.evaluates(step) or self.is_last(step)
 
     def lr(self, step: int, base_lr: float) -> float:

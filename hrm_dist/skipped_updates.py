@@ -1,4 +1,7 @@
-"""Updates that were skipped because a loss or gradient was not finite: how many, since which step, by whose fault."""
+"""Updates that were skipped because a loss or gradient was not finite.
+
+How many there are, since which step, and which puzzles caused them.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Shards of tensors: what a rank holds of the trained state, and how it is read and written.
+"""Shards of tensors: a rank's share of the trained state, how it is read and written.
 
 Every engine splits a tensor into ranges of its flattened elements, so ranges are all that engines and checkpoints
 need to know of each other.

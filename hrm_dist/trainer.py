@@ -1,4 +1,7 @@
-"""The training loop: batch -> segment -> loss -> engine -> checkpoint. Nothing here knows a model's inside."""
+"""The training loop: batch -> segment -> loss -> engine -> checkpoint.
+
+It knows nothing of a model's internals.
+"""
 
 import functools
 import logging
@@ -124,7 +127,7 @@ class Trainer:
             self.writer.wait()
         stop.finish_vote()
         is_done = self.schedule.is_last(self.state.step) and not self.state.evaluation_is_due
-        collectives.barrier()  # a launcher ends all processes when one leaves, and the main one may still log
+        collectives.barrier()  # a launcher ends all processes when one leaves, and rank 0 may still log
         return is_done
 
     def train_step(self, batch: Batch) -> None:
@@ -198,7 +201,7 @@ class Trainer:
         opened = start.checkpoint
         state.load(opened)
         report_step(state.step)
-        # An earlier version, whose rows had the scores too, left the row to the process that makes up the evaluation.
+        # Earlier versions, whose rows had the scores too, wrote the row only after the evaluation.
         state.row_is_due = schedule.logs(state.step) and any(opened.state.metric_sums)
         state.evaluation_is_due |= state.row_is_due
         state.evaluation_is_due &= schedule.evaluates(state.step)

@@ -1,1 +1,1 @@
-"""Commands around a training: predictions, votes, reports, checks, benchmarks; read evaluate.py first."""
+"""Commands: predictions, votes, reports, checks and benchmarks; read evaluate.py first."""

@@ -1,4 +1,4 @@
-"""Measure the data pipeline: building a dataset, one row of it step by step, and reading it.
+"""Measure the data pipeline: building a dataset, its rows step by step, and reading it.
 
 examples:
   python -m tools.bench_data build arc-agi-1 --out runs/bench/arc1

@@ -1,4 +1,4 @@
-"""Show what the model did: one self-contained HTML file with every task, its attempts and its votes.
+"""Show what the model did: one HTML file with every task, its attempts and its votes.
 
 Takes what tools.vote takes and runs the same vote. The file needs no network, opens from disk and prints.
 
@@ -262,7 +262,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line."""
+    """Run the command line."""
     parser = command_parser("tools.report", __doc__)
     add_arguments(parser)
     parser.add_argument("--out", required=True, metavar="F", help="the HTML file to write")

@@ -1,4 +1,4 @@
-"""Vote over augmented ARC predictions: write an ARC Prize submission and print its scores.
+"""Vote over augmented predictions: write an ARC Prize submission and print its scores.
 
 PREDICTIONS are the *.npz files of tools.evaluate, or folders of them. The tasks come from the dataset folder
 that they were made from. Every task and every test input gets two attempts, predicted or not. Scores are
@@ -188,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line."""
+    """Run the command line."""
     parser = command_parser("tools.vote", __doc__)
     add_arguments(parser)
     parser.add_argument("--out", required=True, metavar="F", help="the submission file to write")

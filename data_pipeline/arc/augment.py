@@ -1,4 +1,4 @@
-"""The symmetries of ARC: eight rotations and reflections times relabelling of the colours 1..9.
+"""The symmetries of ARC: eight rotations and reflections times permuted colours 1..9.
 
 An augmentation is written into the name of its puzzle, so that a prediction can be mapped back from the name
 alone: `TASK|||t3|||0718293645`, or `TASK_t3_0718293645` in data built by the first HRM release.

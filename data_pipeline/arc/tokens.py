@@ -54,8 +54,8 @@ def encode(grid: Grid, canvas: int, row: int = 0, col: int = 0) -> Tokens:
 def crop_sizes(tokens: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return heights [N] and widths [N] of the grids that token sequences [N, canvas * canvas] spell.
 
-    A grid is the largest rectangle at the top left that holds nothing but colours; of equally large ones the
-    lowest. Both are 0 where the first cell is no colour.
+    A grid is the largest rectangle at the top left that holds nothing but colours; on a tie, the one with
+    the fewest rows. Both are 0 where the first cell is no colour.
     """
     canvas = math.isqrt(tokens.shape[1])
     heights = np.zeros(len(tokens), dtype=np.int64)

@@ -1,1 +1,1 @@
-"""What every package of the project stands on: errors, files, locks, draws; read errors.py first."""
+"""What every package stands on: errors, files, locks, draws; read errors.py first."""

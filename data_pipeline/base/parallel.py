@@ -23,24 +23,24 @@ _Result = TypeVar("_Result")
 
 
 def progress_bar(what: str, unit: str, total: int | None, *, shown: bool, done: int = 0) -> "tqdm[NoReturn]":
-    """Return a bar that appears, if it is to be shown at all, when the work takes a while; `done` was there before."""
+    """Return a bar that appears when the work takes a while, if `shown`; `done` units were complete before."""
     return tqdm(desc=what, unit=unit, total=total, initial=done, delay=SHOWN_AFTER_SECONDS, disable=not shown)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of the commands that share some work, perhaps on many machines, counted from 0."""
+    """One of the commands that share work, perhaps on many machines; `number` counts from 0."""
 
     number: int = 0
     count: int = 1
 
     def share(self, jobs: Sequence[_Job]) -> Sequence[_Job]:
-        """What of these is this part's to do."""
+        """Return the jobs that are this part's to do."""
         return jobs[self.number :: self.count]
 
 
 def parse_part(text: str) -> Part:
-    """An argparse type: I/N."""
+    """Parse I/N, as an argparse type."""
     number, slash, count = text.partition("/")
     if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
         raise argparse.ArgumentTypeError(
@@ -66,7 +66,7 @@ def map_threads(
 def run_jobs(
     function: Callable[[_Tool, _Job], _Result], tool: _Tool, jobs: Sequence[_Job], workers: int
 ) -> Iterator[_Result]:
-    """function(tool, job) of every job, in any order, as they get done.
+    """Yield function(tool, job) of every job, in any order, as they get done.
 
     A worker gets the tool once, pickled, and then jobs. Closing the iterator waits for the jobs that have begun.
     Raises what a job raises, and BrokenProcessPool when a worker was killed.
@@ -131,7 +131,7 @@ def _start_worker(function: Callable[[Any, Any], Any], tool: object) -> None:
 
 
 def _exit_after_parent() -> None:
-    """Not to wait for work forever when the parent was killed outright."""
+    """End this worker when its parent was killed outright, instead of waiting for work forever."""
     parent = parent_process()
     assert parent is not None
     parent.join()

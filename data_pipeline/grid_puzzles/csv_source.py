@@ -1,4 +1,6 @@
-"""Puzzles from `source,question,answer,rating` files, the layout in which Sudoku-Extreme and Maze-Hard come.
+"""Puzzles from `source,question,answer,rating` files.
+
+Sudoku-Extreme and Maze-Hard come in this layout.
 
 The files have millions of lines, so they are read in blocks of some megabytes and taken apart by numpy. All
 grids of a source are equally large. Fields are not quoted.

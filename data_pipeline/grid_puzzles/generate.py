@@ -1,4 +1,4 @@
-"""New puzzles for a dataset, made by many processes and kept on disk until the dataset is built.
+"""New puzzles for a dataset, made by many processes and kept on disk until it is built.
 
 Puzzles are made in blocks, each a file in the folder of the build. A build that was killed finds those again, and
 the parts of a build, which all need all of them, make each but once: every part begins at another block.

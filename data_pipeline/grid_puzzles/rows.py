@@ -1,8 +1,8 @@
 """What each row of a split of grid puzzles holds.
 
-Every puzzle of the source is a group of its own: itself and its augmentations. Row r of the training split holds
-one of each group; the rows take them in order, each group beginning at one of its own. There may be millions of
-groups, so workers get the path of a file and read from it what a shard needs.
+Every puzzle of the source makes one group: itself and its augmentations. Each row of the training split holds one
+puzzle of every group. From row to row each group goes through its puzzles in order, beginning with one drawn for
+it. There may be millions of groups, so workers get the path of a file and read from it what a shard needs.
 """
 
 from dataclasses import dataclass

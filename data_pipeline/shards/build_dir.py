@@ -1,4 +1,6 @@
-"""A dataset's folder while it is being built: what is asked for, what is there, and what makes it a dataset.
+"""A dataset's folder while it is being built.
+
+What is asked for, what is there, and what makes it a dataset.
 
 DIR/building/  build.json          what is being built; the same command only goes on with the same
                head.json           the content of dataset.json but for the sizes

@@ -1,4 +1,6 @@
-"""Write the shards of a dataset, in this process or in many: the same bytes for the same content on every machine.
+"""Write the shards of a dataset, in this process or in many.
+
+The same content has the same bytes on every machine.
 
 A shard is a tar of samples (see sample_format) under zstd. Its tar is laid out in memory as a whole, hashed and
 compressed in one call each, so that no step costs anything per sample.

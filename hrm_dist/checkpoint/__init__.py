@@ -1,1 +1,4 @@
-"""The full state of a run on disk, and resuming from it; read reader.py first for the layout, then train_state.py."""
+"""The full state of a run on disk, and resuming from it; read reader.py first.
+
+reader.py has the layout; read train_state.py next.
+"""

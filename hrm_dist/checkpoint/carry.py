@@ -1,4 +1,7 @@
-"""The carry in a checkpoint: each tensor whole, over the global batch, so that any number of ranks can slice it."""
+"""The carry in a checkpoint: each tensor whole, over the global batch.
+
+So any number of ranks can slice it.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,28 +18,27 @@ _DATA = "carry.current_data."
 
 
 def carry_shards(carries: Sequence[Carry], world: World) -> Iterator[TensorShard]:
-    """Yield this rank's slice, given in the parts of its batch."""
+    """Yield this rank's slice, given by micro-batches."""
     for index, carry in enumerate(carries):
-        part = world.rank * len(carries) + index
+        position = world.rank * len(carries) + index
         for key, tensor in _tensors(carry).items():
             shape = (world.world_size * len(carries) * len(tensor), *tensor.shape[1:])
-            yield TensorShard(key, shape, part * tensor.numel(), tensor.reshape(-1))
+            yield TensorShard(key, shape, position * tensor.numel(), tensor.reshape(-1))
 
 
-def read_carries(opened: Checkpoint, arch: ArchConfig, world: World, num_parts: int) -> list[Carry]:
-    """Read this rank's slice of a saved carry, in that many parts; none if it was not saved."""
+def read_carries(opened: Checkpoint, arch: ArchConfig, world: World, num_micro_batches: int) -> list[Carry]:
+    """Read this rank's slice of a saved carry, one carry for each micro-batch; none if it was not saved."""
     shapes = {key: shape for key, shape in opened.shapes.items() if key.startswith("carry.")}
     carries: list[Carry] = []
-    for index in range(num_parts) if shapes else ():
-        part = world.rank * num_parts + index
+    for index in range(num_micro_batches) if shapes else ():
+        position = world.rank * num_micro_batches + index
         tensors: dict[str, Tensor] = {}
         for key, shape in shapes.items():
-            part_shape = (shape[0] // (world.world_size * num_parts), *shape[1:])
-            size = torch.Size(part_shape).numel()
+            slice_shape = (shape[0] // (world.world_size * num_micro_batches), *shape[1:])
+            size = torch.Size(slice_shape).numel()
             # A copy, since what is read may be a view of the file.
-            tensors[key] = (
-                opened.read(key, part * size, (part + 1) * size).view(part_shape).clone().to(world.device)
-            )
+            stored = opened.read(key, position * size, (position + 1) * size)
+            tensors[key] = stored.view(slice_shape).clone().to(world.device)
         data = {key.removeprefix(_DATA): tensor for key, tensor in tensors.items() if key.startswith(_DATA)}
         states = inner_carry_type(arch.name)(*(tensors[f"carry.{name}"] for name in arch.description.states))
         carries.append(Carry(states, tensors["carry.steps"], tensors["carry.halted"], data))

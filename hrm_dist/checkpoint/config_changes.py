@@ -1,4 +1,6 @@
-"""Settings that changed while a run trained: which, whether they matter to what is trained, and their record.
+"""Settings that changed while a run trained, and their record.
+
+Which they are, and whether they matter to what is trained.
 
 config_changes.jsonl in the run folder has a line for each start that changed settings:
   {"step": 400, "changes": {"lr": [0.0001, 5e-05]}}    steps after 400 were trained with the second value

@@ -1,4 +1,6 @@
-"""Read checkpoints: everything a run needs to resume, whole or not at all; written by any engine, read by any other.
+"""Read checkpoints: everything a run needs to resume, whole or not at all.
+
+They are written by any engine and read by any other.
 
     checkpoints/step_N/state.json                    step, configuration, versions, where each tensor is, sha256
                        model-00000.safetensors       rank 0's share of weights, initial states, puzzle table
@@ -50,7 +52,7 @@ class StoredRange(NamedTuple):
 
 
 class TensorEntry(Strict):
-    """A tensor of a checkpoint: its shape, and where its elements are, in order."""
+    """A tensor of a checkpoint: its shape, and the stored ranges (`parts`) of its elements, in order."""
 
     shape: tuple[int, ...]
     parts: tuple[StoredRange, ...]

@@ -1,4 +1,6 @@
-"""Which checkpoint a run resumes from, whether it may, whether it will be bit for bit, and what the folder says of it.
+"""Which checkpoint a run resumes from, and whether it may.
+
+Also whether it will resume bit for bit, and what the run folder says of it.
 
 `resume` with one of the run's own checkpoints rewinds the run, once: rewind.json in the run folder keeps the setting
 that did so, {"resume": "runs/x/checkpoints/step_400", "step": 400}. The same command then resumes from `latest`, as

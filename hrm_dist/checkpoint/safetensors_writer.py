@@ -1,4 +1,6 @@
-"""Write tensors to a safetensors file one at a time: its layout is simple, and the library wants all in memory.
+"""Write tensors to a safetensors file one at a time.
+
+The format's layout is simple, and the library wants all tensors in memory.
 
 Layout: length of the header (8 bytes, little endian), header (JSON: name -> dtype, shape, offsets of its bytes behind
 the header, padded by spaces to a multiple of 8), the tensors' bytes. Reading is left to the library.

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a training run: each rank's share of it, and how a run takes it over."""
+"""What a checkpoint holds of a run: each rank's share, and how a run takes it over."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +33,7 @@ class TrainState:
         self.evaluation_is_due = False
         """Whether the evaluation of this step has yet to be made, because a signal stopped it."""
         self.row_is_due = False
-        """Whether the row of this step has yet to be written: earlier versions left it to the end of the evaluation."""
+        """Whether the row of this step has yet to be written: earlier versions wrote it only after the evaluation."""
 
     def summary(self, dataset: dict[str, Any]) -> CheckpointState:
         """Return what state.json says, but for the files; dataset: see `dataset_identity`."""

@@ -1,4 +1,7 @@
-"""Write checkpoints: every rank its share, in the background if asked to, whole or not at all."""
+"""Write checkpoints: every rank its share, whole or not at all.
+
+They are written in the background if asked for.
+"""
 
 import os
 import secrets

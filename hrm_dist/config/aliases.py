@@ -1,4 +1,7 @@
-"""Keys and values of the published configurations, and what they mean here; all of them are listed in `ALIASES`."""
+"""Keys and values of the published configurations, and what they mean here.
+
+All of them are listed in `ALIASES`.
+"""
 # pyright: strict
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,6 @@
-"""The architectures, one description each, which all but an architecture's own module reads in place of its name.
+"""The architectures, one description each.
+
+All code but an architecture's own module reads the description in place of the name.
 
 Configuration, carry, checkpoints, engines, cost and conversion follow from it. A new one is a description here, a
 recurrence in a module of its own, and its line in `RECURRENCES` (hrm_dist/model/network.py). No torch.
@@ -28,7 +30,6 @@ class LevelInfo(NamedTuple):
 class Architecture:
     """What is particular to an architecture, apart from its computation."""
 
-    summary: str
     levels: Mapping[str, LevelInfo]
     """By the name of the module; published keys have the same, but for `level`, which they leave out."""
     states: Mapping[str, str]
@@ -45,7 +46,7 @@ class Architecture:
 
 ARCHITECTURES: dict[str, Architecture] = {
     "hrm": Architecture(
-        "two networks: a fast one, L, that a slow one, H, follows",
+        # Two networks: a fast one, L, that a slow one, H, follows.
         levels={
             "H_level": LevelInfo("H_layers", is_fast=False, is_slow=True),
             "L_level": LevelInfo("L_layers"),
@@ -58,7 +59,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
     ),
     "trm": Architecture(
-        "one network in both of HRM's roles, gradient in the last cycle",
+        # One network in both of HRM's roles, gradient in the last cycle.
         levels={"L_level": LevelInfo("L_layers", is_slow=True)},
         states={"z_H": "H_init", "z_L": "L_init"},
         published_names=("recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1",),
@@ -74,7 +75,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         fixed={},
     ),
     "urm": Architecture(
-        "one network and one state, with a convolution in every block",
+        # One network and one state, with a convolution in every block.
         levels={"level": LevelInfo("L_layers")},
         states={"current_hidden": "init_hidden"},
         published_names=("urm.urm@URM",),
@@ -96,14 +97,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         fixed={"mlp_t": False, "pos_encodings": "rope"},
     ),
     "transformer": Architecture(
-        "direct prediction: one pass, and nothing carried to another",
+        # Direct prediction: one pass, and nothing carried to another.
         levels={"H_level": LevelInfo("H_layers")},
         states={},
         defaults={"H_layers": 8, "act_continue": False},
         fixed={"mlp_t": False, "H_cycles": 1, "L_cycles": 1, "halt_max_steps": 1},
     ),
     "looped_transformer": Architecture(
-        "HRM's outer loop around one stack of blocks, which runs once per segment",
+        # HRM's outer loop around one stack of blocks, which runs once per segment.
         levels={"H_level": LevelInfo("H_layers")},
         states={"z_H": "H_init"},
         published_names=(

@@ -1,4 +1,6 @@
-"""Configuration text: a YAML file and key=value overrides become one tree, problems become lines.
+"""Configuration text: a YAML file and key=value overrides become one tree.
+
+Problems become lines.
 
 Keys are handled flat and dotted (`arch.H_cycles`), so that a file, an override and an alias meet in one form.
 Scalars stay text until a typed field converts them: `lr: 7e-5` is a number, `run_name: 007` a name.

@@ -184,7 +184,7 @@ class TrainConfig(Strict):
     gather_unit: Literal["loop", "level", "layer"] = "loop"
     """zero3, fsdp2: what is gathered at a time. loop: once per segment; level, layer: more often, in less memory."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """Parts of a step's batch that a process computes one after the other; the result is the same."""
+    """Micro-batches of a step, which a process computes one after the other; the result is the same."""
     activation_checkpointing: bool = False
     """Keep only the input of each block for the backward pass and compute the block again there."""
     puzzle_emb_shard: bool | None = None
@@ -287,7 +287,7 @@ def sequences_per_process(config: TrainConfig, world_size: int) -> int:
     if size % num:
         raise ConfigError(
             f"gradient_accumulation_steps={num}: the {size} sequences of a process (global_batch_size="
-            f"{config.global_batch_size} over {world_size}) do not divide into as many parts; choose a divisor "
+            f"{config.global_batch_size} over {world_size}) do not divide into as many micro-batches; choose a divisor "
             f"of {size}."
         )
     return size

@@ -1,1 +1,4 @@
-"""The processes of a run: joining, talking to and watching each other; read process_group.py, then collectives.py."""
+"""How a run's processes join, talk and watch each other; read process_group.py first.
+
+Then read collectives.py.
+"""

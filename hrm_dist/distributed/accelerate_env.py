@@ -1,4 +1,4 @@
-"""Settings of `accelerate launch` that have no effect here, and what to set in their place.
+"""Settings of `accelerate launch` that have no effect here, and what to set instead.
 
 It only starts the processes: its library, which would act on what it leaves in the environment, is not used. Ignoring
 these settings would train something other than what was asked for, so they are refused.

@@ -67,7 +67,7 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Return whether this process writes what is written once."""
+    """Return whether this is rank 0, which writes what is written once."""
     return rank() == 0
 
 
@@ -127,7 +127,7 @@ def any_true(condition: bool) -> bool:
 
 
 def background_group(timeout_s: float) -> dist.ProcessGroup | None:
-    """Form a second group of all ranks, on the CPU, for a thread beside the main one; call on every rank."""
+    """Form a second group of all ranks, on the CPU, for a background thread; call on every rank."""
     if world_size() == 1:
         return None
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
@@ -145,7 +145,7 @@ def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
 
 
 def gather_to_rank0(value: T) -> list[T]:
-    """Return the (picklable) values of all ranks, in rank order, on the main one; an empty list on the others."""
+    """Return the (picklable) values of all ranks, in rank order, on rank 0; an empty list on the others."""
     if world_size() == 1:
         return [value]
     values: list[T] = [value] * world_size() if is_main() else []
@@ -168,7 +168,7 @@ def barrier() -> None:
 
 
 def run_on_rank0(function: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-    """Run a function on the main process alone; return its result, or raise its error, on all."""
+    """Run a function on rank 0 alone; return its result, or raise its error, on all."""
     outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
     if is_main():
         outcome = [_outcome(function)]
@@ -194,17 +194,17 @@ def _on_all_ranks(error: Exception) -> Exception:
 
 
 def is_reported_by_rank0(error: Exception) -> bool:
-    """Return whether all ranks have this error, and the main one, which is another, reports it."""
+    """Return whether all ranks have this error, and rank 0, which is another process, reports it."""
     return getattr(error, "on_all_ranks", False) and not is_main()
 
 
 def log_once(log: Callable[[str], None], text: str) -> None:
-    """Log a line, once for all processes."""
+    """Log a line, on rank 0 alone."""
     if is_main():
         log(text)
 
 
 def announce(text: str) -> None:
-    """Print a line on stderr, once for all processes."""
+    """Print a line on stderr, on rank 0 alone."""
     if is_main():
         print(text, file=sys.stderr)

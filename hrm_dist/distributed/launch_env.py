@@ -1,4 +1,4 @@
-"""Read from the environment which process this is, of how many that train together, and where they meet.
+"""Read from the environment which process this is, of how many, and where they meet.
 
 | started by | told by | rank, number of processes, local rank |
 |---|---|---|

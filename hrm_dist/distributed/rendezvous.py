@@ -1,4 +1,6 @@
-"""Tell the processes on one machine the port that rank 0 took, when nobody has given them one.
+"""Tell the processes on one machine the port that rank 0 took.
+
+This is for when nobody has given them one.
 
 Rank 0 listens on a socket of Linux's abstract namespace and tells everyone who asks. Its name is free again when the
 process ends, however that comes, and is visible wherever 127.0.0.1 is the same: nothing is needed or left on a disk.

@@ -1,4 +1,6 @@
-"""What the trainer asks of an engine: hold the trained network, turn losses into updates, give up its state.
+"""What the trainer asks of an engine.
+
+An engine holds the trained network, turns losses into updates, and gives up its state.
 
 `Engine` is the interface and what all share, `LocalEngine` what the engines of torch do.
 """
@@ -36,10 +38,10 @@ class Engine:
     _optimizer: AdamATan2
 
     def warm_up_backward(self, forward_backward: Callable[[], None]) -> None:
-        """Call before the first step of a process; it may call `forward_backward`, which has no effect on the state."""
+        """Prepare for the first step of a process; may call `forward_backward`, which leaves the state as it is."""
 
     def set_requires_gradient_sync(self, is_last: bool) -> None:
-        """Call before the forward of each micro-batch of a step, saying whether it is the last one."""
+        """Say, before the forward of each micro-batch of a step, whether it is the last one."""
 
     def backward(self, loss: Tensor) -> None:
         """Add this rank's gradient; the update uses the sum over ranks of the losses given here."""

@@ -1,4 +1,7 @@
-"""The engine of one process, and of many with a whole copy each (DistributedDataParallel)."""
+"""The engine that keeps a whole copy on every rank (DistributedDataParallel).
+
+It is also the engine of a run with one process.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -15,14 +18,14 @@ from hrm_dist.tensor_shards import TensorShard, partition_by_size
 
 # DDP checks that the return annotation is this very one.
 def _sum_gradients(_state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """Add up the gradients of the ranks: each rank's loss is already divided by the global batch size."""
+    """Sum the gradients over the ranks; each rank's loss is already divided by the global batch size."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     return work.get_future().then(lambda future: future.value()[0])
 
 
 class DDPEngine(LocalEngine):
-    """Replicated weights, optimizer and moving average."""
+    """Replicate weights, optimizer and moving average on every rank."""
 
     def __init__(
         self, network: nn.Module, config: TrainConfig, device: torch.device, init_module: InitModuleFn

@@ -1,4 +1,7 @@
-"""The engine that splits weights, gradients, optimizer and moving average over the ranks (FSDP2, `fully_shard`)."""
+"""The engine that splits all trained state over the ranks (FSDP2, `fully_shard`).
+
+That is weights, gradients, optimizer and moving average.
+"""
 
 from collections.abc import Iterator
 from typing import cast

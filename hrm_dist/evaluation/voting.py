@@ -266,7 +266,7 @@ class VoteCounter:
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Compute it in float64, which still orders logits far from 0; NaN, from a diverged model, counts as 0."""
+    """Return the sigmoid in float64, which still orders logits far from 0; NaN, from a diverged model, becomes 0."""
     with np.errstate(over="ignore"):
         return np.nan_to_num(1.0 / (1.0 + np.exp(-logits.astype(np.float64))), nan=0.0)
 
@@ -284,7 +284,10 @@ def _refuse_contradictions(votes: npt.NDArray[np.void], identifiers: Sequence[st
 
 
 def _rank(votes: npt.NDArray[np.void], keys: Sequence[bytes], num_inputs: int) -> list[list[Candidate]]:
-    """Return the candidates of each test input by (count, mean q) descending, then by first appearance."""
+    """Return the candidates of each test input with the most votes first.
+
+    Ties: the higher mean q, then the smallest (identifier, example) that voted for it.
+    """
     num_grids = max(len(keys), 1)
     groups, first, group_of_vote, counts = np.unique(
         votes["input"] * num_grids + votes["grid"],

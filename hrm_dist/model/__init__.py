@@ -1,4 +1,4 @@
-"""`build_model(arch_config, metadata)` is the way in."""
+"""`build_model(arch_config, metadata)` is the entry point."""
 
 from hrm_dist.model.act import build_model
 

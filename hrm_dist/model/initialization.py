@@ -1,4 +1,4 @@
-"""Initial values of all tensors of a model: a function of the seed and each tensor's full name, and nothing else.
+"""Initial values of a model: a function of the seed and each tensor's full name alone.
 
 So the same model comes out on any device, in any order, whole or in parts. Each module gives its own tensors their
 distribution in a method `init_weights(init: InitFn)`. One that has tensors and no such method, as torch's stock layers,

@@ -1,4 +1,4 @@
-"""The trained network: embed a puzzle, run one segment of the recurrence, read the answer and Q-values.
+"""The trained network: embed a puzzle, run one segment, read the answer and Q-values.
 
 This is the module that an engine wraps; it holds every parameter that the optimizer trains. The puzzle
 table lives outside, and its rows are passed in.

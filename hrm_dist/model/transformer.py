@@ -1,4 +1,6 @@
-"""Direct prediction, the baseline of HRM's paper: one pass of a transformer, with nothing carried to another.
+"""Direct prediction, the baseline of HRM's paper: one pass of a transformer.
+
+Nothing is carried to another pass.
 
 Shapes: B sequences, S positions, D hidden_size.
 """

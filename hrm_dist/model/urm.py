@@ -1,4 +1,6 @@
-"""URM's recurrence (arXiv 2512.14693): one network, one state, and a convolution in every block's feed-forward layer.
+"""URM's recurrence: one network, one state, a convolution in every feed-forward layer.
+
+Published in arXiv 2512.14693.
 
 Shapes: B sequences, S positions, D hidden_size, I inner width of the feed-forward layer.
 """

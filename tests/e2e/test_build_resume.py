@@ -22,7 +22,7 @@ from data_pipeline.build import build
 from data_pipeline.grid_puzzles.sudoku_type import SudokuOptions
 from data_pipeline.merge import merge
 from data_pipeline.schema import load_dataset_info
-from data_pipeline.shards import build_dir as build_folder
+from data_pipeline.shards import build_dir
 from data_pipeline.shards.plan import Request
 from tests.unit.test_data_build import checksums, request, write_tasks
 
@@ -74,7 +74,7 @@ def test_killed_at_any_moment_the_same_command_writes_only_what_is_missing(
     for when_shards in (1, draw.randrange(10, 25), draw.randrange(30, 60)):
         # A build that was faster than its killer is a weaker test, not a failed one.
         assert stop(command, out, when_shards, signal.SIGKILL) in (-signal.SIGKILL, 0)
-    survivors = {} if (out / "dataset.json").exists() else build_folder.written_shards(out)
+    survivors = {} if (out / "dataset.json").exists() else build_dir.written_shards(out)
     written = {out / place.file: (out / place.file).stat().st_mtime_ns for place in survivors}
     assert run(command, out).returncode == 0
     assert checksums(out) == checksums(tmp_path / "whole")
@@ -135,26 +135,26 @@ def test_merging_names_the_parts_that_are_missing_and_is_content_the_second_time
 def test_parts_that_are_not_built_are_known_at_every_moment(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "arc"
     parts = [request(source, out)._replace(part=Part(number, 3)) for number in range(3)]
-    assert build_folder.missing_parts(out, 3) == [0, 1, 2]
-    with build_folder.begin(out, arc_dataset.read(parts[0]).identity, Part(1, 3)):
-        assert build_folder.missing_parts(out, 3) == [0, 1, 2]
+    assert build_dir.missing_parts(out, 3) == [0, 1, 2]
+    with build_dir.begin(out, arc_dataset.read(parts[0]).identity, Part(1, 3)):
+        assert build_dir.missing_parts(out, 3) == [0, 1, 2]
     build(parts[1])
-    assert build_folder.missing_parts(out, 3) == [0, 2]
-    assert build_folder.missing_parts(out, 1) == [0]
+    assert build_dir.missing_parts(out, 3) == [0, 2]
+    assert build_dir.missing_parts(out, 1) == [0]
     build(parts[0])
-    assert build_folder.missing_parts(out, 3) == [2]
+    assert build_dir.missing_parts(out, 3) == [2]
     sorted(out.glob("*/*.zst"))[0].unlink()
-    assert len(build_folder.missing_parts(out, 3)) == 2
+    assert len(build_dir.missing_parts(out, 3)) == 2
     for part in parts:
         build(part)
-    assert build_folder.missing_parts(out, 3) == []
+    assert build_dir.missing_parts(out, 3) == []
     merge(out, show_progress=False)
-    assert build_folder.missing_parts(out, 7) == []
+    assert build_dir.missing_parts(out, 7) == []
 
 
 def test_two_processes_do_not_build_one_part(source: Path, tmp_path: Path) -> None:
     asked = request(source, tmp_path / "out")
-    begun = build_folder.begin(asked.out, arc_dataset.read(asked).identity, Part())
+    begun = build_dir.begin(asked.out, arc_dataset.read(asked).identity, Part())
     with begun, pytest.raises(InputError, match="another process is building it"):
         build(asked)
     build(asked)
@@ -202,7 +202,7 @@ def test_a_journal_torn_anywhere_costs_no_more_than_its_last_line(
     journal = out / "building" / "part-0-of-2.jsonl"
     content = journal.read_bytes()
     journal.write_bytes(content[: len(content) - cut])
-    kept = len(build_folder.written_shards(out))
+    kept = len(build_dir.written_shards(out))
     assert kept == content[: len(content) - cut].count(b"\n")
     for number in range(2):
         build(request(source, out)._replace(part=Part(number, 2)))
@@ -322,8 +322,8 @@ def test_killed_before_it_had_noted_what_it_builds_the_same_command_goes_on(
 
 def test_parts_that_begin_at_once_with_different_options_do_not_mix(source: Path, tmp_path: Path) -> None:
     one, other = request(source, tmp_path / "out"), request(source, tmp_path / "out", seed=1)
-    first = build_folder.begin(one.out, arc_dataset.read(one).identity, Part(0, 2))
-    second = build_folder.begin(one.out, arc_dataset.read(other).identity, Part(1, 2))
+    first = build_dir.begin(one.out, arc_dataset.read(one).identity, Part(0, 2))
+    second = build_dir.begin(one.out, arc_dataset.read(other).identity, Part(1, 2))
     with first, pytest.raises(InputError, match="was begun with seed=42, not 1"), second:
         pass
 
@@ -332,7 +332,7 @@ def test_merging_waits_for_no_part_that_is_at_work(source: Path, tmp_path: Path)
     begin_and_leave(source, tmp_path / "out")
     asked = request(source, tmp_path / "out")
     with (
-        build_folder.begin(asked.out, arc_dataset.read(asked).identity, Part(1, 2)),
+        build_dir.begin(asked.out, arc_dataset.read(asked).identity, Part(1, 2)),
         pytest.raises(InputError, match="another process is building it"),
     ):
         merge(asked.out, show_progress=False)

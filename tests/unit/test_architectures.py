@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.checkpoint import reader
 from hrm_dist.checkpoint.carry import read_carries
 from hrm_dist.config import ArchConfig, TrainConfig
 from hrm_dist.config.architectures import ARCHITECTURES
@@ -71,9 +71,9 @@ def test_a_run_that_resumes_equals_one_that_never_stopped(name: str, config: Pat
     straight, resumed = digests(tmp_path / "straight"), digests(tmp_path / "resumed")
     assert straight == resumed
     [carry] = read_carries(
-        checkpoint.open_checkpoint(tmp_path / "resumed" / "checkpoints" / "latest"),
+        reader.open_checkpoint(tmp_path / "resumed" / "checkpoints" / "latest"),
         arch,
         World(0, 1, torch.device("cpu")),
-        num_parts=1,
+        num_micro_batches=1,
     )
     assert list(carry.inner_carry._asdict()) == list(ARCHITECTURES[name].states)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.base.errors import exit_code
-from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.checkpoint import reader
 from hrm_dist.checkpoint.writer import CheckpointWriter
 from hrm_dist.tensor_shards import replicated
 from tools.check_engines import __main__ as check_engines
@@ -34,8 +34,8 @@ def run_folder(path: Path, gradient: Tensor, losses: list[float], table: Tensor 
         "model.puzzle_emb.weights": TABLE_LR * torch.ones(4, 8) if table is None else table,
     }
     for step in {1, len(losses)}:
-        state = checkpoint.CheckpointState(
-            format=checkpoint.FORMAT, step=step, num_updates=step, world_size=1, config={}, dataset={},
+        state = reader.CheckpointState(
+            format=reader.FORMAT, step=step, num_updates=step, world_size=1, config={}, dataset={},
             environment={}, metric_sums=[], best_score=None,
         )  # fmt: skip
         writer = CheckpointWriter(path / "checkpoints", keep=2, in_background=False)

@@ -1,1 +1,1 @@
-"""Measure training steps, the memory of the backward pass, and checkpoints; read __main__.py first."""
+"""Measure training steps, backward memory and checkpoints; read __main__.py first."""

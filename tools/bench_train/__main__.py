@@ -1,4 +1,4 @@
-"""Measure training on this machine: seconds of a step, memory of the backward pass, or what a checkpoint costs.
+"""Measure training on this machine: step time, backward memory, or cost of checkpoints.
 
 examples:
   python -m tools.bench_train
@@ -56,8 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from hrm_dist.distributed import collectives
     from hrm_dist.distributed.process_group import process_group
-    from tools.bench_train import activation_memory, checkpoint_stall
-    from tools.bench_train import speed as train_speed
+    from tools.bench_train import activation_memory, checkpoint_stall, speed
 
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
@@ -68,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.checkpoint:
             result = checkpoint_stall.measure(config, metadata, world, options.steps)
         else:
-            result = train_speed.measure(config, metadata, world, options.steps, options.compile)
+            result = speed.measure(config, metadata, world, options.steps, options.compile)
         collectives.barrier()  # a launcher ends all processes when one leaves
         if world.is_main:
             print(json.dumps({**result, "machine": _machine(torch.__version__, torch.get_num_threads())}))

@@ -1,4 +1,4 @@
-"""Measure how the memory that a segment's backward pass needs grows with the cycles, and draw it."""
+"""Measure how the memory of a backward pass grows with the cycles, and draw it."""
 
 import io
 import weakref

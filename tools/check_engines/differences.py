@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.base import jsonl
-from hrm_dist.checkpoint import reader as checkpoint
+from hrm_dist.checkpoint import reader
 from hrm_dist.model.puzzle_embedding import STATE_KEY as TABLE
 
 FIRST_STEPS = 20
@@ -137,7 +137,7 @@ def _of_means(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     """Read a checkpoint's weights and first moments, which in step 1 are scaled gradients, in float64, by KIND.NAME."""
-    opened = checkpoint.open_checkpoint(path)
+    opened = reader.open_checkpoint(path)
     keys = [key for key in opened.shapes if key.startswith((_GRADIENT, _WEIGHT))]
     return {key: opened.tensor(key).to(torch.float64) for key in keys}
 

@@ -1,4 +1,7 @@
-"""Training runs that `tools.check_engines` compares: one tiny model on real tasks, in real processes."""
+"""Training runs that `tools.check_engines` compares.
+
+They train one tiny model on real tasks, in real processes.
+"""
 
 import math
 import os
