@@ -1,4 +1,4 @@
-"""Sums of a step's metrics on the device, their reduction to a logged row, and where rows go."""
+"""Sums of metrics on the device, the rows they become, and where rows go: metrics.jsonl, W&B, the bar."""
 
 import json
 import math

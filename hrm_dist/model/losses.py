@@ -1,4 +1,4 @@
-"""Losses and metrics: stablemax or softmax cross entropy of the answer, the two Q-losses of ACT, and their total.
+"""The losses of the answer and of the Q-values, and every metric of a step: all in one place.
 
 Shapes: B sequences, T tokens, V vocabulary.
 """
