@@ -1,0 +1,1 @@
+"""The training system; read train.py and trainer.py first."""

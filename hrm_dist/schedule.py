@@ -1,7 +1,4 @@
-"""What is due at which step of a run.
-
-A step is named by its number when it is completed; the first is 1.
-"""
+"""What is due at which step of a run. A step is named by its number when it is completed; the first is 1."""
 
 import math
 

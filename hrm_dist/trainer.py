@@ -1,7 +1,4 @@
-"""The training loop: batch -> segment -> loss -> engine -> checkpoint.
-
-It knows nothing of a model's internals.
-"""
+"""The training loop: batch -> segment -> loss -> engine -> checkpoint. It knows nothing of a model's internals."""
 
 import functools
 import logging

@@ -1,7 +1,4 @@
-"""Strict reading of ARC's JSON.
-
-A message names the file, the task, the pair, the value and the remedy.
-"""
+"""Strict reading of ARC's JSON. A message names the file, the task, the pair, the value and the remedy."""
 
 import json
 from pathlib import Path

@@ -73,10 +73,3 @@ def crop_sizes(tokens: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[
         heights[start:stop] = np.where(found, best + 1, 0)
         widths[start:stop] = np.take_along_axis(width_of_rows, best[:, None], axis=1)[:, 0] * found
     return heights, widths
-
-
-def crop(tokens: NDArray[np.integer], canvas: int) -> Grid:
-    """Return the grid that a token sequence [canvas * canvas] spells; may be 0 x 0."""
-    heights, widths = crop_sizes(tokens.reshape(1, canvas * canvas))
-    cells = tokens.reshape(canvas, canvas)[: heights[0], : widths[0]]
-    return (cells - FIRST_COLOUR_ID).astype(np.uint8)

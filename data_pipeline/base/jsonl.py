@@ -1,7 +1,4 @@
-"""Append-only logs of one JSON value per line.
-
-Several processes may append to one, and only whole lines count.
-"""
+"""Append-only logs of one JSON value per line. Several processes may append to one, and only whole lines count."""
 
 import errno
 import json

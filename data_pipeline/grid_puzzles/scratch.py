@@ -1,7 +1,4 @@
-"""Arrays that a build needs on disk until it is complete.
-
-A file holds their bytes, and then the sha256 of these.
-"""
+"""Arrays that a build needs on disk until it is complete. A file holds their bytes, and then the sha256 of these."""
 
 import hashlib
 from collections.abc import Iterable

@@ -1,4 +1,1 @@
-"""The full state of a run on disk, and resuming from it; read reader.py first.
-
-reader.py has the layout; read train_state.py next.
-"""
+"""The full state of a run on disk; read reader.py first, which has the layout, then train_state.py."""

@@ -1,7 +1,4 @@
-"""The carry in a checkpoint: each tensor whole, over the global batch.
-
-So any number of ranks can slice it.
-"""
+"""The carry in a checkpoint: each tensor whole, over the global batch. So any number of ranks can slice it."""
 
 from collections.abc import Iterator, Sequence
 

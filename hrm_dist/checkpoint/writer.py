@@ -1,7 +1,4 @@
-"""Write checkpoints: every rank its share, whole or not at all.
-
-They are written in the background if asked for.
-"""
+"""Write checkpoints: every rank its share, whole or not at all. They are written in the background if asked for."""
 
 import os
 import secrets

@@ -1,7 +1,4 @@
-"""Keys and values of the published configurations, and what they mean here.
-
-All of them are listed in `ALIASES`.
-"""
+"""Keys and values of the published configurations, and what they mean here. All of them are listed in `ALIASES`."""
 # pyright: strict
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,1 @@
-"""How a run's processes join, talk and watch each other; read process_group.py first.
-
-Then read collectives.py.
-"""
+"""How a run's processes join, talk and watch each other; read process_group.py first, then collectives.py."""

@@ -1,4 +1,1 @@
-"""Ways to spread the network and its optimizer over the ranks; read base.py first.
-
-base.py says what the trainer asks of each.
-"""
+"""Ways to spread the network and its optimizer over the ranks; read base.py first, what the trainer asks of each."""

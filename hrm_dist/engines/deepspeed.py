@@ -1,7 +1,6 @@
 """The engine that splits state over the ranks by DeepSpeed's ZeRO.
 
 Stage 1 splits optimizer and moving average, stage 2 also gradients, stage 3 also weights.
-
 It relies on names that DeepSpeed does not document, so pyproject.toml pins its minor version:
 `single_partition_of_fp32_groups`, `update_lp_params`, `_lazy_init_hp_params_optimizer_state`, `check_grad_overflow` and
 a parameter's `_hp_mapping` (stages 1 and 2), `fp32_partitioned_groups_flat`, `_get_norm_groups`,

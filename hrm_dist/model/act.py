@@ -1,7 +1,6 @@
 """Adaptive computation time (ACT) around the network: carry, halting, Q-targets.
 
 Published in arXiv 2506.21734.
-
 A batch slot holds one sequence for as many segments as the Q-head lets it think; when it halts, the slot
 takes the next sequence. Shapes: B sequences, S positions, T tokens, D hidden_size, V vocabulary.
 """

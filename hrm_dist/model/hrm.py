@@ -1,8 +1,6 @@
 """HRM's recurrence: a slow module H and a fast module L refine z_H and z_L.
 
-Published in arXiv 2506.21734.
-
-Shapes: B sequences, S positions, D hidden_size.
+Published in arXiv 2506.21734. Shapes: B sequences, S positions, D hidden_size.
 """
 
 from torch import Tensor

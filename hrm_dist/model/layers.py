@@ -1,7 +1,6 @@
 """The layers of the published models: RoPE attention, SwiGLU, post-norm blocks.
 
 Weights are cast in the forward.
-
 Shape legend. H and L name the two levels of the recurrence, so they are never dimensions:
   B sequences   S = P + T   P puzzle-embedding prefix   T tokens   D hidden_size   N heads   K head size
 """

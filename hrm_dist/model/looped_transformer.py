@@ -1,7 +1,6 @@
 """A transformer in HRM's outer loop, without its hierarchy.
 
 This is the ablation of ARC Prize (arcprize.org/blog/hrm-analysis).
-
 Shapes: B sequences, S positions, D hidden_size.
 """
 

@@ -1,7 +1,6 @@
 """What all recurrences share: levels, and which updates of a segment carry gradient.
 
 Levels are made as the architecture's description says.
-
 The whole loop is one module, so that an engine that shards parameters gathers them once per segment instead of once
 per cycle. Its children are the levels, which are compiled, or gathered, one by one where that is asked for.
 Shapes: B sequences, S positions, D hidden_size.

@@ -1,8 +1,6 @@
 """Direct prediction, the baseline of HRM's paper: one pass of a transformer.
 
-Nothing is carried to another pass.
-
-Shapes: B sequences, S positions, D hidden_size.
+Nothing is carried to another pass. Shapes: B sequences, S positions, D hidden_size.
 """
 
 from torch import Tensor

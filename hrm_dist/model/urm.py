@@ -1,7 +1,6 @@
 """URM's recurrence: one network, one state, a convolution in every feed-forward layer.
 
 Published in arXiv 2512.14693.
-
 Shapes: B sequences, S positions, D hidden_size, I inner width of the feed-forward layer.
 """
 

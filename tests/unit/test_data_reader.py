@@ -18,7 +18,6 @@ from zstandard import ZstdCompressor, ZstdDecompressor
 from data_pipeline.arc.augment import apply, parse_name
 from data_pipeline.arc.dataset import ArcOptions
 from data_pipeline.arc.sources import bundled
-from data_pipeline.arc.tokens import crop
 from data_pipeline.base.errors import InputError
 from data_pipeline.build import build
 from data_pipeline.reader import TestReader, TrainReader
@@ -27,6 +26,7 @@ from data_pipeline.schema import IGNORE_LABEL_ID, SplitIndex, load_dataset_info,
 from data_pipeline.shards.plan import Request
 from data_pipeline.shards.reader import Shard
 from tests.documents import edit_document
+from tests.unit.test_data_tokens import crop
 
 NUM_AUG = 9
 CANVAS = 6

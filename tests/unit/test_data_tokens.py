@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data_pipeline.arc.tokens import EOS_ID, PAD_ID, Grid, crop, crop_sizes, encode
+from data_pipeline.arc.tokens import EOS_ID, FIRST_COLOUR_ID, PAD_ID, Grid, crop_sizes, encode
 
 CANVAS = 7
 grids = hnp.arrays(
@@ -20,6 +20,13 @@ def naive_crop_size(board: np.ndarray) -> tuple[int, int]:
         if height * width > best[0] * best[1]:
             best = (height, width)
     return best
+
+
+def crop(tokens: np.ndarray, canvas: int) -> Grid:
+    """Return the grid that a token sequence [canvas * canvas] spells; may be 0 x 0."""
+    heights, widths = crop_sizes(tokens.reshape(1, canvas * canvas))
+    cells = tokens.reshape(canvas, canvas)[: heights[0], : widths[0]]
+    return (cells - FIRST_COLOUR_ID).astype(np.uint8)
 
 
 def test_an_end_marks_the_row_below_and_the_column_right_but_not_their_corner() -> None:

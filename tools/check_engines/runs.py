@@ -1,7 +1,4 @@
-"""Training runs that `tools.check_engines` compares.
-
-They train one tiny model on real tasks, in real processes.
-"""
+"""Training runs that `tools.check_engines` compares. They train one tiny model on real tasks, in real processes."""
 
 import math
 import os

@@ -1,7 +1,4 @@
-"""A checkpoint's weights as a safetensors file under the published names.
-
-Memory stays at about one tensor.
-"""
+"""A checkpoint's weights as a safetensors file under the published names. Memory stays at about one tensor."""
 
 import json
 from pathlib import Path
