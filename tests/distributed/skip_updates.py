@@ -101,8 +101,8 @@ def spoil_gradient(trainer: Trainer, world: World) -> Any:
     recurrence = next(m for n, m in trainer.model.network.named_modules() if n.endswith("recurrence"))
 
     def spoil(_module: object, _arguments: object, states: Any) -> None:
-        if states.z_H.requires_grad:
-            states.z_H.register_hook(lambda grad: grad * torch.inf)
+        if states[0].requires_grad:
+            states[0].register_hook(lambda grad: grad * torch.inf)
 
     return recurrence.register_forward_hook(spoil).remove
 
