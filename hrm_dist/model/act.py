@@ -108,7 +108,7 @@ class ACTModel(nn.Module):
         carry = self._refill(carry, batch)
         data = carry.current_data
         rows = self.puzzle_emb(data["puzzle_identifiers"]) if self.puzzle_emb is not None else None
-        segment: Segment = self.network(carry.inner_carry, data["inputs"], rows)
+        segment: Segment = self.network(carry.inner_carry or None, data["inputs"], rows)
         assert segment.logits is not None
         outputs = {
             "logits": segment.logits,

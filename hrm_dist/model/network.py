@@ -79,19 +79,20 @@ class Network(nn.Module):
         return math.sqrt(arch.hidden_size) * embedding
 
     def forward(
-        self, states: States, inputs: Tensor, puzzle_rows: Tensor | None, want_logits: bool = True
+        self, states: States | None, inputs: Tensor, puzzle_rows: Tensor | None, want_logits: bool = True
     ) -> Segment:
         """Run one segment.
 
-        inputs: [B, T] tokens. puzzle_rows: [B, puzzle_emb_ndim], or None without puzzle embeddings.
+        states: None where none is carried, as FSDP2 cannot move an empty tuple to a GPU. inputs: [B, T] tokens.
+        puzzle_rows: [B, puzzle_emb_ndim], or None without puzzle embeddings.
         """
         arch = self.arch
         rope = None
         if arch.pos_encodings == "rope" and not arch.mlp_t:
             head_size = arch.hidden_size // arch.num_heads
             rope = rope_tables(self.seq_len, head_size, arch.rope_theta, inputs.device)
-        states = self.recurrence(states, self._embed(inputs, puzzle_rows), rope)
-        answer = states[0]
+        new_states: States = self.recurrence(states or (), self._embed(inputs, puzzle_rows), rope)
+        answer = new_states[0]
         logits = self.lm_head(answer[:, arch.prefix_len :]) if want_logits else None
         # The Q-head reads the first position: the puzzle embedding's where there is one.
-        return Segment(states, logits, self.q_head(answer[:, 0]).to(torch.float32))
+        return Segment(new_states, logits, self.q_head(answer[:, 0]).to(torch.float32))

@@ -18,7 +18,7 @@ from hrm_dist.model.released import convert_released, published_name
 from hrm_dist.train import main as train
 from hrm_dist.trainer import Trainer
 from tests.training import digests
-from tests.unit.models import METADATA, arch_of
+from tests.unit.models import METADATA, arch_of, random_batch
 from tools.bench_train.speed import RandomReader
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -77,3 +77,15 @@ def test_a_run_that_resumes_equals_one_that_never_stopped(name: str, config: Pat
         num_micro_batches=1,
     )
     assert list(carry.inner_carry._asdict()) == list(ARCHITECTURES[name].states)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_network_is_given_no_empty_tuple(name: str) -> None:
+    """torch's FSDP2 fails to move one to a GPU, which no test without a GPU would see."""
+    model = build_model(arch_of(name), METADATA)
+    given: list[object] = []
+    model.network.register_forward_pre_hook(lambda _, arguments: given.extend(arguments))
+    batch = random_batch(2, seed=0)
+    model(model.initial_carry(batch), batch)
+    assert given
+    assert not any(isinstance(argument, tuple) and not argument for argument in given)
