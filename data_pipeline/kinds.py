@@ -5,9 +5,9 @@ A new one is a module of its own, which describes it, and a line here.
 
 from data_pipeline.arc.kind import ARC
 from data_pipeline.base.errors import InputError
-from data_pipeline.grid_puzzles.maze_type import MAZE
-from data_pipeline.grid_puzzles.maze_unique import MAZE_UNIQUE
-from data_pipeline.grid_puzzles.sudoku_type import SUDOKU
+from data_pipeline.grid_puzzles.maze.kind import MAZE
+from data_pipeline.grid_puzzles.maze.unique import MAZE_UNIQUE
+from data_pipeline.grid_puzzles.sudoku.kind import SUDOKU
 from data_pipeline.kind import Kind
 
 KINDS = (

@@ -21,7 +21,7 @@ from hrm_dist.model.initialization import InitFn, initialize, truncated_normal
 from hrm_dist.model.layers import DTYPES
 from hrm_dist.model.network import Network, Segment
 from hrm_dist.model.puzzle_embedding import WHOLE_TABLE, PuzzleEmbedding, TablePlacement
-from hrm_dist.model.recurrence import States
+from hrm_dist.model.recurrences.base import States
 
 Batch = dict[str, Tensor]
 """inputs [B, T] int32, labels [B, T] int32 (-100 = ignored), puzzle_identifiers [B] int32"""

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import ArchConfig
-from hrm_dist.model.hrm import HRMRecurrence
 from hrm_dist.model.layers import DTYPES, CastedEmbedding, CastedLinear, Level, QHead, rope_tables
-from hrm_dist.model.looped_transformer import LoopedTransformerRecurrence
-from hrm_dist.model.recurrence import Recurrence, States
-from hrm_dist.model.transformer import TransformerRecurrence
-from hrm_dist.model.trm import TRMRecurrence
-from hrm_dist.model.urm import URMRecurrence
+from hrm_dist.model.recurrences.base import Recurrence, States
+from hrm_dist.model.recurrences.hrm import HRMRecurrence
+from hrm_dist.model.recurrences.looped_transformer import LoopedTransformerRecurrence
+from hrm_dist.model.recurrences.transformer import TransformerRecurrence
+from hrm_dist.model.recurrences.trm import TRMRecurrence
+from hrm_dist.model.recurrences.urm import URMRecurrence
 
 RECURRENCES: dict[str, type[Recurrence]] = {
     "hrm": HRMRecurrence,

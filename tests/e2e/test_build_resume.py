@@ -19,7 +19,7 @@ from data_pipeline.arc import dataset as arc_dataset
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import Part
 from data_pipeline.build import build
-from data_pipeline.grid_puzzles.sudoku_type import SudokuOptions
+from data_pipeline.grid_puzzles.sudoku.kind import SudokuOptions
 from data_pipeline.merge import merge
 from data_pipeline.schema import load_dataset_info
 from data_pipeline.shards import build_dir

@@ -24,8 +24,8 @@ from hrm_dist.train import main as train
 from tests.unit.golden import GOLDEN, arch_fields, assert_close, load_golden
 from tests.unit.models import METADATA, arch_of
 from tools.convert import __main__ as convert
-from tools.convert.weights_fit import problems
-from tools.convert.weights_import import UNMATCHED, match_rows, take_rows
+from tools.convert.fit import problems
+from tools.convert.import_ import UNMATCHED, match_rows, take_rows
 
 TABLE = "model.inner.puzzle_emb.weights"
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from data_pipeline import build
 from data_pipeline.base.errors import exit_code
 from data_pipeline.grid_puzzles.csv_source import HEADER
-from data_pipeline.grid_puzzles.maze import CHARSET
-from data_pipeline.grid_puzzles.maze_type import MazeType
+from data_pipeline.grid_puzzles.maze.kind import MazeType
+from data_pipeline.grid_puzzles.maze.puzzles import CHARSET
 from data_pipeline.grid_puzzles.puzzle_type import PuzzleType
-from data_pipeline.grid_puzzles.sudoku_type import SudokuType
+from data_pipeline.grid_puzzles.sudoku.kind import SudokuType
 from data_pipeline.reader import TestReader, TrainReader
 
 PAIR = {"input": [[0, 1], [2, 3]], "output": [[9]]}

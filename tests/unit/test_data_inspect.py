@@ -15,7 +15,8 @@ from matplotlib import image
 
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.files import write_json
-from data_pipeline.grid_puzzles import maze, sudoku
+from data_pipeline.grid_puzzles.maze import puzzles as maze
+from data_pipeline.grid_puzzles.sudoku import puzzles as sudoku
 from data_pipeline.inspect.__main__ import histograms, look_of, main
 from data_pipeline.inspect.verify import verify
 from data_pipeline.schema import GroupTable, SplitIndex, SplitName, load_dataset_info, load_split_index

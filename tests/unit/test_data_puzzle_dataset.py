@@ -15,13 +15,14 @@ from data_pipeline.base.parallel import Part
 from data_pipeline.build import build
 from data_pipeline.grid_puzzles import dataset as puzzle_dataset
 from data_pipeline.grid_puzzles import generate as generated
-from data_pipeline.grid_puzzles import maze, scratch
+from data_pipeline.grid_puzzles import scratch
 from data_pipeline.grid_puzzles.csv_source import HEADER
-from data_pipeline.grid_puzzles.maze_type import MazeType
-from data_pipeline.grid_puzzles.maze_unique import MazeUniqueType
+from data_pipeline.grid_puzzles.maze import puzzles as maze
+from data_pipeline.grid_puzzles.maze.kind import MazeType
+from data_pipeline.grid_puzzles.maze.unique import MazeUniqueType
 from data_pipeline.grid_puzzles.puzzle_type import Examples, PuzzleOptions, PuzzleType
 from data_pipeline.grid_puzzles.rows import PuzzleRows
-from data_pipeline.grid_puzzles.sudoku_type import SudokuType
+from data_pipeline.grid_puzzles.sudoku.kind import SudokuType
 from data_pipeline.kinds import kind_named
 from data_pipeline.reader import TestReader, TrainReader
 from data_pipeline.schema import load_dataset_info, load_split_index

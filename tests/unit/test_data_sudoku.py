@@ -11,18 +11,20 @@ from pysat.solvers import Solver
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.random import random_bits
 from data_pipeline.grid_puzzles import csv_source as puzzle_csv
-from data_pipeline.grid_puzzles import sudoku, sudoku_generator, sudoku_symmetry
 from data_pipeline.grid_puzzles.csv_source import HEADER, Selection, find_files, read_puzzles
-from data_pipeline.grid_puzzles.sudoku import (
+from data_pipeline.grid_puzzles.sudoku import generator as sudoku_generator
+from data_pipeline.grid_puzzles.sudoku import puzzles as sudoku
+from data_pipeline.grid_puzzles.sudoku import symmetry as sudoku_symmetry
+from data_pipeline.grid_puzzles.sudoku.generator import Recipe, generate
+from data_pipeline.grid_puzzles.sudoku.puzzles import (
     BOX_SHAPES,
     BoxShape,
     Sudokus,
     content_keys,
     relabelling_keys,
 )
-from data_pipeline.grid_puzzles.sudoku_generator import Recipe, generate
-from data_pipeline.grid_puzzles.sudoku_solver import count_solutions, has_unique_solution, rate
-from data_pipeline.grid_puzzles.sudoku_symmetry import num_symmetries
+from data_pipeline.grid_puzzles.sudoku.solver import count_solutions, has_unique_solution, rate
+from data_pipeline.grid_puzzles.sudoku.symmetry import num_symmetries
 
 sides = st.sampled_from([4, 6, 9])
 POOL = {side: generate(Recipe(boxes, seed=7), "train", np.arange(40)) for side, boxes in BOX_SHAPES.items()}

@@ -9,7 +9,7 @@ from hrm_dist.distributed.process_group import World
 from hrm_dist.model import build_model
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.layers import Block, checkpoint_activations
-from hrm_dist.model.recurrence import States
+from hrm_dist.model.recurrences.base import States
 from hrm_dist.trainer import Trainer
 from tests.unit.models import METADATA, arch_of, let_halting_vary, random_batch, segment_loss
 from tools.bench_train.speed import RandomReader

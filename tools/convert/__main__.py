@@ -28,11 +28,11 @@ def main() -> int:
     """Export or import; only a good command line costs the import of torch."""
     options = _parse()
     if options.command == "export":
-        from tools.convert.weights_export import export_weights
+        from tools.convert.export import export_weights
 
         print(export_weights(options.checkpoint, options.out, options.data, ema=options.weights == "ema"))
         return 0
-    from tools.convert.weights_import import import_weights
+    from tools.convert.import_ import import_weights
 
     print(import_weights(options))
     return 0

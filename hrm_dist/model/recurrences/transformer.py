@@ -6,7 +6,7 @@ Nothing is carried to another pass. Shapes: B sequences, S positions, D hidden_s
 from torch import Tensor
 
 from hrm_dist.model.layers import Level, Rope
-from hrm_dist.model.recurrence import Recurrence, States
+from hrm_dist.model.recurrences.base import Recurrence, States
 
 
 class TransformerRecurrence(Recurrence):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.base.random import Bits, stream_key, words_at
-from data_pipeline.grid_puzzles.sudoku import BoxShape, Grids, Sudokus
+from data_pipeline.grid_puzzles.sudoku.puzzles import BoxShape, Grids, Sudokus
 
 _BLOCK = 1024  # puzzles at a time, so that the intermediate arrays stay in the cache
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.grid_puzzles.sudoku import BoxShape, Grids, Sudokus, units
+from data_pipeline.grid_puzzles.sudoku.puzzles import BoxShape, Grids, Sudokus, units
 
 States = NDArray[np.uint16]  # [n, cells], bit d - 1 for digit d
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.random import WORDS_PER_COUNTER, Bits, below, stream_key, words_at, words_from
 from data_pipeline.grid_puzzles.csv_source import Puzzles
-from data_pipeline.grid_puzzles.maze import (
+from data_pipeline.grid_puzzles.maze.puzzles import (
     FREE_ID,
     GOAL_ID,
     MAX_SIDE,

@@ -7,7 +7,7 @@ Shapes: B sequences, S positions, D hidden_size.
 from torch import Tensor
 
 from hrm_dist.model.layers import Level, Rope
-from hrm_dist.model.recurrence import Recurrence, States
+from hrm_dist.model.recurrences.base import Recurrence, States
 
 
 class LoopedTransformerRecurrence(Recurrence):

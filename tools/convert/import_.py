@@ -23,8 +23,8 @@ from hrm_dist.metrics import MetricSums
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.released import convert_released
 from hrm_dist.tensor_shards import replicated
-from tools.convert.weights_export import identifiers_beside
-from tools.convert.weights_fit import TABLE, problems
+from tools.convert.export import identifiers_beside
+from tools.convert.fit import TABLE, problems
 from tools.vote import read_identifiers
 
 UNMATCHED = -1

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from data_pipeline.base.random import Bits
-from data_pipeline.grid_puzzles import maze, maze_generator
 from data_pipeline.grid_puzzles.csv_source import Cells, CsvBlock
 from data_pipeline.grid_puzzles.dataset import kind_of
+from data_pipeline.grid_puzzles.maze import generator as maze_generator
+from data_pipeline.grid_puzzles.maze import puzzles as maze
 from data_pipeline.grid_puzzles.puzzle_type import Examples, NewPuzzles, PuzzleOptions, PuzzleType
 from data_pipeline.kind import PADDING, Boards, Look, Measured, Token
 from data_pipeline.options import OF_SOURCE

@@ -12,7 +12,7 @@ from hrm_dist.checkpoint import reader
 from hrm_dist.checkpoint.reader import Checkpoint
 from hrm_dist.checkpoint.safetensors_writer import Entry, stream_tensors
 from hrm_dist.model.released import published_name
-from tools.convert.weights_fit import TABLE
+from tools.convert.fit import TABLE
 
 SUFFIX = ".safetensors"
 

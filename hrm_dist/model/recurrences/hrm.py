@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hrm_dist.config import ArchConfig
 from hrm_dist.model.layers import Level, Rope
-from hrm_dist.model.recurrence import Recurrence, States, run_updates
+from hrm_dist.model.recurrences.base import Recurrence, States, run_updates
 
 
 def refine(

@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
 from data_pipeline.base.random import Bits
-from data_pipeline.grid_puzzles import sudoku, sudoku_generator, sudoku_symmetry
 from data_pipeline.grid_puzzles.csv_source import Cells, CsvBlock
 from data_pipeline.grid_puzzles.dataset import kind_of
 from data_pipeline.grid_puzzles.puzzle_type import Examples, NewPuzzles, PuzzleOptions, PuzzleType
+from data_pipeline.grid_puzzles.sudoku import generator as sudoku_generator
+from data_pipeline.grid_puzzles.sudoku import puzzles as sudoku
+from data_pipeline.grid_puzzles.sudoku import symmetry as sudoku_symmetry
 from data_pipeline.kind import PADDING, Boards, Look, Measured, Token
 from data_pipeline.schema import SplitName
 

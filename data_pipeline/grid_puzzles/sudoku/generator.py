@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.random import WORDS_PER_COUNTER, below, stream_key, words_at, words_from
 from data_pipeline.grid_puzzles.puzzle_type import belongs_to
-from data_pipeline.grid_puzzles.sudoku import (
+from data_pipeline.grid_puzzles.sudoku.puzzles import (
     BOX_SHAPES,
     BoxShape,
     Grids,
@@ -27,7 +27,7 @@ from data_pipeline.grid_puzzles.sudoku import (
     is_solution,
     solution_keys,
 )
-from data_pipeline.grid_puzzles.sudoku_solver import (
+from data_pipeline.grid_puzzles.sudoku.solver import (
     States,
     candidate_counts,
     deduce,
@@ -58,7 +58,7 @@ class Recipe(NamedTuple):
 def generate(recipe: Recipe, split: SplitName, indices: NDArray[np.integer]) -> Sudokus:
     """Make the puzzles with these numbers, each with its rating.
 
-    Two numbers may give the same puzzle: hardly ever of side 9, soon of side 4 (see generate.py beside this file).
+    Two numbers may give the same puzzle: hardly ever of side 9, soon of side 4 (see grid_puzzles/generate.py).
     Raise InputError when the difficulty is not reached.
     """
     blocks = [

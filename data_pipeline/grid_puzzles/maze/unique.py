@@ -14,11 +14,12 @@ from pydantic import Field, model_validator
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.random import Bits, below, stream_key, words_at
-from data_pipeline.grid_puzzles import maze, maze_generator
 from data_pipeline.grid_puzzles.csv_source import Cells, CsvBlock
 from data_pipeline.grid_puzzles.dataset import kind_of
-from data_pipeline.grid_puzzles.maze import FREE_ID, GOAL_ID, START_ID, WALL_ID, Mazes
-from data_pipeline.grid_puzzles.maze_type import MazeOptions, MazeType
+from data_pipeline.grid_puzzles.maze import generator as maze_generator
+from data_pipeline.grid_puzzles.maze import puzzles as maze
+from data_pipeline.grid_puzzles.maze.kind import MazeOptions, MazeType
+from data_pipeline.grid_puzzles.maze.puzzles import FREE_ID, GOAL_ID, START_ID, WALL_ID, Mazes
 from data_pipeline.grid_puzzles.puzzle_type import Examples, NewPuzzles, belongs_to
 from data_pipeline.schema import SplitName
 

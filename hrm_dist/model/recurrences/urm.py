@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hrm_dist.model.initialization import InitFn, uniform
 from hrm_dist.model.layers import Level, Rope, SwiGLU
-from hrm_dist.model.recurrence import Recurrence, States, run_updates
+from hrm_dist.model.recurrences.base import Recurrence, States, run_updates
 
 
 class DepthwiseConv(nn.Module):

@@ -1,0 +1,1 @@
+"""Mazes, any and those with one shortest path; read kind.py first."""

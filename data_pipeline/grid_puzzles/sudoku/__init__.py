@@ -1,0 +1,1 @@
+"""Sudoku: rules, symmetries, a solver and a generator; read kind.py first."""

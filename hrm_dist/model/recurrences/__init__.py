@@ -1,0 +1,1 @@
+"""One recurrence for each architecture; read hrm.py first."""
