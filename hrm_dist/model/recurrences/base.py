@@ -6,6 +6,7 @@ per cycle. Its children are the levels, which are compiled, or gathered, one by 
 Shapes: B sequences, S positions, D hidden_size.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -19,7 +20,7 @@ States = tuple[Tensor, ...]
 """[B, S, D] each, in the order of the description; the heads read the first, also where none is carried."""
 
 
-class Recurrence(nn.Module):
+class Recurrence(nn.Module, ABC):
     """The loop of an architecture: new states from the old ones and the embedded input."""
 
     feed_forward: type[SwiGLU] = SwiGLU
@@ -32,9 +33,9 @@ class Recurrence(nn.Module):
             num_layers = getattr(arch, level.num_layers)
             self.add_module(name, Level(arch, num_layers, seq_len, self.feed_forward))
 
+    @abstractmethod
     def forward(self, states: States, input_BSD: Tensor, rope: Rope | None) -> States:
         """Run one segment."""
-        raise NotImplementedError
 
 
 def run_updates(arch: ArchConfig, update: Callable[[int, States], States], states: States) -> States:
