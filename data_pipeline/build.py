@@ -39,6 +39,7 @@ from data_pipeline.base.parallel import Part, parse_part, progress_bar
 from data_pipeline.build_spec import BuildSpec
 from data_pipeline.kind import Kind
 from data_pipeline.kinds import KIND_OF_PRESET, KINDS
+from data_pipeline.readings import reading_table
 from data_pipeline.schema import BUILDING, HOW_TO_HOLD_OUT, NOTHING_HELD_OUT, DatasetInfo
 from data_pipeline.shards import build_dir
 from data_pipeline.shards.plan import Content, Request
@@ -133,8 +134,7 @@ def summary(out: Path, info: DatasetInfo) -> str:
         if test.total_groups
         else f"  test: {NOTHING_HELD_OUT} (to hold out: {HOW_TO_HOLD_OUT})",
     ]
-    if info.num_tasks_left_out:
-        lines.append(f"  tasks left out as larger than the canvas: {info.num_tasks_left_out}")
+    lines[1:1] = reading_table(info.readings)
     if info.leaks.num_pairs:
         fate = "removed from training" if info.leaks.dropped else "which stay in training"
         lines.append(f"  held-out pairs that also stood in the training data: {info.leaks.num_pairs}, {fate}")

@@ -103,6 +103,44 @@ class Leaks(Strict):
     """The first of them."""
 
 
+class LeftOut(Strict):
+    """Tasks or files of a source that are not in the dataset."""
+
+    why: str
+    num: int
+    names: tuple[str, ...] = ()
+    """The first of them."""
+
+
+class SourceReading(Strict):
+    """What was read from a source, and what became of it.
+
+    Every task read is trained on, held out or left out.
+    """
+
+    source: str
+    """As `SourceInfo.name`."""
+    num_tasks: int
+    """Tasks or puzzles read."""
+    num_trained: int
+    """Those of which everything trains."""
+    num_held_out: int
+    """Those whose test pairs are held out; demonstrations, if they have any, train."""
+    num_without_output: int = 0
+    """Those of them that cannot be scored, since an output is hidden."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Tasks that were read."""
+    not_read: tuple[LeftOut, ...] = ()
+    """Files."""
+
+    @model_validator(mode="after")
+    def _all_are_accounted_for(self) -> Self:
+        told = self.num_trained + self.num_held_out + sum(some.num for some in self.left_out)
+        if told != self.num_tasks:
+            raise ValueError(f"{self.source}: read {self.num_tasks}, but {told} are accounted for")
+        return self
+
+
 class SplitInfo(Strict):
     """Sizes of a split; puzzles and examples are counted once however often rows repeat them."""
 
@@ -139,6 +177,8 @@ class DatasetHead(Strict):
     num_tasks_left_out: int = 0
     """Tasks with a grid larger than the canvas."""
     leaks: Leaks
+    readings: tuple[SourceReading, ...] = ()
+    """A row per source; none in datasets of new puzzles and of earlier versions."""
 
     @property
     def identity(self) -> Identity:
@@ -157,7 +197,9 @@ class DatasetInfo(DatasetHead):
 
     def digest(self) -> str:
         """Return what `sha256` has to be."""
-        text = json.dumps(self.model_dump(exclude={"sha256"}), separators=(",", ":"))
+        # Earlier versions had no readings.
+        left_out = {"sha256"} if self.readings else {"sha256", "readings"}
+        text = json.dumps(self.model_dump(exclude=left_out), separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def metadata(self, split: SplitName) -> DatasetMetadata:

@@ -1,6 +1,7 @@
 """An ARC dataset: which tasks are in it, what is held out, what each split consists of."""
 
 import dataclasses
+from collections import defaultdict
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +16,23 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.kind import split_role
 from data_pipeline.leaks import settle
 from data_pipeline.options import LeakPolicy, Options
-from data_pipeline.schema import BLANK_NAME, SPLITS, DatasetHead, Identity, Leaks, SourceInfo, SplitName
+from data_pipeline.readings import left_out
+from data_pipeline.schema import (
+    BLANK_NAME,
+    SPLITS,
+    DatasetHead,
+    Identity,
+    Leaks,
+    SourceInfo,
+    SourceReading,
+    SplitName,
+)
 from data_pipeline.shards.plan import DatasetPlan, Request
+
+_TRAINED, _HELD_OUT = "trained on", "held out"
+_REPEATED = "read before"
+_TOO_LARGE = "larger than the canvas"
+_BEYOND_LIMIT = "beyond --limit-groups"
 
 
 class ArcOptions(Options):
@@ -40,7 +56,7 @@ class ArcContent:
     identity: Identity
     options: ArcOptions
     tasks: list[Task]
-    num_left_out: int
+    readings: tuple[SourceReading, ...]
     leaks: Leaks
 
     def write_scratch(self, folder: Path) -> None:
@@ -57,8 +73,11 @@ class ArcContent:
             seq_len=canvas**2,
             vocab_size=VOCAB_SIZE,
             num_puzzle_identifiers=len(names),
-            num_tasks_left_out=self.num_left_out,
+            num_tasks_left_out=sum(
+                some.num for reading in self.readings for some in reading.left_out if some.why == _TOO_LARGE
+            ),
             leaks=self.leaks,
+            readings=self.readings,
         )
         rows: dict[SplitName, SplitPlan] = {
             split: SplitPlan(split, groups, canvas, self.identity.seed) for split in SPLITS
@@ -106,7 +125,7 @@ def read(request: Request) -> ArcContent:
         request.identity("arc", sources),
         options,
         chosen,
-        len(tasks) - len(fitting),
+        _readings(batches, tasks, chosen, options),
         settled,
     )
 
@@ -127,6 +146,41 @@ def _read_sources(request: Request) -> list[tuple[str, list[Task]]]:
     if not batches:
         raise InputError("`arc` starts from no tasks; add --source PATH, or use arc-agi-1 or arc-agi-2.")
     return batches
+
+
+def _readings(
+    batches: list[tuple[str, list[Task]]], tasks: list[Task], chosen: list[Task], options: ArcOptions
+) -> tuple[SourceReading, ...]:
+    """Tell what became of each source's tasks; one that comes more than once counts where it was read first."""
+    merged, kept = ({task.id: task for task in some} for some in (tasks, chosen))
+    seen: set[str] = set()
+    readings: list[SourceReading] = []
+    for name, batch in batches:
+        of_fate: defaultdict[str, list[str]] = defaultdict(list)
+        num_without_output = 0
+        for task in batch:
+            if task.id in seen:
+                of_fate[_REPEATED].append(task.id)
+            elif task.id in kept:
+                task = kept[task.id]
+                of_fate[_HELD_OUT if task.held_out else _TRAINED].append(task.id)
+                num_without_output += task.held_out and any(pair.output is None for pair in task.tests)
+            elif merged[task.id].largest_side > options.canvas:
+                of_fate[_TOO_LARGE].append(task.id)
+            else:
+                of_fate[_BEYOND_LIMIT].append(task.id)
+            seen.add(task.id)
+        readings.append(
+            SourceReading(
+                source=name,
+                num_tasks=len(batch),
+                num_trained=len(of_fate.pop(_TRAINED, ())),
+                num_held_out=len(of_fate.pop(_HELD_OUT, ())),
+                num_without_output=num_without_output,
+                left_out=tuple(left_out(why, names) for why, names in sorted(of_fate.items())),
+            )
+        )
+    return tuple(readings)
 
 
 def _held_out(tasks: list[Task], options: ArcOptions) -> list[Task]:

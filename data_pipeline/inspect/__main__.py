@@ -29,6 +29,7 @@ from data_pipeline.inspect.verify import Dataset, verify
 from data_pipeline.kind import Look, Token
 from data_pipeline.kinds import kind_named
 from data_pipeline.options import side_by_side
+from data_pipeline.readings import reading_table
 from data_pipeline.schema import NOTHING_HELD_OUT, REBUILD, DatasetInfo, SplitIndex, SplitName
 from data_pipeline.shards.reader import read_shard
 
@@ -104,8 +105,10 @@ def summary(dataset: Dataset) -> str:
         for name, counts in found.items()
     }
     vocabulary_split = dataset.splits_with_rows[0]
+    readings = reading_table(info.readings)
     sections = (
         _head(info),
+        *([["what was read", *readings]] if readings else []),
         _size_table(dataset),
         histograms("puzzles per group (number of groups)", group_sizes),
         histograms("examples per puzzle (number of puzzles)", puzzle_sizes),
@@ -148,7 +151,7 @@ def _head(info: DatasetInfo) -> list[str]:
     for source in info.sources:
         checksum = f"sha256 {source.sha256[:16]}..."
         lines.append(f"  source       {source.name}: {source.num_tasks:,} entries, {checksum}")
-    if info.num_tasks_left_out:
+    if info.num_tasks_left_out and not info.readings:  # of an earlier version
         lines.append(f"  left out     {info.num_tasks_left_out:,} tasks with a grid larger than the canvas")
     if not info.splits.test.total_groups:
         lines.append(f"  held out     {NOTHING_HELD_OUT}")
