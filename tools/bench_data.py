@@ -31,6 +31,7 @@ import numpy as np
 import zstandard
 
 from data_pipeline.arc import sources as arc
+from data_pipeline.arc.copies import merge
 from data_pipeline.arc.rows import SplitPlan, plan_groups
 from data_pipeline.arc.tokens import MAX_GRID_SIDE
 from data_pipeline.base.command_line import command_parser
@@ -105,7 +106,7 @@ def bench_build(arguments: list[str], out: Path) -> dict[str, object]:
 
 def bench_row(preset: str, num_aug: int, row: int) -> dict[str, object]:
     """Make one training row of a preset, step by step."""
-    groups, plan_seconds = _timed(lambda: plan_groups(arc.merge(arc.bundled(preset)), num_aug, seed=42))
+    groups, plan_seconds = _timed(lambda: plan_groups(merge(arc.bundled(preset)), num_aug, seed=42))
     plan = SplitPlan("train", groups, MAX_GRID_SIDE, seed=42)
     everyone = np.arange(len(plan.groups))
     _, tables_seconds = _timed(lambda: plan.samples(row, everyone))

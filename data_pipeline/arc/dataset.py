@@ -8,8 +8,12 @@ from typing import Literal
 from pydantic import Field
 
 from data_pipeline.arc import sources as arc
+from data_pipeline.arc.copies import decides, merge
+from data_pipeline.arc.json_format import task_json
 from data_pipeline.arc.leaks import TaskLeaks, drop_from_training, find_in_tasks
 from data_pipeline.arc.rows import SplitPlan, plan_groups
+from data_pipeline.arc.source_files import true_name
+from data_pipeline.arc.sources import SourceTasks
 from data_pipeline.arc.task import Task
 from data_pipeline.arc.tokens import MAX_GRID_SIDE, VOCAB_SIZE
 from data_pipeline.base.errors import InputError
@@ -30,7 +34,10 @@ from data_pipeline.schema import (
 from data_pipeline.shards.plan import DatasetPlan, Request
 
 _TRAINED, _HELD_OUT = "trained on", "held out"
-_REPEATED = "read before"
+_REPEATED = "copies of a task of this or another source"
+_REPEATED_WITHOUT = (
+    "copies without outputs of tasks that have them elsewhere; add :evaluation to predict these"
+)
 _TOO_LARGE = "larger than the canvas"
 _BEYOND_LIMIT = "beyond --limit-groups"
 
@@ -87,7 +94,7 @@ class ArcContent:
             rows,
             documents={
                 "identifiers.json": names,
-                "test_puzzles.json": {task.id: arc.task_json(task) for task in self.tasks if task.held_out},
+                "test_puzzles.json": {task.id: task_json(task) for task in self.tasks if task.held_out},
             },
         )
 
@@ -98,11 +105,11 @@ def read(request: Request) -> ArcContent:
     assert isinstance(options, ArcOptions)
     batches = _read_sources(request)
     sources = tuple(
-        SourceInfo(name=name, sha256=arc.content_sha256(tasks), num_tasks=len(tasks))
-        for name, tasks in batches
+        SourceInfo(name=name, sha256=arc.content_sha256(batch.tasks), num_tasks=len(batch.tasks))
+        for name, batch in batches
     )
-    tasks = arc.merge(
-        (task for _, batch in batches for task in batch), first_wins=options.conflicts == "first"
+    tasks = merge(
+        (task for _, batch in batches for task in batch.tasks), first_wins=options.conflicts == "first"
     )
     fitting = [task for task in tasks if task.largest_side <= options.canvas]
     if not fitting:
@@ -113,7 +120,7 @@ def read(request: Request) -> ArcContent:
         )
     chosen = _held_out(fitting, options)[: options.limit_groups]
     found = find_in_tasks(chosen)
-    is_published = request.preset != "arc" and _stand_in_preset(found, batches[0][1], options)
+    is_published = request.preset != "arc" and _stand_in_preset(found, batches[0][1].tasks, options)
     settled = settle(found.record(), options.leaks, is_published=is_published)
     if settled.dropped:
         chosen = drop_from_training(chosen, found)
@@ -130,18 +137,18 @@ def read(request: Request) -> ArcContent:
     )
 
 
-def _read_sources(request: Request) -> list[tuple[str, list[Task]]]:
+def _read_sources(request: Request) -> list[tuple[str, SourceTasks]]:
     """Return (name, tasks) of each source, that of the preset first."""
-    batches: list[tuple[str, list[Task]]] = []
+    batches: list[tuple[str, SourceTasks]] = []
     if request.preset != "arc":
-        batches.append((request.preset, arc.bundled(request.preset)))
+        batches.append((request.preset, SourceTasks(arc.bundled(request.preset))))
     for source in request.sources:
         path, role = split_role(source)
         if source in arc.BUNDLED and not path.exists():
-            batches.append((source, arc.bundled(source)))
+            batches.append((source, SourceTasks(arc.bundled(source))))
             continue
         _refuse_output_within(path, request.out)
-        name = path.name or path.resolve().name
+        name = true_name(path)
         batches.append((f"{name}:{role}" if role else name, arc.from_path(path, role)))
     if not batches:
         raise InputError("`arc` starts from no tasks; add --source PATH, or use arc-agi-1 or arc-agi-2.")
@@ -149,35 +156,41 @@ def _read_sources(request: Request) -> list[tuple[str, list[Task]]]:
 
 
 def _readings(
-    batches: list[tuple[str, list[Task]]], tasks: list[Task], chosen: list[Task], options: ArcOptions
+    batches: list[tuple[str, SourceTasks]], tasks: list[Task], chosen: list[Task], options: ArcOptions
 ) -> tuple[SourceReading, ...]:
-    """Tell what became of each source's tasks; one that comes more than once counts where it was read first."""
+    """Tell what became of each source's tasks; one that comes more than once counts where it decides first."""
     merged, kept = ({task.id: task for task in some} for some in (tasks, chosen))
-    seen: set[str] = set()
+    deciding: dict[str, Task] = {}
+    for _, batch in batches:
+        for task in batch.tasks:
+            there = deciding.setdefault(task.id, task)
+            if decides(task) and not decides(there):
+                deciding[task.id] = task
     readings: list[SourceReading] = []
     for name, batch in batches:
-        of_fate: defaultdict[str, list[str]] = defaultdict(list)
+        fates: defaultdict[str, list[str]] = defaultdict(list, batch.left_out)
+        num_read = len(batch.tasks) + sum(map(len, batch.left_out.values()))
         num_without_output = 0
-        for task in batch:
-            if task.id in seen:
-                of_fate[_REPEATED].append(task.id)
+        for task in batch.tasks:
+            if task is not deciding[task.id]:
+                fates[_REPEATED if decides(task) else _REPEATED_WITHOUT].append(task.id)
             elif task.id in kept:
                 task = kept[task.id]
-                of_fate[_HELD_OUT if task.held_out else _TRAINED].append(task.id)
-                num_without_output += task.held_out and any(pair.output is None for pair in task.tests)
+                fates[_HELD_OUT if task.held_out else _TRAINED].append(task.id)
+                num_without_output += task.has_hidden_output
             elif merged[task.id].largest_side > options.canvas:
-                of_fate[_TOO_LARGE].append(task.id)
+                fates[_TOO_LARGE].append(task.id)
             else:
-                of_fate[_BEYOND_LIMIT].append(task.id)
-            seen.add(task.id)
+                fates[_BEYOND_LIMIT].append(task.id)
         readings.append(
             SourceReading(
                 source=name,
-                num_tasks=len(batch),
-                num_trained=len(of_fate.pop(_TRAINED, ())),
-                num_held_out=len(of_fate.pop(_HELD_OUT, ())),
+                num_tasks=num_read,
+                num_trained=len(fates.pop(_TRAINED, ())),
+                num_held_out=len(fates.pop(_HELD_OUT, ())),
                 num_without_output=num_without_output,
-                left_out=tuple(left_out(why, names) for why, names in sorted(of_fate.items())),
+                left_out=tuple(left_out(why, names) for why, names in sorted(fates.items())),
+                not_read=tuple(left_out(why, names) for why, names in sorted(batch.not_read.items())),
             )
         )
     return tuple(readings)
@@ -185,7 +198,7 @@ def _readings(
 
 def _held_out(tasks: list[Task], options: ArcOptions) -> list[Task]:
     if options.holdout == "all":
-        return [dataclasses.replace(task, held_out=True) for task in tasks]
+        return [dataclasses.replace(task, held_out=bool(task.tests)) for task in tasks]
     return tasks
 
 
@@ -193,7 +206,7 @@ def _stand_in_preset(found: TaskLeaks, preset: list[Task], options: ArcOptions) 
     """Return whether the bundled tasks alone, held out in the same way, have all of these leaks."""
     if not found.of_held_out:
         return True
-    own = find_in_tasks(_held_out(arc.merge(preset), options)).names()
+    own = find_in_tasks(_held_out(merge(preset), options)).names()
     return all(trained <= own.get(held_out, frozenset()) for held_out, trained in found.names().items())
 
 

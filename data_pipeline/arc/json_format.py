@@ -1,4 +1,12 @@
-"""Strict reading of ARC's JSON. A message names the file, the task, the pair, the value and the remedy."""
+"""Strict reading of ARC's JSON. A message names the file, the task, the pair, the value and the remedy.
+
+A value may be
+    a task             {"train": [pair, ...], "test": [pair, ...]}
+    pairs              [pair, ...] as re-arc has them, or {"examples": [pair, ...]} as BARC has them
+    tasks              {id: task or pairs, ...} or [task, ...]
+    solutions          {id: [output, ...], ...}
+where a pair is {"input": grid, "output": grid} or [grid, grid].
+"""
 
 import json
 from pathlib import Path
@@ -6,23 +14,23 @@ from typing import cast
 
 import numpy as np
 
+from data_pipeline.arc.json_text import read_items
 from data_pipeline.arc.task import Pair, Task
-from data_pipeline.arc.tokens import MAX_GRID_SIDE, NUM_COLOURS, Grid
-from data_pipeline.base.errors import InputError, unreadable
+from data_pipeline.arc.tokens import NUM_COLOURS, Grid
+from data_pipeline.base.errors import InputError
+
+PAIRS_SUFFIX = "-pairs"
+"""Ends the ids of tasks that are bare lists of pairs, since re-arc names them as the tasks that they are made after."""
+
+_ID_KEYS = ("id", "task_id", "uid")
 
 
 def read_json(file: Path) -> object:
-    """Return the content of a UTF-8 JSON file; raise InputError."""
-    try:
-        return json.loads(file.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise unreadable(file, error) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not UTF-8 text ({error}); download the file again.") from None
-    except RecursionError:
-        raise InputError(f"{file}: nested too deeply to be a task; download the file again.") from None
-    except ValueError as error:
-        raise InputError(f"{file}: malformed JSON ({error}); download the file again.") from None
+    """Return the one document of a file; raise InputError."""
+    items = list(read_items(lambda: file.open("rb"), str(file), is_lines=False))
+    if len(items) != 1:
+        raise InputError(f"{file}: is {len(items)} JSON documents where one is due; give another file.")
+    return items[0].value
 
 
 def describe(value: object) -> str:
@@ -41,47 +49,113 @@ def as_list(value: object) -> list[object]:
     return cast(list[object], value) if isinstance(value, list) else []
 
 
+def as_object(value: object) -> dict[str, object]:
+    """Return the value, or an empty object for anything that is none."""
+    return cast(dict[str, object], value) if isinstance(value, dict) else {}
+
+
+def is_task(value: object) -> bool:
+    """Tell whether a value is meant as a task, sound or not: one of its lists is not of text or numbers."""
+    fields = as_object(value)
+    lists = (fields[key] for key in ("train", "test", "examples") if isinstance(fields.get(key), list))
+    return any(not items or isinstance(items[0], dict | list) for items in map(as_list, lists))
+
+
+def is_pair(value: object) -> bool:
+    """Tell whether a value is meant as a pair."""
+    fields, grids = as_object(value), as_list(value)
+    return "input" in fields or (len(grids) == 2 and all(map(_is_grid, grids)))
+
+
+def _is_grid(value: object) -> bool:
+    rows = as_list(value)
+    cells = as_list(rows[0]) if rows else []
+    return bool(cells) and not isinstance(cells[0], dict | list)
+
+
+def is_pairs(value: object) -> bool:
+    """Tell whether a value is meant as a list of pairs."""
+    return any(map(is_pair, as_list(value)[:1]))
+
+
+def is_solutions(value: object) -> bool:
+    """Tell whether a value is meant as the outputs of tasks."""
+    outputs = as_object(value).values()
+    return bool(outputs) and all(any(map(_is_grid, as_list(output)[:1])) for output in outputs)
+
+
+def tasks_in(value: object, stem: str, label: str) -> dict[str, object] | None:
+    """Return the tasks of a value of many by their ids; None if it is no such value."""
+    if is_task(value):
+        return None
+    if any(is_task(item) or is_pairs(item) for item in as_object(value).values()):
+        return as_object(value)
+    if any(map(is_task, as_list(value))):
+        return _by_id(as_list(value), stem, label)
+    return None
+
+
+def own_id(value: object) -> str | None:
+    """Return the id that a task of a list has among its keys."""
+    fields = as_object(value)
+    return next((found for key in _ID_KEYS if isinstance(found := fields.get(key), str)), None)
+
+
+def _by_id(values: list[object], stem: str, label: str) -> dict[str, object]:
+    tasks: dict[str, object] = {}
+    for number, value in enumerate(values):
+        task_id = own_id(value) or f"{stem}-{number}"
+        if task_id in tasks:
+            raise InputError(f"{label}: two tasks of one list have the id {task_id}; rename one of them.")
+        tasks[task_id] = value
+    return tasks
+
+
 def parse_task(content: object, task_id: str, held_out: bool, origin: str) -> Task:
-    """Parse a task in the published layout: {"train": [{"input", "output"}, ...], "test": [{"input"}, ...]}."""
+    """Parse a task, or pairs, which all train."""
     where = f"{origin}: task {task_id}"
-    if not isinstance(content, dict):
+    if isinstance(content, list):
+        pairs = as_list(cast(object, content))
+        return Task(task_id + PAIRS_SUFFIX, _parse_pairs(pairs, "pairs", where), (), False, origin)
+    fields = as_object(content)
+    if not fields:
         raise InputError(
-            f'{where}: {describe(content)} is no object; a task is {{"train": [...], "test": [...]}}, and a '
-            "Kaggle file of many tasks must keep its name *_challenges.json."
+            f'{where}: {describe(content)} is no task; a task is {{"train": [...], "test": [...]}}.'
         )
-    fields = cast(dict[str, object], content)
-    demos = _parse_pairs(fields.get("train"), "train", where, may_hide_output=False)
-    tests = _parse_pairs(fields.get("test"), "test", where, may_hide_output=True)
+    if "examples" in fields and "train" not in fields:
+        return Task(task_id, _parse_pairs(fields["examples"], "examples", where), (), False, origin)
+    demos = _parse_pairs(fields.get("train"), "train", where)
+    tests = _parse_pairs(fields.get("test"), "test", where)
     return Task(task_id, demos, tests, held_out, origin)
 
 
-def _parse_pairs(value: object, key: str, where: str, *, may_hide_output: bool) -> tuple[Pair, ...]:
+def _parse_pairs(value: object, key: str, where: str) -> tuple[Pair, ...]:
     items = as_list(value)
     if not items:
-        what = "demonstration" if key == "train" else "test"
+        what = "test" if key == "test" else "demonstration"
         raise InputError(
             f'{where}: "{key}" is {describe(value)}, but a task needs at least one {what} pair in a list; '
-            "complete the file or take it out of the source (a Kaggle file of many tasks must keep its name "
-            "*_challenges.json)."
+            "complete the task or take it out of the source."
         )
     pairs: list[Pair] = []
     for i, item in enumerate(items):
-        if not isinstance(item, dict):
+        place = f"{where}: {key} pair {i}"
+        sides = as_list(item)
+        pair = {"input": sides[0], "output": sides[1]} if sides and is_pair(item) else as_object(item)
+        if not pair:
             raise InputError(
-                f"{where}: {key} pair {i}: {describe(item)} is no object; "
-                'a pair is {"input": grid, "output": grid}.'
+                f'{place}: {describe(item)} is no pair; a pair is {{"input": grid, "output": grid}}.'
             )
-        pair = cast(dict[str, object], item)
-        before = parse_grid(pair.get("input"), f"{where}: {key} pair {i}: input")
+        before = parse_grid(pair.get("input"), f"{place}: input")
         # Releases hide outputs by leaving the key out or by null.
-        hidden = may_hide_output and pair.get("output") is None
-        after = None if hidden else parse_grid(pair.get("output"), f"{where}: {key} pair {i}: output")
+        hidden = key == "test" and pair.get("output") is None
+        after = None if hidden else parse_grid(pair.get("output"), f"{place}: output")
         pairs.append(Pair(before, after))
     return tuple(pairs)
 
 
 def parse_grid(value: object, where: str) -> Grid:
-    """Parse a grid; `where` opens the message of the InputError raised for anything else."""
+    """Parse a grid of any size; `where` opens the message of the InputError raised for anything else."""
     rows = as_list(value)
     if not rows:
         raise InputError(f"{where}: {describe(value)} is no grid; a grid is a non-empty list of rows.")
@@ -99,15 +173,26 @@ def parse_grid(value: object, where: str) -> Grid:
             )
         for c, cell in enumerate(row):
             # `type`, since True is an int to isinstance.
-            if type(cell) is not int or not 0 <= cell < NUM_COLOURS:
+            if type(cell) not in (int, float) or cell not in range(NUM_COLOURS):
                 raise InputError(
                     f"{where}: row {r}, column {c}: {describe(cell)} is no colour; "
                     "use a whole number from 0 to 9."
                 )
         cells.append(cast(list[int], row))
-    if len(cells) > MAX_GRID_SIDE or len(cells[0]) > MAX_GRID_SIDE:
-        raise InputError(
-            f"{where}: {len(cells)} x {len(cells[0])} cells, but an ARC grid has at most {MAX_GRID_SIDE} x "
-            f"{MAX_GRID_SIDE}; crop it or take the task out of the source."
-        )
     return np.array(cells, dtype=np.uint8)
+
+
+def task_json(task: Task) -> dict[str, list[dict[str, list[list[int]]]]]:
+    """Return a task in the layout of the published files; a hidden output has no "output" key."""
+    return {
+        "train": [pair_json(pair) for pair in task.demos],
+        "test": [pair_json(pair) for pair in task.tests],
+    }
+
+
+def pair_json(pair: Pair) -> dict[str, list[list[int]]]:
+    """Return a pair in the layout of the published files."""
+    shown = {"input": pair.input.tolist()}
+    if pair.output is not None:
+        shown["output"] = pair.output.tolist()
+    return shown

@@ -41,9 +41,8 @@ ARC = Kind(
         "arc-agi-2": "the 1120 tasks of ARC-AGI-2, and those of further sources",
         "arc": "ARC tasks of given sources alone",
     },
-    source_help="task file, folder of task files, Kaggle *_challenges.json, or arc-agi-1 or arc-agi-2, to add; "
-    "repeatable. Test pairs are held out for tasks in folders named `evaluation` and in Kaggle files with "
-    "`evaluation` or `test` in their names, unless :train or :evaluation says otherwise",
+    source_help="tasks to add: a file, folder or .zip, or arc-agi-1 or arc-agi-2; repeatable. Names decide which are "
+    "held out (`evaluation`, `test`; see docs/data.md), unless :train or :evaluation says otherwise",
     options=ArcOptions,
     read=read,
     expect=_expect,

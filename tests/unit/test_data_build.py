@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.arc import sources as arc
 from data_pipeline.arc.augment import apply, parse_name
+from data_pipeline.arc.copies import merge
 from data_pipeline.arc.dataset import ArcOptions
 from data_pipeline.arc.rows import SplitPlan, plan_groups
 from data_pipeline.arc.task import Pair, Task
@@ -126,7 +127,7 @@ def content_of(dataset: Path, split: str) -> list[tuple[int, bytes]]:
 
 
 def test_adding_tasks_does_not_change_the_puzzles_of_the_others(source: Path) -> None:
-    tasks = [task for task in arc.from_path(source, None) if task.largest_side <= CANVAS]
+    tasks = [task for task in arc.from_path(source, None).tasks if task.largest_side <= CANVAS]
     few, all_ = (plan_groups(some, NUM_AUG, seed=0) for some in (tasks[1:], tasks))
     assert [group.names() for group in few] == [group.names() for group in all_[1:]]
     examples = [splits(some)["train"] for some in (tasks[1:], tasks)]
@@ -136,7 +137,7 @@ def test_adding_tasks_does_not_change_the_puzzles_of_the_others(source: Path) ->
 
 
 def test_every_pair_is_in_the_split_it_belongs_to_and_nothing_held_out_is_trained_on(source: Path) -> None:
-    tasks = [task for task in arc.merge(arc.from_path(source, None)) if task.largest_side <= CANVAS]
+    tasks = [task for task in merge(arc.from_path(source, None).tasks) if task.largest_side <= CANVAS]
     groups = {group.task.id: group for group in plan_groups(tasks, NUM_AUG, seed=0)}
     for task in tasks:
         scored = task.tests if not task.held_out else ()
@@ -183,7 +184,7 @@ def test_the_dataset_has_the_published_shape(dataset: Path) -> None:
 def test_an_augmentation_comes_again_only_when_all_of_its_group_have_been_used(source: Path) -> None:
     one_colour = np.ones((1, 1), dtype=np.uint8)  # nine colourings, of which NUM_AUG + 1 are kept
     few = Task("few", (Pair(one_colour * 0, one_colour * 0),), (Pair(one_colour * 0, None),), False, "here")
-    many = [task for task in arc.from_path(source, None) if task.largest_side <= CANVAS]
+    many = [task for task in arc.from_path(source, None).tasks if task.largest_side <= CANVAS]
     groups = plan_groups([few, *many], NUM_AUG, seed=0)
     plan = SplitPlan("train", groups, CANVAS, seed=0)
     rows = [[identifier for identifier, _ in samples_of(plan, row)] for row in range(plan.num_rows)]

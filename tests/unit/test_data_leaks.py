@@ -13,6 +13,8 @@ from hypothesis.extra import numpy as hnp
 
 from data_pipeline.arc import sources as arc
 from data_pipeline.arc.augment import Augmentation, apply
+from data_pipeline.arc.copies import merge
+from data_pipeline.arc.json_format import task_json
 from data_pipeline.arc.leaks import drop_from_training, find_in_tasks, pair_key
 from data_pipeline.arc.rows import plan_groups
 from data_pipeline.arc.task import Pair, Task
@@ -120,20 +122,20 @@ def find_in_training(tasks: list[Task]) -> list[str]:
 
 
 def test_what_arc_agi_1_is_published_with() -> None:
-    tasks = arc.merge(arc.bundled("arc-agi-1"))
+    tasks = merge(arc.bundled("arc-agi-1"))
     found = {str(place): [str(w) for w in where] for place, where in find_in_tasks(tasks).of_held_out.items()}
     assert found["070dd51e test 0"] == ["40853293 test 0"]
     assert found["50a16a69 test 0"] == ["caa06a1f train 2"]
     assert len(found) == 9  # the others stand, turned or recoloured, in their own task's demonstrations
     assert all(where[0].split()[0] == place.split()[0] for place, where in found.items() if len(where) > 1)
-    assert find_in_tasks(arc.merge(arc.bundled("arc-agi-2"))).of_held_out == {}
+    assert find_in_tasks(merge(arc.bundled("arc-agi-2"))).of_held_out == {}
 
 
 def test_both_generations_mix_once_it_is_said_which_version_of_their_one_conflict_to_take() -> None:
     both = [*arc.bundled("arc-agi-2"), *arc.bundled("arc-agi-1")]
     with pytest.raises(InputError, match=r"task ac0c5833.*--conflicts first"):
-        arc.merge(both)
-    tasks = arc.merge(both, first_wins=True)
+        merge(both)
+    tasks = merge(both, first_wins=True)
     assert len(tasks) == 1120 + 800 - 773
     evaluation = {task.id for task in both if task.held_out}
     assert {task.id for task in tasks if task.held_out} == evaluation
@@ -148,7 +150,7 @@ def build(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_presets_warn_and_record_and_other_mixtures_are_refused_until_decided(tmp_path: Path) -> None:
     [leaking] = [task for task in arc.bundled("arc-agi-1") if task.id == "070dd51e"]
     (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation" / "renamed.json").write_text(json.dumps(arc.task_json(leaking)))
+    (tmp_path / "evaluation" / "renamed.json").write_text(json.dumps(task_json(leaking)))
     preset = build("arc-agi-1", "--out", "preset", "--limit-groups", "300", cwd=tmp_path)
     assert preset.returncode == 0
     assert "warning: 3 held-out pairs also stand in the training data" in preset.stderr
@@ -168,7 +170,7 @@ def test_presets_warn_and_record_and_other_mixtures_are_refused_until_decided(tm
     # Holding out a task that trains in the preset is a decision of one's own.
     (tmp_path / "mine").mkdir()
     [trained] = [task for task in arc.bundled("arc-agi-1") if task.id == "27a28665"]
-    (tmp_path / "mine" / "27a28665.json").write_text(json.dumps(arc.task_json(trained)))
+    (tmp_path / "mine" / "27a28665.json").write_text(json.dumps(task_json(trained)))
     refused = build("arc-agi-1", "--source", "mine:evaluation", "--out", "refused", cwd=tmp_path)
     assert refused.returncode == 2
     within = build("arc", "--source", ".", "--out", "below/out", cwd=tmp_path)

@@ -1,14 +1,20 @@
+import gzip
+import io
 import json
+import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_pipeline.arc import sources as arc
+from data_pipeline.arc.copies import merge
 from data_pipeline.arc.json_format import parse_task
+from data_pipeline.arc.source_files import true_name
 from data_pipeline.arc.task import Task
 from data_pipeline.base.errors import InputError
-from data_pipeline.kind import split_role
+from data_pipeline.kind import Role, split_role
 
 GRID = [[0, 1], [2, 3]]
 TASK = {"train": [{"input": GRID, "output": [[5]]}], "test": [{"input": GRID, "output": [[7]]}]}
@@ -18,6 +24,17 @@ def write(path: Path, content: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
+
+
+def read(path: Path, role: Role | None = None) -> list[Task]:
+    return arc.from_path(path, role).tasks
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder whose name says nothing, as that of a test may do."""
+    (tmp_path / "source").mkdir()
+    return tmp_path / "source"
 
 
 def held_out(tasks: list[Task]) -> dict[str, bool]:
@@ -34,18 +51,179 @@ def test_the_bundled_releases_are_complete(name: str, train: int, evaluation: in
     )
 
 
-def test_folders_named_evaluation_are_held_out_and_all_others_train(tmp_path: Path) -> None:
+def test_folders_named_evaluation_are_held_out_and_all_others_train(root: Path) -> None:
     for name in ("data/training/a", "data/evaluation/b", "corpus/Center/c", "evaluation/training/d"):
-        write(tmp_path / f"{name}.json", TASK)
-    assert held_out(arc.from_path(tmp_path, None)) == {"a": False, "b": True, "c": False, "d": False}
-    assert held_out(arc.from_path(tmp_path / "data/evaluation", None)) == {"b": True}
-    assert held_out(arc.from_path(tmp_path / "data/evaluation/b.json", None)) == {"b": True}
+        write(root / f"{name}.json", TASK)
+    assert held_out(read(root)) == {"a": False, "b": True, "c": False, "d": False}
+    assert held_out(read(root / "data/evaluation")) == {"b": True}
+    assert held_out(read(root / "data/evaluation/b.json")) == {"b": True}
 
 
-def test_a_folder_given_as_a_dot_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "evaluation/a.json", TASK)
-    monkeypatch.chdir(tmp_path / "evaluation")
-    assert held_out(arc.from_path(Path("."), None)) == {"a": True}
+FOLDERS = {
+    True: "evaluation Evaluation EVALUATION arc-evaluation_2 PublicEval validation val test Test2".split(),
+    False: "training Training contest latest test_data my-test evaluations medieval retrieval".split(),
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), [(name, said) for said in FOLDERS for name in FOLDERS[said]])
+def test_folders_are_held_out_by_a_word_of_their_name(root: Path, name: str, expected: bool) -> None:
+    write(root / name / "a.json", TASK)
+    assert held_out(read(root)) == held_out(read(root / name)) == {"a": expected}
+
+
+FILES = {
+    True: ["arc-agi_test_challenges", "ARC-AGI_Evaluation-Challenges", "my_eval", "test", "train_and_test"],
+    False: ["arc-agi_training_challenges", "latest_challenges", "my_contest_set", "attest", "tasks"],
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), [(name, said) for said in FILES for name in FILES[said]])
+def test_files_of_many_tasks_are_held_out_by_a_word_of_their_name(
+    root: Path, name: str, expected: bool
+) -> None:
+    write(root / f"{name}.json", {"a": TASK})
+    assert held_out(read(root)) == held_out(read(root / f"{name}.json")) == {"a": expected}
+
+
+def test_the_name_of_a_file_of_one_task_is_its_own(root: Path) -> None:
+    write(root / "evaluation/train_1.json", TASK)
+    write(root / "mine/test_1.json", TASK)
+    assert held_out(read(root)) == {"train_1": True, "test_1": False}
+
+
+WAYS = {
+    "absolute": lambda folder: folder,
+    "relative": lambda folder: Path(os.path.relpath(folder)),
+    "from its parent": lambda folder: os.chdir(folder.parent) or Path(folder.name),
+    "from within": lambda folder: os.chdir(folder) or Path("."),
+    "from below": lambda folder: (folder / "deep").mkdir() or os.chdir(folder / "deep") or Path(".."),
+    "with dots": lambda folder: Path(f"{folder.parent}/./x/../{folder.name}/"),
+    "through a link": lambda folder: linked(folder.parents[2] / "link", folder),
+    "through a linked parent": lambda folder: linked(folder.parents[2] / "link", folder.parent) / folder.name,
+}
+
+
+def linked(link: Path, target: Path) -> Path:
+    link.symlink_to(target)
+    return link
+
+
+@pytest.mark.parametrize("folder", ["evaluation/mytasks", "mytasks/evaluation", "training/mytasks"])
+@pytest.mark.parametrize("way", WAYS)
+def test_how_a_path_is_written_changes_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch, folder: str, way: str
+) -> None:
+    write(root / "home" / folder / "a.json", TASK)
+    write(root / "home" / folder / "val/b.json", TASK)
+    (root / "home" / folder).parent.joinpath("x").mkdir()
+    monkeypatch.chdir(root)  # and back at the end
+    path = WAYS[way](root / "home" / folder)
+    assert true_name(path) == folder.split("/")[1]
+    assert held_out(read(path)) == {"a": folder.endswith("evaluation"), "b": True}
+
+
+def test_a_linked_folder_is_read_and_held_out_by_either_name(root: Path, tmp_path: Path) -> None:
+    write(tmp_path / "real/evaluation/a.json", TASK)
+    write(tmp_path / "real/mine/b.json", TASK)
+    linked(root / "more", tmp_path / "real/evaluation")
+    linked(root / "evaluation", tmp_path / "real/mine")
+    assert held_out(read(root)) == {"a": True, "b": True}
+
+
+def test_a_file_that_links_reach_twice_is_read_once_and_held_out_by_any_name(root: Path) -> None:
+    write(root / "a/one.json", TASK)
+    (root / "evaluation").mkdir()
+    linked(root / "evaluation/two.json", root / "a/one.json")
+    linked(root / "again", root / "a")
+    found = arc.from_path(root, None)
+    assert held_out(found.tasks) == {"one": True}
+    assert [sorted(names) for names in found.not_read.values()] == [["again", "evaluation/two.json"]]
+
+
+def test_links_in_a_circle_end(root: Path) -> None:
+    write(root / "a/one.json", TASK)
+    write(root / "b/two.json", TASK)
+    for link, target in {"a/up": root, "a/itself": root / "a", "a/b": root / "b", "b/a": root / "a"}.items():
+        linked(root / link, target)
+    found = arc.from_path(root, None)
+    assert [task.id for task in found.tasks] == ["two", "one"]
+    assert sorted(found.not_read["links to a folder that they lie in"]) == ["a/itself", "a/up"]
+
+
+@pytest.mark.parametrize("name", ["evaluation", "a.json", "README.md", "unmounted"])
+def test_a_link_that_leads_nowhere_is_refused_by_name(root: Path, name: str) -> None:
+    write(root / "one.json", TASK)
+    linked(root / name, Path("unmounted"))
+    with pytest.raises(InputError, match=rf"{name}: is a link to unmounted.*mend or remove"):
+        read(root)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", ["evaluation", "a.json"])
+def test_what_may_not_be_read_is_refused_by_name(root: Path, name: str) -> None:
+    write(root / ("evaluation/a.json" if name == "evaluation" else name), TASK)
+    (root / name).chmod(0)
+    with pytest.raises(InputError, match=f"{name}.*cannot be read"):
+        read(root)
+    (root / name).chmod(0o700)
+
+
+LEFT_BEHIND = [
+    ".ipynb_checkpoints/a-checkpoint.json",
+    ".vscode/settings.json",
+    ".git/x.json",
+    "._a.json",
+    "__MACOSX/training/._a.json",
+    "__pycache__/a.json",
+    "~$a.json",
+]
+
+
+def test_hidden_files_and_what_systems_leave_behind_are_no_part_of_a_source(root: Path) -> None:
+    write(root / "a.json", TASK)
+    for name in LEFT_BEHIND:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"\x00\x05\x16\x07")
+    assert arc.from_path(root, None)[1:] == ({}, {})
+    assert held_out(read(root)) == {"a": False}
+
+
+def test_all_else_that_is_not_read_is_counted_with_the_reason(root: Path) -> None:
+    write(root / "a.json", TASK)
+    write(root / "package.json", {"name": "viewer", "scripts": {"test": "jest"}})
+    write(root / "index/splits.json", {"train": ["a"], "test": ["b"]})
+    write(root / "sample_submission.json", {"a": [{"attempt_1": [[0]], "attempt_2": [[0]]}]})
+    write(root / "evaluation_solutions.json", {"a": [[[0]]]})
+    write(root / "arc1/identifiers.json", ["<blank>", "a"])
+    write(root / "arc1/test_puzzles.json", {"b": TASK})
+    for name in (
+        "README.md",
+        "a.json.bak",
+        "a.json~",
+        "LICENSE",
+        "re_arc.zip",
+        "x.tar.gz",
+        "eval.parquet",
+        "b.npz",
+    ):
+        (root / name).write_bytes(b"")
+    found = arc.from_path(root, None)
+    assert held_out(found.tasks) == {"a": False}
+    assert {why.split()[0]: sorted(names) for why, names in found.not_read.items()} == {
+        "JSON,": ["index/splits.json", "package.json", "sample_submission.json"],
+        "solutions": ["evaluation_solutions.json"],
+        "datasets": ["arc1"],
+        "no": ["LICENSE", "README.md", "a.json.bak", "a.json~"],
+        "archives;": ["re_arc.zip", "x.tar.gz"],
+        "of": ["b.npz", "eval.parquet"],
+    }
+
+
+def test_a_folder_of_a_built_dataset_is_no_source(root: Path) -> None:
+    write(root / "identifiers.json", ["<blank>", "a"])
+    write(root / "test_puzzles.json", {"b": TASK})
+    with pytest.raises(InputError, match="is a dataset that was built of tasks"):
+        read(root)
 
 
 @pytest.mark.parametrize(("suffix", "expected"), [(":train", False), (":evaluation", True)])
@@ -53,22 +231,22 @@ def test_a_suffix_overrides_what_the_names_say(tmp_path: Path, suffix: str, expe
     write(tmp_path / "training/a.json", TASK)
     write(tmp_path / "evaluation/b.json", TASK)
     path, role = split_role(f"{tmp_path}{suffix}")
-    assert held_out(arc.from_path(path, role)) == {"a": expected, "b": expected}
+    assert held_out(read(path, role)) == {"a": expected, "b": expected}
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("training", False), ("evaluation", True), ("test", True)])
 def test_kaggle_files_are_held_out_by_their_name(tmp_path: Path, kind: str, expected: bool) -> None:
     file = write(tmp_path / f"arc-agi_{kind}_challenges.json", {"a": TASK})
-    assert held_out(arc.from_path(file, None)) == {"a": expected}
+    assert held_out(read(file)) == {"a": expected}
 
 
 def test_kaggle_solutions_beside_the_challenges_are_read(tmp_path: Path) -> None:
     hidden = {**TASK, "test": [{"input": GRID}, {"input": [[4]]}]}
     file = write(tmp_path / "arc-agi_evaluation_challenges.json", {"a": hidden})
-    assert [pair.output for pair in arc.from_path(file, None)[0].tests] == [None, None]
+    assert [pair.output for pair in read(file)[0].tests] == [None, None]
     write(tmp_path / "arc-agi_evaluation_solutions.json", {"a": [[[8]], [[9]]]})
     write(tmp_path / "sample_submission.json", {"a": [{"attempt_1": [[0]], "attempt_2": [[0]]}]})
-    task = arc.from_path(tmp_path, None)[0]
+    task = read(tmp_path)[0]
     assert [pair.output.tolist() for pair in task.tests if pair.output is not None] == [[[8]], [[9]]]
 
 
@@ -77,19 +255,19 @@ def test_solutions_that_do_not_fit_their_challenges_are_refused(tmp_path: Path, 
     file = write(tmp_path / "arc-agi_evaluation_challenges.json", {"a": TASK})
     write(tmp_path / "arc-agi_evaluation_solutions.json", solutions)
     with pytest.raises(InputError, match=r"evaluation_solutions\.json: "):
-        arc.from_path(file, None)
+        read(file)
 
 
 def test_copies_of_a_task_are_merged_and_held_out_if_any_is() -> None:
     copies = [parse_task(TASK, "a", is_held_out, "here") for is_held_out in (False, True, False)]
-    assert held_out(arc.merge(copies)) == {"a": True}
+    assert held_out(merge(copies)) == {"a": True}
 
 
 def test_tasks_of_one_name_and_different_content_are_refused() -> None:
-    other = {**TASK, "test": [{"input": GRID}]}
+    other = {**TASK, "test": [{"input": GRID, "output": [[8]]}]}
     tasks = [parse_task(TASK, "a", False, "one.json"), parse_task(other, "a", False, "two.json")]
     with pytest.raises(InputError, match=r"task a: .*two\.json.*one\.json.*rename"):
-        arc.merge(tasks)
+        merge(tasks)
 
 
 def test_the_checksum_sees_content_and_holdout_but_not_order() -> None:
@@ -104,15 +282,14 @@ def damaged(train_input: object) -> dict[str, object]:
 
 
 BAD_TASKS = {
-    "no object": ([TASK], "is no object"),
     "no demonstrations": ({**TASK, "train": []}, "at least one demonstration pair"),
     "no test": ({"train": TASK["train"]}, "at least one test pair"),
-    "pair is no object": ({**TASK, "train": [GRID]}, "train pair 0: .*is no object"),
+    "pair is no object": ({**TASK, "train": [GRID]}, "train pair 0: .*no pair"),
     "no train output": ({**TASK, "train": [{"input": GRID}]}, "train pair 0: output: nothing is no grid"),
     "colour 10": (damaged([[0, 10]]), "train pair 0: input: row 0, column 1: 10 is no colour"),
     "negative colour": (damaged([[-1]]), "-1 is no colour"),
     "bool": (damaged([[True]]), "true is no colour"),
-    "float": (damaged([[1.0]]), "1.0 is no colour"),
+    "fraction": (damaged([[1.5]]), "1.5 is no colour"),
     "text": (damaged([["1"]]), '"1" is no colour'),
     "NaN": (damaged([[float("nan")]]), "NaN is no colour"),
     "huge": (damaged([[10**100]]), "is no colour"),
@@ -120,8 +297,6 @@ BAD_TASKS = {
     "empty grid": (damaged([]), r"\[\] is no grid"),
     "empty row": (damaged([[]]), r"row 0: \[\] is no row"),
     "flat": (damaged([1, 2]), "row 0: 1 is no row"),
-    "too tall": (damaged([[1]] * 31), "31 x 1 cells"),
-    "too wide": (damaged([[1] * 31]), "1 x 31 cells"),
     "test input": ({**TASK, "test": [{"input": [[11]]}]}, "test pair 0: input: .*11"),
     "test output": ({**TASK, "test": [{"input": GRID, "output": 3}]}, "test pair 0: output: 3"),
 }
@@ -132,14 +307,36 @@ def test_a_bad_task_is_refused_with_file_task_place_and_value(tmp_path: Path, ca
     content, message = BAD_TASKS[case]
     file = write(tmp_path / "0a1b2c3d.json", content)
     with pytest.raises(InputError, match=rf"0a1b2c3d\.json: task 0a1b2c3d: .*{message}"):
-        arc.from_path(file, None)
+        read(file)
+
+
+def tar_of(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        info = tarfile.TarInfo("a.json")
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+    return file.getvalue()
 
 
 BAD_FILES = {
     "malformed": (b'{"train": [', "malformed JSON"),
     "empty": (b"", "malformed JSON"),
     "not UTF-8": (b'{"train": "\xff"}', "not UTF-8"),
-    "UTF-16": (json.dumps(TASK).encode("utf-16"), "not UTF-8"),
+    "half of UTF-16": (json.dumps(TASK).encode("utf-16")[:-1], "not UTF-8, UTF-16"),
+    "damaged gzip": (gzip.compress(json.dumps(TASK).encode())[:-20], "cannot be read"),
+    "tar": (tar_of(json.dumps(TASK).encode()), "is a tar archive; unpack it"),
+    "7z": (b"7z\xbc\xaf\x27\x1c\x00\x04", "is a 7z archive; unpack it"),
+    "Parquet": (b"PAR1\x15\x04", "is a Parquet table; convert it"),
+    "npy": (b"\x93NUMPY\x01\x00v\x00", "is a NumPy array; convert it"),
+    "LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a",
+        "is a pointer of Git LFS; .*git lfs pull",
+    ),
+    "web page": (b"\n<!DOCTYPE html><html>", "is a web page.*raw file"),
+    "no task": (b'{"name": "package", "version": "1.0"}', "is no task"),
+    "text": (b'"a"', "is no task"),
+    "twice": (b'{"a": 1, "a": 2}', "'a' stands twice"),
     "deep": (b"[" * 100_000, "nested too deeply"),
     "thousands of digits": (b"1" * 5000, "malformed JSON"),
 }
@@ -150,27 +347,26 @@ def test_a_file_that_is_no_json_is_refused(tmp_path: Path, case: str) -> None:
     content, message = BAD_FILES[case]
     file = tmp_path / "task.json"
     file.write_bytes(content)
-    with pytest.raises(InputError, match=f"task.json: {message}"):
-        arc.from_path(file, None)
+    with pytest.raises(InputError, match=rf"task\.json: .*{message}"):
+        read(file)
 
 
 def test_a_missing_path_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere: no such file or folder"):
-        arc.from_path(tmp_path / "nowhere", None)
-    with pytest.raises(InputError, match="no task files"):
-        arc.from_path(tmp_path, None)
+        read(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no tasks to use"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("task_id", ["a|||t3|||0718293645", "a_t3_0718293645", "", "<blank>", "a\ud800"])
 def test_an_id_that_names_cannot_be_made_of_is_refused(tmp_path: Path, task_id: str) -> None:
     file = write(tmp_path / "arc-agi_test_challenges.json", {task_id: TASK})
     with pytest.raises(InputError, match="rename the task"):
-        arc.from_path(file, None)
+        read(file)
 
 
 def test_a_byte_order_mark_and_further_keys_do_no_harm(tmp_path: Path) -> None:
-    file = tmp_path / "a.json"
+    file = tmp_path / "source" / "a.json"
+    file.parent.mkdir()
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps({**TASK, "name": "a"}).encode())
-    assert arc.content_sha256(arc.from_path(file, None)) == arc.content_sha256(
-        [parse_task(TASK, "a", False, "")]
-    )
+    assert arc.content_sha256(read(file)) == arc.content_sha256([parse_task(TASK, "a", False, "")])
