@@ -135,6 +135,8 @@ def summary(out: Path, info: DatasetInfo) -> str:
         else f"  test: {NOTHING_HELD_OUT} (to hold out: {HOW_TO_HOLD_OUT})",
     ]
     lines[1:1] = reading_table(info.readings)
+    if info.readings and not any(reading.num_trained for reading in info.readings):
+        lines.append("  every task is held out, so nothing but their demonstrations trains")
     if info.leaks.num_pairs:
         fate = "removed from training" if info.leaks.dropped else "which stay in training"
         lines.append(f"  held-out pairs that also stood in the training data: {info.leaks.num_pairs}, {fate}")

@@ -27,12 +27,12 @@ def reading_table(readings: Sequence[SourceReading]) -> list[str]:
         rows.append((reading.source, *(f"{n:,}" for n in counts), f"{_total(reading.left_out):,}"))
     lines = table(rows, "<>", indent="  ")
     for reading in readings:
-        notes = [f"left out: {_told(some)}" for some in reading.left_out]
+        notes = [f"left out: {told(some)}" for some in reading.left_out]
         if reading.num_without_output:
             notes.append(
                 f"held out with hidden outputs, so predicted but not scored: {reading.num_without_output:,}"
             )
-        notes += [f"not read: {_told(some)}" for some in reading.not_read]
+        notes += [f"not read: {told(some)}" for some in reading.not_read]
         for note in notes:
             lines += wrap(
                 f"  {reading.source}: {note}", _WIDTH, subsequent_indent="    ", break_on_hyphens=False
@@ -44,6 +44,7 @@ def _total(some: Sequence[LeftOut]) -> int:
     return sum(one.num for one in some)
 
 
-def _told(some: LeftOut) -> str:
+def told(some: LeftOut) -> str:
+    """Return the number, the reason and the first names."""
     names = ", ".join(some.names) + (", ..." if some.num > len(some.names) else "")
     return f"{some.num:,} {some.why}" + (f" ({names})" if some.names else "")

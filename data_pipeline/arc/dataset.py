@@ -34,9 +34,9 @@ from data_pipeline.schema import (
 from data_pipeline.shards.plan import DatasetPlan, Request
 
 _TRAINED, _HELD_OUT = "trained on", "held out"
-_REPEATED = "copies of a task of this or another source"
-_REPEATED_WITHOUT = (
-    "copies without outputs of tasks that have them elsewhere; add :evaluation to predict these"
+_REPEATED = "read from elsewhere, too"
+_WITHOUT_OUTPUTS = (
+    "without outputs, which train with those from elsewhere; to predict them add their file:evaluation"
 )
 _TOO_LARGE = "larger than the canvas"
 _BEYOND_LIMIT = "beyond --limit-groups"
@@ -114,9 +114,14 @@ def read(request: Request) -> ArcContent:
     fitting = [task for task in tasks if task.largest_side <= options.canvas]
     if not fitting:
         smallest = min(task.largest_side for task in tasks)
+        remedy = (
+            "choose a larger canvas"
+            if smallest <= MAX_GRID_SIDE
+            else f"ARC has at most {MAX_GRID_SIDE}; crop them"
+        )
         raise InputError(
-            f"--canvas {options.canvas}: no task fits, since the smallest needs {smallest}; "
-            "choose a larger canvas."
+            f"--canvas {options.canvas}: no task of {', '.join(name for name, _ in batches)} fits, since the smallest "
+            f"needs {smallest}; {remedy}."
         )
     chosen = _held_out(fitting, options)[: options.limit_groups]
     found = find_in_tasks(chosen)
@@ -173,7 +178,8 @@ def _readings(
         num_without_output = 0
         for task in batch.tasks:
             if task is not deciding[task.id]:
-                fates[_REPEATED if decides(task) else _REPEATED_WITHOUT].append(task.id)
+                trains = task.id in kept and not kept[task.id].held_out
+                fates[_WITHOUT_OUTPUTS if trains and not decides(task) else _REPEATED].append(task.id)
             elif task.id in kept:
                 task = kept[task.id]
                 fates[_HELD_OUT if task.held_out else _TRAINED].append(task.id)

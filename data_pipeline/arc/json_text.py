@@ -11,6 +11,7 @@ import lzma
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import IO, NamedTuple, cast
 
 import zstandard
@@ -63,10 +64,12 @@ def read_items(open_file: Callable[[], IO[bytes]], label: str, *, is_lines: bool
     """
     head = b""
     try:
-        with open_file() as raw, _decompressed(raw) as stream:
+        with ExitStack() as stack:
+            stream = _decompressed(stack.enter_context(open_file()), stack)
             head = stream.peek(_HEAD)[:_HEAD]
             if is_lines:
-                yield from _lines(io.TextIOWrapper(stream, encoding=_encoding(head)), label, head)
+                text = stack.enter_context(io.TextIOWrapper(stream, encoding=_encoding(head)))
+                yield from _lines(text, label, head)
                 return
             content = _whole(stream, label)
     except UnicodeDecodeError as error:
@@ -88,12 +91,12 @@ def read_items(open_file: Callable[[], IO[bytes]], label: str, *, is_lines: bool
         yield from _lines(io.StringIO(text), label, head)
 
 
-def _decompressed(raw: IO[bytes]) -> "io.BufferedReader[io.RawIOBase]":
-    stream = io.BufferedReader(cast(io.RawIOBase, raw))
+def _decompressed(raw: IO[bytes], stack: ExitStack) -> "io.BufferedReader[io.RawIOBase]":
+    stream = stack.enter_context(io.BufferedReader(cast(io.RawIOBase, raw)))
     head = stream.peek(_HEAD)
     for magic, decompress in _DECOMPRESS.items():
         if head.startswith(magic):
-            return io.BufferedReader(cast(io.RawIOBase, decompress(stream)))
+            return stack.enter_context(io.BufferedReader(cast(io.RawIOBase, decompress(stream))))
     return stream
 
 

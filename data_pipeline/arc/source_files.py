@@ -17,12 +17,12 @@ from typing import IO, NamedTuple
 from data_pipeline.arc.holdout import file_says, folder_says, words
 from data_pipeline.base.errors import InputError, unreadable
 
-_BUILT = "datasets that were built of tasks"
-_ARCHIVES = "archives; give a .zip as a source of its own, unpack others"
-_TABLES = "of a format that is not read; convert to JSON"
-_OTHERS = "no JSON"
-_FURTHER_NAMES = "further names of what is read"
-_LOOPS = "links to a folder that they lie in"
+_BUILT = "built as a dataset from tasks"
+_ARCHIVES = "packed as an archive; give a .zip as a source of its own, unpack others"
+_TABLES = "in a format that is not read; convert to JSON"
+_OTHERS = "without JSON"
+_FURTHER_NAMES = "linked to what is read anyway"
+_LOOPS = "linked to a folder that it lies in"
 
 _LINES = (".jsonl", ".ndjson")
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
@@ -196,7 +196,8 @@ class _Scan:
         for path in infos:
             names_in[path.parent].add(path.name)
         built = {folder for folder, names in names_in.items() if _is_built(names)}
-        self._not_read[_BUILT] += [folder.name for folder in built]
+        for folder in built:
+            self._not_read[_BUILT].append(str(folder))
         for path, info in sorted(infos.items()):
             if any(map(_is_left_behind, path.parts)) or not built.isdisjoint(path.parents):
                 continue

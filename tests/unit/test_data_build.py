@@ -18,7 +18,7 @@ from data_pipeline.arc.rows import SplitPlan, plan_groups
 from data_pipeline.arc.task import Pair, Task
 from data_pipeline.arc.tokens import encode
 from data_pipeline.base.errors import InputError
-from data_pipeline.build import build
+from data_pipeline.build import build, summary
 from data_pipeline.schema import load_dataset_info, load_split_index
 from data_pipeline.shards import writer
 from data_pipeline.shards.plan import Request
@@ -264,6 +264,76 @@ def test_an_output_that_is_something_else_is_left_alone(source: Path, tmp_path: 
         with pytest.raises(InputError, match="another --out"):
             build(request(source, out))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_kaggle_folder_builds_as_it_is_delivered(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tasks = {
+        name: {
+            "train": [{side: rng.integers(0, 10, (3, 3)).tolist() for side in ("input", "output")}] * 2,
+            "test": [{"input": rng.integers(0, 10, (3, 3)).tolist()}],
+        }
+        for name in "abcde"
+    }
+    for kind, names in {"training": "ab", "evaluation": "cd", "test": "ace"}.items():
+        file = tmp_path / "arc-prize" / f"arc-agi_{kind}_challenges.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({name: tasks[name] for name in names}))
+        if kind != "test":
+            file.with_name(f"arc-agi_{kind}_solutions.json").write_text(
+                json.dumps({name: [[[4]]] for name in names})
+            )
+    (tmp_path / "arc-prize" / "sample_submission.json").write_text('{"a": [{"attempt_1": [[0]]}]}')
+    info = build(request(tmp_path / "arc-prize", tmp_path / "out"))
+    assert info is not None
+    [reading] = info.readings
+    assert (reading.num_tasks, reading.num_trained, reading.num_held_out) == (7, 2, 3)
+    assert reading.num_without_output == 1
+    assert [(some.num, some.names) for some in reading.left_out] == [(1, ("c",)), (1, ("a",))]
+    assert [some.names for some in reading.not_read] == [("sample_submission.json",)]
+    puzzles = json.loads((tmp_path / "out/test_puzzles.json").read_text())
+    assert {name: "output" in puzzle["test"][0] for name, puzzle in puzzles.items()} == {
+        "c": True, "d": True, "e": False,
+    }  # fmt: skip
+    asked = request(tmp_path / "arc-prize", tmp_path / "asked")
+    asked.sources.append(f"{tmp_path}/arc-prize/arc-agi_test_challenges.json:evaluation")
+    build(asked)
+    assert sorted(json.loads((tmp_path / "asked/test_puzzles.json").read_text())) == ["a", "c", "d", "e"]
+
+
+def test_a_task_with_too_large_a_grid_is_left_out_whatever_the_canvas(source: Path, tmp_path: Path) -> None:
+    task = json.loads((source / "training/task0.json").read_text())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/small.json").write_text(json.dumps(task))
+    task["train"][0]["output"] = [[1]] * 31
+    (tmp_path / "mine/tall.json").write_text(json.dumps(task))
+    for canvas in (CANVAS, 30):
+        info = build(request(tmp_path / "mine", tmp_path / str(canvas), canvas=canvas))
+        assert info is not None
+        assert [some.names for some in info.readings[0].left_out] == [("tall",)]
+        assert info.num_tasks_left_out == 1
+    (tmp_path / "mine/small.json").unlink()
+    with pytest.raises(InputError, match=r"no task of mine fits.*at most 30; crop"):
+        build(request(tmp_path / "mine", tmp_path / "none", canvas=30))
+
+
+def test_bare_pairs_train_as_a_task_of_their_own(source: Path, tmp_path: Path) -> None:
+    task = json.loads((source / "training/task0.json").read_text())
+    (tmp_path / "re_arc").mkdir()
+    (tmp_path / "re_arc/task0.json").write_text(json.dumps(task["train"]))
+    asked = request(source, tmp_path / "out", holdout="all")
+    asked.sources.append(str(tmp_path / "re_arc"))
+    build(asked)
+    groups = load_split_index(tmp_path / "out", "train").groups
+    assert dict(zip(groups.names or (), groups.num_examples, strict=True))["task0-pairs"] == 3
+    assert "task0-pairs" not in json.loads((tmp_path / "out/test_puzzles.json").read_text())
+
+
+def test_the_table_says_when_only_demonstrations_train(source: Path, tmp_path: Path) -> None:
+    asked = request(source, tmp_path / "out", holdout="all")
+    info = build(asked)
+    assert info is not None
+    assert "every task is held out" in summary(tmp_path / "out", info)
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

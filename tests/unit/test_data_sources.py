@@ -1,13 +1,20 @@
+import bz2
+import dataclasses
 import gzip
 import io
+import itertools
 import json
+import lzma
 import os
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 
+from data_pipeline.arc import json_text
 from data_pipeline.arc import sources as arc
 from data_pipeline.arc.copies import merge
 from data_pipeline.arc.json_format import parse_task
@@ -147,7 +154,7 @@ def test_links_in_a_circle_end(root: Path) -> None:
         linked(root / link, target)
     found = arc.from_path(root, None)
     assert [task.id for task in found.tasks] == ["two", "one"]
-    assert sorted(found.not_read["links to a folder that they lie in"]) == ["a/itself", "a/up"]
+    assert sorted(found.not_read["linked to a folder that it lies in"]) == ["a/itself", "a/up"]
 
 
 @pytest.mark.parametrize("name", ["evaluation", "a.json", "README.md", "unmounted"])
@@ -209,13 +216,13 @@ def test_all_else_that_is_not_read_is_counted_with_the_reason(root: Path) -> Non
         (root / name).write_bytes(b"")
     found = arc.from_path(root, None)
     assert held_out(found.tasks) == {"a": False}
-    assert {why.split()[0]: sorted(names) for why, names in found.not_read.items()} == {
-        "JSON,": ["index/splits.json", "package.json", "sample_submission.json"],
-        "solutions": ["evaluation_solutions.json"],
-        "datasets": ["arc1"],
-        "no": ["LICENSE", "README.md", "a.json.bak", "a.json~"],
-        "archives;": ["re_arc.zip", "x.tar.gz"],
-        "of": ["b.npz", "eval.parquet"],
+    assert {why: sorted(names) for why, names in found.not_read.items()} == {
+        "with JSON, but no task": ["index/splits.json", "package.json", "sample_submission.json"],
+        "with solutions, but no challenges of the same name beside it": ["evaluation_solutions.json"],
+        "built as a dataset from tasks": ["arc1"],
+        "without JSON": ["LICENSE", "README.md", "a.json.bak", "a.json~"],
+        "packed as an archive; give a .zip as a source of its own, unpack others": ["re_arc.zip", "x.tar.gz"],
+        "in a format that is not read; convert to JSON": ["b.npz", "eval.parquet"],
     }
 
 
@@ -370,3 +377,191 @@ def test_a_byte_order_mark_and_further_keys_do_no_harm(tmp_path: Path) -> None:
     file.parent.mkdir()
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps({**TASK, "name": "a"}).encode())
     assert arc.content_sha256(read(file)) == arc.content_sha256([parse_task(TASK, "a", False, "")])
+
+
+def pair() -> dict[str, object]:
+    return {"input": GRID, "output": [[5]]}
+
+
+def lines_of(*values: object) -> str:
+    return "".join(f"{json.dumps(value)}\n" for value in values)
+
+
+LAYOUTS = {
+    "ids": ({"x": TASK, "y": TASK}, ["x", "y"]),
+    "list": ([TASK, {**TASK, "id": "y"}], ["many-0", "y"]),
+    "pairs by id": ({"x": [pair(), pair()]}, ["x-pairs"]),
+    "pairs": ([pair(), pair()], ["many-pairs"]),
+    "pairs in lists": ([[GRID, GRID], [GRID, [[5]]]], ["many-pairs"]),
+    "examples": ({"examples": [[GRID, GRID]], "source": "def main(): ..."}, ["many"]),
+    "lines of tasks": (lines_of(TASK, {**TASK, "task_id": "y"}), ["many-1", "y"]),
+    "lines of tasks by id": (lines_of({"x": TASK}, {"y": TASK}), ["x", "y"]),
+    "lines of examples": (
+        "\n" + lines_of({"examples": [[GRID, GRID]], "seeds": []}) * 2,
+        ["many-2", "many-3"],
+    ),
+    "lines of pairs": (lines_of(pair(), pair()), ["many-pairs"]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_of_many_tasks_may_have_any_name(root: Path, layout: str) -> None:
+    content, ids = LAYOUTS[layout]
+    text = content if isinstance(content, str) else json.dumps(content)
+    for name in ("many.json", "many.jsonl") if isinstance(content, str) else ("many.json",):
+        (root / name).write_text(text)
+        assert [task.id for task in read(root / name)] == ids
+        assert all(len(task.training_pairs) == len(task.pairs) for task in read(root / name))
+
+
+ENCODINGS = {
+    "utf-16": lambda text: text.encode("utf-16"),
+    "utf-16-be": lambda text: text.encode("utf-16-be"),
+    "utf-32": lambda text: text.encode("utf-32"),
+    "gzip": lambda text: gzip.compress(text.encode()),
+    "bzip2": lambda text: bz2.compress(text.encode()),
+    "xz": lambda text: lzma.compress(text.encode()),
+    "zstd": lambda text: zstandard.compress(text.encode()),
+    "UTF-16 in gzip": lambda text: gzip.compress(text.encode("utf-16")),
+}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_text_is_read_in_any_encoding_and_compression(root: Path, encoding: str, name: str) -> None:
+    expected = arc.content_sha256(read(write(root / name, {**TASK, "name": "\u00e9\u4e2d"})))
+    (root / name).write_bytes(ENCODINGS[encoding](lines_of({**TASK, "name": "\u00e9\u4e2d"})))
+    assert arc.content_sha256(read(root / name)) == expected
+
+
+def test_compressed_files_have_the_names_of_what_is_in_them(root: Path) -> None:
+    (root / "a.json.gz").write_bytes(gzip.compress(json.dumps(TASK).encode()))
+    (root / "my_eval.JSONL.xz").write_bytes(lzma.compress(lines_of({"b": TASK}).encode()))
+    assert held_out(read(root)) == {"a": False, "b": True}
+
+
+def zipped(path: Path, members: dict[str, object]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, json.dumps(content))
+    return path
+
+
+def test_an_archive_is_read_as_the_folder_in_it(root: Path) -> None:
+    hidden = {**TASK, "test": [{"input": GRID}]}
+    members = {
+        "arc/training/a.json": TASK,
+        "arc\\evaluation\\b.json": TASK,
+        "arc/kaggle/x_challenges.json": {"c": hidden},
+        "arc/kaggle/x_solutions.json": {"c": [[[7]]]},
+        "arc/README.md": "",
+        "__MACOSX/arc/training/._a.json": "",
+        "arc/.git/d.json": TASK,
+        "built/identifiers.json": [],
+        "built/test_puzzles.json": {"e": TASK},
+    }
+    path = zipped(root / "arc.zip", members)
+    before = sorted(root.rglob("*"))
+    found = arc.from_path(path, None)
+    assert held_out(found.tasks) == {"a": False, "b": True, "c": False}
+    assert found.not_read == {"without JSON": ["arc/README.md"], "built as a dataset from tasks": ["built"]}
+    assert sorted(root.rglob("*")) == before
+    assert held_out(read(zipped(root / "evaluation.zip", {"a.json": TASK}))) == {"a": True}
+
+
+BAD_ARCHIVES = {
+    "malformed": (lambda content: content.replace(b"[", b"{"), r"arc\.zip/a\.json: "),
+    "cut": (lambda content: content[:-30], r"arc\.zip: is a \.zip archive|damaged"),
+    "link": (lambda content: content, r"arc\.zip/a\.json: is a link within an archive; unpack"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARCHIVES)
+def test_a_bad_archive_is_refused_by_name(root: Path, case: str) -> None:
+    change, message = BAD_ARCHIVES[case]
+    path = root / "arc.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        info = zipfile.ZipInfo("a.json")
+        info.external_attr = (0o120777 if case == "link" else 0o100644) << 16
+        archive.writestr(info, json.dumps(TASK))
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(InputError, match=message):
+        read(path)
+
+
+def test_what_decompresses_without_end_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_text, "MAX_BYTES", 1 << 20)
+    for name in ("a.json.gz", "a.jsonl.gz"):
+        (root / name).write_bytes(gzip.compress(b" " * (3 << 20)))
+        with pytest.raises(InputError, match="has more than 1 MiB in one piece; cut it"):
+            read(root / name)
+
+
+def test_whole_numbers_may_be_written_as_fractions(root: Path) -> None:
+    [task] = read(write(root / "a.json", {**TASK, "test": [{"input": [[1.0, 2]], "output": [[3.0]]}]}))
+    assert task.tests[0].input.tolist() == [[1, 2]]
+
+
+def test_a_task_with_a_hidden_output_is_held_out_wherever_it_lies(root: Path) -> None:
+    hidden = {**TASK, "test": [{"input": GRID, "output": None}]}
+    write(root / "training/a.json", hidden)
+    write(root / "training/b.json", TASK)
+    assert held_out(read(root)) == held_out(read(root, "train")) == {"a": True, "b": False}
+
+
+def test_bare_pairs_cannot_be_held_out_and_are_counted(root: Path) -> None:
+    write(root / "evaluation/a.json", [pair()])
+    write(root / "b.json", [pair()])
+    found = arc.from_path(root, None)
+    assert held_out(found.tasks) == {"b-pairs": False}
+    assert list(found.left_out.values()) == [["a-pairs"]]
+    with pytest.raises(InputError, match="without a test to hold out"):
+        read(root, "evaluation")
+
+
+def copy(held: bool, output: list[list[int]] | None, *, asked: bool = False) -> Task:
+    content = {**TASK, "test": [{"input": GRID, "output": output}, {"input": [[1]], "output": output}]}
+    task = parse_task(content, "a", held, f"{held} {output}")
+    return dataclasses.replace(task, asked_for=asked)
+
+
+KNOWN, HIDDEN = [[7]], None
+COPIES = {
+    "training and Kaggle's test": ([copy(False, KNOWN), copy(True, HIDDEN)], False),
+    "evaluation and Kaggle's test": ([copy(True, KNOWN), copy(True, HIDDEN)], True),
+    "training and evaluation": ([copy(False, KNOWN), copy(True, KNOWN)], True),
+    "training and hidden, asked for": ([copy(False, KNOWN), copy(True, HIDDEN, asked=True)], True),
+    "all three": ([copy(False, KNOWN), copy(True, KNOWN), copy(True, HIDDEN)], True),
+}
+
+
+@pytest.mark.parametrize("case", COPIES)
+def test_copies_keep_their_outputs_and_hidden_ones_hold_nothing_out(case: str) -> None:
+    copies, expected = COPIES[case]
+    for order in itertools.permutations(copies):
+        [task] = merge(order)
+        assert task.held_out == expected
+        assert [pair.output is not None for pair in task.tests] == [True, True]
+    [hidden] = merge([copy(True, HIDDEN), copy(True, HIDDEN)])
+    assert hidden.held_out
+
+
+def test_copies_with_other_outputs_are_two_tasks() -> None:
+    with pytest.raises(InputError, match="task a: its content in"):
+        merge([copy(True, HIDDEN), copy(False, KNOWN), copy(False, [[8]])])
+    twice = {**TASK, "test": [{"input": GRID, "output": KNOWN}, {"input": GRID}]}
+    other = {**TASK, "test": [{"input": GRID}, {"input": GRID}]}
+    with pytest.raises(InputError, match="task a: its content in"):
+        merge([parse_task(twice, "a", True, "x"), parse_task(other, "a", True, "y")])
+
+
+@pytest.mark.parametrize(
+    "name", ["x-solutions.json", "X_Solutions.json", "x_solutions.json.gz", "x.solutions.json"]
+)
+def test_solutions_go_by_the_words_of_their_name(root: Path, name: str) -> None:
+    write(root / "x_challenges.json", {"a": {**TASK, "test": [{"input": GRID}]}})
+    text = json.dumps({"a": [[[8]]]}).encode()
+    (root / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    for path in (root, root / "x_challenges.json"):
+        [task] = read(path)
+        assert not task.has_hidden_output
