@@ -9,6 +9,7 @@ where a pair is {"input": grid, "output": grid} or [grid, grid].
 """
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -159,6 +160,9 @@ def parse_grid(value: object, where: str) -> Grid:
     rows = as_list(value)
     if not rows:
         raise InputError(f"{where}: {describe(value)} is no grid; a grid is a non-empty list of rows.")
+    grid = _grid_of_numbers(rows)
+    if grid is not None:
+        return grid
     cells: list[list[int]] = []
     for r, item in enumerate(rows):
         row = as_list(item)
@@ -180,6 +184,20 @@ def parse_grid(value: object, where: str) -> Grid:
                 )
         cells.append(cast(list[int], row))
     return np.array(cells, dtype=np.uint8)
+
+
+def _grid_of_numbers(rows: list[object]) -> Grid | None:
+    """Return the grid of rows that are without fault, many times as fast as cell by cell; else None."""
+    if set(map(type, rows)) != {list}:
+        return None
+    lists = cast(list[list[int]], rows)
+    if len(set(map(len, lists))) > 1 or set(map(type, chain.from_iterable(lists))) != {int}:
+        return None
+    try:
+        grid = np.frombuffer(bytearray(chain.from_iterable(lists)), dtype=np.uint8)
+    except ValueError:  # a number that is no byte
+        return None
+    return grid.reshape(len(lists), -1) if grid.max() < NUM_COLOURS else None
 
 
 def task_json(task: Task) -> dict[str, list[dict[str, list[list[int]]]]]:
