@@ -1,7 +1,10 @@
-"""1,200 damaged inputs: each is built into a dataset or refused with exit code 2 and a message naming the file."""
+"""2,200 damaged inputs: each is built into a dataset or refused with exit code 2 and a message naming the file."""
 
+import gzip
+import io
 import json
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +39,24 @@ def csv_of(puzzle_type: PuzzleType, characters: str) -> bytes:
 SUDOKU_CSV = csv_of(SudokuType(4), "?.1234")
 MAZE_CSV = csv_of(MazeType(4, min_steps=3), f"?{CHARSET}")
 
+
+def zipped(members: dict[str, object]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, json.dumps(content))
+    return file.getvalue()
+
+
+LINES = [{"examples": [[PAIR["input"], PAIR["output"]]] * 2, "source": "x"}, {"id": "0a", **TASK}]
+
 INPUTS = {
     "task.json": ("arc", json.dumps(TASK).encode()),
     "arc-agi_training_challenges.json": ("arc", json.dumps(KAGGLE).encode()),
+    "re_arc.json": ("arc", json.dumps([PAIR, PAIR]).encode()),
+    "barc.jsonl": ("arc", "\n".join(map(json.dumps, LINES)).encode()),
+    "utf16.json.gz": ("arc", gzip.compress(json.dumps(TASK).encode("utf-16"))),
+    "arc.zip": ("arc", zipped({"training/0a.json": TASK, "training/0b.json": TASK})),
     "sudoku.csv": ("sudoku", SUDOKU_CSV),
     "maze.csv": ("maze", MAZE_CSV),
 }
@@ -127,7 +145,7 @@ def test_bytes_changed_anywhere(name: str, tmp_path: Path, capsys: pytest.Captur
     assert set(codes) == {0, 2}
 
 
-@pytest.mark.parametrize("name", ["task.json", "arc-agi_training_challenges.json"])
+@pytest.mark.parametrize("name", ["task.json", "arc-agi_training_challenges.json", "re_arc.json"])
 def test_values_of_json_replaced_by_anything(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
