@@ -24,6 +24,7 @@ from pathlib import Path
 
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError, exit_code
+from data_pipeline.base.extras import require
 from data_pipeline.base.table import table
 from data_pipeline.build import build
 from data_pipeline.build_spec import BuildSpec
@@ -129,6 +130,7 @@ def train(config: TrainConfig) -> int:
     run_dir = Path(config.checkpoint_path)
     with closing(PreemptionHandler()) as stop, group as world, ExitStack() as on_leaving:
         try:
+            collectives.run_on_all_ranks(lambda: require_packages(config, is_main=world.is_main))
             collectives.run_on_all_ranks(lambda: check_divisible(config.global_batch_size, world.world_size))
             collectives.assert_same_on_all_ranks(lambda: _settings(config, world.device.type))
             collectives.run_on_rank0(lambda: on_leaving.enter_context(locked(run_dir)))
@@ -149,6 +151,14 @@ def train(config: TrainConfig) -> int:
             return EXIT_FAILED
         collectives.announce(f"stopped by {stop.signal_name or 'a signal to another process'}{outcome}")
     return EXIT_INTERRUPTED
+
+
+def require_packages(config: TrainConfig, *, is_main: bool) -> None:
+    """Raise InputError if an optional package that the configuration needs, of the main process too, is missing."""
+    if config.engine.startswith("zero"):
+        require("zero", f"engine={config.engine}")
+    if config.wandb_mode != "disabled" and is_main:
+        require("wandb", f"wandb_mode={config.wandb_mode}")
 
 
 def _check_evaluation(config: TrainConfig) -> None:

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import exit_code
-from launch.jobs import queue, spec
+from data_pipeline.base.extras import require
+from launch.jobs import spec
 from launch.jobs.cluster import Cluster, load_cluster
 
 _KINDS = {
@@ -65,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check, submit, and wait if asked to."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options, rest = _parse(arguments)
+    require("slurm", "launch.submit")
+    from launch.jobs import queue
+
     given = vars(options)
     cluster = load_cluster(options.profile, {key: given[key] for key in Cluster.model_fields if key in given})
     if options.kind == "train":

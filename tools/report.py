@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from data_pipeline.arc.tokens import COLOURS
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
+from data_pipeline.base.extras import require
 from data_pipeline.base.files import replace_file
 from hrm_dist.evaluation.voting import Candidate, attempts
 from tools.vote import (
@@ -184,6 +184,8 @@ def grid_view(grid: npt.ArrayLike, longest: int, size_px: tuple[int, int, int]) 
 @lru_cache(maxsize=4096)
 def _png_uri(cells: bytes, height: int, width: int) -> str:
     """Return a PNG of 4 bits a pixel: about 150 bytes for a usual grid."""
+    from PIL import Image
+
     image = Image.frombytes("P", (width, height), cells)
     image.putpalette(PALETTE)
     file = io.BytesIO()
@@ -248,6 +250,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 def run(args: argparse.Namespace) -> int:
     """Vote and write the page."""
+    require("report", "tools.report")
     result = run_vote(args)
     page = render_report(
         result,

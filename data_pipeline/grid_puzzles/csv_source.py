@@ -15,6 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from data_pipeline.base.errors import InputError, unreadable
+from data_pipeline.base.extras import require
 from data_pipeline.base.parallel import progress_bar
 from data_pipeline.base.random import stream_key, words_at
 from data_pipeline.kind import split_role
@@ -129,18 +130,15 @@ def find_files(source: str) -> SplitFiles:
 
 def _from_hub(source: str) -> SplitFiles:
     name, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
-    try:
-        import huggingface_hub
+    require("hub", source)
+    import huggingface_hub
 
+    try:
         download = cast(Callable[..., str], huggingface_hub.hf_hub_download)  # pyright: ignore[reportUnknownMemberType]
         train, test = (
             Path(download(name, file, repo_type="dataset", revision=revision or None))
             for file in ("train.csv", "test.csv")
         )
-    except ImportError:
-        raise InputError(
-            f"{source}: the package huggingface_hub is missing; install it or give a local path."
-        ) from None
     except (OSError, ValueError) as error:  # its errors, those of the connection included, are of these kinds
         reason = str(error).strip().partition("\n")[0]
         raise InputError(

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.base.command_line import command_parser, whole_number
 from data_pipeline.base.errors import InputError, exit_code
+from data_pipeline.base.extras import require
 from data_pipeline.base.files import replace_file
 from data_pipeline.base.table import table
 from data_pipeline.inspect.plot import draw, read_puzzles
@@ -66,7 +67,8 @@ def main() -> int:
 
 
 def _check_picture_path(path: Path) -> None:
-    """Refuse a bad path before the long work, not after it."""
+    """Refuse what cannot be drawn before the long work, not after it."""
+    require("report", "--picture")
     if path.suffix != ".png":
         raise InputError(f"--picture {path}: is drawn as PNG; give a name that ends in .png.")
     if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):

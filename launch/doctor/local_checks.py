@@ -31,7 +31,7 @@ _WANDB_TIMEOUT_S = 3.0
 
 
 def packages() -> Results:
-    """Check Python and every package against the ranges that hrm-dist asks for."""
+    """Check Python and every package against the ranges that hrm-dist asks for; those of extras may be missing."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
@@ -41,17 +41,28 @@ def packages() -> Results:
         yield fail("hrm-dist is not installed in this Python", "run `make setup`, use .venv/bin/python")
         return
     ranges = {"Python": SpecifierSet(ours["Requires-Python"] or "")}
+    extra_of: dict[str, str] = {}
     for requirement in map(Requirement, importlib.metadata.requires("hrm-dist") or []):
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            ranges[requirement.name] = requirement.specifier
+        for extra in ("", *(ours.get_all("Provides-Extra") or ())):
+            if extra in ("all", "dev") or (
+                requirement.marker and not requirement.marker.evaluate({"extra": extra})
+            ):
+                continue
+            if requirement.name not in ranges:
+                ranges[requirement.name] = requirement.specifier
+                extra_of[requirement.name] = extra
     good: list[str] = []
+    left_out: list[str] = []
     for name, wanted in ranges.items():
         is_python = name == "Python"
         todo = "run `make setup` with PYTHON=python3.11" if is_python else f"pip install '{name}{wanted}'"
         try:
             version = platform.python_version() if is_python else importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield fail(f"{name} is not installed", todo)
+            if extra := extra_of.get(name):
+                left_out.append(f"{name} [{extra}]")
+            else:
+                yield fail(f"{name} is not installed", todo)
             continue
         yield MustMatch(name, version, "FAIL", "use the same environment on every node")
         if wanted.contains(version, prereleases=True):
@@ -59,6 +70,8 @@ def packages() -> Results:
         else:
             yield fail(f"{name} is {version}, not {wanted}", todo)
     yield ok(f"in the ranges of hrm-dist {ours['Version']}: {', '.join(good)}")
+    if left_out:
+        yield ok(f"extras that are not installed: {', '.join(left_out)}")
 
 
 def gpus(env: "DistEnv") -> Results:

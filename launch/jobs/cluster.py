@@ -5,14 +5,16 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import submitit
 from pydantic import ConfigDict, Field, PositiveInt, StringConstraints, ValidationError, model_validator
 
 from data_pipeline.base.models import Strict
 from hrm_dist.config import ConfigError
 from hrm_dist.config.loader import Settings
+
+if TYPE_CHECKING:
+    import submitit
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\n]*$")]
 SbatchOption = Annotated[str, StringConstraints(pattern=r"^--[a-z][a-z-]*(=[^\n]*)?$")]
@@ -117,8 +119,10 @@ def load_cluster(profile: Path | None, given: Mapping[str, object]) -> Cluster:
     raise ConfigError("\n".join(settings.errors))
 
 
-def executor(cluster: Cluster, folder: Path, name: str, after: str | None = None) -> submitit.Executor:
+def executor(cluster: Cluster, folder: Path, name: str, after: str | None = None) -> "submitit.Executor":
     """Return submitit's executor with a cluster's parameters; `after`: what must happen first, as for sbatch."""
+    import submitit
+
     python = _UNTIL_HANDLED + _python(cluster)
     if cluster.cluster == "local":
         local = submitit.LocalExecutor(folder, max_num_timeout=_MAX_TIMEOUTS, python=python)

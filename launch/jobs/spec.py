@@ -13,6 +13,7 @@ from data_pipeline.schema import NOTHING_HELD_OUT, load_dataset_info
 from data_pipeline.shards import build_dir
 from hrm_dist import run_lock
 from hrm_dist.config import TrainConfig, load_config, sequences_per_process, to_yaml, total_steps
+from hrm_dist.train import require_packages
 from launch.jobs.cluster import Cluster
 from launch.jobs.log import Kind, jobs_folder
 
@@ -66,6 +67,8 @@ def training(rest: Sequence[str], cluster: Cluster) -> JobSpec:
 
 def _check_training(config: TrainConfig, cluster: Cluster) -> list[str]:
     num_processes = cluster.nodes * cluster.num_tasks_per_node
+    if cluster.container is None:  # the jobs run in this very environment
+        require_packages(config, is_main=True)
     size = sequences_per_process(config, num_processes)
     if config.device == "cuda" and not cluster.gpus_per_node:
         raise InputError("device=cuda, but gpus_per_node=0: give --gpus-per-node, or set device=cpu.")

@@ -28,9 +28,11 @@ from pathlib import Path
 
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
+from data_pipeline.base.extras import require
 from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import TrainConfig, load_config
+from hrm_dist.train import require_packages
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "sudoku_extreme_1k.yaml"
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     _check(options)
     config = _config(options)
+    require_packages(config, is_main=False)
     metadata = DatasetMetadata(
         seq_len=options.seq_len,
         vocab_size=options.vocab_size,
@@ -76,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     if options.plot is not None:
+        require("report", "--plot")
         if not options.memory:
             raise InputError("--plot: draws what --memory measures; add --memory.")
         if options.plot.suffix not in PLOT_SUFFIXES:

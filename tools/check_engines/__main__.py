@@ -45,6 +45,7 @@ from tqdm import tqdm
 
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
+from data_pipeline.base.extras import require
 from data_pipeline.base.table import table
 from data_pipeline.sampler import check_divisible
 from hrm_dist.config import ConfigError, TrainConfig, load_config
@@ -261,6 +262,8 @@ def _parse_arguments() -> argparse.Namespace:
     unknown = [engine for engine in options.engines if engine not in ENGINES]
     if unknown:
         raise InputError(f"{given}: no engine is called {unknown[0]!r}; choose of {','.join(ENGINES)}.")
+    if any(engine.startswith("zero") for engine in options.engines):
+        require("zero", given)
     given, sizes = f"--world-sizes {options.world_sizes}", options.world_sizes.split(",")
     if not all(size.isdecimal() and int(size) for size in sizes):
         raise InputError(f"{given}: write numbers of processes from 1, as in 1,2,4.")
