@@ -43,7 +43,8 @@ logger = logging.getLogger(__name__)
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("hrm_dist.train", __doc__)
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
+    settings_help = "settings over those of the file; docs/settings.md has them all"
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=settings_help)
     parser.add_argument(
         "--dry-run",
         action="store_true",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.models import Strict
@@ -35,6 +35,8 @@ class ConfigError(InputError):
 
 class ArchConfig(Strict):
     """The network and its halting; the defaults are the published ones of the chosen `name`."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     name: ArchName = "hrm"
     """One of those that hrm_dist/config/architectures.py describes, whose defaults differ from those below."""
@@ -143,6 +145,8 @@ class ArchConfig(Strict):
 class TrainConfig(Strict):
     """A training run. `epochs` and `eval_interval` count passes (every group once)."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     data_path: str = Field(min_length=1)
     """Folder of a built dataset."""
     arch: ArchConfig = Field(default_factory=ArchConfig)
@@ -201,7 +205,7 @@ class TrainConfig(Strict):
     """CPU threads per process; null: left to torch."""
 
     checkpoint_path: str = Field(default="runs/train", min_length=1)
-    """Run folder. A loaded file that leaves it out gets runs/<run_name, or the file's name>."""
+    """Run folder. A file that leaves it out gets runs/NAME, with run_name or else the file's own name."""
     checkpoint_interval: int | None = Field(default=1000, ge=1)
     """Steps between checkpoints; null: only at the end or when stopped."""
     keep_checkpoints: int = Field(default=2, ge=1)

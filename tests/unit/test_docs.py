@@ -1,13 +1,25 @@
-"""The documents against the tree: what they name exists."""
+"""The documents against the tree: what they name exists, and their commands are as the programs want them."""
 
+import argparse
+import importlib
 import re
+import shlex
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from docs import settings
+from hrm_dist.config import ArchConfig, TrainConfig, load_config
+from launch import submit
+
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = "hrm_dist|data_pipeline|launch|configs|tools|tests|docs"
+# `python -m MODULE ...`, whatever starts it.
+COMMAND = re.compile(r"(?:^|\s)-m ((?:hrm_dist|data_pipeline|launch|tools)[\w.]*)(.*)$")
+MODULE_OF_JOB = {"train": "hrm_dist.train", "build": "data_pipeline.build", "evaluate": "tools.evaluate"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -43,3 +55,76 @@ def test_the_tree_names_every_file_of_the_packages() -> None:
         if path.is_file() and path.name != "__init__.py" and "__pycache__" not in path.parts
     }
     assert named == files
+
+
+def commands(document: Path) -> list[tuple[str, list[str]]]:
+    """The commands of ours in the code blocks of a document, by module and arguments."""
+    found: list[tuple[str, list[str]]] = []
+    for block in re.findall(
+        r"^```\w*\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    ):
+        for line in block.replace("\\\n", " ").splitlines():
+            if match := COMMAND.search(line.partition("  #")[0].partition(" # ")[0]):
+                found.append((match[1], shlex.split(match[2])))
+    return found
+
+
+class Parsed(BaseException):
+    """A command line that its program can read."""
+
+
+def parsed(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """What a program reads from its arguments; it goes no further."""
+    if module == "launch.submit":
+        job, rest = submit._parse(arguments)
+        return parsed(MODULE_OF_JOB[job.kind], rest, monkeypatch)
+    with monkeypatch.context() as patched:
+        for name in ("parse_args", "parse_intermixed_args"):
+            patched.setattr(argparse.ArgumentParser, name, stopping(getattr(argparse.ArgumentParser, name)))
+        patched.setattr(sys, "argv", [module, *arguments])
+        program = importlib.import_module(module)
+        if hasattr(program, "__path__"):
+            program = importlib.import_module(f"{module}.__main__")
+        if module == "tools.convert":
+            return program._parse()
+        with pytest.raises(Parsed) as raised:
+            program.main()
+    return raised.value.args[0]
+
+
+def stopping(parse: Callable[..., object]) -> Callable[..., None]:
+    """A parser's method that goes no further than what it reads."""
+
+    def parse_and_stop(self: object, *arguments: object) -> None:
+        raise Parsed(parse(self, *arguments))
+
+    return parse_and_stop
+
+
+SHOWN = [(document, *command) for document in DOCUMENTS for command in commands(document)]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [command[1:] for command in SHOWN],
+    ids=[f"{document.name}: {module} {' '.join(arguments)}" for document, module, arguments in SHOWN],
+)
+def test_a_command_in_a_document_is_one(
+    module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "80")
+    options = parsed(module, arguments, monkeypatch)
+    if module == "hrm_dist.train":
+        load_config(options.config, options.overrides)
+    assert all(Path(argument).exists() for argument in arguments if argument.startswith("configs/"))
+
+
+def test_the_page_of_settings_is_what_the_code_says() -> None:
+    written = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert written == settings.page(), "run `python -m docs.settings > docs/settings.md`"
+
+
+@pytest.mark.parametrize("model", [TrainConfig, ArchConfig])
+def test_every_setting_says_what_it_means(model: type[TrainConfig]) -> None:
+    assert [key for key, field in model.model_fields.items() if not field.description] == []
