@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from data_pipeline.base.random import Bits
+from data_pipeline.base.random import Bits, random_bits
 from data_pipeline.grid_puzzles.csv_source import Cells, CsvBlock
 from data_pipeline.kind import Look
 from data_pipeline.options import OF_SOURCE, LeakPolicy, Options
@@ -74,15 +74,21 @@ class PuzzleType(ABC):
     @abstractmethod
     def vocab_size(self) -> int: ...
 
-    @abstractmethod
     def augment(
         self, examples: Examples, seed: int, puzzles: NDArray[np.int64], augmentations: NDArray[np.int64]
     ) -> Examples:
-        """Return augmentation augmentations[i] of examples[i], puzzle number puzzles[i]; 0 changes nothing."""
+        """Return augmentation augmentations[i] of examples[i], puzzle number puzzles[i]; 0 changes nothing.
 
-    @abstractmethod
+        A kind whose `num_aug` can only be 0 needs no other.
+        """
+        return examples
+
     def content_keys(self, examples: Examples) -> Bits:
         """Return a key per puzzle that no augmentation changes, [n]."""
+        inputs = examples[:, 0]
+        num_cells = inputs.shape[1]
+        weights = random_bits(num_cells * self.vocab_size, "cells").reshape(num_cells, self.vocab_size)
+        return weights[np.arange(num_cells), inputs].sum(axis=1, dtype=np.uint64)
 
     def same_keys(self, examples: Examples) -> Bits:
         """Return a key per puzzle that those share of which one is enough, [n]."""

@@ -25,6 +25,10 @@ PREFIX = "network"
 """Before the names of parameters in a state: the network's name in the model."""
 
 
+OPTIMIZER = AdamATan2
+"""What updates the weights, in every engine: a subclass has another `_update`."""
+
+
 class Engine:
     """One way to spread the network, its optimizer and its moving average over the ranks.
 
@@ -35,7 +39,7 @@ class Engine:
 
     network: nn.Module
     """The module to call in place of the network given to the engine."""
-    _optimizer: AdamATan2
+    _optimizer: OPTIMIZER
 
     def warm_up_backward(self, forward_backward: Callable[[], None]) -> None:
         """Prepare for the first step of a process; may call `forward_backward`, which leaves the state as it is."""
@@ -96,7 +100,7 @@ class LocalEngine(Engine):
         """shards: by name in a state; their data, of any shape, are the tensors to train."""
         self.network = network
         self._weights = {shard.key: shard for shard in shards}
-        self._optimizer = AdamATan2([shard.data for shard in shards], **optimizer_settings(config))
+        self._optimizer = OPTIMIZER([shard.data for shard in shards], **optimizer_settings(config))
 
     def _all_shards(self) -> Iterator[TensorShard]:
         for name, weight in self._weights.items():
@@ -105,7 +109,7 @@ class LocalEngine(Engine):
 
 
 def optimizer_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return AdamATan2's arguments beside the tensors."""
+    """Return the optimizer's arguments beside the tensors."""
     return {
         "lr": config.lr,
         "betas": (config.beta1, config.beta2),

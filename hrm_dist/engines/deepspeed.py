@@ -22,13 +22,13 @@ from hrm_dist.config import TrainConfig
 from hrm_dist.config.architectures import level_runs
 from hrm_dist.distributed import collectives
 from hrm_dist.engines.base import (
+    OPTIMIZER,
     Engine,
     InitModuleFn,
     gather_units,
     named_parameters,
     optimizer_settings,
 )
-from hrm_dist.optim import AdamATan2
 from hrm_dist.tensor_shards import TensorShard
 
 _STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
@@ -37,8 +37,8 @@ _BUCKET_ELEMENTS = 2**25
 _OLD_COLLECTIVES = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)`"
 
 
-class _SummingAdamATan2(AdamATan2):
-    """AdamATan2 given the mean of the ranks' gradients, where it wants their sum.
+class _SummingOptimizer(OPTIMIZER):
+    """The optimizer given the mean of the ranks' gradients, where it wants their sum.
 
     Each rank's loss is already divided by the global batch size. To scale the loss would also scale the gradient
     of what goes into the network.
@@ -120,7 +120,7 @@ def _units(network: nn.Module, config: TrainConfig) -> list[nn.Module]:
 
 
 def _initialize(
-    network: nn.Module, optimizer: AdamATan2, stage: int, units: Sequence[nn.Module]
+    network: nn.Module, optimizer: OPTIMIZER, stage: int, units: Sequence[nn.Module]
 ) -> tuple[Any, Any]:
     """Return DeepSpeed's wrappers of the network and of the optimizer."""
     import deepspeed
@@ -159,7 +159,7 @@ class DeepSpeedEngine(Engine):
             _prepare_import()
             _materialize(network, self._stage, device, init_module)
             self._params = named_parameters(network)
-            self._optimizer = _SummingAdamATan2(self._params.values(), **optimizer_settings(config))
+            self._optimizer = _SummingOptimizer(self._params.values(), **optimizer_settings(config))
             self._engine, self._zero = _initialize(
                 network, self._optimizer, self._stage, _units(network, config)
             )
