@@ -43,10 +43,9 @@ def test_the_page_goes_from_kaggles_files_to_a_submission_of_the_test_tasks(
 ) -> None:
     deliver(tmp_path)
     [block] = [block for block in re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S) if DELIVERED in block]
+    block = block.replace(DELIVERED, str(tmp_path)).replace("--num-aug 300", "--num-aug 2")
     for command in block.replace("\\\n", "").splitlines():
-        program, *arguments = shlex.split(
-            command.replace(DELIVERED, str(tmp_path)).replace("--num-aug 300", "--num-aug 2")
-        )
+        program, *arguments = shlex.split(command)
         assert program == "python"
         if "hrm_dist.train" in arguments:
             arguments = [str(config) if a.startswith("configs/") else a for a in arguments] + ["max_steps=2"]
