@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data_pipeline.base.errors import InputError
 from hrm_dist.config import TrainConfig
 from hrm_dist.config.architectures import level_runs
 from hrm_dist.distributed import collectives
@@ -156,7 +157,7 @@ class DeepSpeedEngine(Engine):
     ) -> None:
         self._stage = _STAGES[config.engine]
         with _quiet(device):
-            _prepare_import()
+            _prepare_import(config.engine)
             _materialize(network, self._stage, device, init_module)
             self._params = named_parameters(network)
             self._optimizer = _SummingOptimizer(self._params.values(), **optimizer_settings(config))
@@ -223,9 +224,19 @@ def _shards_in_stage_3(name: str, param: Any, kinds: Sequence[str]) -> Iterator[
         yield TensorShard(f"{kind}.{name}", shape, offset, state[:length])
 
 
-def _prepare_import() -> None:
-    """Import DeepSpeed, which takes a while and changes the process, and settle what it does unasked."""
-    import deepspeed
+def _prepare_import(engine: str) -> None:
+    """Import DeepSpeed, which takes a while and changes the process, and settle what it does unasked.
+
+    Raise InputError where it is installed and cannot be imported, as with libraries of another CUDA.
+    """
+    try:
+        import deepspeed
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"engine={engine}: DeepSpeed cannot be imported ({type(error).__name__}: {reason}); try `python -c "
+            '"import deepspeed"`, install it anew, or use engine=fsdp2'
+        ) from error
 
     # Collectives through shared memory, which would be compiled now and take a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -5,10 +5,12 @@ import importlib
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from docs import settings
 from hrm_dist.config import ArchConfig, TrainConfig, load_config
@@ -134,3 +136,11 @@ def test_the_page_of_settings_is_what_the_code_says() -> None:
 @pytest.mark.parametrize("model", [TrainConfig, ArchConfig])
 def test_every_setting_says_what_it_means(model: type[TrainConfig]) -> None:
     assert [key for key, field in model.model_fields.items() if not field.description] == []
+
+
+def test_the_citation_is_of_this_version_and_licence() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert citation["authors"] == project["authors"]
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()

@@ -201,6 +201,18 @@ def test_a_package_in_another_version_is_refused(monkeypatch: pytest.MonkeyPatch
         require("zero", "engine=zero1")
 
 
+def test_a_deepspeed_that_cannot_be_imported_is_refused_in_a_line(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "deepspeed.py").write_text("raise OSError('libcudart.so.11: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in [name for name in sys.modules if name.partition(".")[0] == "deepspeed"]:
+        monkeypatch.delitem(sys.modules, module)
+    arguments = [str(config), f"checkpoint_path={tmp_path / 'run'}", "engine=zero1"]
+    line = refusal(capsys, lambda: train.main(arguments))
+    assert line.startswith("error: engine=zero1: DeepSpeed cannot be imported (OSError: libcudart.so.11: ")
+
+
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_an_extra_is_one_of_pyproject(extra: str) -> None:
     declared = {re.split(r"[<>=]", line)[0].lower() for line in PROJECT["optional-dependencies"][extra]}
