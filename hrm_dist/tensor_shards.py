@@ -36,6 +36,11 @@ def replicated(key: str, tensor: Tensor) -> TensorShard:
     return TensorShard(key, tuple(tensor.shape), 0, tensor.detach().reshape(-1))
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether every element is a finite number, in no more memory than the tensor has."""
+    return not tensor.numel() or all(bool(end.isfinite()) for end in tensor.detach().aminmax())
+
+
 @torch.no_grad()
 def load_into(shard: TensorShard, read: ReadFn) -> None:
     """Overwrite the elements of a shard by what is read, 64 MiB at a time, so that not much is in memory twice."""

@@ -31,6 +31,7 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.base.models import Strict, reason_of
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.distributed import collectives
+from hrm_dist.tensor_shards import is_finite
 
 FORMAT = 2
 STATE_FILE = "state.json"
@@ -132,7 +133,13 @@ class Checkpoint:
             raise InputError(
                 f"{self.path / STATE_FILE}: does not say where all of {key} is; the checkpoint is damaged: {_REMEDY}"
             )
-        return found[0] if len(found) == 1 else torch.cat(found) if found else torch.empty(0)
+        values = found[0] if len(found) == 1 else torch.cat(found) if found else torch.empty(0)
+        if key.startswith(("model.", "ema.")) and not is_finite(values):
+            raise InputError(
+                f"{self.path}: {key} has values that are no finite numbers (NaN or infinite), so it can neither "
+                f"predict nor train; {_REMEDY}"
+            )
+        return values
 
     def tensor(self, key: str) -> Tensor:
         """Return a whole tensor."""

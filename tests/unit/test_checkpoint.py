@@ -52,6 +52,20 @@ def test_what_is_saved_is_read_back_exactly(tmp_path: Path) -> None:
     assert entries(tmp_path) == ["latest", "step_5"]
 
 
+@pytest.mark.parametrize("kind", ["model", "ema"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_no_finite_numbers_are_not_read(kind: str, value: float, tmp_path: Path) -> None:
+    lost = WEIGHT.clone()
+    lost[1, 1] = value
+    shards = [replicated(f"{kind}.weight", lost), replicated("carry.z_H", lost)]
+    CheckpointWriter(tmp_path, keep=1, in_background=False).write(state(1), shards)
+    opened = open_checkpoint(tmp_path / "latest")
+    with pytest.raises(InputError, match=rf"step_1: {kind}\.weight has values that are no finite numbers"):
+        opened.tensor(f"{kind}.weight")
+    assert opened.read(f"{kind}.weight", 0, 4).tolist() == [0, 1, 2, 3]
+    assert opened.tensor("carry.z_H").isfinite().sum() == 5  # of a segment, which training begins anew
+
+
 def test_a_run_that_diverged_still_has_readable_checkpoints(tmp_path: Path) -> None:
     diverged = state(1).model_copy(update={"metric_sums": [math.nan, math.inf]})
     CheckpointWriter(tmp_path, keep=1, in_background=False).write(diverged, [])

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,19 +14,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data_pipeline.base.errors import exit_code
+from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.schema import load_dataset_info
 from hrm_dist.checkpoint import reader
 from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.evaluation.load_model import load_model
 from hrm_dist.model.act import ACTModel
-from hrm_dist.model.released import published_name
+from hrm_dist.model.released import convert_released, published_name
 from hrm_dist.train import main as train
 from tests.unit.golden import GOLDEN, arch_fields, assert_close, load_golden
 from tests.unit.models import METADATA, arch_of
 from tools.convert import __main__ as convert
 from tools.convert.fit import problems
 from tools.convert.import_ import UNMATCHED, match_rows, take_rows
+from tools.convert.weights_file import read_weights
 
 TABLE = "model.inner.puzzle_emb.weights"
 
@@ -157,6 +159,65 @@ def test_imported_published_weights_give_the_published_logits(
     assert all(torch.equal(back[key], tensor) for key, tensor in published.items())
 
 
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module.", "module._orig_mod.", "model.", "_orig_mod.module.model."]
+)
+def test_wrappers_names_before_the_published_ones_are_left_out(prefix: str) -> None:
+    published = load_golden("hrm_tiny")["state_dict"]
+    wrapped = {prefix + name: tensor for name, tensor in published.items()}
+    assert convert_released(wrapped).keys() == convert_released(published).keys()
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
+def test_wrappers_names_within_the_published_ones_are_left_out(wrapper: str) -> None:
+    published = load_golden("hrm_tiny")["state_dict"]
+    wrapped = {name.replace("layers.0.", f"layers.0.{wrapper}"): tensor for name, tensor in published.items()}
+    assert wrapped.keys() != published.keys()
+    assert convert_released(wrapped).keys() == convert_released(published).keys()
+
+
+@pytest.mark.parametrize("where", ["model_state_dict", "state_dict", "model", "module", "state/model", "ema"])
+def test_weights_are_found_within_what_a_training_saved(where: str, tmp_path: Path) -> None:
+    published = load_golden("hrm_tiny")["state_dict"]
+    saved: dict[str, Any] = published
+    for key in reversed(where.split("/")):
+        saved = {key: saved, "epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}}
+    torch.save(saved, tmp_path / "w.pt")
+    tensors, found_in = read_weights(tmp_path / "w.pt")
+    assert tensors.keys() == convert_released(published).keys()
+    assert found_in == where
+
+
+def test_averaged_weights_take_the_place_of_the_others(tmp_path: Path) -> None:
+    published = load_golden("hrm_tiny")["state_dict"]
+    name = "model.inner.lm_head.weight"
+    shadow = {"n_averaged": torch.tensor(5), f"module.{name}": published[name] + 1}
+    torch.save({"model": published, "ema": {"shadow": shadow}}, tmp_path / "w.pt")
+    tensors, found_in = read_weights(tmp_path / "w.pt")
+    assert found_in == "model and ema/shadow"
+    assert torch.equal(tensors["network.lm_head.weight"], published[name] + 1)
+    assert tensors.keys() == convert_released(published).keys()
+
+
+def test_a_file_of_two_models_is_refused_with_a_remedy_that_works(tmp_path: Path) -> None:
+    published = load_golden("hrm_tiny")["state_dict"]
+    file, out = tmp_path / "w.pt", tmp_path / "one.pt"
+    torch.save({"last": published, "best": published}, file)
+    with pytest.raises(InputError, match=r"holds several models \(last, best\)") as refused:
+        read_weights(file)
+    remedy = re.search(r"with (torch\.save.*), and", str(refused.value))
+    assert remedy
+    exec(remedy[1], {"torch": torch, "FILE": out})
+    assert read_weights(out).tensors.keys() == convert_released(published).keys()
+
+
+def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path: Path) -> None:
+    published = load_golden("hrm_tiny")["state_dict"]
+    torch.save({name: tensor.to(torch.int8) for name, tensor in published.items()}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"is torch\.int8, but weights are dense floating-point numbers"):
+        read_weights(tmp_path / "w.pt")
+
+
 def test_rows_are_matched_by_name_in_either_spelling() -> None:
     published = ["<blank>", "a", "a_t3_0718293645", "b|||t1|||0123456789", "c", "a_b_t0_0123456789"]
     ours = ["<blank>", "a|||t3|||0718293645", "a", "b", "b_t1_0123456789", "a_b", "c|||t7|||0123456789"]
@@ -191,6 +252,18 @@ def test_what_was_matched_is_counted(
     got = model_tensors(tmp_path / "run" / "checkpoints" / "latest")["puzzle_emb.weights"]
     assert torch.equal(got[:70], table[:70])
     torch.testing.assert_close(got[70:], table[1:].mean(0).expand(3, -1))
+
+
+def test_an_import_that_knows_none_of_the_puzzles_says_so(
+    run: Run, trained: Path, dataset: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "w.safetensors"
+    assert run("export", trained, "--out", file) == 0
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(["<blank>", *(f"x{i}" for i in range(72))]))
+    given = ["--data", dataset, "--config", config, "--identifiers", other]
+    assert run("import", file, *given, "--out", tmp_path / "run") == 0
+    assert "warning: the weights know no puzzle of" in capsys.readouterr().err
 
 
 def test_equal_identifiers_need_no_names(
@@ -353,8 +426,8 @@ def test_bad_input_of_an_import_is_refused_and_writes_nothing(
         ([tmp_path / "text", "--out", out], "text: is neither a safetensors file nor a torch file"),
         ([tmp_path / "cut.safetensors", "--out", out], "cut.safetensors: is neither"),
         ([tmp_path / "cut", "--out", out], "cut: is neither"),
-        ([tmp_path / "nested", "--out", out], "nested: holds something else than named tensors"),
-        ([tmp_path / "code", "--out", out], "code: is neither"),
+        ([tmp_path / "nested", "--out", out], "nested: holds no published model"),
+        ([tmp_path / "code", "--out", out], "code: holds more than tensors (getattr)"),
         ([tmp_path / "other.safetensors", "--out", out], "holds no published model"),
         ([bare, "--out", out], "has 73 rows of puzzles, and nothing says of which; give --identifiers"),
         ([bare, "--identifiers", tmp_path / "short.json", "--out", out], "names 1 puzzles, "),
@@ -363,9 +436,28 @@ def test_bad_input_of_an_import_is_refused_and_writes_nothing(
     ]
     for arguments, reason in cases:
         assert run("import", *arguments, "--data", dataset, "--config", config) == 2
-        assert reason in capsys.readouterr().err
+        shown = capsys.readouterr().err
+        assert reason in shown
+        assert "weights_only" not in shown
         assert not out.exists()
     assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
+@pytest.mark.parametrize("name", ["model.inner.lm_head.weight", TABLE, "model.inner.H_init"])
+def test_weights_that_are_no_finite_numbers_are_refused(
+    name: str, value: float, run: Run, trained: Path, dataset: Path, config: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    file, out = tmp_path / "w.safetensors", tmp_path / "out"
+    assert run("export", trained, "--out", file) == 0
+    tensors = load_file(file)
+    tensors[name] = tensors[name].double()
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, file)
+    assert run("import", file, "--data", dataset, "--config", config, "--out", out) == 2
+    assert f"{file}: {name} has 1 values that are no finite numbers" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_rows_without_names_are_only_taken_for_as_many_puzzles(

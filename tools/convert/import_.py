@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import zipfile
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
 from data_pipeline.arc.augment import augmentation_name, parse_name
@@ -21,10 +20,11 @@ from hrm_dist.checkpoint.writer import CheckpointWriter
 from hrm_dist.config import TrainConfig, load_config, to_yaml
 from hrm_dist.metrics import MetricSums
 from hrm_dist.model.act import ACTModel
-from hrm_dist.model.released import convert_released
-from hrm_dist.tensor_shards import replicated
+from hrm_dist.model.released import published_name
+from hrm_dist.tensor_shards import is_finite, replicated
 from tools.convert.export import identifiers_beside
 from tools.convert.fit import TABLE, problems
+from tools.convert.weights_file import read_weights
 from tools.vote import read_identifiers
 
 UNMATCHED = -1
@@ -42,19 +42,25 @@ def import_weights(given: argparse.Namespace) -> str:
     # In quotes, since an override is YAML.
     folders = [f"data_path={json.dumps(str(given.data))}", f"checkpoint_path={json.dumps(str(given.out))}"]
     config = load_config(given.config, [*given.overrides, *folders])
-    tensors = convert_released(read_state_dict(given.weights))
+    tensors, found_in = read_weights(given.weights)
     with torch.device("meta"):
         expected = ACTModel(config.arch, metadata).state_dict()
     misfits = problems(_shapes(tensors), _shapes(expected), metadata.seq_len)
     if misfits:
         raise InputError("\n".join(f"{given.weights}: {misfit}" for misfit in misfits))
-    lines = [f"{len(tensors)} tensors of {given.weights}"]
+    _refuse_lost_numbers(given.weights, tensors)
+    lines = [f"{len(tensors)} tensors of {given.weights}{f' ({found_in})' if found_in else ''}"]
     if TABLE in tensors:
         ours = read_identifiers(verify_document(given.data, info, "identifiers.json"))
         published = _row_names(given, len(tensors[TABLE]), ours)
         source = match_rows(published, ours)
         tensors[TABLE] = take_rows(tensors[TABLE], source, use_mean=given.unmatched == "mean")
         lines.append(_match_summary(source, len(published), given.unmatched))
+        if not (source[1:] != UNMATCHED).any():  # the first is the blank one
+            print(
+                f"warning: the weights know no puzzle of {given.data}: good to train from, but not to evaluate",
+                file=sys.stderr,
+            )
     _write(given.out, config, reader.dataset_identity(given.data, metadata), tensors)
     lines.append(f"{given.out / 'checkpoints' / 'latest'}: step 0, to evaluate or to train from")
     return "\n".join(lines)
@@ -64,29 +70,16 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a torch or safetensors file by name, on the CPU; no code in it is run."""
-    try:
-        with path.open("rb") as file:
-            is_safetensors = file.read(9)[8:] == b"{"
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a file of weights.") from error
-    try:
-        if is_safetensors:
-            content: object = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # of whatever kind: these are foreign bytes
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+def _refuse_lost_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise InputError unless every value is a finite number: others spoil all that is computed with them."""
+    bad = [name for name, tensor in tensors.items() if not is_finite(tensor)]
+    if bad:
+        count = sum(int((~block.isfinite()).sum()) for block in tensors[bad[0]].split(_BLOCK_ROWS))
+        more = f" (and {len(bad) - 1} more tensors)" if bad[1:] else ""
         raise InputError(
-            f"{path}: is neither a safetensors file nor a torch file of tensors alone ({reason}); give the published "
-            "file as it was downloaded."
-        ) from error
-    if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise InputError(
-            f"{path}: holds something else than named tensors; give a file with a model's state dict."
+            f"{path}: {published_name(bad[0])} has {count:,} values that are no finite numbers (NaN or infinite)"
+            f"{more}, so the model can neither predict nor train; give weights from before they were lost."
         )
-    return {str(name): tensor for name, tensor in content.items()}
 
 
 # The puzzle table
