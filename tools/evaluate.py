@@ -21,6 +21,7 @@ same command resumes), 1 anything else.
 import argparse
 import signal
 import sys
+from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -99,6 +100,8 @@ class _Predictor(NamedTuple):
     device: torch.device
     batch_size: int
     checkpoint_id: str
+    counts: Counter[str]
+    """Of predictions made here, and of those among them that are lost."""
 
     def num_batches(self, files: Iterable[range]) -> int:
         return sum(-(-len(rows) // self.batch_size) for rows in files)
@@ -110,6 +113,8 @@ class _Predictor(NamedTuple):
             blocks: list[Predictions] = []
             for answers in answer(self.model, batches, self.device, self.checkpoint_id):
                 blocks.append(answers.predictions)
+                self.counts["made"] += len(answers.labels)
+                self.counts["lost"] += int(np.isnan(answers.predictions.q_halt_logits).sum())
                 if sum(len(block.preds) for block in blocks) == len(rows):
                     write_predictions(path, _join(blocks))
                 yield len(answers.labels)
@@ -141,11 +146,16 @@ def main() -> int:
             # Listed once for all ranks: one that looked later would already see files of the others.
             todo = collectives.run_on_rank0(lambda: _missing(evaluation.files(out), part))
             predictor = _Predictor(
-                reader, model.to(world.device), world.device, options.batch_size, asked.checkpoint_id
+                reader,
+                model.to(world.device),
+                world.device,
+                options.batch_size,
+                asked.checkpoint_id,
+                counts := Counter(),
             )
             is_stopped = not _predict_together(predictor, todo, world, stop)
             stop.finish_vote()
-            collectives.barrier()
+            _warn_of_lost(collectives.gather_objects(counts))
         files = evaluation.files(out)
         if is_stopped:
             num_there = sum(path.exists() for path in files)
@@ -184,6 +194,15 @@ def _predict_together(
                 return False
             progress.update(next(batches, 0))
     return True
+
+
+def _warn_of_lost(counts: Iterable[Counter[str]]) -> None:
+    total = sum(counts, Counter[str]())
+    if total["lost"]:
+        collectives.announce(
+            f"warning: {total['lost']:,} of {total['made']:,} predictions are lost (q_halt_logits is NaN): the model's "
+            "numbers overflow; a vote leaves these out"
+        )
 
 
 def _summary(out: Path, files: Mapping[Path, range], part: Part, num_new: int) -> str:

@@ -259,7 +259,7 @@ def run(args: argparse.Namespace) -> int:
         max_tasks=args.max_tasks,
     )
     replace_file(args.out, page.encode())
-    warn_of_ignored(result.votes)
+    warn_of_ignored(result)
     print(f"report: {args.out} ({len(page) / 1e6:.1f} MB, {len(result.test_puzzles)} tasks)")
     return 0
 

@@ -26,6 +26,7 @@ from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.files import replace_file
 from data_pipeline.base.table import table
 from data_pipeline.schema import load_dataset_info, verify_document
+from hrm_dist.evaluation.output_dir import missing_files
 from hrm_dist.evaluation.predictions import Predictions, prediction_files, read_predictions
 from hrm_dist.evaluation.voting import Votes, scores, submission, vote
 
@@ -46,6 +47,8 @@ class VoteResult(NamedTuple):
     """By set of tasks: all of them, then each subset."""
     subsets: dict[str, list[str]]
     checkpoint_ids: list[str]
+    missing_files: list[Path]
+    """Prediction files that an evaluation has yet to write."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,9 +84,18 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
             yield block
 
     votes = vote(blocks(), identifiers, test_puzzles, allow_mixed_checkpoints=args.mix_checkpoints)
+    if not votes.counted:
+        given = ", ".join(args.predictions)
+        why_not = _not_counted(votes) | {"are of no puzzle (identifier 0)": votes.padding}
+        found = "; ".join(f"{count} {what}" for what, count in why_not.items() if count)
+        raise InputError(
+            f"{given}: no prediction is a vote on a task of {tasks_file} ({found or 'there are none'}), so there is "
+            "nothing to submit; give the predictions of this dataset, or the dataset that they were made from."
+        )
     by_set = {ALL_TASKS: scores(votes, test_puzzles)}
     by_set |= {name: scores(votes, test_puzzles, tasks=tasks) for name, tasks in subsets.items()}
-    return VoteResult(votes, test_puzzles, by_set, subsets, sorted(checkpoint_ids))
+    missing = [file for path in map(Path, args.predictions) if path.is_dir() for file in missing_files(path)]
+    return VoteResult(votes, test_puzzles, by_set, subsets, sorted(checkpoint_ids), missing)
 
 
 def read_identifiers(path: Path) -> list[str]:
@@ -114,6 +126,8 @@ def read_subsets(path: Path, test_puzzles: dict[str, Any]) -> dict[str, list[str
     if ALL_TASKS in subsets:
         raise InputError(f"{path}: {ALL_TASKS!r} is the name of the whole set; give the subset another name.")
     for name, tasks in subsets.items():
+        if not tasks:
+            raise InputError(f"{path}: subset {name!r} lists no task; name some, or leave it out.")
         for task in tasks:
             if not isinstance(task, str) or task not in test_puzzles:
                 raise InputError(
@@ -144,19 +158,39 @@ def score_table(by_set: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def warn_of_ignored(votes: Votes) -> None:
+def warn_of_ignored(result: VoteResult) -> None:
     """Say on stderr what did not become a vote, and what went without one."""
-    notes = {
-        "are for tasks that are not in the data; ignored": votes.unknown_task,
-        "match no test input of their task; ignored": votes.unknown_input,
-        "occur twice in the files; counted once": votes.repeated,
-    }
-    for note, count in notes.items():
-        if count:
-            print(f"note: {count} predictions {note}", file=sys.stderr)
-    num_empty = sum(not candidates for task in votes.tasks.values() for candidates in task)
+    votes = result.votes
+    for what, count in _not_counted(votes).items():
+        print(f"note: {count} predictions {what}; ignored", file=sys.stderr)
+    if votes.repeated:
+        print(f"note: {votes.repeated} predictions occur twice in the files; counted once", file=sys.stderr)
+    if result.missing_files:
+        print(
+            f"warning: {len(result.missing_files)} files of the evaluation are not there (the first: "
+            f"{result.missing_files[0]}); run tools.evaluate again for the rest",
+            file=sys.stderr,
+        )
+    by_input = [candidates for task in votes.tasks.values() for candidates in task]
+    num_without = sum(not candidates for candidates in by_input)
+    if num_without:
+        print(f"warning: {num_without} test inputs have no prediction; submitted as [[0]]", file=sys.stderr)
+    num_empty = sum(bool(found) and not any(c.grid.size for c in found[:2]) for found in by_input)
     if num_empty:
-        print(f"warning: {num_empty} test inputs have no prediction; submitted as [[0]]", file=sys.stderr)
+        print(
+            f"warning: {num_empty} test inputs are answered by empty grids; submitted as [[0]]",
+            file=sys.stderr,
+        )
+
+
+def _not_counted(votes: Votes) -> dict[str, int]:
+    """Return how many predictions are no votes, by the reason."""
+    reasons = {
+        "are for tasks that are not in the data": votes.unknown_task,
+        "match no test input of their task": votes.unknown_input,
+        "are of a model whose numbers were lost (q_halt_logits is NaN)": votes.lost,
+    }
+    return {what: count for what, count in reasons.items() if count}
 
 
 def _data_file(args: argparse.Namespace, option: str, name: str) -> Path:
@@ -177,7 +211,7 @@ def run(args: argparse.Namespace) -> int:
     result = run_vote(args)
     content = json.dumps(submission(result.votes), separators=(",", ":"))
     replace_file(args.out, content.encode())
-    warn_of_ignored(result.votes)
+    warn_of_ignored(result)
     print(score_table(result.scores))
     print(f"submission: {args.out}")
     counts = {name: count for name, count in result.votes._asdict().items() if name != "tasks"}

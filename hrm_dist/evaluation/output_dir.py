@@ -83,6 +83,12 @@ def claim(out: Path, asked: Evaluation, part: Part) -> Evaluation:
     return agree(out, asked, part)
 
 
+def missing_files(out: Path) -> list[Path]:
+    """Return the prediction files that an evaluation has not written to its folder; none of other folders."""
+    known = _read(out)
+    return [] if known is None else [path for path in known.files(out) if not path.exists()]
+
+
 def missing_parts(out: Path, num_parts: int) -> list[int]:
     """Return which parts of an evaluation by `--part I/num_parts` have files to write; all of a folder not begun.
 

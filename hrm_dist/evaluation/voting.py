@@ -68,6 +68,8 @@ class Votes(NamedTuple):
     unknown_task: int
     unknown_input: int
     """The task is known, but has no such test input."""
+    lost: int
+    """q_halt_logits is NaN, so the model's numbers were lost, and its grid means nothing."""
 
 
 def vote(
@@ -216,7 +218,7 @@ class VoteCounter:
             keys = [(task, _grid_key(np.asarray(pair["input"], dtype=np.uint8))) for pair in pairs["test"]]
             self.inputs_of_task[task] = [self.number_of_input[key] for key in keys]
         self.number_of_grid = defaultdict[bytes, int](count().__next__)
-        self.skipped = {"padding": 0, "unknown_task": 0, "unknown_input": 0}
+        self.skipped = {"padding": 0, "unknown_task": 0, "unknown_input": 0, "lost": 0}
         self.blocks = [np.empty(0, dtype=_VOTE)]
 
     def add(self, block: Predictions) -> None:
@@ -234,7 +236,10 @@ class VoteCounter:
         self.skipped["padding"] += len(ids) - len(rows)
         self.skipped["unknown_task"] += int((~is_known).sum())
 
-        rows, puzzles = rows[is_known], list(compress(puzzles, is_known))
+        is_lost = np.isnan(block.q_halt_logits[rows])
+        self.skipped["lost"] += int((is_known & is_lost).sum())
+        is_usable = is_known & ~is_lost
+        rows, puzzles = rows[is_usable], list(compress(puzzles, is_usable))
         input_keys, grid_keys = (
             _original_keys(field[rows], puzzles) for field in (block.inputs, block.preds)
         )
@@ -266,9 +271,9 @@ class VoteCounter:
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Return the sigmoid in float64, which still orders logits far from 0; NaN, from a diverged model, becomes 0."""
+    """Return the sigmoid in float64, which still orders logits far from 0."""
     with np.errstate(over="ignore"):
-        return np.nan_to_num(1.0 / (1.0 + np.exp(-logits.astype(np.float64))), nan=0.0)
+        return 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
 
 
 def _refuse_contradictions(votes: npt.NDArray[np.void], identifiers: Sequence[str]) -> None:

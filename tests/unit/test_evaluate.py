@@ -1,4 +1,5 @@
 import random
+import re
 import shutil
 import signal
 import sys
@@ -16,6 +17,8 @@ from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.parallel import Part
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import load_dataset_info
+from hrm_dist.checkpoint.reader import open_checkpoint
+from hrm_dist.checkpoint.writer import CheckpointWriter
 from hrm_dist.config import load_config
 from hrm_dist.evaluation import evaluate as evaluation
 from hrm_dist.evaluation.output_dir import Evaluation, claim, missing_parts, rows_per_file
@@ -26,6 +29,7 @@ from hrm_dist.evaluation.predictions import (
     read_predictions,
 )
 from hrm_dist.model.act import ACTModel, build_model
+from hrm_dist.tensor_shards import replicated
 from hrm_dist.train import main as train
 from tests.documents import edit_document
 from tests.training import Started, command_line
@@ -55,6 +59,16 @@ def run(monkeypatch: pytest.MonkeyPatch, dataset: Path) -> Run:
 @pytest.fixture
 def model(config: Path, dataset: Path) -> ACTModel:
     return build_model(load_config(config).arch, load_dataset_info(dataset).metadata("train"), seed=0)
+
+
+def test_an_evaluation_whose_numbers_overflow_says_so(
+    run: Run, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = open_checkpoint(checkpoint)
+    huge = [replicated(f"model.{name}", tensor * 1e37) for name, tensor in opened.tensors("model").items()]
+    CheckpointWriter(tmp_path, keep=1, in_background=False).write(opened.state, huge)
+    assert run(tmp_path / "latest", tmp_path / "out", "--max-groups", 1, "--num-aug", 1) == 0
+    assert re.search(r"warning: (\d+) of \1 predictions are lost", capsys.readouterr().err)
 
 
 def test_predictions_are_the_model_s_after_halt_max_steps_segments(model: ACTModel, dataset: Path) -> None:

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from data_pipeline.arc.augment import Augmentation, apply
 from data_pipeline.arc.tokens import encode
 from data_pipeline.base.errors import InputError
+from data_pipeline.base.parallel import Part
+from hrm_dist.evaluation.output_dir import Evaluation, claim
 from hrm_dist.evaluation.predictions import (
     MAX_ROWS_PER_FILE,
     UNKNOWN_EXAMPLE,
@@ -22,6 +24,7 @@ from hrm_dist.evaluation.predictions import (
     write_predictions,
 )
 from hrm_dist.evaluation.voting import attempts, scores, submission, vote
+from tools import report
 from tools.vote import main
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -144,8 +147,8 @@ def test_ties_keep_the_order_of_identifiers_however_they_arrive() -> None:
     assert ranking(vote([predictions(*rows)], IDENTIFIERS, puzzles()), "a") == [(5, 1), (4, 1), (1, 1)]
 
 
-def test_q_far_from_zero_is_still_told_apart_and_nan_counts_as_none() -> None:
-    rows = [row(1, 0, constant(1), q=np.nan), row(2, 0, constant(2), q=-1e30), row(3, 0, constant(3), q=30)]
+def test_q_far_from_zero_is_still_told_apart() -> None:
+    rows = [row(1, 0, constant(1), q=-np.inf), row(2, 0, constant(2), q=-1e30), row(3, 0, constant(3), q=30)]
     rows.append(row(1, 1, constant(1), q=20))
     rows.append(row(2, 1, constant(2), q=21))
     votes = vote([predictions(*rows)], IDENTIFIERS, puzzles())
@@ -178,6 +181,13 @@ def test_what_is_not_a_vote_is_counted_and_left_out() -> None:
     votes = vote([predictions(*rows, rows[-1])], IDENTIFIERS, known)
     assert (votes.counted, votes.padding, votes.unknown_task, votes.unknown_input) == (1, 1, 1, 1)
     assert votes.repeated == 1
+
+
+def test_a_prediction_without_a_number_is_no_vote() -> None:
+    rows = [row(1, 0, constant(1), q=np.nan), row(2, 0, constant(2)), row(4, 2, constant(3), q=np.nan)]
+    votes = vote([predictions(*rows)], IDENTIFIERS, puzzles())
+    assert (votes.counted, votes.lost) == (1, 2)
+    assert ranking(votes, "a") == [(2, 1)]
 
 
 def test_contradicting_predictions_are_refused_unless_pooled() -> None:
@@ -352,6 +362,56 @@ def test_unusable_data_exits_2_and_writes_nothing(
     assert message in error
     assert str(path) in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["vote", "report"])
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (
+            [row(4, 0, constant(1)), row(0, 0, constant(1))],
+            "1 match no test input of their task; 1 are of no puzzle",
+        ),
+        ([row(5, 0, constant(1))], "1 are for tasks that are not in the data"),
+        ([row(1, 0, constant(1), q=np.nan)], "1 are of a model whose numbers were lost"),
+        ([], "there are none"),
+    ],
+)
+def test_predictions_of_which_none_is_a_vote_are_refused(
+    rows: list[Any], reason: str, command: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_c = {task: pairs for task, pairs in puzzles().items() if task != "c"}
+    (data / "test_puzzles.json").write_text(json.dumps(without_c))
+    file, out = tmp_path / "p.npz", tmp_path / "out"
+    write_predictions(file, predictions(*rows))
+    run = {"vote": main, "report": report.main}[command]
+    assert run([str(file), "--data", str(data), "--out", str(out)]) == 2
+    assert f"{file}: no prediction is a vote" in (shown := capsys.readouterr().err)
+    assert reason in shown
+    assert not out.exists()
+
+
+def test_what_a_vote_lacks_is_said(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "predictions"
+    asked = Evaluation(checkpoint_id="step_1", num_aug=None, max_groups=None, num_rows=3, rows_per_file=1)
+    claim(folder, asked, Part())
+    empty = np.zeros((0, 0), dtype=np.uint8)
+    rows = [
+        row(1, 0, constant(1)),
+        row(4, 2, empty),
+        row(4, 1, constant(1)),
+        row(2, 1, constant(1), q=np.nan),
+    ]
+    write_predictions(folder / "predictions_00001.npz", predictions(*rows))
+    assert main([str(folder), "--data", str(data), "--out", str(tmp_path / "s.json")]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "note: 1 predictions match no test input of their task; ignored",
+        "note: 1 predictions are of a model whose numbers were lost (q_halt_logits is NaN); ignored",
+        f"warning: 2 files of the evaluation are not there (the first: {folder}/predictions_00000.npz); run "
+        "tools.evaluate again for the rest",
+        "warning: 2 test inputs have no prediction; submitted as [[0]]",
+        "warning: 1 test inputs are answered by empty grids; submitted as [[0]]",
+    ]
 
 
 def test_the_command_writes_a_submission_and_ends_with_its_scores(data: Path, tmp_path: Path) -> None:
