@@ -179,6 +179,8 @@ class DatasetHead(Strict):
     leaks: Leaks
     readings: tuple[SourceReading, ...] = ()
     """A row per source; none in datasets of new puzzles and of earlier versions."""
+    left_out_tests: dict[str, int] = Field(default_factory=dict)
+    """Held-out tasks that were read but are not in the dataset, and how many test inputs each has."""
 
     @property
     def identity(self) -> Identity:
@@ -197,9 +199,9 @@ class DatasetInfo(DatasetHead):
 
     def digest(self) -> str:
         """Return what `sha256` has to be."""
-        # Earlier versions had no readings.
-        left_out = {"sha256"} if self.readings else {"sha256", "readings"}
-        text = json.dumps(self.model_dump(exclude=left_out), separators=(",", ":"))
+        # Earlier versions did not have these.
+        absent = {name for name in ("readings", "left_out_tests") if not getattr(self, name)}
+        text = json.dumps(self.model_dump(exclude={"sha256", *absent}), separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def metadata(self, split: SplitName) -> DatasetMetadata:

@@ -1,7 +1,8 @@
 """Vote over augmented predictions: write an ARC Prize submission and print its scores.
 
 PREDICTIONS are the *.npz files of tools.evaluate, or folders of them. The tasks come from the dataset folder
-that they were made from. Every task and every test input gets two attempts, predicted or not. Scores are
+that they were made from. Every task and every test input gets two attempts, predicted or not; so does
+every held-out task that the dataset's sources had and --canvas or --limit-groups left out. Scores are
 printed as a table and, as the last line, as one JSON object; inputs with a hidden truth are not scored.
 
 examples:
@@ -49,6 +50,8 @@ class VoteResult(NamedTuple):
     checkpoint_ids: list[str]
     missing_files: list[Path]
     """Prediction files that an evaluation has yet to write."""
+    left_out: dict[str, int]
+    """Held-out tasks that are not in the dataset, and how many test inputs each has."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +98,8 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
     by_set = {ALL_TASKS: scores(votes, test_puzzles)}
     by_set |= {name: scores(votes, test_puzzles, tasks=tasks) for name, tasks in subsets.items()}
     missing = [file for path in map(Path, args.predictions) if path.is_dir() for file in missing_files(path)]
-    return VoteResult(votes, test_puzzles, by_set, subsets, sorted(checkpoint_ids), missing)
+    left_out = {} if args.tasks or not _is_dataset(args.data) else load_dataset_info(args.data).left_out_tests
+    return VoteResult(votes, test_puzzles, by_set, subsets, sorted(checkpoint_ids), missing, left_out)
 
 
 def read_identifiers(path: Path) -> list[str]:
@@ -171,6 +175,12 @@ def warn_of_ignored(result: VoteResult) -> None:
             f"{result.missing_files[0]}); run tools.evaluate again for the rest",
             file=sys.stderr,
         )
+    if result.left_out:
+        print(
+            f"warning: {len(result.left_out)} held-out tasks of the sources are not in the dataset (--canvas, "
+            "--limit-groups): neither predicted nor scored; submitted as [[0]]",
+            file=sys.stderr,
+        )
     by_input = [candidates for task in votes.tasks.values() for candidates in task]
     num_without = sum(not candidates for candidates in by_input)
     if num_without:
@@ -201,15 +211,19 @@ def _data_file(args: argparse.Namespace, option: str, name: str) -> Path:
         )
     if given is not None:
         return Path(given)
-    if not (Path(args.data) / "dataset.json").exists():
+    if not _is_dataset(args.data):
         return Path(args.data) / name
     return verify_document(args.data, load_dataset_info(args.data), name)
+
+
+def _is_dataset(folder: str) -> bool:
+    return (Path(folder) / "dataset.json").exists()
 
 
 def run(args: argparse.Namespace) -> int:
     """Vote, write the submission, print the scores."""
     result = run_vote(args)
-    content = json.dumps(submission(result.votes), separators=(",", ":"))
+    content = json.dumps(submission(result.votes, result.left_out), separators=(",", ":"))
     replace_file(args.out, content.encode())
     warn_of_ignored(result)
     print(score_table(result.scores))

@@ -64,6 +64,7 @@ class ArcContent:
     options: ArcOptions
     tasks: list[Task]
     readings: tuple[SourceReading, ...]
+    left_out_tests: dict[str, int]
     leaks: Leaks
 
     def write_scratch(self, folder: Path) -> None:
@@ -85,6 +86,7 @@ class ArcContent:
             ),
             leaks=self.leaks,
             readings=self.readings,
+            left_out_tests=self.left_out_tests,
         )
         rows: dict[SplitName, SplitPlan] = {
             split: SplitPlan(split, groups, canvas, self.identity.seed) for split in SPLITS
@@ -138,6 +140,7 @@ def read(request: Request) -> ArcContent:
         options,
         chosen,
         _readings(batches, tasks, chosen, options),
+        _left_out_tests(_held_out(tasks, options), chosen),
         settled,
     )
 
@@ -200,6 +203,12 @@ def _readings(
             )
         )
     return tuple(readings)
+
+
+def _left_out_tests(tasks: list[Task], chosen: list[Task]) -> dict[str, int]:
+    """Count the test inputs of held-out tasks that are not chosen: a competition wants answers to these, too."""
+    kept = {task.id for task in chosen}
+    return {task.id: len(task.tests) for task in tasks if task.held_out and task.id not in kept}
 
 
 def _held_out(tasks: list[Task], options: ArcOptions) -> list[Task]:

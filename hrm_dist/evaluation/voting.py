@@ -109,10 +109,16 @@ def attempts(candidates: Sequence[Candidate]) -> tuple[list[list[int]], list[lis
     return grids[0], grids[-1]
 
 
-def submission(votes: Votes) -> dict[str, list[dict[str, list[list[int]]]]]:
-    """Return the ARC Prize format: an entry for every task and every test input, voted on or not."""
+def submission(
+    votes: Votes, left_out: Mapping[str, int] | None = None
+) -> dict[str, list[dict[str, list[list[int]]]]]:
+    """Return the ARC Prize format: an entry for every task and every test input, voted on or not.
+
+    left_out: further tasks, and how many test inputs each has.
+    """
+    unanswered = {task: [[]] * num_inputs for task, num_inputs in (left_out or {}).items()}
     entries = {}
-    for task, inputs in votes.tasks.items():
+    for task, inputs in (votes.tasks | unanswered).items():
         pairs = [attempts(candidates) for candidates in inputs]
         entries[task] = [{"attempt_1": first, "attempt_2": second} for first, second in pairs]
     return entries

@@ -99,6 +99,22 @@ def test_bytes_do_not_depend_on_the_number_of_workers(source: Path, dataset: Pat
     assert checksums(tmp_path / "two") == checksums(dataset)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {}),
+        ({"holdout": "all"}, {"big": 1}),
+        ({"limit_groups": 2}, {"task3": 1, "task4": 1, "task5": 2}),
+        ({"holdout": "all", "limit_groups": 4}, {"big": 1, "task4": 1, "task5": 2}),
+    ],
+)
+def test_held_out_tasks_that_are_left_out_are_known(
+    options: dict[str, object], expected: dict[str, int], source: Path, tmp_path: Path
+) -> None:
+    build(request(source, tmp_path / "out", **options))
+    assert load_dataset_info(tmp_path / "out").left_out_tests == expected
+
+
 def test_a_row_of_many_groups_is_cut_into_shards_of_the_same_samples(
     source: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

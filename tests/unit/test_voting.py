@@ -162,6 +162,13 @@ def test_every_test_input_is_submitted_even_without_a_prediction() -> None:
     assert submission(votes) == {"a": [nothing, nothing], "b": [nothing], "c": [nothing]}
 
 
+def test_tasks_that_the_dataset_left_out_are_submitted_too() -> None:
+    votes = vote([], IDENTIFIERS, puzzles())
+    entries = submission(votes, {"d": 2})
+    assert list(entries) == ["a", "b", "c", "d"]
+    assert entries["d"] == [{"attempt_1": [[0]], "attempt_2": [[0]]}] * 2
+
+
 def test_a_single_candidate_is_submitted_twice() -> None:
     votes = vote([predictions(row(1, 0, constant(4)))], IDENTIFIERS, puzzles())
     assert attempts(votes.tasks["a"][0]) == (constant(4).tolist(), constant(4).tolist())
