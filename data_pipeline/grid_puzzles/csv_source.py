@@ -1,36 +1,39 @@
-"""Puzzles from `source,question,answer,rating` files.
+"""Puzzles from CSV files: a line is a puzzle, its solution and perhaps how hard it is.
 
-Sudoku-Extreme and Maze-Hard come in this layout.
+Sudoku-Extreme and Maze-Hard come in this form, with the columns HEADER; `csv_layout` finds those of other files.
 
 The files have millions of lines, so they are read in blocks of some megabytes and taken apart by numpy. All
-grids of a source are equally large. Fields are not quoted.
+grids of a source are equally large.
 """
 
+import csv
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Literal, NamedTuple, Self, cast
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from data_pipeline.base.errors import InputError, unreadable
-from data_pipeline.base.extras import require
+from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import progress_bar
 from data_pipeline.base.random import stream_key, words_at
-from data_pipeline.kind import split_role
+from data_pipeline.grid_puzzles.csv_files import CsvFile, open_text
+from data_pipeline.grid_puzzles.csv_layout import Layout, layout_of
 
 HEADER = "source,question,answer,rating"
-HUB_PREFIX = "hub:"
 MAX_RATING_DIGITS = 9  # so that it is an int32
 
 _BLOCK_BYTES = 4 << 20
 _MAX_LINE_BYTES = 1 << 17
-_NEWLINE, _COMMA = b"\n,"
-_FIRST_LINE = 2  # after the header
+_MAX_DECIMALS = 24  # of a rating, that all are parsed together
+_NEWLINE, _POINT = b"\n."
 
 Cells = NDArray[np.uint8]  # [n, width]
 Column = Literal["question", "answer"]
+_NONE: Cells = np.zeros((0, 1), dtype=np.uint8)
 
 
 class Selection(NamedTuple):
@@ -46,8 +49,8 @@ class Selection(NamedTuple):
 class CsvBlock(NamedTuple):
     """Some consecutive lines of a file, as bytes."""
 
-    file: Path
-    first_line: int
+    file: CsvFile
+    numbers: NDArray[np.intp]  # [n], of the lines
     questions: Cells
     answers: Cells
     ratings: NDArray[np.int32]  # [n]
@@ -55,7 +58,7 @@ class CsvBlock(NamedTuple):
     def bad_row(self, row: int, column: Column, why: str) -> InputError:
         """Return the error about a field; `why` gives reason and remedy."""
         value = _shown(self._cells(column)[row].tobytes())
-        return InputError(f"{self.file}: line {self.first_line + row}: {column} {value}: {why}.")
+        return InputError(f"{self.file}: line {self.numbers[row]}: {column} {value}: {why}.")
 
     def refuse_cells(self, column: Column, is_bad: NDArray[np.bool_], why: str) -> None:
         """Raise InputError about the first bad cell [n, width] of a column; `why` gives reason and remedy."""
@@ -89,68 +92,46 @@ class Puzzles(NamedTuple):
         return cls._make(np.concatenate(columns) for columns in zip(*blocks, strict=True))
 
 
-class SplitFiles(NamedTuple):
-    """The files of a source, by what they are for."""
-
-    train: list[Path]
-    test: list[Path]
-
-
 Decode = Callable[[CsvBlock], tuple[Cells, Cells]]
 """Checks and translates a block, into inputs and labels."""
 
 
-def find_files(source: str) -> SplitFiles:
-    """Find the files of PATH[:train|:evaluation] or of `hub:OWNER/NAME[@REVISION]`.
+@dataclass
+class Fate:
+    """What became of the puzzles of a file."""
 
-    A folder holds train.csv, test.csv or both. A single file trains, unless its name has "test" or "evaluation"
-    in it. A suffix overrides the names.
-    """
-    if source.startswith(HUB_PREFIX):
-        return _from_hub(source)
-    path, role = split_role(source)
-    try:
-        if path.is_dir():
-            files = [file for file in (path / "train.csv", path / "test.csv") if file.is_file()]
-        else:
-            files = [path] if path.is_file() else []
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); check the path and its rights.") from None
-    if not files:
-        raise InputError(
-            f"{path}: no such file, nor a folder with train.csv or test.csv; give the CSV file ({HEADER}) or the "
-            "folder of both, optionally followed by :train or :evaluation."
-        )
-    found = SplitFiles([], [])
-    for file in files:
-        is_held_out = role == "evaluation" if role else "test" in file.stem or "evaluation" in file.stem
-        (found.test if is_held_out else found.train).append(file)
-    return found
+    file: CsvFile
+    num_read: int = 0
+    left_out: Counter[str] = field(default_factory=Counter[str])
+    """By the reason."""
+
+    @property
+    def num_kept(self) -> int:
+        return self.num_read - self.left_out.total()
 
 
-def _from_hub(source: str) -> SplitFiles:
-    name, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
-    require("hub", source)
-    import huggingface_hub
+def leave_out(fates: Sequence[Fate], why: str, kept: NDArray[np.integer]) -> None:
+    """Note that of the kept puzzles of these files, one after another, only those with these numbers stay."""
+    ends = np.cumsum([fate.num_kept for fate in fates])
+    of_file = np.diff(np.searchsorted(kept, ends), prepend=0)
+    for fate, num_kept in zip(fates, of_file.tolist(), strict=True):
+        fate.left_out[why] += fate.num_kept - num_kept
 
-    try:
-        download = cast(Callable[..., str], huggingface_hub.hf_hub_download)  # pyright: ignore[reportUnknownMemberType]
-        train, test = (
-            Path(download(name, file, repo_type="dataset", revision=revision or None))
-            for file in ("train.csv", "test.csv")
-        )
-    except (OSError, ValueError) as error:  # its errors, those of the connection included, are of these kinds
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"{source}: cannot be downloaded ({type(error).__name__}: {reason}); check the name and the network, "
-            "or download train.csv and test.csv elsewhere and give their folder."
-        ) from None
-    return SplitFiles([train], [test])
+
+class Reading(NamedTuple):
+    """The chosen puzzles of some files, one file after another."""
+
+    puzzles: Puzzles
+    fates: list[Fate]
 
 
 def read_puzzles(
-    files: list[Path], decode: Decode, selection: Selection | None = None, *, show_progress: bool = False
-) -> Puzzles:
+    files: Sequence[CsvFile],
+    decode: Decode,
+    selection: Selection | None = None,
+    *,
+    show_progress: bool = False,
+) -> Reading:
     """Read the lines of the files that the selection keeps; every line is checked, kept or not.
 
     Raise InputError at the first line that is not as it should be, and where none is left.
@@ -160,7 +141,8 @@ def read_puzzles(
     width: int | None = None
     with progress_bar("reading", " puzzles", None, shown=show_progress) as progress:
         for file in files:
-            for block in read_blocks(file, width):
+            kept.fates.append(Fate(file))
+            for block in read_blocks(file, width, rated=selection.min_difficulty is not None):
                 width = block.questions.shape[1]
                 inputs, labels = decode(block)
                 kept.add(Puzzles(inputs, labels, block.ratings))
@@ -172,7 +154,7 @@ def read_puzzles(
         reason = "no puzzle in the file" if wanted is None else f"no puzzle is rated {wanted} or higher"
         remedy = "give another file" + ("" if wanted is None else " or ask for a lower difficulty")
         raise InputError(f"{names}: {reason}; {remedy}.")
-    return puzzles
+    return Reading(puzzles, kept.fates)
 
 
 class _Kept:
@@ -183,6 +165,8 @@ class _Kept:
     """
 
     def __init__(self, selection: Selection) -> None:
+        self.fates: list[Fate] = []
+        """Of the files so far; what is added is of the last one."""
         self._selection = selection
         self._key = stream_key(selection.seed, "subsample")
         self._puzzles: Puzzles | None = None
@@ -190,9 +174,12 @@ class _Kept:
         self._num_seen = 0
 
     def add(self, more: Puzzles) -> None:
-        selection = self._selection
+        selection, fate = self._selection, self.fates[-1]
+        fate.num_read += more.num_puzzles
         if selection.min_difficulty is not None:
-            more = more.take(more.ratings >= selection.min_difficulty)
+            is_hard = more.ratings >= selection.min_difficulty
+            fate.left_out["rated below --min-difficulty"] += int((~is_hard).sum())
+            more = more.take(is_hard)
         self._puzzles = more if self._puzzles is None else _extended(self._puzzles, more)
         if selection.subsample is not None:
             numbers = np.arange(self._num_seen, self._num_seen + more.num_puzzles)
@@ -210,6 +197,7 @@ class _Kept:
         if self._puzzles is not None:
             chosen = np.sort(np.argsort(self._words, kind="stable")[:size])
             self._puzzles, self._words = self._puzzles.take(chosen), self._words[chosen]
+            leave_out(self.fates, "not drawn by --subsample", chosen)
 
 
 def _extended(puzzles: Puzzles, more: Puzzles) -> Puzzles:
@@ -221,104 +209,208 @@ def _extended(puzzles: Puzzles, more: Puzzles) -> Puzzles:
     return puzzles
 
 
-def read_blocks(file: Path, width: int | None = None) -> Iterator[CsvBlock]:
+def read_blocks(file: CsvFile, width: int | None = None, *, rated: bool = False) -> Iterator[CsvBlock]:
     """Yield the lines of a file, block by block; grids have `width` cells, by default as many as the first.
 
-    Raise InputError.
+    Raise InputError; that a puzzle has no rating is an error only if all have to be rated.
     """
-    line = _FIRST_LINE
-    for text in _whole_lines(file):
-        block = _parse(file, text, line, width)
-        width = block.questions.shape[1]
-        line += len(block.ratings)
-        yield block
+    layout = _layout(file)
+    if rated and layout.rating is None:
+        raise InputError(
+            f"{file}: no column says how hard a puzzle is; leave out --min-difficulty, or call the column `rating` in "
+            "the first line."
+        )
+    line = layout.first_line
+    for text in _whole_lines(file, layout.first_line - 1):
+        block = _parse(_Lines(file, text, line), layout, width, rated=rated)
+        line += text.count(b"\n")
+        if len(block.questions):
+            width = block.questions.shape[1]
+            yield block
 
 
-def _whole_lines(file: Path) -> Iterator[bytes]:
-    """Yield the file after its header in pieces that end with a newline, Windows' ends of lines put right."""
-    try:
-        with file.open("rb") as stream:
-            header = stream.readline(_MAX_LINE_BYTES)
-            if header.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n") != HEADER.encode():
+def _layout(file: CsvFile) -> Layout:
+    """Return how a file is to be taken apart, from its first two lines that are not empty."""
+    lines: list[str] = []
+    number = 1
+    with open_text(file) as stream:
+        while len(lines) < 2 and (line := stream.readline(_MAX_LINE_BYTES)):
+            if line.strip():
+                lines.append(line.decode("utf-8", "replace").rstrip("\r\n"))
+            elif not lines:
+                number += 1
+    return layout_of(file, lines, number)
+
+
+def _whole_lines(file: CsvFile, num_skipped: int) -> Iterator[bytes]:
+    """Yield the file without its first lines in pieces that end with a newline, Windows' ends of lines put right."""
+    with open_text(file) as stream:
+        for _ in range(num_skipped):
+            stream.readline()
+        rest = b""
+        while piece := stream.read(_BLOCK_BYTES):
+            lines, newline, rest = (rest + piece).rpartition(b"\n")
+            if newline:
+                yield (lines + newline).replace(b"\r\n", b"\n")
+            if len(rest) > _MAX_LINE_BYTES:
                 raise InputError(
-                    f"{file}: line 1: the header is {_shown(header)}, but the columns are {HEADER}; give a file in "
-                    "the layout of Sudoku-Extreme and Maze-Hard."
+                    f"{file}: {_shown(rest)} goes on for more than {_MAX_LINE_BYTES} bytes without an end of "
+                    "line; this is no such CSV file, download it again."
                 )
-            rest = b""
-            while piece := stream.read(_BLOCK_BYTES):
-                lines, newline, rest = (rest + piece).rpartition(b"\n")
-                if newline:
-                    yield (lines + newline).replace(b"\r\n", b"\n")
-                if len(rest) > _MAX_LINE_BYTES:
-                    raise InputError(
-                        f"{file}: {_shown(rest)} goes on for more than {_MAX_LINE_BYTES} bytes without an end of "
-                        "line; this is no such CSV file, download it again."
-                    )
-            if rest:
-                yield rest.removesuffix(b"\r") + b"\n"
-    except OSError as error:
-        raise unreadable(file, error) from None
+        if rest:
+            yield rest.removesuffix(b"\r") + b"\n"
 
 
-def _parse(file: Path, text: bytes, first_line: int, width: int | None) -> CsvBlock:
+class _Lines(NamedTuple):
+    """Some consecutive lines of a file."""
+
+    file: CsvFile
+    text: bytes
+    first_line: int
+
+    def bad(self, number: int, why: str) -> InputError:
+        """Return the error about a line of the file; `why` gives reason and remedy."""
+        line = self.text.split(b"\n", number - self.first_line + 1)[number - self.first_line]
+        return InputError(f"{self.file}: line {number}: {_shown(line)} {why}")
+
+
+class _Fields(NamedTuple):
+    """Lines of which every one has the same number of fields, and where these are."""
+
+    text: bytes
+    numbers: NDArray[np.intp]  # [n], of the lines in the file
+    begins: NDArray[np.intp]  # [n, fields]
+    ends: NDArray[np.intp]  # [n, fields]
+
+    def shown(self, row: int, column: int) -> str:
+        return _shown(self.text[self.begins[row, column] : self.ends[row, column]])
+
+
+def _parse(lines: _Lines, layout: Layout, width: int | None, *, rated: bool) -> CsvBlock:
+    file = lines.file
+    if b'"' in lines.text or layout.is_spaced:
+        fields, columns = _unquoted(lines, layout)
+    else:
+        columns = layout.question, layout.answer, layout.rating
+        fields = _fields(lines, layout.separator.encode(), layout.num_columns)
+    data = np.frombuffer(fields.text, dtype=np.uint8)
+    lengths = fields.ends - fields.begins
+    if width is None:
+        width = int(lengths[0, columns[0]]) if len(lengths) else 1
+    grids: list[Cells] = []
+    for name, column in (("question", columns[0]), ("answer", columns[1])):
+        wrong = lengths[:, column] != width
+        if wrong.any() or width == 0:
+            row = int(wrong.argmax())
+            number = fields.numbers[row]
+            raise InputError(
+                f"{file}: line {number}: {name} {fields.shown(row, column)} has {lengths[row, column]} characters "
+                f"where {width} are due, as many as in the first question; complete the line or take it out."
+                if width
+                else f"{file}: line {number}: question is empty; complete the line or take it out."
+            )
+        grids.append(sliding_window_view(data, width)[fields.begins[:, column]] if len(lengths) else _NONE)
+    ratings, is_rated = _ratings(fields, data, columns[2])
+    if rated and not is_rated.all():
+        row = int(is_rated.argmin())
+        raise InputError(
+            f"{file}: line {fields.numbers[row]}: rating {fields.shown(row, columns[2] or 0)} is no number below "
+            f"{10**MAX_RATING_DIGITS}; correct it or take out the line."
+        )
+    return CsvBlock(file, fields.numbers, grids[0], grids[1], ratings)
+
+
+def _fields(lines: _Lines, separator: bytes, num_columns: int) -> _Fields:
+    """Take lines without quotes apart; empty ones are left out."""
+    text = lines.text
     data = np.frombuffer(text, dtype=np.uint8)
     ends = np.flatnonzero(data == _NEWLINE)
-    commas = np.flatnonzero(data == _COMMA)
     starts = np.concatenate([[0], ends[:-1] + 1])
-    num_commas = np.diff(np.searchsorted(commas, ends), prepend=0)
-    wrong = num_commas != 3
-    if wrong.any() or b'"' in text:
-        quoted = np.searchsorted(ends, [text.find(b'"')])[0] if b'"' in text else len(ends)
-        row = int(min(wrong.argmax() if wrong.any() else len(ends), quoted))
-        raise InputError(
-            f"{file}: line {first_line + row}: {_shown(text[starts[row] : ends[row]])} has "
-            + ("quotes" if row == quoted else f"{num_commas[row] + 1} fields")
-            + f", but a line is {HEADER}, four fields without quotes; complete it or take it out."
-        )
-    first, second, third = commas.reshape(-1, 3).T
-    if width is None:
-        width = int(second[0] - first[0] - 1)
-    grids: list[Cells] = []
-    for column, before, after in (("question", first, second), ("answer", second, third)):
-        lengths = after - before - 1
-        if (lengths != width).any() or width == 0:
-            row = int((lengths != width).argmax())
-            value = _shown(text[before[row] + 1 : after[row]])
-            raise InputError(
-                f"{file}: line {first_line + row}: {column} {value} has {lengths[row]} characters where {width} "
-                "are due, as many as in the first question; complete the line or take it out."
-                if width
-                else f"{file}: line {first_line}: question is empty; complete the line or take it out."
-            )
-        grids.append(sliding_window_view(data, width)[before + 1])
-    return CsvBlock(file, first_line, grids[0], grids[1], _ratings(file, text, data, third, ends, first_line))
+    separators = np.flatnonzero(data == separator[0])
+    num_separators = np.diff(np.searchsorted(separators, ends), prepend=0)
+    numbers = lines.first_line + np.arange(len(ends))
+    is_empty = ends - starts == num_separators
+    wrong = ~is_empty & (num_separators != num_columns - 1)
+    if wrong.any():
+        row = int(wrong.argmax())
+        found = f"has {num_separators[row] + 1} fields, but the first line has {num_columns}"
+        raise lines.bad(int(numbers[row]), f"{found}; complete it or take it out.")
+    if is_empty.all():
+        none = np.zeros((0, num_columns), dtype=np.intp)
+        return _Fields(text, numbers[:0], none, none)
+    if is_empty.any():
+        kept = np.flatnonzero(~is_empty).tolist()
+        fuller = b"".join([text[starts[row] : ends[row] + 1] for row in kept])
+        return _fields(lines._replace(text=fuller), separator, num_columns)._replace(numbers=numbers[kept])
+    within = separators.reshape(len(ends), num_columns - 1)
+    begins = np.concatenate([starts[:, None], within + 1], axis=1)
+    return _Fields(text, numbers, begins, np.concatenate([within, ends[:, None]], axis=1))
 
 
-def _ratings(
-    file: Path,
-    text: bytes,
-    data: Cells,
-    commas: NDArray[np.intp],
-    ends: NDArray[np.intp],
-    first_line: int,
-) -> NDArray[np.int32]:
-    """Parse the whole numbers between the last comma and the end of each line."""
-    lengths = ends - commas - 1
-    is_bad = (lengths < 1) | (lengths > MAX_RATING_DIGITS)
-    ratings = np.zeros(len(ends), dtype=np.int32)
-    for k in range(1, int(min(lengths.max(), MAX_RATING_DIGITS)) + 1):
-        inside = lengths >= k
-        digits = data[np.where(inside, commas + k, 0)] - np.uint8(ord("0"))
-        is_bad |= inside & (digits > 9)
-        ratings = np.where(inside, ratings * 10 + digits, ratings)
-    if is_bad.any():
-        row = int(is_bad.argmax())
-        value = _shown(text[commas[row] + 1 : ends[row]])
-        raise InputError(
-            f"{file}: line {first_line + row}: rating {value} is no whole number of at most {MAX_RATING_DIGITS} "
-            "digits; correct it or take out the line."
-        )
-    return ratings
+def _unquoted(lines: _Lines, layout: Layout) -> tuple[_Fields, tuple[int, int, int | None]]:
+    """Take lines apart of which some have quotes; return the fields that are needed, and which they are."""
+    columns = [layout.question, layout.answer, *([] if layout.rating is None else [layout.rating])]
+    text = lines.text.decode("latin-1")  # a character for each byte
+    reader = csv.reader(
+        text.split("\n"), delimiter=layout.separator, skipinitialspace=layout.is_spaced, strict=True
+    )
+    kept: list[str] = []
+    numbers: list[int] = []
+    read = 0
+    try:
+        for fields in reader:
+            number = lines.first_line + read
+            if reader.line_num != read + 1:
+                raise lines.bad(number, "has a field that goes on in the next line; write it on one line.")
+            read = reader.line_num
+            if not any(fields):
+                continue
+            if len(fields) != layout.num_columns:
+                found = f"has {len(fields)} fields, but the first line has {layout.num_columns}"
+                raise lines.bad(number, f"{found}; complete it or take it out.")
+            kept.append("\x1f".join(fields[column] for column in columns))
+            numbers.append(number)
+    except csv.Error as error:
+        why = f"has quotes that do not enclose a field ({error}); correct or remove them."
+        raise lines.bad(lines.first_line + read, why) from None
+    plain = "".join(f"{line}\n" for line in kept).encode("latin-1")
+    found = _fields(_Lines(lines.file, plain, lines.first_line), b"\x1f", len(columns))
+    return found._replace(numbers=np.array(numbers, dtype=np.intp)), (0, 1, 2 if columns[2:] else None)
+
+
+def _ratings(fields: _Fields, data: Cells, column: int | None) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Return the ratings, rounded down to whole numbers and 0 where there is none, and which there are."""
+    num_lines = len(fields.numbers)
+    ratings = np.zeros(num_lines, dtype=np.int32)
+    if column is None or not num_lines:
+        return ratings, ratings > 0
+    begins, lengths = fields.begins[:, column], fields.ends[:, column] - fields.begins[:, column]
+    is_plain = (lengths >= 1) & (lengths <= _MAX_DECIMALS)
+    num_digits = np.zeros(num_lines, dtype=np.int8)  # before the point
+    is_after_point = np.zeros(num_lines, dtype=np.bool_)
+    for k in range(int(min(lengths.max(), _MAX_DECIMALS))):
+        inside = lengths > k
+        characters = data[np.where(inside, begins + k, 0)]
+        digits = characters - np.uint8(ord("0"))
+        is_point = (characters == _POINT) & ~is_after_point
+        is_plain &= ~inside | (digits <= 9) | is_point
+        is_after_point |= is_point
+        counts = inside & ~is_after_point & (num_digits < MAX_RATING_DIGITS + 1)
+        num_digits += counts
+        ratings = np.where(counts & (num_digits <= MAX_RATING_DIGITS), ratings * 10 + digits, ratings)
+    is_plain &= (num_digits >= 1) & (num_digits <= MAX_RATING_DIGITS)
+    for row in np.flatnonzero(~is_plain).tolist():
+        value = _number(fields.text[fields.begins[row, column] : fields.ends[row, column]])
+        is_plain[row] = abs(value) < 10**MAX_RATING_DIGITS
+        ratings[row] = math.floor(value) if is_plain[row] else 0
+    return ratings, is_plain
+
+
+def _number(text: bytes) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _shown(text: bytes) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
@@ -11,16 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline import leaks
-from data_pipeline.base.errors import InputError, unreadable
+from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import map_threads, progress_bar
 from data_pipeline.base.random import Bits
 from data_pipeline.grid_puzzles import scratch
+from data_pipeline.grid_puzzles.csv_files import HUB_PREFIX, CsvFile, find_files, open_bytes
 from data_pipeline.grid_puzzles.csv_source import (
     HEADER,
-    HUB_PREFIX,
+    Fate,
     Puzzles,
     Selection,
-    find_files,
+    leave_out,
     read_puzzles,
 )
 from data_pipeline.grid_puzzles.generate import Blocks, generate
@@ -28,6 +30,7 @@ from data_pipeline.grid_puzzles.puzzle_type import Examples, PuzzleOptions, Puzz
 from data_pipeline.grid_puzzles.rows import PuzzleRows
 from data_pipeline.kind import Kind, Look
 from data_pipeline.options import Options
+from data_pipeline.readings import left_out
 from data_pipeline.schema import (
     BLANK_NAME,
     MAX_GROUPS,
@@ -37,7 +40,9 @@ from data_pipeline.schema import (
     Identity,
     Leak,
     Leaks,
+    LeftOut,
     SourceInfo,
+    SourceReading,
     SplitName,
 )
 from data_pipeline.shards.plan import DatasetPlan, Request
@@ -54,6 +59,7 @@ class PuzzleContent:
     identity: Identity
     puzzle_type: PuzzleType
     leaks: Leaks
+    readings: tuple[SourceReading, ...] = ()
     puzzles: dict[SplitName, Puzzles] | None = None
     """None where they are still to be generated."""
 
@@ -85,6 +91,7 @@ class PuzzleContent:
             vocab_size=self.puzzle_type.vocab_size,
             num_puzzle_identifiers=1,
             leaks=self.leaks,
+            readings=self.readings,
         )
         return DatasetPlan(head, rows, {"identifiers.json": [BLANK_NAME], "test_puzzles.json": {}})
 
@@ -108,13 +115,13 @@ def read(puzzle_type: type[PuzzleType], request: Request) -> PuzzleContent:
         identity = request.identity(puzzle_type.kind, ())
         # No leaks: see the generators.
         return PuzzleContent(request, options, identity, puzzle_type.of_new(options), Leaks())
-    files: dict[SplitName, list[Path]] = {"train": [], "test": []}
-    for source in request.sources:
-        found = find_files(source)
-        files["train"] += found.train
-        files["test"] += found.test
-    sources = tuple(_source_info(file, split) for split in SPLITS for file in files[split])
-    puzzles = _read_files(puzzle_type, request, options, files)
+    found = [find_files(source) for source in request.sources]
+    files: dict[SplitName, list[CsvFile]] = {
+        "train": [file for some in found for file in some.train],
+        "test": [file for some in found for file in some.test],
+    }
+    digests = {split: [_content_sha256(file) for file in files[split]] for split in SPLITS}
+    puzzles, fates = _read_files(puzzle_type, request, options, files)
     sized = puzzle_type(math.isqrt(puzzles["train"].inputs.shape[1]))
     found_leaks = _find_leaks(sized, puzzles, request)
     settled = leaks.settle(
@@ -129,57 +136,96 @@ def read(puzzle_type: type[PuzzleType], request: Request) -> PuzzleContent:
             raise InputError(
                 "--leaks drop leaves no training puzzle, since all are held out too; give others."
             )
-    identity = request.identity(puzzle_type.kind, sources)
-    return PuzzleContent(request, options, identity, sized, settled, puzzles)
-
-
-def _source_info(file: Path, split: SplitName) -> SourceInfo:
-    """Describe a file by its bytes; its lines after the header are puzzles."""
-    digest = hashlib.sha256()
-    num_lines, last = 0, b"\n"
-    try:
-        with file.open("rb") as stream:
-            while piece := stream.read(1 << 20):
-                digest.update(piece)
-                num_lines += piece.count(b"\n")
-                last = piece[-1:]
-    except OSError as error:
-        raise unreadable(file, error) from None
-    return SourceInfo(
-        name=f"{file.name}:{'evaluation' if split == 'test' else 'train'}",
-        sha256=digest.hexdigest(),
-        num_tasks=max(0, num_lines - (last == b"\n")),
+        leave_out(fates["train"], "held out too (--leaks drop)", np.flatnonzero(~found_leaks.is_leaked_train))
+    sources = tuple(
+        SourceInfo(name=_name(fate.file, split), sha256=digest, num_tasks=fate.num_read)
+        for split in SPLITS
+        for fate, digest in zip(fates[split], digests[split], strict=True)
     )
+    identity = request.identity(puzzle_type.kind, sources)
+    not_read = [file for some in found for file in some.not_read]
+    return PuzzleContent(
+        request, options, identity, sized, settled, _source_readings(fates, not_read), puzzles
+    )
+
+
+def _name(file: CsvFile, split: SplitName) -> str:
+    return f"{file.name}:{'evaluation' if split == 'test' else 'train'}"
+
+
+def _content_sha256(file: CsvFile) -> str:
+    """Return the checksum of a file's bytes, unpacked."""
+    digest = hashlib.sha256()
+    with open_bytes(file) as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _source_readings(
+    fates: dict[SplitName, list[Fate]], not_read: list[CsvFile]
+) -> tuple[SourceReading, ...]:
+    """Return what to tell of each file; of those that were not read, once."""
+    why = "whose names do not say what they are for, beside others that do"
+    untold = (left_out(why, [file.name for file in not_read]),) if not_read else ()
+    readings: list[SourceReading] = []
+    for split in SPLITS:
+        for fate in fates[split]:
+            readings.append(
+                SourceReading(
+                    source=_name(fate.file, split),
+                    num_tasks=fate.num_read,
+                    num_trained=fate.num_kept if split == "train" else 0,
+                    num_held_out=fate.num_kept if split == "test" else 0,
+                    left_out=tuple(LeftOut(why=why, num=num) for why, num in fate.left_out.items() if num),
+                    not_read=untold,
+                )
+            )
+            untold = ()
+    return tuple(readings)
 
 
 def _read_files(
     puzzle_type: type[PuzzleType],
     request: Request,
     options: PuzzleOptions,
-    files: dict[SplitName, list[Path]],
-) -> dict[SplitName, Puzzles]:
+    files: dict[SplitName, list[CsvFile]],
+) -> tuple[dict[SplitName, Puzzles], dict[SplitName, list[Fate]]]:
+    """Return the chosen puzzles of each split, none of one that has no files, and what became of the others."""
     puzzles: dict[SplitName, Puzzles] = {}
+    fates: dict[SplitName, list[Fate]] = {split: [] for split in SPLITS}
     for split in SPLITS:
-        if files[split]:
-            subsample = options.subsample if split == "train" else None  # as published
-            selection = Selection(options.min_difficulty, subsample, request.seed)
-            found = read_puzzles(
-                files[split], puzzle_type.read_block, selection, show_progress=not request.quiet
+        if not files[split]:
+            continue
+        subsample = options.subsample if split == "train" else None  # as published
+        selection = Selection(options.min_difficulty, subsample, request.seed)
+        found, fates[split] = read_puzzles(
+            files[split], puzzle_type.read_block, selection, show_progress=not request.quiet
+        )
+        limit = options.limit_groups
+        if limit is not None:
+            found = found.take(slice(limit))
+            leave_out(fates[split], "beyond --limit-groups", np.arange(limit))
+        if found.num_puzzles > MAX_GROUPS:
+            raise InputError(
+                f"{files[split][0]}: {found.num_puzzles} puzzles, but a split holds at most "
+                f"{MAX_GROUPS}; add --limit-groups {MAX_GROUPS} or less."
             )
-            puzzles[split] = found.take(slice(options.limit_groups))
-            if puzzles[split].num_puzzles > MAX_GROUPS:
-                raise InputError(
-                    f"{files[split][0]}: {puzzles[split].num_puzzles} puzzles, but a split holds at most "
-                    f"{MAX_GROUPS}; add --limit-groups {MAX_GROUPS} or less."
-                )
+        puzzles[split] = found
     widths = {split: found.inputs.shape[1] for split, found in puzzles.items()}
     if len(set(widths.values())) > 1:
         raise InputError(
             f"{files['test'][0]}: its puzzles have {widths['test']} cells, but those of {files['train'][0]} have "
             f"{widths['train']}; all puzzles of a dataset are equally large."
         )
+    if "train" not in puzzles:
+        print(
+            "warning: every puzzle is held out, so there is nothing to train on (--source PATH:train trains on all of "
+            "a source)",
+            file=sys.stderr,
+        )
     [some, *_] = puzzles.values()
-    return {split: puzzles.get(split, some.take(slice(0))) for split in SPLITS}
+    return {split: puzzles.get(split, some.take(slice(0))) for split in SPLITS}, fates
 
 
 class _PuzzleLeaks:
@@ -274,10 +320,10 @@ def kind_of(puzzle_type: type[PuzzleType], puzzles: str) -> Kind:
     return Kind(
         name=puzzle_type.kind,
         presets={
-            puzzle_type.kind: f"{puzzles} of a CSV file ({HEADER}), or new ones where there is no --source"
+            puzzle_type.kind: f"{puzzles} of CSV files (such as {HEADER}), or new ones where there is no --source"
         },
-        source_help="CSV file, folder with train.csv or test.csv, or hub:OWNER/NAME[@REVISION]; repeatable. A file "
-        "with `test` or `evaluation` in its name is the test split, unless :train or :evaluation says otherwise",
+        source_help="CSV file, folder or zip archive of some, or hub:OWNER/NAME[@REVISION]; repeatable. A file with "
+        "the word `test` or `evaluation` in its name is the test split, unless :train or :evaluation says otherwise",
         options=puzzle_type.options,
         read=partial(read, puzzle_type),
         expect=expect,

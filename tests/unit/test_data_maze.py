@@ -164,14 +164,14 @@ def test_the_image_of_a_shortest_path_is_one(ts: list[int]) -> None:
 def test_tokens_are_the_published_ones(tmp_path: Path) -> None:
     file = tmp_path / "train.csv"
     file.write_text(f"{HEADER}\nhere,S   #   G,Soo #o  G,3\n")
-    assert read_puzzles([file], maze.read_block).labels.tolist() == [[3, 5, 5, 2, 1, 5, 2, 2, 4]]
+    assert read_puzzles([file], maze.read_block).puzzles.labels.tolist() == [[3, 5, 5, 2, 1, 5, 2, 2, 4]]
     assert (maze.VOCAB_SIZE, maze.PAD_ID) == (6, 0)
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "train.csv", POOL)
-    assert_same(read_puzzles([file], maze.read_block), POOL)
-    few = read_puzzles([file], maze.read_block, Selection(min_difficulty=25, subsample=3))
+    assert_same(read_puzzles([file], maze.read_block).puzzles, POOL)
+    few = read_puzzles([file], maze.read_block, Selection(min_difficulty=25, subsample=3)).puzzles
     assert few.num_puzzles == 3
     assert few.inputs.shape[1] == 12**2
     assert few.ratings.min() >= 25

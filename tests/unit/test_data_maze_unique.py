@@ -102,7 +102,7 @@ def test_a_length_out_of_reach_is_an_error() -> None:
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     file = write_csv(tmp_path, [(text(q), text(a)) for q, a in POOL])
-    found = read_puzzles([file], SMALL.read_block)
+    found = read_puzzles([file], SMALL.read_block).puzzles
     np.testing.assert_array_equal(np.stack([found.inputs, found.labels], axis=1), POOL)
 
 

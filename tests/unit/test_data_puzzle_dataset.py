@@ -238,7 +238,7 @@ def test_new_puzzles_make_datasets(puzzle_type: PuzzleType, tmp_path: Path) -> N
 
 
 BAD_COMMANDS = {
-    "sudoku --source nowhere": "nowhere: no such file, nor a folder with train.csv",
+    "sudoku --source nowhere": "nowhere: no such file, nor a folder or zip archive with",
     "sudoku --source . --side 9": "--side: only for new puzzles; leave it out or leave out --source",
     "sudoku --subsample 3": "--subsample: only for puzzles of a source; leave it out or add --source",
     "maze --min-difficulty 3": "--min-difficulty: only for puzzles of a source",

@@ -76,6 +76,9 @@ def read_block(block: CsvBlock) -> tuple[Grids, Grids]:
     inputs = digit_of_byte[block.questions]
     use = f"use digits from 1 to {boxes.side}"
     block.refuse_cells("question", inputs == _NO_DIGIT, f"{use}, and . for a blank")
+    if len(inputs) and (inputs[0] != 0).all() and set(b".0") & {*block.answers[0].tolist()}:
+        why = "it has no blank, and the answer has some: the columns seem to be interchanged; rename them in the header"
+        raise block.bad_row(0, "question", why)
     block.refuse_cells("answer", (labels == _NO_DIGIT) | (labels == 0), use)
     differs = (inputs != 0) & (inputs != labels)
     block.refuse_cells("answer", differs, "the question has another digit there; correct one of the two")

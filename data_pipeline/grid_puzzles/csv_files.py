@@ -1,0 +1,176 @@
+"""The CSV files of a source: which there are, what is held out, and their text, whatever it is packed in."""
+
+import codecs
+import gzip
+import io
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+from data_pipeline.base.errors import InputError
+from data_pipeline.base.extras import require
+from data_pipeline.kind import Role, split_role
+
+HUB_PREFIX = "hub:"
+CsvFile = Path | zipfile.Path
+"""A file, or a member of an archive."""
+
+_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+_HELD_OUT = frozenset(
+    {"test", "tests", "testing", "eval", "evaluation", "val", "validation", "holdout", "heldout"}
+)
+_TRAINING = frozenset({"train", "training"})
+_DAMAGE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError, UnicodeError)
+_GZIP = b"\x1f\x8b"
+
+
+class SplitFiles(NamedTuple):
+    """The files of a source, by what they are for."""
+
+    train: list[CsvFile]
+    test: list[CsvFile]
+    not_read: list[CsvFile]
+    """Beside files whose names say what they are for."""
+
+
+def find_files(source: str) -> SplitFiles:
+    """Find the files of PATH[:train|:evaluation] or of `hub:OWNER/NAME[@REVISION]`.
+
+    A path is a CSV file, or a folder or zip archive of some. A file is held out if a word of its name is `test`,
+    `evaluation` or the like, or else if it is in a folder of such a name, up to that of the source; it trains if that
+    is `train`. Beside such files others are not read; where there are none, all train. A suffix overrides the names.
+    """
+    if source.startswith(HUB_PREFIX):
+        return _from_hub(source)
+    path, role = split_role(source)
+    files: list[tuple[CsvFile, tuple[str, ...]]] = []
+    try:
+        if path.is_dir():
+            name = path.resolve().name
+            files += [(file, (name, *file.relative_to(path).parts)) for file in _walk(path)]
+        elif path.is_file() and zipfile.is_zipfile(path):
+            files += [(file, (path.stem, *file.at.split("/"))) for file in _members(path)]
+        elif path.is_file():
+            files.append((path, (path.name,)))
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read ({error}); check the path and its rights.") from None
+    if not files:
+        raise InputError(
+            f"{path}: no such file, nor a folder or zip archive with *.csv files; give the CSV file of the puzzles or "
+            "the folder of several, optionally followed by :train or :evaluation."
+        )
+    role_of = {file: _role(names) for file, names in files}
+    are_named = any(role_of.values())
+    found = SplitFiles([], [], [])
+    for file, own in sorted(role_of.items(), key=lambda item: item[1] == "evaluation"):
+        if are_named and own is None:
+            found.not_read.append(file)
+        else:
+            (found.test if (role or own) == "evaluation" else found.train).append(file)
+    return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the CSV files of a folder in the order of their paths; links are followed, hidden names are not read."""
+    seen: set[str] = set()
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=_fail, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else folders  # a link may lead back
+        if real not in seen:
+            found += [Path(place, name) for name in names]
+        seen.add(real)
+    return (path for path in sorted(found) if _is_csv(path.relative_to(folder).parts))
+
+
+def _fail(error: OSError) -> None:
+    raise error
+
+
+def _members(path: Path) -> Iterator[zipfile.Path]:
+    with zipfile.ZipFile(path) as archive:
+        names = sorted(archive.namelist())
+    return (zipfile.Path(str(path), name) for name in names if _is_csv(tuple(name.split("/"))))
+
+
+def _is_csv(names: tuple[str, ...]) -> bool:
+    is_hidden = any(name.startswith(".") or name == "__MACOSX" for name in names)
+    return names[-1].lower().endswith(_ENDINGS) and not is_hidden
+
+
+def _role(names: tuple[str, ...]) -> Role | None:
+    """Return what a file is for, by a word of its own name, or else by the nearest folder with such a name."""
+    *folders, name = names
+    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
+    for some in (words, *({folder.lower()} for folder in reversed(folders))):
+        if some & _TRAINING:
+            return "train"
+        if some & _HELD_OUT:
+            return "evaluation"
+    return None
+
+
+def _from_hub(source: str) -> SplitFiles:
+    name, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
+    require("hub", source)
+    import huggingface_hub
+
+    try:
+        download = cast(Callable[..., str], huggingface_hub.hf_hub_download)  # pyright: ignore[reportUnknownMemberType]
+        train, test = (
+            Path(download(name, file, repo_type="dataset", revision=revision or None))
+            for file in ("train.csv", "test.csv")
+        )
+    except (OSError, ValueError) as error:  # its errors, those of the connection included, are of these kinds
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{source}: cannot be downloaded ({type(error).__name__}: {reason}); check the name and the network, "
+            "or download train.csv and test.csv elsewhere and give their folder."
+        ) from None
+    return SplitFiles([train], [test], [])
+
+
+@contextmanager
+def open_bytes(file: CsvFile) -> Generator[BinaryIO]:
+    """Open a file for its bytes, unpacked. Raise InputError for whatever cannot be read."""
+    try:
+        with ExitStack() as stack:
+            stream = stack.enter_context(cast(BinaryIO, file.open("rb")))
+            if _head(stream).startswith(_GZIP):
+                stream = stack.enter_context(cast(BinaryIO, gzip.GzipFile(fileobj=stream)))
+            yield stream
+    except _DAMAGE as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InputError(
+            f"{file}: cannot be read ({reason}); check the path, its rights and the disk, or download it again."
+        ) from None
+
+
+@contextmanager
+def open_text(file: CsvFile) -> Generator[BinaryIO]:
+    """Open a file as UTF-8 without a byte order mark; otherwise as `open_bytes`."""
+    with open_bytes(file) as stream:
+        head = _head(stream)
+        if head.startswith(codecs.BOM_UTF8):
+            stream.read(len(codecs.BOM_UTF8))
+        encoding = _wide_encoding(head)
+        yield cast(BinaryIO, codecs.EncodedFile(stream, "utf-8", encoding)) if encoding else stream
+
+
+def _head(stream: BinaryIO) -> bytes:
+    return cast(io.BufferedReader, stream).peek(4)[:4]
+
+
+def _wide_encoding(head: bytes) -> str | None:
+    """Return which UTF-16 a text begins in, if any; without a mark, every other byte of ASCII is 0."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    is_zero = [byte == 0 for byte in head]
+    if is_zero == [False, True, False, True]:
+        return "utf-16-le"
+    return "utf-16-be" if is_zero == [True, False, True, False] else None
