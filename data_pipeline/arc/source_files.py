@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from data_pipeline.arc.holdout import file_says, folder_says, words
 from data_pipeline.base.errors import InputError, unreadable
+from data_pipeline.holdout import file_says, folder_says, words
 
 _BUILT = "built as a dataset from tasks"
 _ARCHIVES = "packed as an archive; give a .zip as a source of its own, unpack others"

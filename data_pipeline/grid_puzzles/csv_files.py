@@ -4,7 +4,6 @@ import codecs
 import gzip
 import io
 import os
-import re
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
@@ -14,6 +13,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.extras import require
+from data_pipeline.holdout import file_says, folder_says
 from data_pipeline.kind import Role, split_role
 
 HUB_PREFIX = "hub:"
@@ -41,9 +41,9 @@ class SplitFiles(NamedTuple):
 def find_files(source: str) -> SplitFiles:
     """Find the files of PATH[:train|:evaluation] or of `hub:OWNER/NAME[@REVISION]`.
 
-    A path is a CSV file, or a folder or zip archive of some. A file is held out if a word of its name is `test`,
-    `evaluation` or the like, or else if it is in a folder of such a name, up to that of the source; it trains if that
-    is `train`. Beside such files others are not read; where there are none, all train. A suffix overrides the names.
+    A path is a CSV file, or a folder or zip archive of some. Its name says whether a file is held out, or else the
+    nearest folder that says it, up to that of the source (see `holdout`). Beside files of which a name says it,
+    others are not read; where there are none, all train. A suffix overrides the names.
     """
     if source.startswith(HUB_PREFIX):
         return _from_hub(source)
@@ -56,7 +56,7 @@ def find_files(source: str) -> SplitFiles:
         elif path.is_file() and zipfile.is_zipfile(path):
             files += [(file, (path.stem, *file.at.split("/"))) for file in _members(path)]
         elif path.is_file():
-            files.append((path, (path.name,)))
+            files.append((path, (path.resolve().parent.name, path.name)))
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read ({error}); check the path and its rights.") from None
     if not files:
@@ -104,14 +104,11 @@ def _is_csv(names: tuple[str, ...]) -> bool:
 
 
 def _role(names: tuple[str, ...]) -> Role | None:
-    """Return what a file is for, by a word of its own name, or else by the nearest folder with such a name."""
+    """Return what a file is for, by its own name, or else by that of the nearest folder that says it."""
     *folders, name = names
-    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
-    for some in (words, *({folder.lower()} for folder in reversed(folders))):
-        if some & _TRAINING:
-            return "train"
-        if some & _HELD_OUT:
-            return "evaluation"
+    for held_out in (file_says(name), *map(folder_says, reversed(folders))):
+        if held_out is not None:
+            return "evaluation" if held_out else "train"
     return None
 
 
