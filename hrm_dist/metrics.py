@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_pipeline.base import jsonl
+from data_pipeline.base.errors import RESUMES, unwritable
 from data_pipeline.base.files import replace_file
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import collectives
@@ -99,7 +100,10 @@ class JsonLines:
         # JSON knows no NaN.
         values = {key: None if value != value else value for key, value in row.items()}
         # On disk at once: a checkpoint that outlives a power cut has all the rows before it.
-        jsonl.append(self._path, json.dumps(values))
+        try:
+            jsonl.append(self._path, json.dumps(values))
+        except OSError as error:
+            raise unwritable(self._path, error, RESUMES) from None
 
     def close(self) -> None: ...
 

@@ -274,8 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--max-tasks", type=int, metavar="N", help="show only the first N tasks, solved ones first"
     )
-    args = parser.parse_args(argv)
-    return exit_code(lambda: run(args))
+    return exit_code(lambda: run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -240,8 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("tools.vote", __doc__)
     add_arguments(parser)
     parser.add_argument("--out", required=True, metavar="F", help="the submission file to write")
-    args = parser.parse_args(argv)
-    return exit_code(lambda: run(args))
+    return exit_code(lambda: run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

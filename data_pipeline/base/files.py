@@ -13,11 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from data_pipeline.base.errors import WriteError
+from data_pipeline.base.errors import WriteError, unwritable
 
 TEMPORARY_SUFFIX = ".tmp"
 
-_NO_SYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+_NO_SYNC_OF_FOLDERS = (*_NO_SYNC, errno.EBADF, errno.EACCES, errno.EISDIR)
 
 
 def replace_file(path: Path | str, content: bytes, *, make_folder: bool = True) -> None:
@@ -42,10 +43,7 @@ def atomic_write(path: Path | str, *, make_folder: bool = True) -> Generator[Bin
         with _new_file(Path(os.path.realpath(path)), make_folder) if is_file else _device(path) as file:
             yield file
     except OSError as error:
-        raise WriteError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another place, and "
-            "run the command again."
-        ) from error
+        raise unwritable(path, error) from error
 
 
 @contextmanager
@@ -58,7 +56,7 @@ def _new_file(path: Path, make_folder: bool) -> Generator[BinaryIO]:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            sync_file(file.fileno())
         temporary.replace(path)
     finally:
         with suppress(OSError):
@@ -93,6 +91,15 @@ def put_if_missing(draft: Path, path: Path) -> None:
     draft.unlink(missing_ok=True)
 
 
+def sync_file(descriptor: int) -> None:
+    """Wait until what was written to an open file is on disk, if the file system can tell. Raises OSError."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
 def sync(path: Path) -> None:
     """Wait until a file's content, or the names in a folder, are on disk.
 
@@ -101,7 +108,7 @@ def sync(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            sync_file(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:

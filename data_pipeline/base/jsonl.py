@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.base import locks
+from data_pipeline.base.files import sync_file
 
 
 def append(path: Path, *texts: str) -> None:
@@ -24,7 +25,7 @@ def append(path: Path, *texts: str) -> None:
         try:
             if os.write(descriptor, content) != len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(descriptor)
+            sync_file(descriptor)
         except OSError:
             os.ftruncate(descriptor, end)
             raise

@@ -24,7 +24,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from data_pipeline.base import jsonl, locks
-from data_pipeline.base.errors import InputError, WriteError
+from data_pipeline.base.errors import InputError, WriteError, unwritable
 from data_pipeline.base.files import TEMPORARY_SUFFIX, put_if_missing, write_json
 from data_pipeline.base.models import reason_of
 from data_pipeline.base.parallel import Part, map_threads, progress_bar
@@ -58,9 +58,7 @@ def note(journal: Path, shards: Iterable[WrittenShard]) -> None:
     try:
         jsonl.append(journal, *lines)
     except OSError as error:
-        raise WriteError(
-            f"{journal}: cannot be written ({error.strerror}); free some space, and run the command again."
-        ) from None
+        raise unwritable(journal, error) from None
 
 
 def find(out: Path, identity: Identity) -> DatasetInfo | None:
@@ -137,13 +135,11 @@ def begin(out: Path, identity: Identity, part: Part) -> Generator[Path]:
             building.mkdir(parents=True, exist_ok=True)
             _lock(stack, journal, out)
             journal.touch()
+            for split in SPLITS:
+                (out / split).mkdir(exist_ok=True)
         except OSError as error:
-            raise InputError(
-                f"{out}: cannot be written ({error.strerror or error}); free some space or choose another --out."
-            ) from None
+            raise unwritable(out, error) from None
         _claim(out, identity)
-        for split in SPLITS:
-            (out / split).mkdir(exist_ok=True)
         try:
             yield journal
         except WriteError:

@@ -4,9 +4,11 @@ import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from data_pipeline.base import jsonl
 from data_pipeline.base.errors import WriteError
 from data_pipeline.base.files import atomic_write, replace_file, sync
 from tests.unit import test_report
@@ -150,21 +152,22 @@ def test_a_place_that_cannot_be_written_is_named(path: str, tmp_path: Path) -> N
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(
-        WriteError, match=r"cannot be written .*; free some space or choose another place"
+        WriteError, match=r"cannot be written .*; look at the path and its rights, or choose another place"
     ) as error:
         replace_file(tmp_path / path, b"")
     assert str(tmp_path / path) in str(error.value)
     assert names(tmp_path) == ["file", "loop"]
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS])
 def test_a_file_system_that_cannot_sync_folders_will_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise OSError(number, os.strerror(number))
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
@@ -172,14 +175,42 @@ def test_a_file_system_that_cannot_sync_folders_will_do(
     assert (tmp_path / "file").read_bytes() == b"content"
 
 
-def test_a_file_that_cannot_be_synced_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fsync(descriptor: int) -> None:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_that_cannot_sync_at_all_will_do(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(number, os.strerror(number))))
+    replace_file(tmp_path / "file", b"content")
+    jsonl.append(tmp_path / "log", "1")
+    assert (tmp_path / "file").read_bytes() == b"content"
+    assert jsonl.read(tmp_path / "log") == [1]
 
+
+def test_a_disk_that_fails_to_sync_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "there").touch()
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match="Invalid argument"):
-        sync(tmp_path / "there")
-    with pytest.raises(WriteError, match="Invalid argument"):
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(errno.EIO, os.strerror(errno.EIO))))
+    for path in (tmp_path / "there", tmp_path):
+        with pytest.raises(OSError, match="Input/output error"):
+            sync(path)
+    with pytest.raises(WriteError, match="Input/output error"):
         replace_file(tmp_path / "file", b"content")
     assert names(tmp_path) == ["there"]
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free some space there"),
+        (errno.EDQUOT, "free some space there"),
+        (errno.EFBIG, "`ulimit -f`"),
+        (errno.EROFS, "choose another place"),
+        (errno.EACCES, "its rights"),
+    ],
+)
+def test_what_keeps_from_writing_decides_the_remedy(
+    number: int, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(number, os.strerror(number))))
+    with pytest.raises(WriteError, match=remedy):
+        replace_file(tmp_path / "file", b"content")
+    assert names(tmp_path) == []
