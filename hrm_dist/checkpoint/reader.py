@@ -8,7 +8,7 @@ They are written by any engine and read by any other.
                        optimizer-00000.safetensors   of the moments of every weight
                        rank-00000.safetensors        rank 0's slice of the carry, and its random state
                        model-00001.safetensors ...   the same of rank 1, and so on
-    checkpoints/latest -> step_N,  checkpoints/best -> step_M
+    checkpoints/latest -> step_N,  checkpoints/best -> step_M     links, or files that hold the name (pointer.py)
 
 A rank's share is a number of tensors, or of ranges of flattened tensors, named `NAME[START:STOP]`. A checkpoint is
 written under a temporary name, synced, and renamed; links move only to complete ones (writer.py).
@@ -17,7 +17,6 @@ written under a temporary name, synced, and renamed; links move only to complete
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,12 +29,13 @@ from torch import Tensor
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.models import Strict, reason_of
 from data_pipeline.schema import DatasetMetadata
+from hrm_dist.checkpoint import pointer
+from hrm_dist.checkpoint.pointer import STEP_DIR
 from hrm_dist.distributed import collectives
 from hrm_dist.tensor_shards import is_finite
 
 FORMAT = 2
 STATE_FILE = "state.json"
-STEP_DIR = re.compile(r"step_(\d+)")
 
 _STEM_OF_KIND = {
     "model": "model", "ema": "ema", "exp_avg": "optimizer", "exp_avg_sq": "optimizer",
@@ -173,7 +173,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Raises InputError naming the file when anything is missing, damaged, or of another format.
     """
-    path = path.resolve() if path.is_symlink() else path  # messages name the step, not `latest`
+    path = _followed(path)
     states: list[CheckpointState] = []
     collectives.run_on_all_ranks(lambda: states.append(read_state(path)))
     [state] = states
@@ -189,7 +189,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def read_state(path: Path) -> CheckpointState:
     """Return what state.json says; raise InputError when it is missing, damaged, or of another format."""
-    is_checkpoint = (path / STATE_FILE).exists() or STEP_DIR.fullmatch(path.resolve().name)
+    path = _followed(path)
+    is_checkpoint = (path / STATE_FILE).exists() or STEP_DIR.fullmatch(pointer.target(path).name)
     if not path.is_dir() or not is_checkpoint:
         raise InputError(
             f"{path}: no checkpoint here (a checkpoint is a folder such as runs/x/checkpoints/latest)."
@@ -208,6 +209,11 @@ def read_state(path: Path) -> CheckpointState:
             f"{path / STATE_FILE}: unreadable ({reason_of(error)}); the checkpoint is damaged: {_REMEDY}"
         ) from error
     return state
+
+
+def _followed(path: Path) -> Path:
+    """Return the checkpoint that a path leads to, so that messages name the step, not `latest`."""
+    return pointer.target(path) if pointer.is_pointer(path) else path
 
 
 def _verify(file: Path, digest: str) -> None:
@@ -231,25 +237,30 @@ def saved_steps(folder: Path) -> list[tuple[int, Path]]:
     )
 
 
-def is_up_to(link: Path, path: Path) -> bool:
-    """Return whether a link such as `best` leads to a checkpoint beside another one, and not beyond it."""
-    step_of = {other: step for step, other in saved_steps(path.resolve().parent)}
-    target = step_of.get(link.resolve())
-    return target is not None and target <= step_of.get(path.resolve(), -1)
+def is_up_to(name: Path, path: Path) -> bool:
+    """Return whether a name such as `best` leads to a checkpoint beside another one, and not beyond it."""
+    path = pointer.target(path)
+    step_of = {other: step for step, other in saved_steps(path.parent)}
+    step = step_of.get(pointer.target(name))
+    return step is not None and step <= step_of.get(path, -1)
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a checkpoint is complete and undamaged, after verifying every file of it."""
+    try:
+        state = read_state(path)
+        for name, digest in state.sha256.items():
+            _verify(path / name, digest)
+    except InputError:
+        return False
+    return True
 
 
 def previous_complete(path: Path) -> Path | None:
     """Return the latest complete checkpoint beside a damaged one, if there is one, after verifying every file of it."""
-    for _, other in reversed(saved_steps(path.resolve().parent)):
-        if other != path.resolve():
-            try:
-                state = read_state(other)
-                for name, digest in state.sha256.items():
-                    _verify(other / name, digest)
-            except InputError:
-                continue
-            return other
-    return None
+    path = pointer.target(path)
+    others = (other for _, other in reversed(saved_steps(path.parent)) if other != path)
+    return next(filter(is_whole, others), None)
 
 
 def dataset_identity(data_path: Path, metadata: DatasetMetadata) -> dict[str, Any]:
@@ -262,4 +273,7 @@ def dataset_identity(data_path: Path, metadata: DatasetMetadata) -> dict[str, An
 
 def identity(path: Path) -> str:
     """Return a short name of a checkpoint's exact content, to tell whose predictions are whose."""
-    return f"{path.resolve().name}-{_sha256(path / STATE_FILE)[:12]}"
+    path = pointer.target(path)
+    # Some copies have a whole checkpoint under such a name.
+    name = f"step_{read_state(path).step}" if path.name in pointer.NAMES else path.name
+    return f"{name}-{_sha256(path / STATE_FILE)[:12]}"

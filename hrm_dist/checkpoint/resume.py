@@ -17,17 +17,17 @@ import torch
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import replace_file
-from hrm_dist.checkpoint import config_changes
+from hrm_dist.checkpoint import config_changes, pointer
 from hrm_dist.checkpoint.config_changes import changed_settings, described, of_the_result
+from hrm_dist.checkpoint.pointer import STEP_DIR
 from hrm_dist.checkpoint.reader import (
-    STEP_DIR,
     Checkpoint,
     CheckpointState,
     open_checkpoint,
     previous_complete,
     read_state,
 )
-from hrm_dist.checkpoint.writer import link, rewind
+from hrm_dist.checkpoint.writer import restore_pointers, rewind
 from hrm_dist.config import ConfigError, TrainConfig, flat_settings, to_yaml
 from hrm_dist.distributed import collectives
 from hrm_dist.schedule import Schedule
@@ -95,7 +95,7 @@ def start_run_folder(config: TrainConfig, run_dir: Path, start: Start | None) ->
         config_changes.record(run_dir, state.step, state.config, start.changes)
     replace_file(run_dir / "config.yaml", to_yaml(config).encode())
     if start is not None and start.rewinds:
-        rewind(start.checkpoint.path.resolve())
+        rewind(pointer.target(start.checkpoint.path))
         record = {"resume": config.resume, "step": start.checkpoint.state.step}
         replace_file(run_dir / REWIND_FILE, f"{json.dumps(record)}\n".encode())
     elif not _has_rewound(run_dir, config.resume):
@@ -114,33 +114,29 @@ def _has_rewound(run_dir: Path, resume: str) -> bool:
 def _choose(config: TrainConfig, run_dir: Path) -> tuple[Path | None, bool]:
     """Return the checkpoint to start from, if any, and whether the run goes back to it."""
     latest = run_dir / "checkpoints" / "latest"
-    has_latest = latest.is_symlink()  # even if what it points to is gone, which is an error
-    if latest.exists() and not has_latest:
-        raise ConfigError(
-            f"{latest}: is a folder where a link should be, as in a copy of a run; delete it, and the run resumes "
-            "from the newest of its step_N folders."
-        )
+    restore_pointers(latest.parent)
+    has_latest = pointer.is_pointer(latest)  # even if what it points to is gone, which is an error
     if not has_latest and config.resume in ("auto", "never"):
         newest = previous_complete(latest)  # the link got lost, or was never made
         if newest is not None:
             logger.warning(
                 "%s: there is no such link; the newest complete checkpoint is %s", latest, newest.name
             )
-            link(latest, newest)
+            pointer.point(latest, newest)
             has_latest = True
     if config.resume == "never":
         if has_latest:
             raise ConfigError(
-                f"resume=never: {run_dir} already holds a run ({latest.resolve().name}); continue it with "
+                f"resume=never: {run_dir} already holds a run ({pointer.target(latest).name}); continue it with "
                 "resume=auto, choose another checkpoint_path, or delete the folder."
             )
         return None, False
     if config.resume == "auto":
         return (latest if has_latest else None), False
     given = Path(config.resume)
-    is_own = given.resolve().parent == latest.parent.resolve()
+    is_own = pointer.target(given).parent == pointer.target(latest.parent)
     if is_own and not _has_rewound(run_dir, config.resume):
-        if given.is_dir() and not STEP_DIR.fullmatch(given.resolve().name):
+        if given.is_dir() and not STEP_DIR.fullmatch(pointer.target(given).name):
             raise ConfigError(
                 f"resume={given}: is in the run's own folder, but is no step_N of it; rename it, if it was abandoned, "
                 "or choose another checkpoint."

@@ -1,6 +1,5 @@
 """Write checkpoints: every rank its share, whole or not at all. They are written in the background if asked for."""
 
-import os
 import secrets
 import shutil
 from collections import defaultdict
@@ -9,8 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
-from data_pipeline.base.errors import WriteError
+from data_pipeline.base.errors import InputError, WriteError, unwritable
 from data_pipeline.base.files import replace_file, sync
+from hrm_dist.checkpoint import pointer
 from hrm_dist.checkpoint.reader import (
     STATE_FILE,
     CheckpointState,
@@ -18,6 +18,7 @@ from hrm_dist.checkpoint.reader import (
     TensorEntry,
     file_of,
     is_up_to,
+    is_whole,
     name_in_file,
     read_state,
     saved_steps,
@@ -49,7 +50,7 @@ class CheckpointWriter:
         *,
         prunes: bool = True,
     ) -> None:
-        """Write a checkpoint, point the links `names` to it, and delete old ones if it `prunes`.
+        """Write a checkpoint, let `names` lead to it, and delete old ones if it `prunes`.
 
         state: but for `tensors` and `sha256`; shards: this rank's share of the tensors. In the background, they
         are copied before this returns, and an error is raised by the next call. Where `latest` is of this step, its
@@ -89,12 +90,12 @@ class CheckpointWriter:
         final = self._folder / f"step_{state.step}"
 
         def prepare() -> Path | None:
-            if (self._folder / "latest").resolve() == final.resolve() and final.is_dir():
+            if pointer.target(self._folder / "latest") == pointer.target(final) and final.is_dir():
                 return None
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 for leftover in self._folder.glob(".step_*"):
-                    shutil.rmtree(leftover)
+                    shutil.rmtree(leftover, ignore_errors=True)
                 # A name of its own: ranks of a run that was killed may still be writing.
                 temporary = self._folder / f".step_{state.step}.{secrets.token_hex(4)}.tmp"
                 temporary.mkdir()
@@ -103,23 +104,31 @@ class CheckpointWriter:
                 raise _not_written(self._folder, error) from error
 
         def complete() -> None:
-            if temporary is not None:
-                finish(temporary, final, state, written)
-            # `latest` moves last: a run killed before that resumes before this step, and comes to `best` again.
-            for name in names:
-                link(self._folder / name, final)
-            if temporary is None:  # likewise
-                _replace_state(final, state)
-            if prunes:
-                prune(self._folder, self._keep)
+            try:
+                if temporary is not None:
+                    finish(temporary, final, state, written)
+                # `latest` moves last: a run killed before that resumes before this step, and comes to `best` again.
+                for name in names:
+                    pointer.point(self._folder / name, final)
+                if temporary is None:  # likewise
+                    _replace_state(final, state)
+                if prunes:
+                    prune(self._folder, self._keep)
+            except OSError as error:
+                raise _not_written(self._folder, error) from error
 
         temporary = collectives.run_on_rank0(prepare, self._group)
         written: list[Written] = []
-        if temporary is not None:
-            written = collectives.run_on_all_ranks(
-                lambda: write_files(temporary, shards, collectives.rank()), self._group
-            )
-        collectives.run_on_rank0(complete, self._group)
+        try:
+            if temporary is not None:
+                written = collectives.run_on_all_ranks(
+                    lambda: write_files(temporary, shards, collectives.rank()), self._group
+                )
+            collectives.run_on_rank0(complete, self._group)
+        except Exception:
+            if temporary is not None and collectives.is_main():
+                shutil.rmtree(temporary, ignore_errors=True)  # it takes room that may be what is missing
+            raise
 
 
 def write_files(folder: Path, shards: Sequence[TensorShard], rank: int) -> Written:
@@ -184,21 +193,39 @@ def _replace_state(folder: Path, state: CheckpointState) -> None:
     _write_state(folder, read_state(folder).model_copy(update=changed))
 
 
-def link(name: Path, target: Path) -> None:
-    """Point a link such as `latest` to a sibling folder, in one atomic step."""
-    temporary = name.with_name(f".{name.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    os.replace(temporary, name)
-    sync(name.parent)
+def restore_pointers(folder: Path) -> None:
+    """Make `latest` and `best` lead to checkpoints again where a copy of the run has folders instead.
+
+    Raise InputError for a folder that is damaged, or differs from the checkpoint of its step.
+    """
+    for name in (folder / name for name in pointer.NAMES):
+        if name.is_symlink() or not name.is_dir():
+            continue
+        try:
+            state = read_state(name)
+            twin = folder / f"step_{state.step}"
+            if not twin.exists():
+                name.rename(twin)
+            elif is_whole(twin) and read_state(twin).own_sha256 == state.own_sha256:
+                _remove(name)
+            else:
+                raise InputError(f"its checkpoint is not the one of {twin.name}")
+            pointer.point(name, twin)
+        except OSError as error:
+            raise unwritable(name, error) from error
+        except InputError as error:
+            raise InputError(
+                f"{name}: is a folder where a link should be, as in a copy of a run, and cannot be replaced by one "
+                f"({error}); delete it, and the run resumes from the newest of its step_N folders."
+            ) from error
 
 
 def rewind(path: Path) -> None:
     """Make a checkpoint its run's latest again; those beyond it get names that nothing looks for."""
     folder, step = path.parent, int(path.name.removeprefix("step_"))
-    link(folder / "latest", path)
+    pointer.point(folder / "latest", path)
     best = folder / "best"
-    if best.is_symlink() and not is_up_to(best, path):
+    if pointer.is_pointer(best) and not is_up_to(best, path):
         best.unlink()
     for beyond, other in saved_steps(folder):
         if beyond > step:
@@ -210,10 +237,11 @@ def rewind(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    # Renamed first: a half-deleted folder must not look like a checkpoint.
-    doomed = path.with_name(f".{path.name}.deleted")
+    # Renamed first: a half-deleted folder must not look like a checkpoint. What cannot be deleted yet, since somebody
+    # reads it over NFS, goes with the next checkpoint.
+    doomed = path.with_name(f".step_of_{path.name}.{secrets.token_hex(4)}.deleted")
     path.rename(doomed)
-    shutil.rmtree(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -221,9 +249,9 @@ def prune(folder: Path, keep: int) -> None:
 
     What lies beyond `latest` was left by a run that was killed before that moved.
     """
-    latest = (folder / "latest").resolve()
-    linked = {latest, (folder / "best").resolve()}
+    latest = pointer.target(folder / "latest")
+    kept = {latest, pointer.target(folder / "best")}
     newest = int(latest.name.removeprefix("step_"))
     for path in [path for step, path in saved_steps(folder) if step <= newest][:-keep]:
-        if path.resolve() not in linked:
+        if pointer.target(path) not in kept:
             _remove(path)

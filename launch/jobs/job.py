@@ -15,7 +15,6 @@ them then decides, on rank 0, what becomes of the job:
 A rank that fails, for want of memory say, leaves a word in the record; one that is lost with its node does not.
 """
 
-import os
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ import submitit
 from submitit.helpers import DelayedSubmission
 
 from data_pipeline.base.errors import EXIT_INTERRUPTED, EXIT_LOST
+from hrm_dist.checkpoint import pointer
 from launch.jobs import log, slurm
 from launch.jobs.last_error import last_error
 from launch.jobs.log import Ended, Event, Failed, Started
@@ -134,10 +134,8 @@ class Job(NamedTuple):
             _say(f"error: the job could not go back to the queue ({error}); submit the same again to go on")
 
     def _saved(self) -> str | None:
-        try:
-            return os.readlink(self.folder / "checkpoints" / "latest")
-        except OSError:
-            return None
+        latest = self.folder / "checkpoints" / "latest"
+        return pointer.target(latest).name if pointer.is_pointer(latest) else None
 
 
 def _say(text: str) -> None:

@@ -12,6 +12,7 @@ from data_pipeline.base.parallel import Part
 from data_pipeline.schema import NOTHING_HELD_OUT, load_dataset_info
 from data_pipeline.shards import build_dir
 from hrm_dist import run_lock
+from hrm_dist.checkpoint import pointer
 from hrm_dist.config import TrainConfig, load_config, sequences_per_process, to_yaml, total_steps
 from hrm_dist.train import require_packages
 from launch.jobs.cluster import Cluster
@@ -117,7 +118,7 @@ def evaluation(rest: Sequence[str], num_parts: int, cluster: Cluster) -> JobSpec
     reader = TestReader(options.data, options.max_groups, options.num_aug)
     asked = evaluate.evaluation_asked_for(options, reader, num_parts)
     output_dir.agree(options.out, asked, Part(0, num_parts))
-    path = options.checkpoint.resolve()  # `latest` may change before the jobs run
+    path = pointer.target(options.checkpoint)  # `latest` may change before the jobs run
     fixed = [str(path) if Path(argument) == options.checkpoint else argument for argument in rest]
     join = ["tools.evaluate", *fixed, "--device", "cpu"] if num_parts > 1 else None
     missing = output_dir.missing_parts(options.out, num_parts)

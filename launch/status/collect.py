@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from data_pipeline.base import jsonl
 from data_pipeline.base.errors import EXIT_INTERRUPTED, InputError
 from data_pipeline.schema import DatasetMetadata, load_dataset_info
+from hrm_dist.checkpoint import pointer
 from hrm_dist.config import TrainConfig, load_config, total_steps
 from hrm_dist.run_lock import holder
 from launch.jobs import log
@@ -149,7 +150,8 @@ def _config(folder: Path) -> tuple[TrainConfig | None, Sequence[str]]:
 
 
 def _progress(folder: Path, config: TrainConfig | None) -> Progress:
-    metrics, latest = folder / "metrics.jsonl", folder / "checkpoints" / "latest" / "state.json"
+    metrics = folder / "metrics.jsonl"
+    latest = pointer.target(folder / "checkpoints" / "latest") / "state.json"
     lines = jsonl.lines(metrics)
     row, scores = _last_row(lines, b'"train/'), _last_row(lines, b'"eval/')
     skipped = sum(int(n) for line in lines for n in re.findall(rb'"train/skipped_updates": (\d+)', line))

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from data_pipeline.base.errors import InputError, WriteError
 from hrm_dist.checkpoint.carry import carry_shards, read_carries
+from hrm_dist.checkpoint.pointer import point
 from hrm_dist.checkpoint.reader import FORMAT, CheckpointState, open_checkpoint, previous_complete, read_state
-from hrm_dist.checkpoint.writer import CheckpointWriter, finish, link, prune, write_files
+from hrm_dist.checkpoint.writer import CheckpointWriter, finish, prune, write_files
 from hrm_dist.config import ArchConfig
 from hrm_dist.distributed.process_group import World
 from hrm_dist.model.act import Carry, inner_carry_type
@@ -86,7 +87,7 @@ def test_what_a_killed_save_left_behind_is_swept_away_by_the_next(tmp_path: Path
 def test_a_step_that_is_saved_again_replaces_the_first(tmp_path: Path) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)
-    link(tmp_path / "latest", tmp_path / "step_1")  # rewound
+    point(tmp_path / "latest", tmp_path / "step_1")  # rewound
     save(tmp_path, 2, best_score=0.5)
     assert read_state(tmp_path / "latest").best_score == 0.5
     assert entries(tmp_path) == ["latest", "step_1", "step_2"]
@@ -103,7 +104,7 @@ def test_pruning_keeps_the_last_k_the_latest_and_the_best(tmp_path: Path) -> Non
 def test_pruning_counts_no_steps_beyond_the_latest(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
-    link(tmp_path / "latest", tmp_path / "step_2")
+    point(tmp_path / "latest", tmp_path / "step_2")
     prune(tmp_path, keep=2)
     assert entries(tmp_path) == ["latest", "step_1", "step_2", "step_3", "step_4"]
 

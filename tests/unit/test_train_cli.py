@@ -200,13 +200,30 @@ def test_a_run_whose_link_got_lost_resumes_from_its_newest_checkpoint(
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
 
-def test_a_folder_in_place_of_the_link_is_refused_before_anything_is_written(
+def test_a_copy_of_a_run_with_folders_in_place_of_links_resumes(
+    trained: Path, config: Path, tmp_path: Path
+) -> None:
+    run, own = resume_in_a_copy(trained, tmp_path)
+    checkpoints = run / "checkpoints"
+    (checkpoints / "latest").unlink()
+    shutil.copytree(checkpoints / "step_2", checkpoints / "latest")
+    shutil.copytree(checkpoints / "step_1", checkpoints / "best")
+    assert main([str(config), own, "max_steps=3"]) == 0
+    assert (os.readlink(checkpoints / "latest"), os.readlink(checkpoints / "best")) == ("step_3", "step_1")
+
+
+def test_another_checkpoint_in_place_of_the_link_is_refused_before_anything_is_written(
     refusal: Refusal, trained: Path, config: Path, tmp_path: Path
 ) -> None:
     run, own = resume_in_a_copy(trained, tmp_path)
     (run / "checkpoints" / "latest").unlink()
     shutil.copytree(run / "checkpoints" / "step_2", run / "checkpoints" / "latest")
-    assert "latest: is a folder where a link should be" in refusal(config, own, "max_steps=3")
+    flip_a_byte(run / "checkpoints" / "latest" / "state.json")
+    message = refusal(config, own, "max_steps=3")
+    assert "latest: is a folder where a link should be" in message
+    assert "delete it, and the run resumes from the newest" in message
+    shutil.rmtree(run / "checkpoints" / "latest")
+    assert main([str(config), own, "max_steps=3"]) == 0
 
 
 def test_an_abandoned_checkpoint_is_refused_by_its_name(

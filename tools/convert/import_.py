@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ _BLOCK_ROWS = 2**14
 
 def import_weights(given: argparse.Namespace) -> str:
     """Write the run folder that the command line asks for; return a summary. Nothing is written if anything misfits."""
-    if (given.out / "checkpoints" / "latest").is_symlink():
+    if os.path.lexists(given.out / "checkpoints" / "latest"):
         raise InputError(
             f"--out {given.out}: already holds a run; choose another folder, or delete this one."
         )
