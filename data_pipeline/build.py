@@ -33,6 +33,7 @@ from annotated_types import Ge, Le
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from data_pipeline.base import signals
 from data_pipeline.base.command_line import command_parser, whole_number
 from data_pipeline.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, exit_code
 from data_pipeline.base.parallel import Part, parse_part, progress_bar
@@ -51,8 +52,7 @@ _SOURCE_FORM = "PATH[:train|:evaluation]"
 def main() -> int:
     """Parse the command line and build."""
     request = parse_arguments()
-    for number in (signal.SIGTERM, signal.SIGUSR2):  # Slurm sends both
-        signal.signal(number, signal.default_int_handler)
+    signals.catch(signal.default_int_handler)
     try:
         build(request)
     except KeyboardInterrupt:

@@ -15,13 +15,13 @@ saved (the same command resumes), 69 another process is gone without a word, 1 a
 
 import argparse
 import logging
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from data_pipeline.base import signals
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError, exit_code
 from data_pipeline.base.extras import require
@@ -205,8 +205,7 @@ def _command() -> int:
     code = exit_code(main)
     if code == EXIT_INTERRUPTED:
         # As soon as one process has left, torchrun sends SIGTERM to the others, which are leaving too.
-        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+        signals.ignore()
     return code
 
 

@@ -19,7 +19,6 @@ same command resumes), 1 anything else.
 """
 
 import argparse
-import signal
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -31,6 +30,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data_pipeline.base import signals
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import EXIT_INTERRUPTED, InputError, exit_code
 from data_pipeline.base.parallel import Part, parse_part
@@ -38,7 +38,7 @@ from data_pipeline.reader import TestReader
 from data_pipeline.schema import HOW_TO_HOLD_OUT, NOTHING_HELD_OUT
 from hrm_dist.checkpoint.reader import identity, read_state
 from hrm_dist.distributed import collectives
-from hrm_dist.distributed.preemption import STOP_SIGNALS, PreemptionHandler
+from hrm_dist.distributed.preemption import PreemptionHandler
 from hrm_dist.distributed.process_group import World, process_group
 from hrm_dist.evaluation.evaluate import Answers, answer, hits, score_fn
 from hrm_dist.evaluation.load_model import load_model, refuse_other_dataset
@@ -233,8 +233,7 @@ def _command() -> int:
     code = exit_code(main)
     if code == EXIT_INTERRUPTED:
         # As soon as one process has left, torchrun sends SIGTERM to the others, which are leaving too.
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        signals.ignore()
     return code
 
 

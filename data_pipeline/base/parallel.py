@@ -1,21 +1,30 @@
 """Do independent jobs in this process or in many."""
 
 import argparse
+import logging
 import os
-import signal
+import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
+from data_pipeline.base import signals
+
 SHOWN_AFTER_SECONDS = 2
 """Work that is done sooner shows no progress bar."""
+
+logger = logging.getLogger(__name__)
+
+_SHARED_MEMORY = "/dev/shm"
+# The path of a socket has 107 at most, and multiprocessing adds /pymp-XXXXXXXX/listener-XXXXXXXX.
+_LONGEST_TEMPORARY = 75
 
 _Tool = TypeVar("_Tool")
 _Job = TypeVar("_Job")
@@ -84,9 +93,20 @@ def _in_workers(
     # The fork server imports numpy and the rest once, and the workers forked from it share its pages.
     context = get_context("forkserver")
     context.set_forkserver_preload(["data_pipeline.shards.writer"])
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), context, initializer=_start_worker, initargs=(function, tool)
-    )
+    try:
+        resource_tracker.ensure_running()
+        with signals.kept_from_children():
+            forkserver.ensure_running()
+        pool = ProcessPoolExecutor(
+            min(workers, len(jobs)), context, initializer=_start_worker, initargs=(function, tool)
+        )
+    except (OSError, ImportError, NotImplementedError) as error:
+        logger.warning(
+            "no worker processes can be started here (%s), so this one does all the work; for more, %s",
+            error, _what_workers_need(),
+        )  # fmt: skip
+        yield from run_jobs(function, tool, jobs, workers=1)
+        return
     try:
         with _interrupts_deferred():  # the first calls start the workers, who need all of the tool
             futures = _submit(pool, jobs)
@@ -94,6 +114,21 @@ def _in_workers(
             yield future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _what_workers_need() -> str:
+    """Return what to change where worker processes cannot be started."""
+    if not os.access(_SHARED_MEMORY, os.W_OK | os.X_OK):
+        return f"{_SHARED_MEMORY} has to be a folder where this user can write"
+    try:
+        folder = tempfile.gettempdir()
+    except OSError:
+        folder = ""
+    if not folder or len(folder) > _LONGEST_TEMPORARY:
+        return (
+            f"TMPDIR has to be a folder where this user can write, of at most {_LONGEST_TEMPORARY} characters"
+        )
+    return f"make room in {_SHARED_MEMORY} and {folder}, and look at the limits of processes and files (`ulimit -a`)"
 
 
 def _submit(pool: ProcessPoolExecutor, jobs: Sequence[object]) -> list[Future[Any]]:
@@ -107,16 +142,12 @@ def _submit(pool: ProcessPoolExecutor, jobs: Sequence[object]) -> list[Future[An
 def _interrupts_deferred() -> Generator[None]:
     """Hold back an interrupt until the end of the block."""
     received: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda number, _: received.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    handlers = signals.catch(lambda number, _: received.append(number))
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if received:  # whatever else it made fail: Ctrl-C reaches workers that are not yet deaf to it
+        signals.restore(handlers)
+        if received:  # whatever else it made fail: SIGTERM may have ended workers
             raise KeyboardInterrupt
 
 
@@ -125,7 +156,6 @@ _function_and_tool: tuple[Callable[[Any, Any], Any], Any] | None = None
 
 def _start_worker(function: Callable[[Any, Any], Any], tool: object) -> None:
     global _function_and_tool
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which stops the workers
     threading.Thread(target=_exit_after_parent, daemon=True).start()
     _function_and_tool = function, tool
 

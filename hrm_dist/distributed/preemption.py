@@ -7,9 +7,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from data_pipeline.base import signals
 from hrm_dist.distributed import collectives
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 class PreemptionHandler:
@@ -24,7 +23,7 @@ class PreemptionHandler:
         self._interrupts = False
         self._vote = torch.zeros(1, dtype=torch.int32)
         self._pending: dist.Work | None = None
-        self._previous = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
+        self._previous = signals.catch(self._remember)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
@@ -63,5 +62,4 @@ class PreemptionHandler:
 
     def close(self) -> None:
         """Restore the signal handlers that were there before."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        signals.restore(self._previous)

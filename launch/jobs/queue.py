@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -155,9 +156,13 @@ def _queue(
 
 @contextmanager
 def _without_our_output() -> Iterator[None]:
-    """Let a local job, which outlives this process, not keep our output open: who reads it would wait for the job."""
+    """Let a local job, which outlives this process, not keep our output open: who reads it would wait for the job.
+
+    Nor does it end with our terminal.
+    """
     sys.stdout.flush()
     kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+    of_terminal = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with open(os.devnull, "w") as nowhere:
             for descriptor in kept:
@@ -167,6 +172,7 @@ def _without_our_output() -> Iterator[None]:
         for descriptor, copy in kept.items():
             os.dup2(copy, descriptor)
             os.close(copy)
+        signal.signal(signal.SIGHUP, of_terminal)
 
 
 def _description(spec: JobSpec, cluster: Cluster, num_jobs: int) -> str:

@@ -81,7 +81,7 @@ def test_killed_at_any_moment_the_same_command_writes_only_what_is_missing(
     assert all(path.stat().st_mtime_ns == time_written for path, time_written in written.items())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_an_interrupted_build_says_how_to_go_on(number: int, tmp_path: Path) -> None:
     assert stop(f"{ARC} --workers 2", tmp_path / "out", 1, number) == 75
     with pytest.raises(InputError, match="its build is not complete; run the command that began it again"):

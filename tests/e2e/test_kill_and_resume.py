@@ -145,7 +145,9 @@ def tensor_names(run: Path) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP], ids=lambda n: n.name
+)
 def test_a_stop_signal_saves_the_step_reached_and_exits_75(
     number: signal.Signals, references: dict[str, Path], config: Path, tmp_path: Path
 ) -> None:

@@ -331,7 +331,7 @@ def test_what_is_missing_is_found_without_torch() -> None:
     assert command_line("-c", program).output == "[0, 1, 2] False\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_an_evaluation_after_a_complete_file(
     number: int, run: Run, checkpoint: Path, dataset: Path, tmp_path: Path
 ) -> None:
