@@ -20,6 +20,8 @@ from data_pipeline.base.models import problems, shown
 
 logger = logging.getLogger(__name__)
 
+_MOST_BYTES, _MOST_VALUES = 2**18, 10_000
+
 Value: TypeAlias = "str | bool | list[Value] | dict[str, Value] | None"
 Entries: TypeAlias = dict[str, Value]
 Alias: TypeAlias = Callable[[Value], Entries] | None
@@ -49,7 +51,14 @@ class Settings:
         duplicates: list[str] = []
         self.file_unusable = True
         try:
-            entries = _parsed(path.read_text(encoding="utf-8"), duplicates)
+            with path.open("rb") as file:
+                content = file.read(_MOST_BYTES + 1)
+            if len(content) > _MOST_BYTES:
+                self.errors.append(
+                    f"{path}: is larger than {_MOST_BYTES >> 10} KiB; give the path of a YAML file"
+                )
+                return
+            entries = _parsed(content.decode(), duplicates)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             self.errors.append(f"{path}: cannot be read ({reason}); give the path of a YAML file")
@@ -144,7 +153,26 @@ class Settings:
 
 def _parsed(text: str, duplicates: list[str]) -> Value:
     node = cast("yaml.Node | None", yaml.compose(text, yaml.SafeLoader))  # pyright: ignore[reportUnknownMemberType]
-    return None if node is None else _plain(node, "", duplicates)
+    if node is None:
+        return None
+    if _num_values(node, {}) > _MOST_VALUES:
+        raise yaml.MarkedYAMLError(problem=f"it expands to more than {_MOST_VALUES:,} values")
+    return _plain(node, "", duplicates)
+
+
+def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return the values of a node with every alias written out, which aliases of aliases make far more than there are.
+
+    known: of nodes counted before, by id.
+    """
+    if id(node) not in known:
+        pairs = cast(
+            "list[tuple[yaml.Node, yaml.Node]]", node.value if isinstance(node, yaml.MappingNode) else []
+        )
+        items = cast("list[yaml.Node]", node.value if isinstance(node, yaml.SequenceNode) else [])
+        parts = [*items, *(part for pair in pairs for part in pair)]
+        known[id(node)] = 1 + sum(_num_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _plain(node: yaml.Node, prefix: str, duplicates: list[str]) -> Value:
