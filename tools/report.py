@@ -11,7 +11,6 @@ examples:
 import argparse
 import base64
 import io
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,10 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.arc.tokens import COLOURS
+from data_pipeline.base import jsonl
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.extras import require
 from data_pipeline.base.files import replace_file
+from data_pipeline.base.matplotlib_settings import plain_matplotlib
 from hrm_dist.evaluation.voting import Candidate, attempts
 from tools.vote import (
     ALL_TASKS,
@@ -194,25 +195,23 @@ def _png_uri(cells: bytes, height: int, width: int) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics.jsonl; a last line that a running or killed training left unfinished is dropped."""
+    """Return the rows of metrics.jsonl, without lines that are damaged or that a training has not finished."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); give the run's metrics.jsonl.") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise InputError(f"{path}: line {number} is not valid JSON ({error}).") from error
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise InputError(f"{path}: line {number} is not an object with a whole number 'step'.")
-        rows.append(row)
+        path.stat()
+        values = jsonl.read(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); give the run's metrics.jsonl."
+        ) from error
+    rows = [row for row in values if isinstance(row, dict) and isinstance(row.get("step"), int)]
+    if values and not rows:
+        raise InputError(
+            f"{path}: no line is an object with a whole number 'step'; give the run's metrics.jsonl."
+        )
     return rows
 
 
+@plain_matplotlib()
 def draw_curves(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """Return the training's curves as a data URI of an SVG; None if there is nothing to draw."""
     from matplotlib import rc_context  # a second of import that a report without curves need not pay

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.base.matplotlib_settings import plain_matplotlib
 from data_pipeline.kind import Token
 from data_pipeline.schema import SplitIndex
 from data_pipeline.shards.reader import read_shard
@@ -64,6 +65,7 @@ def read_puzzles(
     return list(puzzles.values())
 
 
+@plain_matplotlib()
 def draw(
     lines: Sequence[Sequence[Puzzle]], tokens: Sequence[Token], box: tuple[int, int] | None = None
 ) -> bytes:

@@ -1,6 +1,9 @@
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -245,6 +248,18 @@ def test_the_picture_shows_every_token_in_its_colour(dataset: Path, tmp_path: Pa
     assert len({token.colour for token in look_of(load_dataset_info(dataset)).tokens}) == 12
     assert {token.colour for token in look_of(load_dataset_info(dataset)).tokens} <= colours(picture)
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "TkAgg", "none"])
+def test_the_picture_is_the_same_whatever_matplotlib_was_told(
+    backend: str, dataset: Path, tmp_path: Path, command: Command
+) -> None:
+    assert command(dataset, "--picture", tmp_path / "own.png", "--groups", 2)[0] == 0
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 50\nsavefig.dpi: 10\n")
+    told = {**os.environ, "MPLBACKEND": backend, "MPLCONFIGDIR": str(tmp_path)}
+    inspect = [sys.executable, "-m", "data_pipeline.inspect", dataset, "--groups", "2", "--picture"]
+    subprocess.run([*inspect, tmp_path / "told.png"], env=told, check=True)
+    assert (tmp_path / "told.png").read_bytes() == (tmp_path / "own.png").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["out.jpg", "nowhere/out.png", "folder.png"])

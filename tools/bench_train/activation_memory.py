@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from data_pipeline.base.files import replace_file
+from data_pipeline.base.matplotlib_settings import plain_matplotlib
 from data_pipeline.base.table import table
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import TrainConfig
@@ -150,6 +151,7 @@ def _table(peaks: Peaks, estimates: Peaks) -> str:
     return "\n".join([title, *table(rows, "<>")])
 
 
+@plain_matplotlib()
 def draw(peaks: Peaks, about: str, path: Path) -> None:
     """Draw a line per series over the number of updates, both axes logarithmic."""
     # A second of import that a measurement without a picture need not pay.
