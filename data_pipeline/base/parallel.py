@@ -22,9 +22,9 @@ SHOWN_AFTER_SECONDS = 2
 
 logger = logging.getLogger(__name__)
 
-_SHARED_MEMORY = "/dev/shm"
-# The path of a socket has 107 at most, and multiprocessing adds /pymp-XXXXXXXX/listener-XXXXXXXX.
-_LONGEST_TEMPORARY = 75
+SHARED_MEMORY = "/dev/shm"
+LONGEST_TEMPORARY = 75
+"""Characters of the folder for temporary files: sockets have paths of at most 107, and multiprocessing adds to it."""
 
 _Tool = TypeVar("_Tool")
 _Job = TypeVar("_Job")
@@ -118,17 +118,17 @@ def _in_workers(
 
 def _what_workers_need() -> str:
     """Return what to change where worker processes cannot be started."""
-    if not os.access(_SHARED_MEMORY, os.W_OK | os.X_OK):
-        return f"{_SHARED_MEMORY} has to be a folder where this user can write"
+    if not os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
+        return f"{SHARED_MEMORY} has to be a folder where this user can write"
     try:
         folder = tempfile.gettempdir()
     except OSError:
         folder = ""
-    if not folder or len(folder) > _LONGEST_TEMPORARY:
+    if not folder or len(folder) > LONGEST_TEMPORARY:
         return (
-            f"TMPDIR has to be a folder where this user can write, of at most {_LONGEST_TEMPORARY} characters"
+            f"TMPDIR has to be a folder where this user can write, of at most {LONGEST_TEMPORARY} characters"
         )
-    return f"make room in {_SHARED_MEMORY} and {folder}, and look at the limits of processes and files (`ulimit -a`)"
+    return f"make room in {SHARED_MEMORY} and {folder}, and look at the limits of processes and files (`ulimit -a`)"
 
 
 def _submit(pool: ProcessPoolExecutor, jobs: Sequence[object]) -> list[Future[Any]]:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from data_pipeline.base import locks
 from hrm_dist.distributed import collectives
 from hrm_dist.distributed.process_group import World
+from launch.doctor import file_system
 from launch.doctor.local_checks import GIB, interfaces
 from launch.doctor.results import Results, fail, ok, warn, where
 from launch.jobs.storage import mount_of
@@ -171,6 +172,7 @@ def folder(path: Path, world: World, hosts: Sequence[str]) -> Results:
             yield warn(f"slow: {what} {seconds * 1e3:.2g} ms", todo)
     if not world.is_main:
         return
+    yield from file_system.check(path)
     blind = [rank for rank, seconds in enumerate(seen_s) if seconds is None]
     mount = mount_of(path.resolve())
     facts = [f"{mount.kind} ({mount.source} on {mount.path})"]

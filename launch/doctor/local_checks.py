@@ -11,14 +11,17 @@ import resource
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
+from multiprocessing import get_context
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from data_pipeline.base.parallel import LONGEST_TEMPORARY, SHARED_MEMORY
 from launch.doctor.results import MustMatch, Results, fail, ok, warn
 from launch.jobs.slurm import SlurmError
 from launch.jobs.slurm import slurm as output_of
@@ -154,19 +157,47 @@ def interfaces() -> str:
 
 
 def limits(env: "DistEnv") -> Results:
-    """Check the limits of open files and shared memory."""
+    """Check the limits of open files and shared memory, and the folder for temporary files."""
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = max(1024, 4 * env.world_size + 512)
     if files != resource.RLIM_INFINITY and files < needed:
         allowed = "" if most == resource.RLIM_INFINITY else f" (at most {most} without the administrator)"
         yield warn(f"only {files} open files", f"run `ulimit -n {needed}` before{allowed}")
-    shm = os.statvfs("/dev/shm")
-    free = shm.f_bavail * shm.f_frsize
-    if free < GIB:
-        what = f"only {free / 2**20:.0f} MiB free in /dev/shm, where processes share batches"
-        yield warn(what, "remove old files there; in a container, give it more (docker --shm-size 8g)")
     text = "no limit" if files == resource.RLIM_INFINITY else f"{files:,}"
-    yield ok(f"open files: {text}; /dev/shm: {free / GIB:.1f} GiB free")
+    facts = [f"open files: {text}"]
+    try:
+        shm = os.statvfs(SHARED_MEMORY)
+        free = shm.f_bavail * shm.f_frsize
+        get_context("forkserver").Lock()
+        facts.append(f"{SHARED_MEMORY}: {free / GIB:.1f} GiB free")
+        if free < GIB:
+            what = f"only {free / 2**20:.0f} MiB free in {SHARED_MEMORY}, by which GPUs of a machine exchange data"
+            yield warn(what, "remove old files there; in a container, give it more (docker --shm-size 8g)")
+    except (OSError, ImportError) as error:
+        what = f"{SHARED_MEMORY} cannot be used ({error}), so builds have one process"
+        yield warn(what, "mount it for this user to write, with 1 GiB or more (docker --shm-size 8g)")
+    yield from _temporary(facts)
+    yield ok("; ".join(facts))
+
+
+def _temporary(facts: list[str]) -> Results:
+    """Check the folder for temporary files; add to the facts what is right."""
+    given = os.environ.get("TMPDIR")
+    try:
+        folder = tempfile.gettempdir()
+    except OSError:
+        what = "no folder for temporary files can be written, neither TMPDIR nor /tmp"
+        yield fail(what, f"set TMPDIR to one, of at most {LONGEST_TEMPORARY} characters")
+        return
+    if given and os.path.abspath(given) != folder:
+        yield warn(f"TMPDIR={given} cannot be written; {folder} is used", "make it, or unset TMPDIR")
+    if len(folder) > LONGEST_TEMPORARY:
+        what = (
+            f"TMPDIR={folder} has {len(folder)} characters, too many for sockets, so builds have one process"
+        )
+        yield warn(what, f"set TMPDIR to a folder of at most {LONGEST_TEMPORARY} characters")
+    else:
+        facts.append(f"temporary files: {folder}")
 
 
 def wandb(env: "DistEnv") -> Results:
