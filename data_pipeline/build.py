@@ -37,6 +37,7 @@ from data_pipeline.base import signals
 from data_pipeline.base.command_line import command_parser, whole_number
 from data_pipeline.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, exit_code
 from data_pipeline.base.parallel import Part, parse_part, progress_bar
+from data_pipeline.base.paths import path_argument
 from data_pipeline.build_spec import BuildSpec
 from data_pipeline.kind import Kind
 from data_pipeline.kinds import KIND_OF_PRESET, KINDS
@@ -173,7 +174,7 @@ def _add_arguments(parser: argparse.ArgumentParser, kind: Kind) -> None:
     fields = {name: option.field for name, option in kind.options.by_name().items()}
     for name, field in {**fields, "seed": BuildSpec.model_fields["seed"]}.items():
         _add_option(parser, name, field)
-    add("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    add("--out", type=path_argument, required=True, metavar="DIR", help="folder to make")
     workers_help = "processes (default: one per CPU)"
     add("--workers", type=whole_number(1), default=os.cpu_count() or 1, metavar="N", help=workers_help)
     part_help = "build one of N parts, I from 0; see data_pipeline.merge"

@@ -14,6 +14,7 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from data_pipeline.base.models import Strict
+from data_pipeline.base.paths import PathText
 from data_pipeline.kind import Kind
 from data_pipeline.kinds import KIND_OF_PRESET, KINDS
 from data_pipeline.options import Options
@@ -29,7 +30,7 @@ class BuildSpec(Strict):
 
     preset: str
     """What to start from; see data_pipeline.build."""
-    source: tuple[str, ...] = ()
+    source: tuple[PathText, ...] = ()
     """Folders and files to add, as PATH[:train|:evaluation]."""
     seed: int = Field(default=42, ge=0)
     """Seed of all draws."""

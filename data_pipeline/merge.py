@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
+from data_pipeline.base.paths import path_argument
 from data_pipeline.build import summary
 from data_pipeline.schema import BUILDING, load_dataset_info
 from data_pipeline.shards import build_dir
@@ -21,7 +22,9 @@ from data_pipeline.shards import build_dir
 def main() -> int:
     """Parse the command line and merge."""
     parser = command_parser("data_pipeline.merge", __doc__)
-    parser.add_argument("dataset", type=Path, metavar="DIR", help="folder that the parts were built in")
+    parser.add_argument(
+        "dataset", type=path_argument, metavar="DIR", help="folder that the parts were built in"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
     given = parser.parse_args()
     text = merge(given.dataset, show_progress=not given.quiet)

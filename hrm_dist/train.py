@@ -25,6 +25,7 @@ from data_pipeline.base import signals
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError, exit_code
 from data_pipeline.base.extras import require
+from data_pipeline.base.paths import path_argument
 from data_pipeline.base.table import table
 from data_pipeline.build import build
 from data_pipeline.build_spec import BuildSpec
@@ -33,7 +34,7 @@ from data_pipeline.options import side_by_side
 from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import NOTHING_HELD_OUT, load_dataset_info
 from data_pipeline.shards.plan import Request
-from hrm_dist.config import TrainConfig, flat_settings, load_config, to_yaml, total_steps
+from hrm_dist.config import TrainConfig, check_notation, flat_settings, load_config, to_yaml, total_steps
 from hrm_dist.distributed.launch_env import launch_env
 from hrm_dist.run_lock import locked
 
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("hrm_dist.train", __doc__)
-    parser.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    parser.add_argument("config", type=path_argument, metavar="CONFIG.yaml")
     settings_help = "settings over those of the file; docs/settings.md has them all"
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=settings_help)
     parser.add_argument(
@@ -50,7 +51,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="print the resolved configuration, parameters and memory; do nothing",
     )
-    return parser.parse_intermixed_args(arguments)  # options may come between the overrides
+    words = sys.argv[1:] if arguments is None else arguments
+    own = ("-h", "--help", "--dry-run")
+    check_notation([word for word in words if word not in own], parser.prog)
+    return parser.parse_intermixed_args(words)  # options may come between the overrides
 
 
 def dry_run(config: TrainConfig) -> str:

@@ -20,11 +20,11 @@ parts on this machine, that of the work: 75 is stopped with the state saved, and
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import exit_code
 from data_pipeline.base.extras import require
+from data_pipeline.base.paths import path_argument
 from launch.jobs import spec
 from launch.jobs.cluster import Cluster, load_cluster
 
@@ -54,7 +54,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         add("--dry-run", action="store_true", help="check everything, print what would run, submit nothing")
         add("--wait", action="store_true", help="follow to the end, and exit with the result")
         add = of_kind.add_argument_group("cluster", "values of the profile, or over them").add_argument
-        add("--profile", type=Path, metavar="FILE", help="such as configs/cluster/gpu.yaml")
+        add("--profile", type=path_argument, metavar="FILE", help="such as configs/cluster/gpu.yaml")
         for key, field in Cluster.model_fields.items():
             name, text = f"--{key.replace('_', '-')}", field.description or "as sbatch"
             action = "append" if field.default_factory is list else "store"

@@ -37,6 +37,7 @@ from data_pipeline.arc.tokens import MAX_GRID_SIDE
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.files import replace_file
+from data_pipeline.base.paths import path_argument
 from data_pipeline.schema import load_dataset_info
 from data_pipeline.shards.sample_format import encode_tar
 from data_pipeline.shards.writer import compress
@@ -224,7 +225,7 @@ def _parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="build a dataset in a process of its own")
     build.add_argument("preset", help="what to build, see `python -m data_pipeline.build --help`")
-    build.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    build.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder to make")
     row = commands.add_parser("row", help="one training row, step by step")
     row.add_argument("preset", choices=("arc-agi-1", "arc-agi-2"), help="its tasks")
     row.add_argument(
@@ -232,7 +233,7 @@ def _parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     )
     row.add_argument("--row", type=int, default=5, metavar="N", help="which (default: %(default)s)")
     read = commands.add_parser("read", help="read the training batches of a dataset")
-    read.add_argument("dataset", type=Path, metavar="DIR", help="a dataset's folder")
+    read.add_argument("dataset", type=path_argument, metavar="DIR", help="a dataset's folder")
     read.add_argument(
         "--global-batch-size", type=int, default=768, metavar="N", help="(default: %(default)s)"
     )

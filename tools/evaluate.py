@@ -34,6 +34,7 @@ from data_pipeline.base import signals
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import EXIT_INTERRUPTED, InputError, exit_code
 from data_pipeline.base.parallel import Part, parse_part
+from data_pipeline.base.paths import path_argument
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import HOW_TO_HOLD_OUT, NOTHING_HELD_OUT
 from hrm_dist.checkpoint.reader import identity, read_state
@@ -51,9 +52,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Return what the command line asks for. Raises InputError, or ends the process where it is wrong."""
     parser = command_parser("tools.evaluate", __doc__)
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder such as .../checkpoints/latest")
-    add("--data", type=Path, required=True, metavar="DIR", help="the dataset of the training")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for the predictions")
+    add(
+        "checkpoint", type=path_argument, metavar="CHECKPOINT", help="a folder such as .../checkpoints/latest"
+    )
+    add("--data", type=path_argument, required=True, metavar="DIR", help="the dataset of the training")
+    add("--out", type=path_argument, required=True, metavar="DIR", help="folder for the predictions")
     add("--num-aug", type=int, metavar="N", help="augmentations per task beside the original (all)")
     add("--max-groups", type=int, metavar="N", help="only the first N tasks (all)")
     add("--batch-size", type=int, default=64, metavar="N", help="examples at a time (%(default)s)")

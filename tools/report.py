@@ -29,6 +29,7 @@ from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.extras import require
 from data_pipeline.base.files import replace_file
 from data_pipeline.base.matplotlib_settings import plain_matplotlib
+from data_pipeline.base.paths import path_argument
 from hrm_dist.evaluation.voting import Candidate, attempts
 from tools.vote import (
     ALL_TASKS,
@@ -254,7 +255,7 @@ def run(args: argparse.Namespace) -> int:
     page = render_report(
         result,
         title=args.title,
-        metrics=Path(args.metrics) if args.metrics else None,
+        metrics=args.metrics,
         max_tasks=args.max_tasks,
     )
     replace_file(args.out, page.encode())
@@ -267,8 +268,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = command_parser("tools.report", __doc__)
     add_arguments(parser)
-    parser.add_argument("--out", required=True, metavar="F", help="the HTML file to write")
-    parser.add_argument("--metrics", metavar="F", help="metrics.jsonl of the run: adds the training's curves")
+    parser.add_argument(
+        "--out", type=path_argument, required=True, metavar="F", help="the HTML file to write"
+    )
+    parser.add_argument(
+        "--metrics",
+        type=path_argument,
+        metavar="F",
+        help="metrics.jsonl of the run: adds the training's curves",
+    )
     parser.add_argument("--title", default="ARC report", help="heading of the page")
     parser.add_argument(
         "--max-tasks", type=int, metavar="N", help="show only the first N tasks, solved ones first"

@@ -25,6 +25,7 @@ from data_pipeline.arc.json_format import parse_task, read_json
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.files import replace_file
+from data_pipeline.base.paths import path_argument
 from data_pipeline.base.table import table
 from data_pipeline.schema import load_dataset_info, verify_document
 from hrm_dist.evaluation.output_dir import missing_files
@@ -57,11 +58,27 @@ class VoteResult(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what a vote is made from; the report takes the same."""
     add = parser.add_argument
-    add("predictions", nargs="+", metavar="PREDICTIONS", help="*.npz files, or folders of them")
-    add("--data", metavar="DIR", help="dataset folder with identifiers.json and test_puzzles.json")
-    add("--identifiers", metavar="F", help="identifiers.json, in place of the one in --data")
-    add("--tasks", metavar="F", help="test_puzzles.json, in place of the one in --data")
-    add("--subsets", metavar="F", help="JSON {name: [task ids]}: scores of these, too")
+    add(
+        "predictions",
+        nargs="+",
+        type=path_argument,
+        metavar="PREDICTIONS",
+        help="*.npz files, or folders of them",
+    )
+    add(
+        "--data",
+        type=path_argument,
+        metavar="DIR",
+        help="dataset folder with identifiers.json and test_puzzles.json",
+    )
+    add(
+        "--identifiers",
+        type=path_argument,
+        metavar="F",
+        help="identifiers.json, in place of the one in --data",
+    )
+    add("--tasks", type=path_argument, metavar="F", help="test_puzzles.json, in place of the one in --data")
+    add("--subsets", type=path_argument, metavar="F", help="JSON {name: [task ids]}: scores of these, too")
     add("--mix-checkpoints", action="store_true", help="pool predictions of several checkpoints in one vote")
 
 
@@ -239,7 +256,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = command_parser("tools.vote", __doc__)
     add_arguments(parser)
-    parser.add_argument("--out", required=True, metavar="F", help="the submission file to write")
+    parser.add_argument(
+        "--out", type=path_argument, required=True, metavar="F", help="the submission file to write"
+    )
     return exit_code(lambda: run(parser.parse_args(argv)))
 
 

@@ -24,6 +24,7 @@ from data_pipeline.base.command_line import command_parser, whole_number
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.extras import require
 from data_pipeline.base.files import replace_file
+from data_pipeline.base.paths import path_argument
 from data_pipeline.base.table import table
 from data_pipeline.inspect.plot import draw, read_puzzles
 from data_pipeline.inspect.verify import Dataset, verify
@@ -218,8 +219,8 @@ def _vocabulary(tokens: Sequence[Token], counted: NDArray[np.int64], split: Spli
 def _parse_arguments() -> argparse.Namespace:
     parser = command_parser("data_pipeline.inspect", __doc__)
     add = parser.add_argument
-    add("dataset_dir", type=Path, metavar="DIR", help="dataset folder")
-    add("--picture", type=Path, metavar="FILE.png", help="draw some puzzles into this file")
+    add("dataset_dir", type=path_argument, metavar="DIR", help="dataset folder")
+    add("--picture", type=path_argument, metavar="FILE.png", help="draw some puzzles into this file")
     groups_help = "groups in the picture (default: %(default)s)"
     add("--groups", type=whole_number(1, MAX_GROUPS_DRAWN), default=6, metavar="N", help=groups_help)
     workers_help = "threads that verify (default: one per CPU)"

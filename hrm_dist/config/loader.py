@@ -4,22 +4,28 @@ Problems become lines.
 
 Keys are handled flat and dotted (`arch.H_cycles`), so that a file, an override and an alias meet in one form.
 Scalars stay text until a typed field converts them: `lr: 7e-5` is a number, `run_name: 007` a name.
+
+A file is YAML. An override is not: of a text key, all behind `=` is the value, exactly as it was typed (`run_name=`
+without any is null, where a key can be null); of any other it is a word, or null, and YAML only where it begins with a
+bracket or a quote, like `data_paths=[data/arc1]`.
 """
 # pyright: strict
 
-import difflib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias, cast
 
 import yaml
 from pydantic import ValidationError
 
 from data_pipeline.base.models import problems, shown
+from hrm_dist.config.hints import unknown_key
 
 logger = logging.getLogger(__name__)
 
+# A configuration has some hundred values. A few lines of nested aliases can stand for billions.
 _MOST_BYTES, _MOST_VALUES = 2**18, 10_000
 
 Value: TypeAlias = "str | bool | list[Value] | dict[str, Value] | None"
@@ -36,14 +42,31 @@ class Setting(NamedTuple):
     label: str  # the same with the key as the user spelled it
 
 
+class TextKey(NamedTuple):
+    """A key whose values are text, whatever is in them."""
+
+    empty: Value = ""
+    """What nothing at all stands for: null, where the key can be null."""
+    is_list: bool = False
+    """Whether values in square brackets are lists."""
+
+
 class Settings:
     """What the user gave, under our names, and every problem met on the way."""
 
-    def __init__(self, aliases: Mapping[str, Alias], valid_keys: Collection[str]) -> None:
+    def __init__(
+        self,
+        aliases: Mapping[str, Alias],
+        valid_keys: Collection[str],
+        text_keys: Mapping[str, TextKey] = MappingProxyType({}),
+        hints: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.errors: list[str] = []
         self.file_unusable = False
         self._aliases = aliases
         self._valid_keys = valid_keys
+        self._text_keys = text_keys
+        self._hints = hints
         self._settings: dict[str, Setting] = {}
 
     def read_file(self, path: Path) -> None:
@@ -84,10 +107,14 @@ class Settings:
             self.errors.append(f"{source}: should be written key=value")
             return
         try:
-            value = _parsed(text, [])
+            value = _value(text, self._text_keys.get(name))
         except (yaml.YAMLError, RecursionError) as error:
-            self.errors.append(f"{source}: {_yaml_problem(error)}; put the value in quotes")
+            self.errors.append(f"{source}: {_yaml_problem(error)}; look at its brackets and quotes")
             return
+        self.put(name, value, source)
+
+    def put(self, name: str, value: Value, source: str) -> None:
+        """Take a value, or a section of them, that replaces what was there."""
         for key, leaf in _leaves({name: value}):
             self._put(key, Setting(leaf, source, source), replace=True)
 
@@ -126,7 +153,9 @@ class Settings:
                 return
         for name, value in entries.items():
             if name not in self._valid_keys:
-                self.errors.append(f"{setting.source}: {self._unknown(name)}")
+                self.errors.append(
+                    f"{setting.source}: {unknown_key(name, self._valid_keys, self._aliases, self._hints)}"
+                )
                 continue
             if name in self._settings and not replace:
                 self.errors.append(f"{setting.label}: '{name}' is given twice; keep one of them")
@@ -137,18 +166,15 @@ class Settings:
             self._settings.pop(name.rpartition(".")[0], None)
             self._settings[name] = setting._replace(value=value)
 
-    def _unknown(self, key: str) -> str:
-        known = sorted({*self._valid_keys, *self._aliases}, reverse=True)
-        section, _, name = key.rpartition(".")
-        siblings = {
-            leaf.lower(): k for k in known for head, _, leaf in [k.rpartition(".")] if head == section
-        }
-        cousins = {k.rpartition(".")[2].lower(): k for k in known}
-        for keys in (siblings, cousins):
-            if nearest := difflib.get_close_matches(name.lower(), keys, n=1):
-                return f"unknown key '{key}'; did you mean '{keys[nearest[0]]}'?"
-        valid = sorted(k for k in self._valid_keys if k in siblings.values()) or sorted(self._valid_keys)
-        return f"unknown key '{key}'; valid keys are {', '.join(valid)}"
+
+def _value(text: str, key: TextKey | None) -> Value:
+    """Return what an override says of a key."""
+    if key is not None and not (key.is_list and text.startswith("[")):
+        return text or key.empty
+    text = text.strip()
+    if text.startswith(("[", "{", "'", '"')):
+        return _parsed(text, [])
+    return None if text in ("", "~") or text.lower() == "null" else text
 
 
 def _parsed(text: str, duplicates: list[str]) -> Value:

@@ -12,11 +12,13 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.models import Strict
+from data_pipeline.base.paths import PathText
 from data_pipeline.build_spec import BuildSpec
 from data_pipeline.sampler import check_divisible
 from hrm_dist.config.aliases import ALIASES
 from hrm_dist.config.architectures import ARCHITECTURES, Architecture, problems
-from hrm_dist.config.loader import Settings
+from hrm_dist.config.hints import HINTS, other_notation
+from hrm_dist.config.loader import Settings, TextKey
 
 if TYPE_CHECKING:
     from data_pipeline.schema import DatasetMetadata
@@ -147,7 +149,7 @@ class TrainConfig(Strict):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    data_path: str = Field(min_length=1)
+    data_path: PathText
     """Folder of a built dataset."""
     arch: ArchConfig = Field(default_factory=ArchConfig)
     """The network."""
@@ -204,7 +206,7 @@ class TrainConfig(Strict):
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads per process; null: left to torch."""
 
-    checkpoint_path: str = Field(default="runs/train", min_length=1)
+    checkpoint_path: PathText = "runs/train"
     """Run folder. A file that leaves it out gets runs/NAME, with run_name or else the file's own name."""
     checkpoint_interval: int | None = Field(default=1000, ge=1)
     """Steps between checkpoints; null: only at the end or when stopped."""
@@ -214,7 +216,7 @@ class TrainConfig(Strict):
     """Write checkpoints in the background, from a copy of the state."""
     save_carry: bool = True
     """Store the carry too (1.4 GB for ARC at batch 768); without it a resume restarts every sequence."""
-    resume: str = Field(default="auto", min_length=1)
+    resume: PathText = "auto"
     """auto: from the run folder's latest checkpoint, if any; never; or the path of a checkpoint."""
 
     max_skipped_updates: int | None = Field(default=10, ge=1)
@@ -317,10 +319,16 @@ _VALID_KEYS = frozenset(
     | {f"dataset.{name}" for name in BuildSpec.all_keys()}
 )
 
+_TEXT_KEYS = {
+    **dict.fromkeys(("data_path", "checkpoint_path", "resume"), TextKey()),
+    **dict.fromkeys(("project_name", "run_name"), TextKey(empty=None)),
+    "dataset.source": TextKey(is_list=True),
+}
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a YAML file, put `key=value` overrides over it, and report every problem at once."""
-    settings = Settings(ALIASES, _VALID_KEYS)
+    settings = Settings(ALIASES, _VALID_KEYS, _TEXT_KEYS, HINTS)
     settings.read_file(Path(path))
     for override in overrides:
         settings.read_override(override)
@@ -337,3 +345,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         if not settings.errors:
             return config
     raise ConfigError("\n".join(settings.errors))
+
+
+def check_notation(words: Sequence[str], command: str) -> None:
+    """Raise ConfigError unless the words behind a command are a configuration file and key=value."""
+    if problem := other_notation(words, {*_VALID_KEYS, *ALIASES}, command):
+        raise ConfigError(problem)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import exit_code
+from data_pipeline.base.paths import path_argument
 from launch.doctor import local_checks
 from launch.doctor.results import CheckResult, Result, Results, failure, merged, ok, run, warn
 
@@ -58,7 +59,7 @@ def main() -> int:
     """Make all checks; the processes end with the same exit code."""
     parser = command_parser("launch.doctor", __doc__)
     dir_help = "a folder that all nodes should share, for data or runs; may be repeated (the current folder)"
-    parser.add_argument("--dir", type=Path, action="append", metavar="DIR", help=dir_help)
+    parser.add_argument("--dir", type=path_argument, action="append", metavar="DIR", help=dir_help)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     options = parser.parse_args()
     report = _Report(options.json)

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import ConfigDict, Field, PositiveInt, StringConstraints, ValidationError, model_validator
 
 from data_pipeline.base.models import Strict
+from data_pipeline.base.paths import PathOrUrl
 from hrm_dist.config import ConfigError
-from hrm_dist.config.loader import Settings
+from hrm_dist.config.loader import Settings, Value
 
 if TYPE_CHECKING:
     import submitit
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\n]*$")]
+_LINE = StringConstraints(min_length=1, pattern=r"^[^\n]*$")
+Text = Annotated[str, _LINE]
+PathText = Annotated[PathOrUrl, _LINE]
 SbatchOption = Annotated[str, StringConstraints(pattern=r"^--[a-z][a-z-]*(=[^\n]*)?$")]
 
 # Training may outlive any number of time limits; submitit would give up after three.
@@ -65,11 +69,11 @@ class Cluster(Strict):
     """shell line before the start, such as 'module load cuda'; repeatable"""
     sbatch: list[SbatchOption] = Field(default_factory=list)
     """further option of sbatch, such as --sbatch=--reservation=arc; repeatable"""
-    container: Text | None = None
+    container: PathText | None = None
     """image to run in, which has the project installed"""
     container_runtime: Literal["apptainer", "pyxis"] = "apptainer"
     """apptainer (default) or pyxis"""
-    container_mounts: list[Text] = Field(default_factory=list)
+    container_mounts: list[PathText] = Field(default_factory=list)
     """folder to see inside beside the current one, as HOST or HOST:INSIDE; repeatable"""
 
     @model_validator(mode="after")
@@ -103,13 +107,13 @@ class Cluster(Strict):
         return self.tasks_per_node or self.gpus_per_node or 1
 
 
-def load_cluster(profile: Path | None, given: Mapping[str, object]) -> Cluster:
+def load_cluster(profile: Path | None, given: Mapping[str, Value]) -> Cluster:
     """Return a profile's values with those `given` over them. Raise ConfigError with every problem."""
     settings = Settings({}, Cluster.model_fields)
     if profile is not None:
         settings.read_file(profile)
     for key, value in given.items():
-        settings.read_override(f"{key}={json.dumps(value)}")
+        settings.put(key, value, f"command line: {key}={json.dumps(value)}")
     try:
         cluster = Cluster.model_validate(settings.tree())
         if not settings.errors:

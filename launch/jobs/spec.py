@@ -9,11 +9,19 @@ from typing import NamedTuple
 from data_pipeline import build as data_build
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import Part
+from data_pipeline.base.paths import path_argument
 from data_pipeline.schema import NOTHING_HELD_OUT, load_dataset_info
 from data_pipeline.shards import build_dir
 from hrm_dist import run_lock
 from hrm_dist.checkpoint import pointer
-from hrm_dist.config import TrainConfig, load_config, sequences_per_process, to_yaml, total_steps
+from hrm_dist.config import (
+    TrainConfig,
+    check_notation,
+    load_config,
+    sequences_per_process,
+    to_yaml,
+    total_steps,
+)
 from hrm_dist.train import require_packages
 from launch.jobs.cluster import Cluster
 from launch.jobs.log import Kind, jobs_folder
@@ -46,8 +54,9 @@ class JobSpec(NamedTuple):
 def training(rest: Sequence[str], cluster: Cluster) -> JobSpec:
     """Return a training; `rest` is its configuration and overrides, as for hrm_dist.train. Raise InputError."""
     parser = argparse.ArgumentParser(prog="python -m launch.submit train", allow_abbrev=False)
-    parser.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    parser.add_argument("config", type=path_argument, metavar="CONFIG.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
+    check_notation(rest, parser.prog)
     options = parser.parse_args(rest)
     config = load_config(options.config, options.overrides)
     about = _check_training(config, cluster)
@@ -119,13 +128,21 @@ def evaluation(rest: Sequence[str], num_parts: int, cluster: Cluster) -> JobSpec
     asked = evaluate.evaluation_asked_for(options, reader, num_parts)
     output_dir.agree(options.out, asked, Part(0, num_parts))
     path = pointer.target(options.checkpoint)  # `latest` may change before the jobs run
-    fixed = [str(path) if Path(argument) == options.checkpoint else argument for argument in rest]
+    fixed = [str(path) if _means(argument, options.checkpoint) else argument for argument in rest]
     join = ["tools.evaluate", *fixed, "--device", "cpu"] if num_parts > 1 else None
     missing = output_dir.missing_parts(options.out, num_parts)
     todo = f"{len(missing)} of {num_parts} to predict, {len(reader):,} examples in all"
     about = [f"parts      {todo}, with {path}"]
     parts, inputs = _parts("tools.evaluate", fixed, num_parts), [path, options.data]
     return JobSpec("evaluate", options.out.absolute(), parts, missing, about, join, inputs)
+
+
+def _means(argument: str, path: Path) -> bool:
+    """Return whether a word of a command line is this path, however it is written."""
+    try:
+        return path_argument(argument) == path
+    except argparse.ArgumentTypeError:
+        return False
 
 
 def _parts(module: str, arguments: Sequence[str], num_parts: int) -> list[list[str]]:

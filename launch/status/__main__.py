@@ -29,6 +29,7 @@ from typing import Any
 
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
+from data_pipeline.base.paths import path_argument
 from data_pipeline.base.table import table
 from launch.status.collect import RunSummary, is_known_folder, known_folders, summaries_of
 from launch.status.run_state import summary as summary_of_parts
@@ -38,8 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print what is known of each folder."""
     parser = command_parser("launch.status", __doc__)
     add = parser.add_argument
-    add("runs", type=Path, nargs="*", metavar="RUN", help="folder of a run, or with jobs")
-    add("--all", type=Path, nargs="?", const=Path("runs"), metavar="ROOT", help="all below a folder (runs)")
+    add("runs", type=path_argument, nargs="*", metavar="RUN", help="folder of a run, or with jobs")
+    add(
+        "--all",
+        type=path_argument,
+        nargs="?",
+        const=Path("runs"),
+        metavar="ROOT",
+        help="all below a folder (runs)",
+    )
     add("--json", action="store_true", help="for programs: a list of objects")
     options = parser.parse_args(arguments)
     if not options.runs and options.all is None:

@@ -1,11 +1,12 @@
 """Configuration: defaults, derived values, and what the errors say."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -16,11 +17,14 @@ from hrm_dist.config import (
     ArchConfig,
     ConfigError,
     TrainConfig,
+    check_notation,
     load_config,
     to_yaml,
     total_steps,
 )
+from hrm_dist.config.aliases import ALIASES
 from hrm_dist.config.architectures import ARCHITECTURES
+from hrm_dist.config.hints import HINTS
 
 
 def load(tmp_path: Path, text: str, *overrides: str) -> TrainConfig:
@@ -158,13 +162,15 @@ def test_a_key_like_no_other_lists_the_valid_ones(tmp_path: Path) -> None:
         "wandb_mode=off",
         "engine=zero9",
         "data_path=",
-        "run_name=[a]",
         "arch.halt_exploration_prob=2",
         "arch.expansion=0",
         "arch.num_heads={a: 1}",
         "dataset=yes",
         "dataset={}",
-        "checkpoint_path=''",
+        "checkpoint_path=",
+        "resume=",
+        "checkpoint_path=s3://bucket/run",
+        "data_path=$(pwd)/data",
     ],
 )
 def test_a_value_out_of_range_or_type_is_one_plain_line(override: str, tmp_path: Path) -> None:
@@ -236,9 +242,135 @@ def test_an_override_without_key_or_value_is_refused(override: str, tmp_path: Pa
 
 
 def test_an_override_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
-    (error,) = errors_of(tmp_path, "data_path: d", "run_name=[a")
-    assert error.startswith("command line: run_name=[a: not valid YAML")
-    assert error.endswith("put the value in quotes")
+    (error,) = errors_of(tmp_path, "data_path: d", "data_paths=[a")
+    assert error.startswith("command line: data_paths=[a: not valid YAML")
+    assert error.endswith("look at its brackets and quotes")
+
+
+def test_aliases_that_stand_for_billions_of_values_are_refused(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    (error,) = errors_of(tmp_path, "\n".join(lines))
+    assert error.startswith("run.yaml: not valid YAML (more than 10,000 values")
+
+
+# Notation of other programs
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["c.yaml", "--lr=1e-3"], "write lr=1e-3"),
+        (["c.yaml", "--lr", "1e-3"], "write lr=1e-3"),
+        (["c.yaml", "--lr-warmup-steps", "5"], "write lr_warmup_steps=5"),
+        (["c.yaml", "lr", "1e-3"], "write lr=1e-3"),
+        (["c.yaml", "lr:", "1e-3"], "write lr=1e-3"),
+        (["c.yaml", "lr:1e-3"], "write lr=1e-3"),
+        (["c.yaml", "lr", "=", "1e-3"], "write lr=1e-3"),
+        (["c.yaml", "lr=", "1e-3"], "write lr=1e-3"),
+        (["c.yaml", "seed"], "write seed=VALUE"),
+        (["c.yaml", "--learning_rate", "1e-3"], "here that is lr"),
+        (["-c", "c.yaml"], "write train FILE.yaml key=value"),
+        (["--config=c.yaml"], "write train FILE.yaml key=value"),
+        (["--config-name", "arc1"], "write train FILE.yaml key=value"),
+        (["lr=1e-3", "c.yaml"], "the configuration file comes first"),
+        (["c.yaml", "d.yaml"], "leave one out"),
+    ],
+)
+def test_the_notation_of_other_programs_gets_ours(words: list[str], remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_notation(words, "train")
+    assert remedy in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["c.yaml"],
+        ["c=1.yaml", "lr=1"],
+        ["c.yaml", "run_name=", "lr=1"],
+        ["c.yaml", "data_path=a b", "+ema=1"],
+    ],
+)
+def test_our_own_notation_passes(words: list[str]) -> None:
+    check_notation(words, "train")
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("learning_rate", "here that is lr"),
+        ("optimizer.lr", "did you mean 'lr'?"),
+        ("trainer.max_epochs", "here that is epochs"),
+        ("per_device_train_batch_size", "global_batch_size, the examples of a step over all processes"),
+        ("num_gpus", "torchrun --nproc-per-node N"),
+        ("max_grad_norm", "nothing is clipped"),
+        ("name", "here that is run_name"),
+        ("arch.d_model", "here that is arch.hidden_size"),
+        ("wd", "here that is weight_decay"),
+    ],
+)
+def test_a_key_of_another_project_gets_ours(key: str, says: str, tmp_path: Path) -> None:
+    (error,) = errors_of(tmp_path, "data_path: d", f"{key}=1")
+    assert says in error
+
+
+@pytest.mark.parametrize("key", ["num_hosts", "weight", "alpha", "tau"])
+def test_a_key_that_is_like_none_gets_no_guess(key: str, tmp_path: Path) -> None:
+    (error,) = errors_of(tmp_path, "data_path: d", f"{key}=1")
+    assert "valid keys are" in error
+
+
+def test_every_key_that_a_hint_names_is_ours() -> None:
+    ours = {re.split("[:,]| and ", text)[0] for text in HINTS.values() if text.startswith("here")}
+    for key in (text.removeprefix("here that is ") for text in ours):
+        section = ArchConfig if key.startswith("arch.") else TrainConfig
+        assert key.removeprefix("arch.") in section.model_fields
+
+
+def test_no_hint_stands_before_a_key_or_an_alias_of_ours() -> None:
+    assert not HINTS.keys() & {*TrainConfig.model_fields, *ALIASES}
+
+
+# Text
+
+
+text_keys = st.sampled_from(["data_path", "checkpoint_path", "resume", "project_name", "run_name"])
+
+
+@given(key=text_keys, text=st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1))
+@example(key="checkpoint_path", text="runs/exp #2")
+@example(key="run_name", text=" a: {b")
+@example(key="run_name", text="null")
+@example(key="project_name", text="~")
+@example(key="resume", text="[a, 'b']")
+@example(key="data_path", text="1e5:")
+def test_a_text_key_has_what_was_typed(key: str, text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    is_path = key.endswith("path") or key == "resume"
+    assume(not is_path or (text.strip() and not re.search(r"^~|\$|%|://", text)))
+    folder = tmp_path_factory.getbasetemp()
+    config = load(folder, "data_path: d", "checkpoint_path=r", f"{key}={text}")
+    assert getattr(config, key) == text
+    assert load(folder, to_yaml(config)) == config
+
+
+def test_nothing_behind_the_equals_sign_is_null_where_a_key_can_be(tmp_path: Path) -> None:
+    assert load(tmp_path, "data_path: d\nrun_name: a", "run_name=").run_name is None
+    (error,) = errors_of(tmp_path, "data_path: d", "checkpoint_path=")
+    assert error.startswith("command line: checkpoint_path=: is empty")
+
+
+def test_a_comment_is_no_part_of_a_number(tmp_path: Path) -> None:
+    (error,) = errors_of(tmp_path, "data_path: d", "lr=1e-3 #2")
+    assert "valid number" in error
+
+
+def test_sources_on_the_command_line_are_text_or_a_list(tmp_path: Path) -> None:
+    text = "data_path: d\ndataset: {preset: arc}"
+    for typed, expected in (("a #1", ("a #1",)), ("[a, b]", ("a", "b")), ("a, b", ("a, b",))):
+        dataset = load(tmp_path, text, f"dataset.source={typed}").dataset
+        assert dataset is not None
+        assert dataset.source == expected
 
 
 # Derived

@@ -29,6 +29,7 @@ from pathlib import Path
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.extras import require
+from data_pipeline.base.paths import path_argument
 from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import TrainConfig, load_config
@@ -143,7 +144,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="time eager and compiled steps in turns")
     parser.add_argument("--memory", action="store_true", help="measure the peak of the activations instead")
     parser.add_argument("--checkpoint", action="store_true", help="measure what a checkpoint costs instead")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw what --memory measures")
+    parser.add_argument("--plot", type=path_argument, metavar="FILE", help="draw what --memory measures")
     return parser.parse_intermixed_args(arguments)  # options may come between the settings
 
 

@@ -46,6 +46,7 @@ from tqdm import tqdm
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.extras import require
+from data_pipeline.base.paths import path_argument
 from data_pipeline.base.table import table
 from data_pipeline.sampler import check_divisible
 from hrm_dist.config import ConfigError, TrainConfig, load_config
@@ -252,7 +253,12 @@ def _parse_arguments() -> argparse.Namespace:
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="(%(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
     add("--timeout", type=float, default=600, metavar="S", help="seconds that a run may take (%(default)s)")
-    add("--keep", type=Path, metavar="DIR", help="a new folder for runs and logs, which else are deleted")
+    add(
+        "--keep",
+        type=path_argument,
+        metavar="DIR",
+        help="a new folder for runs and logs, which else are deleted",
+    )
     options = parser.parse_intermixed_args()
     for name, value in (("--steps", options.steps), ("--timeout", options.timeout)):
         if not value >= 1:

@@ -18,10 +18,10 @@ cycles or heads leaves no trace in them. Names of puzzles are read in HRM's spel
 
 import argparse
 import sys
-from pathlib import Path
 
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import exit_code
+from data_pipeline.base.paths import path_argument
 
 
 def main() -> int:
@@ -58,32 +58,50 @@ def _parse() -> argparse.Namespace:
 
 def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder such as .../checkpoints/latest")
-    add("--out", type=Path, required=True, metavar="FILE.safetensors", help="the file to write")
+    add(
+        "checkpoint", type=path_argument, metavar="CHECKPOINT", help="a folder such as .../checkpoints/latest"
+    )
+    add("--out", type=path_argument, required=True, metavar="FILE.safetensors", help="the file to write")
     add("--weights", type=lambda text: "ema" if text == "average" else text, choices=("ema", "raw"), default="ema",
         help="the EMA where the run kept one (default), or the raw weights")  # fmt: skip
-    add("--data", type=Path, metavar="DIR", help="the dataset of the training (default: where it was then)")
+    add(
+        "--data",
+        type=path_argument,
+        metavar="DIR",
+        help="the dataset of the training (default: where it was then)",
+    )
 
 
 def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s WEIGHTS --data DIR --config CONFIG.yaml [key=value ...] --out RUN_DIR [options]"
     add = parser.add_argument
-    add("weights", type=Path, metavar="WEIGHTS", help="a torch or safetensors file with the published names")
-    add("--data", type=Path, required=True, metavar="DIR", help="the dataset that the checkpoint is for")
-    add("--config", type=Path, required=True, metavar="CONFIG.yaml", help="describes the network")
+    add(
+        "weights",
+        type=path_argument,
+        metavar="WEIGHTS",
+        help="a torch or safetensors file with the published names",
+    )
+    add(
+        "--data",
+        type=path_argument,
+        required=True,
+        metavar="DIR",
+        help="the dataset that the checkpoint is for",
+    )
+    add("--config", type=path_argument, required=True, metavar="CONFIG.yaml", help="describes the network")
     rows = parser.add_mutually_exclusive_group()
     help_of_identifiers = (
         "the identifiers.json of the data that the weights were trained on: the name of each row of their puzzle table "
         "(default: the file that an export left beside WEIGHTS)"
     )
-    rows.add_argument("--identifiers", type=Path, metavar="FILE", help=help_of_identifiers)
+    rows.add_argument("--identifiers", type=path_argument, metavar="FILE", help=help_of_identifiers)
     help_of_same = "row I of the table is puzzle I of --data, whatever its name"
     rows.add_argument("--same-identifiers", action="store_true", help=help_of_same)
     help_of_unmatched = (
         "row of a puzzle that the weights do not know: zero (default), or the mean of their rows"
     )
     add("--unmatched", choices=("zero", "mean"), default="zero", help=help_of_unmatched)
-    add("--out", type=Path, required=True, metavar="RUN_DIR", help="run folder to make")
+    add("--out", type=path_argument, required=True, metavar="RUN_DIR", help="run folder to make")
 
 
 if __name__ == "__main__":
