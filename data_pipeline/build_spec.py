@@ -18,6 +18,7 @@ from data_pipeline.base.paths import PathText
 from data_pipeline.kind import Kind
 from data_pipeline.kinds import KIND_OF_PRESET, KINDS
 from data_pipeline.options import Options
+from data_pipeline.schema import DatasetInfo
 
 
 class BuildSpec(Strict):
@@ -40,6 +41,14 @@ class BuildSpec(Strict):
     @property
     def kind(self) -> Kind:
         return KIND_OF_PRESET[self.preset]
+
+    def describes(self, info: DatasetInfo) -> bool:
+        """Return whether a dataset is what this builds, as far as that is known without reading the sources."""
+        same = (info.kind, info.options, info.seed) == (self.kind.name, self.options.model_dump(), self.seed)
+        own = [] if self.preset == self.kind.name else [self.preset]  # what the preset itself starts from
+        names = [source.name for source in info.sources]
+        others = [name for name in names[:1] if name in self.kind.presets and name != self.kind.name]
+        return same and others == own and (len(names) > len(own)) == bool(self.source)
 
     @classmethod
     def all_keys(cls) -> set[str]:

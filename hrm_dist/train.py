@@ -34,7 +34,15 @@ from data_pipeline.options import side_by_side
 from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import NOTHING_HELD_OUT, load_dataset_info
 from data_pipeline.shards.plan import Request
-from hrm_dist.config import TrainConfig, check_notation, flat_settings, load_config, to_yaml, total_steps
+from hrm_dist.config import (
+    TrainConfig,
+    as_found,
+    check_notation,
+    flat_settings,
+    load_config,
+    to_yaml,
+    total_steps,
+)
 from hrm_dist.distributed.launch_env import launch_env
 from hrm_dist.run_lock import locked
 
@@ -95,16 +103,17 @@ def build_if_missing(config: TrainConfig) -> None:
     spec = config.dataset
     if spec is None:
         return
-    if (path / "dataset.json").exists():
+    if not (path / "dataset.json").exists():
+        build(Request(spec.preset, list(spec.source), path, spec.options, spec.seed, workers=1, quiet=False))
+    elif as_found(config).dataset is None:
         info = load_dataset_info(path)
-        if (info.kind, info.options, info.seed) != (spec.kind.name, spec.options.model_dump(), spec.seed):
-            shown = " ".join(f"{key}={value}" for key, value in side_by_side(info.options).items())
-            logger.warning(
-                "%s was built of kind %s with %s, seed=%d, which is not what `dataset` says; it is used as it is",
-                path, info.kind, shown, info.seed,
-            )  # fmt: skip
-        return
-    build(Request(spec.preset, list(spec.source), path, spec.options, spec.seed, workers=1, quiet=False))
+        built = " ".join(f"{key}={value}" for key, value in side_by_side(info.options).items())
+        sources = ", ".join(source.name for source in info.sources) or "new puzzles"
+        logger.warning(
+            "%s is not what `dataset` says (kind %s, of %s, with %s, seed=%d); it is used as it is, and config.yaml "
+            "has dataset: null",
+            path, info.kind, sources, built, info.seed,
+        )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     launch_env()  # raises where the environment is no good
     if options.dry_run:
         if launch_env().rank == 0:
-            print(dry_run(config))
+            print(dry_run(as_found(config)))
         return 0
     return train(config)
 
@@ -142,6 +151,7 @@ def train(config: TrainConfig) -> int:
             if not collectives.run_on_rank0(lambda: stop.completes(lambda: build_if_missing(config))):
                 outcome = " before the first step; the same command starts again"
             else:
+                config = as_found(config)
                 collectives.assert_same_on_all_ranks(lambda: _dataset(config))
                 collectives.run_on_rank0(lambda: _check_evaluation(config))
                 if Trainer(config, world).fit(stop):
@@ -173,7 +183,7 @@ def _check_evaluation(config: TrainConfig) -> None:
         kind_named(info.kind)
         if not info.splits.test.total_groups:
             logger.warning(
-                "eval_interval=%d: %s: %s, so there are no scores and no best checkpoint",
+                "eval_interval=%d: %s: %s, so there are no scores and no checkpoints/best; take checkpoints/latest",
                 config.eval_interval, config.data_path, NOTHING_HELD_OUT,
             )  # fmt: skip
 

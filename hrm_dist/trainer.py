@@ -291,8 +291,15 @@ class Trainer:
             return False
         state.evaluation_is_due = False
         log.write_scores(state.step, scores)
+        if not scores and len(reader):
+            collectives.log_once(
+                logger.warning,
+                f"step {state.step}: all outputs in the test split are hidden, so nothing is scored and no checkpoint "
+                f"is the best; take {self.run_dir / 'checkpoints' / 'latest'}",
+            )
         score = evaluation.headline(scores)
-        is_best = score is not None and (state.best_score is None or score > state.best_score)
+        # Of equal scores the last: where nothing is solved yet, it has trained most.
+        is_best = score is not None and (state.best_score is None or score >= state.best_score)
         if is_best:
             state.best_score = score
         return is_best

@@ -84,8 +84,9 @@ def evaluation_asked_for(options: argparse.Namespace, reader: TestReader, num_pa
             f"{options.data}: {NOTHING_HELD_OUT}, so there is nothing to predict; build a dataset with held-out "
             f"puzzles ({HOW_TO_HOLD_OUT}) and train on it."
         )
+    has_ema = any(key.startswith("ema.") for key in state.tensors)
     # In files "ema" has always been "average", and folders begun before can be completed.
-    weights = "average" if options.weights == "ema" else options.weights
+    weights = "average" if options.weights == "ema" and has_ema else "raw"
     return Evaluation(
         checkpoint_id=f"{identity(options.checkpoint)}-{weights}",
         num_aug=options.num_aug,

@@ -4,7 +4,8 @@ Which they are, and whether they matter to what is trained.
 
 config_changes.jsonl in the run folder has a line for each start that changed settings:
   {"step": 400, "changes": {"lr": [0.0001, 5e-05]}}    steps after 400 were trained with the second value
-config.yaml holds the last values, so the two tell the settings of every step.
+config.yaml holds the last values, so the two tell the settings of every step. What may change, every setting has
+declared here.
 """
 
 import json
@@ -20,6 +21,18 @@ from hrm_dist.config import TrainConfig, flat_settings
 
 FILE = "config_changes.jsonl"
 
+FIXED = frozenset({"arch", "precision", "global_batch_size", "seed"})
+"""Settings (or sections) that may not change: a resumed run goes through the same batches with the same carry."""
+
+OF_THE_RESULT = frozenset(
+    {
+        "epochs", "lr", "lr_min_ratio", "lr_warmup_steps", "beta1", "beta2", "weight_decay", "puzzle_emb_lr",
+        "puzzle_emb_weight_decay", "ema", "ema_rate",
+    }
+)  # fmt: skip
+"""Settings that may change as long as steps remain, which are then trained with the new values. A finished run would
+have been another with these."""
+
 NOT_IN_THE_RESULT = frozenset(
     {
         # where data and outputs are; what the data is, is compared by content
@@ -34,8 +47,7 @@ NOT_IN_THE_RESULT = frozenset(
         "log_interval", "eval_interval", "eval_max_groups", "eval_num_aug", "eval_batch_size",
     }
 )  # fmt: skip
-"""Settings (or sections) that change nothing of the trained weights. A finished run may be started with any value of
-these; all others would have made another run of it."""
+"""Settings (or sections) that change nothing of the trained weights, and may have any value at any time."""
 
 Changes = Mapping[str, tuple[Any, Any]]
 """Dotted key -> old and new value, as in JSON."""
@@ -62,11 +74,16 @@ def changed_settings(then: Mapping[str, Any], now: TrainConfig) -> Changes:
 
 def of_the_result(changes: Changes) -> Changes:
     """Return those that matter to the trained weights."""
-    return {
-        key: values
-        for key, values in changes.items()
-        if not NOT_IN_THE_RESULT.intersection((key, key.partition(".")[0]))
-    }
+    return {key: values for key, values in changes.items() if _section(key) not in NOT_IN_THE_RESULT}
+
+
+def fixed(changes: Changes) -> Changes:
+    """Return those that no run can make."""
+    return {key: values for key, values in changes.items() if _section(key) in FIXED}
+
+
+def _section(key: str) -> str:
+    return key.partition(".")[0]
 
 
 def described(changes: Changes) -> str:

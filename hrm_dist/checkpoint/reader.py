@@ -191,6 +191,12 @@ def read_state(path: Path) -> CheckpointState:
     """Return what state.json says; raise InputError when it is missing, damaged, or of another format."""
     path = _followed(path)
     is_checkpoint = (path / STATE_FILE).exists() or STEP_DIR.fullmatch(pointer.target(path).name)
+    latest = path.with_name("latest")
+    if path.name == "best" and not path.exists() and latest.exists():
+        raise InputError(
+            f"{path}: no evaluation has scored anything (nothing is held out, its outputs are hidden, or none is made "
+            f"yet), so no checkpoint is the best; take {latest}."
+        )
     if not path.is_dir() or not is_checkpoint:
         raise InputError(
             f"{path}: no checkpoint here (a checkpoint is a folder such as runs/x/checkpoints/latest)."

@@ -18,7 +18,7 @@ import torch
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import replace_file
 from hrm_dist.checkpoint import config_changes, pointer
-from hrm_dist.checkpoint.config_changes import changed_settings, described, of_the_result
+from hrm_dist.checkpoint.config_changes import changed_settings, described, fixed, of_the_result
 from hrm_dist.checkpoint.pointer import STEP_DIR
 from hrm_dist.checkpoint.reader import (
     Checkpoint,
@@ -28,15 +28,13 @@ from hrm_dist.checkpoint.reader import (
     read_state,
 )
 from hrm_dist.checkpoint.writer import restore_pointers, rewind
-from hrm_dist.config import ConfigError, TrainConfig, flat_settings, to_yaml
+from hrm_dist.config import ConfigError, TrainConfig, to_yaml
 from hrm_dist.distributed import collectives
 from hrm_dist.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
 REWIND_FILE = "rewind.json"
-# A resumed run goes through the same batches with the same carry, so these must be what they were, and all of `arch`.
-_FIXED = ("global_batch_size", "seed", "arch.")
 
 
 class Start(NamedTuple):
@@ -83,6 +81,14 @@ def find_start(
     if inexact:
         collectives.log_once(logger.info, f"equal up to rounding, not bit for bit: {'; '.join(inexact)}")
     return Start(opened, rewinds, changes)
+
+
+def check_start(config: TrainConfig, run_dir: Path, dataset: dict[str, Any], schedule: Schedule) -> None:
+    """Raise InputError where `find_start` would, but for damaged tensors: before a job waits for its turn."""
+    if config.resume != "auto" or pointer.is_pointer(run_dir / "checkpoints" / "latest"):
+        path, _ = _choose(config, run_dir)
+        if path is not None:
+            _check_same_run(read_state(path), pointer.target(path), config, dataset, schedule)
 
 
 def start_run_folder(config: TrainConfig, run_dir: Path, start: Start | None) -> None:
@@ -152,12 +158,10 @@ def _check_same_run(
 
     At the last step it can if what changed does not matter to what has been trained.
     """
-    last_step = schedule.last_step
-    now, then = flat_settings(config.model_dump(mode="json")), flat_settings(state.config)
+    last_step, changes = schedule.last_step, changed_settings(state.config, config)
     problems = [
-        f"{key} is {now.get(key)!r}, the checkpoint has {then.get(key)!r}"
-        for key in sorted(now | then)
-        if key.startswith(_FIXED) and now.get(key) != then.get(key)
+        f"{key} is {now!r}, the checkpoint has {then!r}"
+        for key, (then, now) in sorted(fixed(changes).items())
     ]
     if state.dataset != dataset:
         problems.append(f"data_path={config.data_path} is not the dataset it was trained on")
@@ -170,13 +174,13 @@ def _check_same_run(
         raise ConfigError(
             f"{path}: is at step {state.step}, beyond the last step {last_step}; raise epochs or max_steps."
         )
-    changes = of_the_result(changed_settings(state.config, config))
-    if state.step == last_step and changes:
+    too_late = of_the_result(changes)
+    if state.step == last_step and too_late:
         limits = {"max_steps": config.max_steps, "epochs": schedule.total_steps}
         raised = " and ".join(key for key, limit in limits.items() if limit == last_step)
         raise ConfigError(
             f"{path}: is at the last step, {last_step}, so nothing can be trained with changed settings "
-            f"({described(changes)}). Put them back, train a new run with another checkpoint_path, or raise {raised} "
+            f"({described(too_late)}). Put them back, train a new run with another checkpoint_path, or raise {raised} "
             "to resume from here with the new settings."
         )
 

@@ -15,6 +15,7 @@ from data_pipeline.base.models import Strict
 from data_pipeline.base.paths import PathText
 from data_pipeline.build_spec import BuildSpec
 from data_pipeline.sampler import check_divisible
+from data_pipeline.schema import load_dataset_info
 from hrm_dist.config.aliases import ALIASES
 from hrm_dist.config.architectures import ARCHITECTURES, Architecture, problems
 from hrm_dist.config.hints import HINTS, other_notation
@@ -277,6 +278,18 @@ class TrainConfig(Strict):
                 f"each other; leave one of them out, or set arch.forward_dtype={dtype}"
             )
         return self
+
+
+def as_found(config: TrainConfig) -> TrainConfig:
+    """Return the configuration without a `dataset` section that does not describe what data_path holds."""
+    path = Path(config.data_path)
+    if config.dataset is None or not (path / "dataset.json").exists():
+        return config
+    return (
+        config
+        if config.dataset.describes(load_dataset_info(path))
+        else config.model_copy(update={"dataset": None})
+    )
 
 
 def total_steps(config: TrainConfig, metadata: "DatasetMetadata") -> int:

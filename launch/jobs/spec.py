@@ -16,6 +16,7 @@ from hrm_dist import run_lock
 from hrm_dist.checkpoint import pointer
 from hrm_dist.config import (
     TrainConfig,
+    as_found,
     check_notation,
     load_config,
     sequences_per_process,
@@ -58,7 +59,7 @@ def training(rest: Sequence[str], cluster: Cluster) -> JobSpec:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     check_notation(rest, parser.prog)
     options = parser.parse_args(rest)
-    config = load_config(options.config, options.overrides)
+    config = as_found(load_config(options.config, options.overrides))
     about = _check_training(config, cluster)
     folder = Path(config.checkpoint_path).absolute()
     _check_folder(folder)
@@ -69,10 +70,24 @@ def training(rest: Sequence[str], cluster: Cluster) -> JobSpec:
     if owner := run_lock.holder(folder):
         remedy = "wait for its end, stop it, or choose another checkpoint_path"
         raise InputError(f"checkpoint_path={folder}: a run trains here ({owner}); {remedy}.")
+    _check_start(config, folder)
     # The jobs read a copy: what is queued stays as it was checked, whatever becomes of the file.
     copy = jobs_folder(folder) / "config.yaml"
     parts, inputs = [["hrm_dist.train", str(copy)]], [Path(config.data_path)]
     return JobSpec("train", folder, parts, [0], about, inputs=inputs, config=(copy, to_yaml(config)))
+
+
+def _check_start(config: TrainConfig, folder: Path) -> None:
+    """Raise InputError where a run that is there cannot go on with these settings."""
+    data = Path(config.data_path)
+    is_new = config.resume in ("auto", "never") and not (folder / "checkpoints").exists()
+    if is_new or not (data / "dataset.json").exists():
+        return
+    from hrm_dist.checkpoint import reader, resume  # torch is slow to load
+    from hrm_dist.schedule import Schedule
+
+    metadata = load_dataset_info(data).metadata("train")
+    resume.check_start(config, folder, reader.dataset_identity(data, metadata), Schedule(config, metadata))
 
 
 def _check_training(config: TrainConfig, cluster: Cluster) -> list[str]:

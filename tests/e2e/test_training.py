@@ -91,20 +91,28 @@ def test_the_average_follows_the_weights_at_its_rate(evaluated: Path) -> None:
     assert 0.1 < moved < 1 - 0.9**4
 
 
-def test_best_is_the_first_checkpoint_with_the_highest_score(evaluated: Path) -> None:
+def test_best_is_the_last_checkpoint_with_the_highest_score(evaluated: Path) -> None:
     scores = {row["step"]: row["eval/task/pass@2"] for row in rows(evaluated) if "eval/task/pass@2" in row}
     best = read_state(evaluated / "checkpoints" / "best")
-    assert best.step == max(scores, key=lambda step: (scores[step], -step))
+    assert best.step == max(scores, key=lambda step: (scores[step], step))
     assert best.best_score == max(scores.values())
 
 
 def test_the_last_k_checkpoints_and_the_best_are_kept(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    # No task is solved within 12 steps, so that the first evaluation stays the best.
-    settings = ["epochs=250", "eval_interval=1", "eval_num_aug=0", "checkpoint_interval=1"]
-    assert train(config, run, "max_steps=12", "keep_checkpoints=3", *settings).exit_code == 0
-    assert read_state(run / "checkpoints" / "best").step == 4
-    assert saved_steps(run) == [4, 10, 11, 12]
+    # No task is solved within 12 steps, so that each evaluation, of steps 4 and 8, is as good as the one before.
+    settings = [
+        "epochs=250",
+        "eval_interval=1",
+        "eval_num_aug=0",
+        "checkpoint_interval=1",
+        "keep_checkpoints=3",
+    ]
+    assert train(config, run, "max_steps=6", *settings, "eval_interval=null").exit_code == 0
+    assert train(config, run, "max_steps=12", *settings).exit_code == 0
+    best = max(row["step"] for row in rows(run) if "eval/task/pass@2" in row)
+    assert read_state(run / "checkpoints" / "best").step == best
+    assert saved_steps(run) == sorted({best, 10, 11, 12})
     assert saved_step(run) == 12
 
 

@@ -8,7 +8,7 @@ from data_pipeline.build import build, parse_arguments
 from data_pipeline.build_spec import BuildSpec
 from data_pipeline.kinds import KIND_OF_PRESET, KINDS
 from data_pipeline.schema import load_dataset_info
-from hrm_dist.config import ConfigError, TrainConfig, load_config, to_yaml
+from hrm_dist.config import ConfigError, TrainConfig, as_found, load_config, to_yaml
 from hrm_dist.train import build_if_missing, main
 from tests.unit.test_data_build import checksums
 
@@ -122,4 +122,28 @@ def test_a_dataset_of_another_kind_than_the_section_is_used_with_a_warning(
     build_if_missing(config_of(tmp_path, f"preset: sudoku, {TINY['sudoku'][1]}"))
     assert not caplog.records
     build_if_missing(config_of(tmp_path, "preset: maze, side: 4"))
-    assert "was built of kind sudoku with num_aug=2" in caplog.text
+    assert "(kind sudoku, of new puzzles, with num_aug=2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("section", "is_described"),
+    [
+        ("preset: arc-agi-1, num_aug: 8, holdout: all, canvas: 6, limit_groups: 8, seed: 0", True),
+        ("preset: arc-agi-2, num_aug: 8, holdout: all, canvas: 6, limit_groups: 8, seed: 0", False),
+        ("preset: arc, source: x, num_aug: 8, holdout: all, canvas: 6, limit_groups: 8, seed: 0", False),
+        (
+            "preset: arc-agi-1, source: x, num_aug: 8, holdout: all, canvas: 6, limit_groups: 8, seed: 0",
+            False,
+        ),
+        ("preset: arc-agi-1, num_aug: 8, holdout: all, canvas: 6, limit_groups: 8, seed: 1", False),
+        ("preset: sudoku", False),
+    ],
+)
+def test_a_section_stays_in_the_record_only_where_it_describes_the_dataset(
+    section: str, is_described: bool, dataset: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"data_path: {dataset}\ndataset: {{{section}}}")
+    config = as_found(load_config(path))
+    assert (config.dataset is not None) == is_described
+    assert config.data_path == str(dataset)

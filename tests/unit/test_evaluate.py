@@ -123,6 +123,18 @@ def test_ema_and_raw_weights_predict_under_different_names(
     assert not np.array_equal(files[0].q_halt_logits, files[1].q_halt_logits)
 
 
+def test_the_name_of_a_checkpoint_without_average_claims_none(run: Run, config: Path, tmp_path: Path) -> None:
+    assert train([str(config), f"checkpoint_path={tmp_path / 'run'}", "max_steps=1"]) == 0
+    for weights in ("ema", "raw"):
+        assert run(tmp_path / "run" / "checkpoints" / "latest", tmp_path / weights, "--weights", weights) == 0
+    ids = [
+        read_prediction_file(tmp_path / weights / "predictions_00000.npz").checkpoint_id
+        for weights in ("ema", "raw")
+    ]
+    assert ids[0] == ids[1]
+    assert str(ids[0]).endswith("-raw")
+
+
 def test_a_folder_begun_under_the_former_name_of_ema_is_completed(
     run: Run, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -9,12 +10,16 @@ from unittest import mock
 import pytest
 
 from data_pipeline.arc.dataset import ArcOptions
-from data_pipeline.base.errors import exit_code
+from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.build import build
 from data_pipeline.shards.plan import Request
 from hrm_dist.checkpoint.config_changes import FILE
 from hrm_dist.config import load_config
+from hrm_dist.evaluation import evaluate as evaluation
 from hrm_dist.train import main
+from launch.jobs import spec
+from launch.jobs.cluster import Cluster
+from tools import evaluate
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 PARAMETERS = {"arc1": 27.3, "arc2": 27.3, "trm_arc1": 6.8, "trm_arc2": 6.8}  # millions
@@ -316,6 +321,72 @@ def test_a_finished_run_takes_settings_that_change_nothing_of_it(
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
     key = settings[0].partition("=")[0]
     assert json.loads((run / FILE).read_text())["changes"].keys() >= {key}
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("arch.L_cycles=3", "arch.L_cycles is 3, the checkpoint has 2"),
+        ("precision=bf16", "arch.forward_dtype is 'bfloat16', the checkpoint has 'float32'; precision is"),
+        ("seed=1", "seed is 1, the checkpoint has 0"),
+        (
+            "lr=1e-2",
+            "is at the last step, 2, so nothing can be trained with changed settings (lr: 0.001 -> 0.01)",
+        ),
+        ("max_steps=1", "beyond the last step 1"),
+    ],
+)
+def test_a_submission_is_refused_what_the_job_would_be(
+    setting: str, reason: str, trained: Path, config: Path, tmp_path: Path
+) -> None:
+    run, own = resume_in_a_copy(trained, tmp_path)
+    settings = [own, "max_steps=2", "checkpoint_interval=1", setting]
+    before = content(tmp_path)
+    with pytest.raises(InputError, match=re.escape(reason)):
+        spec.training([str(config), *settings], Cluster(cluster="local"))
+    others = ["resume=" + str(run / "checkpoints" / "step_2"), f"checkpoint_path={tmp_path / 'other'}"]
+    with pytest.raises(InputError, match=re.escape(reason)):
+        spec.training([str(config), *settings, *others], Cluster(cluster="local"))
+    assert content(tmp_path) == before
+    spec.training([str(config), own, "max_steps=3", "lr=1e-2"], Cluster(cluster="local"))
+
+
+def test_the_record_of_a_run_names_no_dataset_that_it_does_not_train_on(config: Path, tmp_path: Path) -> None:
+    sectioned, run = tmp_path / "c.yaml", tmp_path / "run"
+    sectioned.write_text(config.read_text() + "dataset: {preset: arc-agi-2}\n")
+    assert main([str(sectioned), f"checkpoint_path={run}", "max_steps=1"]) == 0
+    assert load_config(run / "config.yaml").dataset is None
+    assert "arc-agi-2" not in (run / "checkpoints" / "latest" / "state.json").read_text()
+
+
+def test_of_equal_scores_the_later_is_best_across_a_resume(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: {"exact_accuracy": 0.0})
+    run = tmp_path / "run"
+    settings = [str(config), f"checkpoint_path={run}", "eval_interval=1", "keep_checkpoints=1"]
+    for steps in (4, 8):
+        assert main([*settings, f"max_steps={steps}"]) == 0
+        assert os.readlink(run / "checkpoints" / "best") == f"step_{steps}"
+        assert [path.name for path in (run / "checkpoints").glob("step_*")] == [f"step_{steps}"]
+
+
+def test_where_nothing_can_be_scored_the_latest_checkpoint_is_named(
+    config: Path,
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: {})
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert main([str(config), f"checkpoint_path={tmp_path / 'run'}", "eval_interval=1", "max_steps=1"]) == 0
+    assert f"no checkpoint is the best; take {checkpoints / 'latest'}" in caplog.text
+    words = [str(checkpoints / "best"), "--data", str(dataset), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *words])
+    assert exit_code(evaluate.main) == 2
+    assert f"no checkpoint is the best; take {checkpoints / 'latest'}" in capsys.readouterr().err
 
 
 def test_a_run_folder_that_cannot_be_made_is_refused(refusal: Refusal, config: Path, tmp_path: Path) -> None:
