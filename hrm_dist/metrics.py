@@ -18,6 +18,7 @@ from data_pipeline.base.files import replace_file
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import collectives
 from hrm_dist.model.losses import total_loss
+from hrm_dist.wandb_run import WandB
 
 Row = dict[str, float | int | str]
 
@@ -108,37 +109,6 @@ class JsonLines:
     def close(self) -> None: ...
 
 
-class WandB:
-    """Weights & Biases; the run continues under the same id after a restart."""
-
-    def __init__(self, config: TrainConfig, run_dir: Path, step: int) -> None:
-        """step: the one reached before."""
-        import wandb  # slow, and rarely wanted
-
-        self._first_step = step
-        run_id_file = run_dir / "wandb_run_id"
-        known = run_id_file.read_text().strip() if run_id_file.exists() else None
-        self._run: Any = wandb.init(
-            project=config.project_name or "hrm-dist",
-            name=config.run_name or run_dir.name,
-            id=known,
-            resume="allow",
-            mode="offline" if config.wandb_mode == "offline" else "online",
-            dir=str(run_dir),
-            config=config.model_dump(mode="json"),
-        )
-        replace_file(run_id_file, self._run.id.encode())
-
-    def write(self, row: Row) -> None:
-        step = int(row["step"])
-        # Rows of one step become one. But the step at which an earlier process stopped is closed: what is made up for
-        # it goes with the next.
-        self._run.log(row, step=step + 1 if step == self._first_step else step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
 class RunLog:
     """Progress bar, speed, and the sinks of this process (only the main one has any)."""
 
@@ -150,6 +120,7 @@ class RunLog:
         last_step: int,
         redone: tuple[str, ...],
         matmul_seconds_per_step: float,
+        wandb: WandB | None = None,
     ) -> None:
         """step: the one reached; redone: `train/` or `eval/` if its row of these is to come, whether or not an earlier
         process wrote it; matmul_seconds_per_step: what a step's matrix products take at the measured matmul rate of the
@@ -159,8 +130,8 @@ class RunLog:
         self._sinks: list[JsonLines | WandB] = []
         if collectives.is_main():
             self._sinks.append(JsonLines(run_dir / "metrics.jsonl", step, redone))
-            if config.wandb_mode != "disabled":
-                self._sinks.append(WandB(config, run_dir, step))
+            if wandb is not None:
+                self._sinks.append(wandb)
         # In a job's log, where every update is a line, one in half a minute is enough.
         interval = 0.5 if sys.stderr.isatty() else 30.0
         self._bar = tqdm(

@@ -34,6 +34,7 @@ from hrm_dist.model.network import Network
 from hrm_dist.model.puzzle_embedding import SignSGD, place_table
 from hrm_dist.schedule import Schedule
 from hrm_dist.skipped_updates import SkippedUpdates
+from hrm_dist.wandb_run import WandB
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.state = TrainState(config, world, self.model, self.engine)
         self.skipped = SkippedUpdates(world.device)
+        self._wandb: WandB | None = None  # on the main process, if asked for
         self.writer = CheckpointWriter(
             self.run_dir / "checkpoints",
             config.keep_checkpoints,
@@ -110,6 +112,8 @@ class Trainer:
         # A damaged dataset is found before anything is written.
         if not self.schedule.is_last(self.state.step):
             self._warm_up(self.reader.batch(self.state.step))
+        if self.config.wandb_mode != "disabled":
+            collectives.run_on_rank0(self._begin_wandb)
         collectives.run_on_rank0(lambda: resume.start_run_folder(self.config, self.run_dir, start))
         with closing(self._open_log()) as log, closing(self.writer):
             is_behind = self.state.row_is_due or self.state.evaluation_is_due
@@ -207,6 +211,9 @@ class Trainer:
         )
         return start
 
+    def _begin_wandb(self) -> None:
+        self._wandb = WandB(self.config, self.run_dir, self.state.step)
+
     def _open_log(self) -> RunLog:
         device = self.world.device
         # The measurement draws random numbers, and a resumed run makes it once more.
@@ -218,7 +225,13 @@ class Trainer:
         due = {"train/": self.state.row_is_due, "eval/": self.state.evaluation_is_due}
         redone = tuple(prefix for prefix, is_due in due.items() if is_due)
         return RunLog(
-            self.config, self.run_dir, self.state.step, self.schedule.last_step, redone, flops / rate
+            self.config,
+            self.run_dir,
+            self.state.step,
+            self.schedule.last_step,
+            redone,
+            flops / rate,
+            self._wandb,
         )
 
     def _warm_up(self, batch: Batch) -> None:

@@ -271,6 +271,8 @@ class TrainConfig(Strict):
                 f"gather_unit={self.gather_unit} means nothing to engine={self.engine}, whose weights are whole all "
                 "the time; leave it out, or set engine to zero3 or fsdp2"
             )
+        if self.wandb_mode != "disabled":
+            _check_name_for_wandb(self.project_name or "")
         dtype = _DTYPE_OF_PRECISION[self.precision]
         if self.arch.forward_dtype != dtype:
             raise ValueError(
@@ -278,6 +280,15 @@ class TrainConfig(Strict):
                 f"each other; leave one of them out, or set arch.forward_dtype={dtype}"
             )
         return self
+
+
+def _check_name_for_wandb(name: str) -> None:
+    bad = sorted(set(name) & set("/\\#?%:"))
+    if bad or len(name) > 128:
+        why = f"may not hold {' '.join(bad)}" if bad else f"may have 128 characters, not {len(name)}"
+        raise ValueError(
+            f"project_name={name}: a project of W&B {why}; choose another name, or set wandb_mode=disabled"
+        )
 
 
 def as_found(config: TrainConfig) -> TrainConfig:

@@ -1,0 +1,124 @@
+"""W&B: what is wrong is said before a run begins, and nothing of it stops one that has begun."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.base.errors import InputError
+from hrm_dist.config import ConfigError, TrainConfig, load_config
+from hrm_dist.wandb_run import WandB
+from tests.training import command_line, num_rows
+
+
+class FakeRun:
+    id = "abc"
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+
+    def log(self, row: Any, step: int) -> None:
+        raise ConnectionResetError("Connection lost")
+
+    def finish(self) -> None: ...
+
+
+def online(tmp_path: Path) -> TrainConfig:
+    return TrainConfig(data_path="d", checkpoint_path=str(tmp_path / "run"), wandb_mode="online")
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> Any:
+    import wandb
+
+    monkeypatch.setattr(wandb, "teardown", lambda: None)
+    return wandb
+
+
+@pytest.mark.parametrize("name", ["team/arc", "a:b", "50%", "what?", "#1", "a\\b", "x" * 129])
+def test_a_project_name_that_it_refuses_is_refused_with_the_configuration(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("data_path: d")
+    with pytest.raises(ConfigError, match=r"project_name=.*choose another name, or set wandb_mode=disabled"):
+        load_config(file, [f"project_name={name}", "wandb_mode=offline"])
+    assert load_config(file, [f"project_name={name}"]).project_name == name
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no route\nmore"), ImportError("No module named wandb")])
+def test_a_new_run_is_refused_where_it_does_not_begin(
+    error: Exception, wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: Any) -> None:
+        (tmp_path / "run" / "wandb").mkdir(parents=True)
+        raise error
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(InputError, match=re.escape(str(error).splitlines()[0])) as caught:
+        WandB(online(tmp_path), tmp_path / "run", 0)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
+def test_a_run_that_resumes_goes_on_offline(
+    wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    modes: list[str] = []
+
+    def init(**given: Any) -> FakeRun:
+        modes.append(given["mode"])
+        if given["mode"] == "online":
+            raise ConnectionError("no route")
+        return FakeRun()
+
+    monkeypatch.setattr(wandb, "init", init)
+    WandB(online(tmp_path), tmp_path / "run", 5)
+    assert modes == ["online", "offline"]
+    assert "W&B does not begin (no route)" in caplog.text
+
+
+def test_its_loss_is_said_once_and_writing_goes_on(
+    wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(wandb, "init", lambda **_: FakeRun())
+    run = WandB(online(tmp_path), tmp_path / "run", 0)
+    for step in (1, 2):
+        run.write({"step": step})
+    run.close()
+    assert caplog.text.count("W&B is gone (Connection lost)") == 1
+
+
+def test_a_setting_of_the_environment_that_has_no_effect_is_named(
+    wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(wandb, "init", lambda **_: FakeRun())
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    WandB(online(tmp_path), tmp_path / "run", 0)
+    assert "WANDB_MODE=disabled: has no effect, since wandb_mode=online" in caplog.text
+
+
+def test_a_run_ends_well_whose_process_of_wandb_is_killed(config: Path, tmp_path: Path) -> None:
+    code = f"""
+import os, signal, subprocess, sys
+from hrm_dist import trainer
+from hrm_dist.train import main
+step = trainer.Trainer.train_step
+def kill_once(self, batch):
+    if self.state.step == 2:
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True, text=True)
+        for child in children.stdout.split():
+            try:
+                if "wandb" in open(f"/proc/{{child}}/cmdline").read():
+                    os.kill(int(child), signal.SIGKILL)
+            except FileNotFoundError:
+                pass
+    step(self, batch)
+trainer.Trainer.train_step = kill_once
+sys.exit(main([{str(config)!r}, "checkpoint_path={tmp_path / "run"}", "wandb_mode=offline", "max_steps=5"]))
+"""
+    finished = command_line("-c", code)
+    assert finished.exit_code == 0, finished.output
+    assert finished.output.count("W&B is gone") == 1
+    assert "Traceback" not in finished.output
+    assert num_rows(tmp_path / "run") == 5
