@@ -38,6 +38,7 @@ from data_pipeline.base.command_line import command_parser, whole_number
 from data_pipeline.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, exit_code
 from data_pipeline.base.parallel import Part, parse_part, progress_bar
 from data_pipeline.base.paths import path_argument
+from data_pipeline.base.sizes import size_text
 from data_pipeline.build_spec import BuildSpec
 from data_pipeline.kind import Kind
 from data_pipeline.kinds import KIND_OF_PRESET, KINDS
@@ -141,7 +142,7 @@ def summary(out: Path, info: DatasetInfo) -> str:
     if info.leaks.num_pairs:
         fate = "removed from training" if info.leaks.dropped else "which stay in training"
         lines.append(f"  held-out pairs that also stood in the training data: {info.leaks.num_pairs}, {fate}")
-    lines.append(f"  {(train.size_bytes + test.size_bytes) / 1e6:.1f} MB")
+    lines.append(f"  {size_text(train.size_bytes + test.size_bytes)}")
     return "\n".join(lines)
 
 

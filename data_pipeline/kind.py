@@ -58,8 +58,8 @@ class Kind(NamedTuple):
     options: type[Options]
     read: Callable[[Request], Content]
     """Read the sources; raise InputError for what cannot be used as asked."""
-    expect: Callable[[Options], DatasetMetadata]
-    """Tell what a dataset with these options will look like, as far as that is known without its sources."""
+    expect: Callable[[Request], DatasetMetadata]
+    """Tell what a dataset will look like, as far as that is known without reading its sources."""
     look: Callable[[int], Look]
     """By the side of the canvas."""
     scorer: Literal["votes"] | None = None

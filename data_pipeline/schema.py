@@ -359,8 +359,8 @@ def load_dataset_info(dataset_dir: Path | str) -> DatasetInfo:
         )
     if not path.exists():
         raise InputError(
-            f"{path}: not found, so this is no dataset; build one with "
-            "`python -m data_pipeline.build arc-agi-1 --out DIR`."
+            f"{path}: not found, so this is no dataset; build one with `python -m data_pipeline.build PRESET --out "
+            f"{path.parent}`, whose --help lists the presets."
         )
     info = load_document(path, DatasetInfo)
     if info.sha256 != info.digest():

@@ -26,9 +26,7 @@ from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError, exit_code
 from data_pipeline.base.extras import require
 from data_pipeline.base.paths import path_argument
-from data_pipeline.base.table import table
 from data_pipeline.build import build
-from data_pipeline.build_spec import BuildSpec
 from data_pipeline.kinds import kind_named
 from data_pipeline.options import side_by_side
 from data_pipeline.sampler import check_divisible
@@ -40,10 +38,10 @@ from hrm_dist.config import (
     check_notation,
     flat_settings,
     load_config,
-    to_yaml,
-    total_steps,
 )
+from hrm_dist.config.data_command import refuse_missing_data
 from hrm_dist.distributed.launch_env import launch_env
+from hrm_dist.dry_run import dry_run
 from hrm_dist.run_lock import locked
 
 logger = logging.getLogger(__name__)
@@ -63,38 +61,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     own = ("-h", "--help", "--dry-run")
     check_notation([word for word in words if word not in own], parser.prog)
     return parser.parse_intermixed_args(words)  # options may come between the overrides
-
-
-def dry_run(config: TrainConfig) -> str:
-    """Return what would be trained: every setting, the size of the model, the memory of a rank, the steps."""
-    from hrm_dist.model.memory_estimate import memory_per_rank, num_parameters
-
-    lines = [to_yaml(config).rstrip(), ""]
-    try:
-        info = load_dataset_info(Path(config.data_path))
-        metadata = info.metadata("train")
-        steps = total_steps(config, metadata)
-        lines.append(f"steps: {min(steps, config.max_steps or steps):,} on a schedule of {steps:,}")
-        test = info.splits.test
-        held_out = f"{test.num_examples:,} examples of {test.total_groups:,} groups"
-        lines.append(f"held out: {held_out if test.total_groups else NOTHING_HELD_OUT}")
-    except InputError as error:
-        spec = config.dataset or BuildSpec(preset="arc-agi-1")
-        metadata = spec.kind.expect(spec.options)
-        lines.append(
-            f"note: {error}\nnote: the figures below assume {spec.preset}: {metadata.seq_len} tokens, a vocabulary of "
-            f"{metadata.vocab_size}, {metadata.num_puzzle_identifiers:,} puzzle identifiers."
-        )
-    world_size = launch_env().world_size
-    local_batch_size = -(-config.global_batch_size // world_size)
-    memory = memory_per_rank(config, metadata, world_size)
-    lines.append(f"parameters: {num_parameters(config.arch, metadata):,}")
-    lines.append(f"memory per rank, {local_batch_size} of {config.global_batch_size} sequences (estimate):")
-    sizes = {**memory, "total": sum(memory.values())}
-    lines += table(
-        [(purpose, f"{size / 2**30:.2f} GiB") for purpose, size in sizes.items()], "<>", indent="  "
-    )
-    return "\n".join(lines)
 
 
 def build_if_missing(config: TrainConfig) -> None:
@@ -124,13 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     launch_env()  # raises where the environment is no good
     if options.dry_run:
         if launch_env().rank == 0:
-            print(dry_run(as_found(config)))
+            print(dry_run(options.config, as_found(config), launch_env().world_size))
         return 0
-    return train(config)
+    return train(options.config, config)
 
 
-def train(config: TrainConfig) -> int:
-    """Join the other processes and train; return the exit code."""
+def train(path: Path, config: TrainConfig) -> int:
+    """Join the other processes and train, with settings of a file and over it; return the exit code."""
     import torch
 
     from hrm_dist.distributed import collectives
@@ -148,6 +114,7 @@ def train(config: TrainConfig) -> int:
             collectives.run_on_all_ranks(lambda: check_divisible(config.global_batch_size, world.world_size))
             collectives.assert_same_on_all_ranks(lambda: _settings(config, world.device.type))
             collectives.run_on_rank0(lambda: on_leaving.enter_context(locked(run_dir)))
+            collectives.run_on_rank0(lambda: refuse_missing_data(path, config))
             if not collectives.run_on_rank0(lambda: stop.completes(lambda: build_if_missing(config))):
                 outcome = " before the first step; the same command starts again"
             else:

@@ -40,8 +40,8 @@ class WandB:
                 mode, remedy = config.wandb_mode, "set wandb_mode=disabled"
                 if mode == "online":
                     remedy += (
-                        ", or offline and `wandb sync` later; `python -m launch.doctor` says whether its server answers "
-                        "and there is a key"
+                        ", or offline and `wandb sync` later; `python -m launch.doctor` says whether its server "
+                        "answers and there is a key"
                     )
                 raise InputError(
                     f"wandb_mode={mode}: W&B does not begin ({_reason(error)}); {remedy}."

@@ -30,6 +30,7 @@ from data_pipeline.base.extras import require
 from data_pipeline.base.files import replace_file
 from data_pipeline.base.matplotlib_settings import plain_matplotlib
 from data_pipeline.base.paths import path_argument
+from data_pipeline.base.sizes import size_text
 from hrm_dist.evaluation.voting import Candidate, attempts
 from tools.vote import (
     ALL_TASKS,
@@ -260,7 +261,7 @@ def run(args: argparse.Namespace) -> int:
     )
     replace_file(args.out, page.encode())
     warn_of_ignored(result)
-    print(f"report: {args.out} ({len(page) / 1e6:.1f} MB, {len(result.test_puzzles)} tasks)")
+    print(f"report: {args.out} ({size_text(len(page))}, {len(result.test_puzzles)} tasks)")
     return 0
 
 

@@ -5,16 +5,23 @@ import numpy as np
 from data_pipeline.arc.dataset import ArcOptions, read
 from data_pipeline.arc.tokens import COLOURS, FIRST_COLOUR_ID, VOCAB_SIZE
 from data_pipeline.kind import PADDING, Boards, Kind, Look, Measured, Token
-from data_pipeline.options import Options
 from data_pipeline.schema import DatasetMetadata
+from data_pipeline.shards.plan import Request
+
+# The tasks that a preset starts from, and about as many for each further source: those of ConceptARC.
+_NUM_TASKS = {"arc-agi-1": 800, "arc-agi-2": 1120}
+_NUM_IN_SOURCE = 160
 
 
-def _expect(options: Options) -> DatasetMetadata:
-    """Tell the sizes of the published data: ARC-AGI-1 and ConceptARC, 1000 augmentations."""
+def _expect(request: Request) -> DatasetMetadata:
+    """Tell the most puzzles that there can be: some tasks do not fit, and some augmentations are the same."""
+    options = request.options
     assert isinstance(options, ArcOptions)
+    num_tasks = _NUM_TASKS.get(request.preset, 0) + _NUM_IN_SOURCE * len(request.sources)
+    num_tasks = min(num_tasks, options.limit_groups or num_tasks)
     return DatasetMetadata(
         seq_len=options.canvas**2, vocab_size=VOCAB_SIZE,
-        num_puzzle_identifiers=876_413, total_groups=960, mean_puzzle_examples=4.0,
+        num_puzzle_identifiers=1 + num_tasks * (1 + options.num_aug), total_groups=num_tasks, mean_puzzle_examples=4.0,
     )  # fmt: skip
 
 

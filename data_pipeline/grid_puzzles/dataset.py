@@ -29,7 +29,6 @@ from data_pipeline.grid_puzzles.generate import Blocks, generate
 from data_pipeline.grid_puzzles.puzzle_type import Examples, PuzzleOptions, PuzzleType
 from data_pipeline.grid_puzzles.rows import PuzzleRows
 from data_pipeline.kind import Kind, Look
-from data_pipeline.options import Options
 from data_pipeline.readings import left_out
 from data_pipeline.schema import (
     BLANK_NAME,
@@ -306,7 +305,8 @@ def _examples(puzzles: Puzzles) -> Examples:
 def kind_of(puzzle_type: type[PuzzleType], puzzles: str) -> Kind:
     """Return what the registry lists of a type of grid puzzles; `puzzles` is their plural."""
 
-    def expect(options: Options) -> DatasetMetadata:
+    def expect(request: Request) -> DatasetMetadata:
+        options = request.options
         assert isinstance(options, PuzzleOptions)
         sized = puzzle_type.of_new(options)
         return DatasetMetadata(

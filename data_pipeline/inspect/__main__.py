@@ -25,6 +25,7 @@ from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.extras import require
 from data_pipeline.base.files import replace_file
 from data_pipeline.base.paths import path_argument
+from data_pipeline.base.sizes import size_text
 from data_pipeline.base.table import table
 from data_pipeline.inspect.plot import draw, read_puzzles
 from data_pipeline.inspect.verify import Dataset, verify
@@ -177,7 +178,7 @@ def _size_table(dataset: Dataset) -> list[str]:
             ("examples", *(f"{size.num_examples:,}" for size in sizes)),
             ("rows", *(f"{size.num_rows:,}" for size in sizes)),
             ("shards", *(f"{len(index.shards):,}" for index in indexes)),
-            ("MB", *(f"{size.size_bytes / 1e6:,.1f}" for size in sizes)),
+            ("size", *(size_text(size.size_bytes) for size in sizes)),
         ],
         "<>",
         indent="  ",

@@ -23,6 +23,7 @@ from hrm_dist.config import (
     to_yaml,
     total_steps,
 )
+from hrm_dist.config.data_command import refuse_missing_data
 from hrm_dist.train import require_packages
 from launch.jobs.cluster import Cluster
 from launch.jobs.log import Kind, jobs_folder
@@ -60,6 +61,7 @@ def training(rest: Sequence[str], cluster: Cluster) -> JobSpec:
     check_notation(rest, parser.prog)
     options = parser.parse_args(rest)
     config = as_found(load_config(options.config, options.overrides))
+    refuse_missing_data(options.config, config)
     about = _check_training(config, cluster)
     folder = Path(config.checkpoint_path).absolute()
     _check_folder(folder)

@@ -111,7 +111,7 @@ def test_a_dry_run_assumes_the_sizes_that_the_section_will_build(
 ) -> None:
     config_of(tmp_path, "preset: maze, side: 12, min_steps: 20")
     assert main([str(tmp_path / "run.yaml"), "--dry-run"]) == 0
-    assert "assume maze: 144 tokens, a vocabulary of 6, 1 puzzle" in capsys.readouterr().out
+    assert "assume maze: 144 tokens, a vocabulary of 6, no puzzle identifiers" in capsys.readouterr().out
     assert not (tmp_path / "data").exists()
 
 

@@ -15,6 +15,7 @@ from data_pipeline.build import build
 from data_pipeline.shards.plan import Request
 from hrm_dist.checkpoint.config_changes import FILE
 from hrm_dist.config import load_config
+from hrm_dist.config.data_command import data_command
 from hrm_dist.evaluation import evaluate as evaluation
 from hrm_dist.train import main
 from launch.jobs import spec
@@ -412,6 +413,13 @@ def test_every_configuration_dry_runs_without_its_dataset(
         assert round(millions, 1) == PARAMETERS[path.stem]
     for purpose in ("weights", "optimizer", "puzzle table", "carry", "activations", "total"):
         assert f"  {purpose} " in sizes
+    config = load_config(path)
+    if config.dataset is None:
+        command = data_command(path, config)
+        assert command is not None
+        assert command.request.out == Path(config.data_path)
+        assert f"data: {config.data_path} is missing; this builds it: {command.text}\n" in sizes
+        assert f"the figures below assume {command.request.preset}: " in sizes
     assert [entry.name for entry in tmp_path.iterdir()] == ["resolved.yaml"]
 
 
@@ -421,6 +429,67 @@ def test_a_dry_run_counts_the_steps_of_a_dataset_that_is_there(
     assert main([str(config), f"checkpoint_path={tmp_path / 'run'}", "--dry-run"]) == 0
     assert "steps: 4,000" in capsys.readouterr().out  # 1000 passes over 8 groups of 4 examples, 8 a step
     assert not any(tmp_path.iterdir())
+
+
+def test_without_its_dataset_a_configuration_trains_on_nothing_but_says_what_builds_it(
+    refusal: Refusal, tmp_path: Path
+) -> None:
+    published = next(path for path in CONFIGS if path.stem == "sudoku_extreme_1k")
+    settings = [f"data_path={tmp_path / 'my data'}", f"checkpoint_path={tmp_path / 'run'}", "device=cpu"]
+    (tmp_path / "run").mkdir()
+    command = (
+        "python -m data_pipeline.build sudoku --source hub:sapientinc/sudoku-extreme --subsample 1000 --num-aug 1000 "
+        f"--out '{tmp_path / 'my data'}'"
+    )
+    assert f"{tmp_path / 'my data'}: no dataset here; `{command}` builds it" in refusal(published, *settings)
+    with pytest.raises(InputError, match=re.escape(command)):
+        spec.training([str(published), *settings], Cluster(cluster="local"))
+
+
+@pytest.mark.parametrize(
+    "header", ["", "# Data: python -m data_pipeline.build nonsense --out x", "# a\n#b 'c"]
+)
+def test_a_dry_run_guesses_no_size_of_data_that_nothing_describes(
+    header: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text(f"{header}\ndata_path: {tmp_path / 'nowhere'}\n")
+    assert main([str(tmp_path / "c.yaml"), "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert "parameters and memory: known once the dataset is there" in out
+    assert f"--out {tmp_path / 'nowhere'}" in out
+    assert err == ""
+
+
+def test_what_a_dry_run_says_of_gpus_is_what_it_says_of_memory(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = [
+        "device=auto",
+        "arch.hidden_size=4096",
+        "arch.num_heads=8",
+        "global_batch_size=16",
+        "precision=bf16",
+    ]
+    arguments = [str(config), f"checkpoint_path={tmp_path / 'run'}", "--dry-run", *large, "arch.H_layers=8"]
+
+    def total(*more: str) -> tuple[float, list[list[str]]]:
+        assert main([*arguments, *more]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        [size] = [line.split() for line in lines if line.startswith("  total")]
+        table = [line.split() for line in lines if re.match(r" +\d+ GB ", line)]
+        return float(size[1]) * {"MB": 1e6, "GB": 1e9}[size[2]], table
+
+    as_it_is, table = total()
+    assert [row[0] for row in table] == ["16", "24", "40", "80", "141"]
+    for gigabytes, _, alone, _ in table:
+        limit = 0.905 * int(gigabytes) * 1e9
+        if alone == "yes":
+            assert as_it_is <= limit
+        elif alone == "no":
+            assert total("gradient_accumulation_steps=16")[0] > 0.995 * 0.9 * int(gigabytes) * 1e9
+        else:
+            assert total(f"gradient_accumulation_steps={alone}")[0] <= limit
+    assert {row[2] for row in table} >= {"yes", "no"}
 
 
 def test_training_does_not_even_import_wandb_where_it_is_disabled(trained: Path) -> None:

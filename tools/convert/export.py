@@ -7,6 +7,7 @@ import torch
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import atomic_write, replace_file
+from data_pipeline.base.sizes import size_text
 from data_pipeline.schema import load_dataset_info, verify_document
 from hrm_dist.checkpoint import reader
 from hrm_dist.checkpoint.reader import Checkpoint
@@ -46,7 +47,7 @@ def export_weights(path: Path, out: Path, data: Path | None, *, ema: bool) -> st
     }
     with atomic_write(out) as file:
         stream_tensors(file, entries, (opened.tensor(key) for key in source.values()), metadata)
-    lines = [f"{out}: {len(entries)} tensors ({weights} weights), {out.stat().st_size / 1e6:,.1f} MB"]
+    lines = [f"{out}: {len(entries)} tensors ({weights} weights), {size_text(out.stat().st_size)}"]
     if TABLE in names:
         lines.append(
             f"{identifiers_beside(out)}: the names of the puzzle table's {opened.shapes[source[TABLE]][0]:,} rows"

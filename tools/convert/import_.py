@@ -1,7 +1,6 @@
 """Published weights as a checkpoint of step 0, to evaluate or to start training from."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,8 +39,7 @@ def import_weights(given: argparse.Namespace) -> str:
         )
     info = load_dataset_info(given.data)
     metadata = info.metadata("train")
-    # In quotes, since an override is YAML.
-    folders = [f"data_path={json.dumps(str(given.data))}", f"checkpoint_path={json.dumps(str(given.out))}"]
+    folders = [f"data_path={given.data}", f"checkpoint_path={given.out}"]
     config = load_config(given.config, [*given.overrides, *folders])
     tensors, found_in = read_weights(given.weights)
     with torch.device("meta"):

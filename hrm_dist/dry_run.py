@@ -1,0 +1,114 @@
+"""What a training run would be: its steps, the size of its model, and in which memory it fits."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipeline.base.errors import InputError
+from data_pipeline.base.sizes import size_text
+from data_pipeline.base.table import table
+from data_pipeline.kinds import KIND_OF_PRESET
+from data_pipeline.schema import NOTHING_HELD_OUT, DatasetMetadata, load_dataset_info
+from data_pipeline.shards.plan import Request
+from hrm_dist.config import TrainConfig, to_yaml, total_steps
+from hrm_dist.config.data_command import data_command
+
+_GPU_SIZES_GB = (16, 24, 40, 80, 141)
+# The rest is for the driver's context, the libraries' work space, and what is lost between blocks.
+_USABLE = 0.9
+_NODE = 8
+
+
+def dry_run(path: Path, config: TrainConfig, world_size: int) -> str:
+    """Return every setting of a configuration file and its overrides, and what follows from them."""
+    from hrm_dist.model.memory_estimate import memory_per_rank, num_parameters
+
+    lines = [to_yaml(config).rstrip(), ""]
+    metadata = _metadata(path, config, lines)
+    if metadata is None:
+        lines.append("parameters and memory: known once the dataset is there")
+        return "\n".join(lines)
+    local_batch_size = -(-config.global_batch_size // world_size)
+    memory = memory_per_rank(config, metadata, world_size)
+    lines.append(f"parameters: {num_parameters(config.arch, metadata):,}")
+    lines.append(
+        f"memory per process, with {local_batch_size} of {config.global_batch_size} sequences (estimate):"
+    )
+    sizes = {**memory, "total": sum(memory.values())}
+    lines += table([(purpose, size_text(size)) for purpose, size in sizes.items()], "<>", indent="  ")
+    if config.device != "cpu":
+        lines += _fitting(config, metadata, world_size)
+    return "\n".join(lines)
+
+
+def _metadata(path: Path, config: TrainConfig, lines: list[str]) -> DatasetMetadata | None:
+    """Return what is known of the data, and add what there is to say of it."""
+    try:
+        info = load_dataset_info(Path(config.data_path))
+    except InputError as error:
+        return _expected(path, config, error, lines)
+    metadata, test = info.metadata("train"), info.splits.test
+    steps = total_steps(config, metadata)
+    lines.append(f"steps: {min(steps, config.max_steps or steps):,} on a schedule of {steps:,}")
+    held_out = f"{test.num_examples:,} examples of {test.total_groups:,} groups"
+    lines.append(f"held out: {held_out if test.total_groups else NOTHING_HELD_OUT}")
+    return metadata
+
+
+def _expected(path: Path, config: TrainConfig, error: InputError, lines: list[str]) -> DatasetMetadata | None:
+    """Return what the data will be when it is built, where the configuration says how."""
+    spec, command = config.dataset, data_command(path, config)
+    if spec is not None:
+        request = Request(
+            spec.preset, list(spec.source), Path(config.data_path), spec.options, spec.seed, 1, True
+        )
+        lines.append(f"data: {config.data_path} is missing; training builds it first, as `dataset` says")
+    elif command is not None:
+        request = command.request
+        lines.append(f"data: {config.data_path} is missing; this builds it: {command.text}")
+    else:
+        lines.append(f"data: {error}")
+        return None
+    metadata = KIND_OF_PRESET[request.preset].expect(request)
+    identifiers = "no puzzle identifiers"
+    if metadata.num_puzzle_identifiers > 1:
+        identifiers = f"at most {metadata.num_puzzle_identifiers:,} puzzle identifiers"
+    lines.append(
+        f"the figures below assume {request.preset}: {metadata.seq_len} tokens, a vocabulary of {metadata.vocab_size}, "
+        f"{identifiers}"
+    )
+    return metadata
+
+
+def _fitting(config: TrainConfig, metadata: DatasetMetadata, world_size: int) -> list[str]:
+    """Return a table: in which GPUs it fits, on as many processes as now and, from one, on those of a node."""
+    counts = [world_size]
+    if world_size == 1 and config.global_batch_size % _NODE == 0:
+        counts.append(_NODE)
+    heads = [f"{count} process{'es' if count > 1 else ''}" for count in counts]
+    columns = [list(_accumulation(config, metadata, count)) for count in counts]
+    rows = [(f"{size} GB", *cells) for size, *cells in zip(_GPU_SIZES_GB, *columns, strict=True)]
+    lines = ["fits in GPUs (a number: with that gradient_accumulation_steps):"]
+    lines += table([("memory", *heads), *rows], ">", indent="  ")
+    if any("no" in column for column in columns):
+        lines.append("  no: needs activation_checkpointing=true, or engine=fsdp2 on more processes")
+    return lines
+
+
+def _accumulation(config: TrainConfig, metadata: DatasetMetadata, world_size: int) -> Iterator[str]:
+    """Yield for each size of GPU how many micro-batches make it fit, in words."""
+    from hrm_dist.model.memory_estimate import memory_per_rank
+
+    size = -(-config.global_batch_size // world_size)
+    least = config.gradient_accumulation_steps
+    divisors = [n for n in range(least, size + 1) if size % n == 0] or [least]
+    needs = {
+        n: sum(
+            memory_per_rank(
+                config.model_copy(update={"gradient_accumulation_steps": n}), metadata, world_size
+            ).values()
+        )
+        for n in divisors
+    }
+    for gigabytes in _GPU_SIZES_GB:
+        fitting = next((n for n, need in needs.items() if need <= _USABLE * gigabytes * 1e9), None)
+        yield "no" if fitting is None else "yes" if fitting == least else str(fitting)
