@@ -170,10 +170,13 @@ def _rendezvous(environment: Mapping[str, str], ranks_of: tuple[str, ...] | None
         if on_one_machine:
             return addr, 0, _rendezvous_name(environment, ranks_of is _SUBMITIT)
         return addr, _port_of_step(environment), ""
-    port = _number(environment, "MASTER_PORT")
-    if not 1 <= port <= 65_535:
-        raise ConfigError(f"MASTER_PORT={port} is not a port; set it to one that is free, at most 65535.")
-    return addr, port, ""
+    port = given["MASTER_PORT"]
+    if not (port.isdecimal() and 1 <= int(port) <= 65_535):
+        raise ConfigError(
+            f"MASTER_PORT={port} is not a port, a number from 1 to 65535; set it to one that is free on the host of "
+            "rank 0, the same for all processes."
+        )
+    return addr, int(port), ""
 
 
 def _rendezvous_name(environment: Mapping[str, str], of_submitit: bool) -> str:

@@ -22,9 +22,12 @@ from data_pipeline.base.errors import EXIT_FAILED
 from hrm_dist.config import ConfigError
 from hrm_dist.distributed import heartbeat, rendezvous
 from hrm_dist.distributed.launch_env import DistEnv, launch_env
+from hrm_dist.distributed.network_env import check_network
 
 logger = logging.getLogger(__name__)
 
+# Who waits this long for the others says so.
+_WAITING_S = 30.0
 _monitor: heartbeat.Monitor | None = None  # while there is a group of several processes
 
 
@@ -56,6 +59,8 @@ def process_group(device: str, even_alone: bool = False, timeout_s: float = 1800
     # gloo serves the CPU tensors of both kinds of run, so that control messages need no device sync.
     backend = "cpu:gloo,cuda:nccl" if torch_device.type == "cuda" else "gloo"
     world = World(launch.rank, launch.world_size, torch_device)
+    if launch.world_size > 1 or even_alone:
+        check_network(launch, nccl=torch_device.type == "cuda")
     if launch.world_size > 1:
         with _group_of_several(launch, backend, timeout_s):
             yield world
@@ -112,7 +117,9 @@ def _meet(launch: DistEnv, timeout_s: float) -> tuple[dist.Store, heartbeat.Moni
     """Wait until all processes are there; return the store that they share, and the monitor of their heartbeats."""
     try:
         with _in_time(launch, timeout_s):
-            store = _store(launch, timeout_s)
+            store = rendezvous.unused_part(
+                _store(launch, timeout_s), launch.rank, launch.world_size, timeout_s
+            )
         return store, heartbeat.Monitor(
             store.clone(),  # pyright: ignore[reportAttributeAccessIssue]
             launch.rank,
@@ -122,21 +129,36 @@ def _meet(launch: DistEnv, timeout_s: float) -> tuple[dist.Store, heartbeat.Moni
             silence_s=min(timeout_s, heartbeat.SILENCE_S),
         )
     except (dist.DistError, OSError) as error:
+        taken = _taken_port(launch, error)
+        if taken:
+            raise ConfigError(taken) from error
         sys.exit(f"error: {_not_met(launch, timeout_s, error)}")
 
 
 @contextmanager
 def _in_time(launch: DistEnv, timeout_s: float) -> Iterator[None]:
-    """End the process if the block takes too long: torch waits forever for a listener that is no store."""
+    """Say it if the block takes long, and end the process if it takes too long.
+
+    torch waits forever for a listener that is no store.
+    """
     reason = _not_met(launch, timeout_s, TimeoutError("what listens there does not answer"))
-    # torch's own limit comes first, where it has one.
-    alarm = threading.Timer(timeout_s + 5.0, heartbeat.end_process, [heartbeat.Failure(reason, EXIT_FAILED)])
-    alarm.daemon = True
-    alarm.start()
+    note = (
+        f"rank {launch.rank} of {launch.world_size} waits for the others at {_place(launch)}, for up to "
+        f"timeout_s={timeout_s:g}"
+    )
+    alarms = [
+        threading.Timer(_WAITING_S, logger.warning, [note]),
+        # torch's own limit comes first, where it has one.
+        threading.Timer(timeout_s + 5.0, heartbeat.end_process, [heartbeat.Failure(reason, EXIT_FAILED)]),
+    ]
+    for alarm in alarms:
+        alarm.daemon = True
+        alarm.start()
     try:
         yield
     finally:
-        alarm.cancel()
+        for alarm in alarms:
+            alarm.cancel()
 
 
 def _store(launch: DistEnv, timeout_s: float) -> dist.Store:
@@ -160,10 +182,9 @@ def _store(launch: DistEnv, timeout_s: float) -> dist.Store:
     return store
 
 
-def _not_met(launch: DistEnv, timeout_s: float, error: Exception) -> str:
-    """Say why a process has not met the others, and what to do."""
-    reason = str(error).splitlines()[0]
-    if launch.rank == 0 and "EADDRINUSE" in reason:
+def _taken_port(launch: DistEnv, error: Exception) -> str:
+    """Return what keeps rank 0 from listening, and what to do; empty if that is not the reason."""
+    if launch.rank == 0 and "EADDRINUSE" in str(error):
         return (
             f"rank 0 cannot listen at MASTER_PORT={launch.master_port}: something else on {socket.gethostname()} has "
             "this port; set MASTER_PORT to a free one, the same for all processes."
@@ -173,12 +194,22 @@ def _not_met(launch: DistEnv, timeout_s: float, error: Exception) -> str:
             f"another process that runs as rank 0 of {launch.rendezvous_name} waits for its others on this machine; "
             "wait for it or stop it, or set MASTER_PORT to a free port, the same for all processes of this run."
         )
-    port = f"MASTER_PORT={launch.master_port}" if launch.master_port else "a port that rank 0 tells"
+    return ""
+
+
+def _not_met(launch: DistEnv, timeout_s: float, error: Exception) -> str:
+    """Say why a process has not met the others, and what to do."""
+    reason = str(error).splitlines()[0]
     return (
-        f"rank {launch.rank} of {launch.world_size} has not met the others at MASTER_ADDR={launch.master_addr} {port} "
+        f"rank {launch.rank} of {launch.world_size} has not met the others at {_place(launch)} "
         f"within timeout_s={timeout_s:g}: {reason}. Look for the first error of the others; start all of them "
         "together, with the same address and a port that is free."
     )
+
+
+def _place(launch: DistEnv) -> str:
+    port = f"MASTER_PORT={launch.master_port}" if launch.master_port else "a port that rank 0 tells"
+    return f"MASTER_ADDR={launch.master_addr} {port}"
 
 
 def report_step(step: int) -> None:

@@ -1,15 +1,18 @@
-"""Tell the processes on one machine the port that rank 0 took.
+"""Tell the processes on one machine the port that rank 0 took, and all of them which part of a store is theirs.
 
-This is for when nobody has given them one.
-
-Rank 0 listens on a socket of Linux's abstract namespace and tells everyone who asks. Its name is free again when the
-process ends, however that comes, and is visible wherever 127.0.0.1 is the same: nothing is needed or left on a disk.
+The port is for when nobody has given them one: rank 0 listens on a socket of Linux's abstract namespace and tells
+everyone who asks. Its name is free again when the process ends, however that comes, and is visible wherever 127.0.0.1
+is the same: nothing is needed or left on a disk.
 """
 
 import os
+import secrets
 import socket
 import struct
 import time
+from datetime import timedelta
+
+import torch.distributed as dist
 
 _RETRY_S = 0.02
 
@@ -77,3 +80,32 @@ def _is_own_user(connection: socket.socket) -> bool:
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, user, _ = struct.unpack("3i", credentials)
     return user == os.geteuid()
+
+
+def unused_part(store: dist.Store, rank: int, world_size: int, timeout_s: float) -> dist.Store:
+    """Return a part of the store that no processes before these have used, the same on all ranks. Raise DistError.
+
+    torchrun keeps its store when it starts the processes again, and none of its variables tells all of them which start
+    this is: a node that joins later counts from 0. So every rank says hello under a name that nobody had before, and
+    rank 0 answers until all have heard it.
+    """
+    if rank:
+        own = secrets.token_hex(8)
+        store.set(f"hello/{rank}", own)
+        store.wait([f"part/{own}"], timedelta(seconds=timeout_s))
+        part = store.get(f"part/{own}").decode()
+        store.set(f"{part}/heard/{rank}", "")
+        return dist.PrefixStore(part, store)
+    part = secrets.token_hex(8)
+    deadline, others = time.monotonic() + timeout_s, range(1, world_size)
+    while others:
+        hellos = [f"hello/{other}" for other in others]
+        store.wait(hellos, timedelta(seconds=max(_RETRY_S, deadline - time.monotonic())))
+        for own in store.multi_get(hellos):
+            store.set(f"part/{own.decode()}", part)
+        others = [other for other in others if not store.check([f"{part}/heard/{other}"])]
+        if others:
+            if time.monotonic() > deadline:
+                raise dist.DistStoreError(f"{len(others)} of the other {world_size - 1} have not come")
+            time.sleep(_RETRY_S)
+    return dist.PrefixStore(part, store)

@@ -128,6 +128,12 @@ def _listed_gpus() -> tuple[list[list[str]], str]:
 
 def network(env: "DistEnv") -> Results:
     """Check the network cards, and whether others can reach this host by its name."""
+    from hrm_dist.distributed.network_env import network_problems
+
+    problems = list(network_problems(os.environ, env, nccl=bool(_listed_gpus()[0])))
+    yield from (fail(what, todo) for what, todo in problems)
+    if problems:
+        return
     names = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
     chosen = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
     yield ok("; ".join([interfaces(), *chosen]))

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from tests.training import (
     num_rows,
     rank_environments,
     rows,
+    saved_step,
     start_module_ranks,
     start_ranks,
     train_on_ranks,
@@ -140,19 +142,38 @@ def test_when_torchrun_loses_a_process_the_same_command_goes_on_bit_for_bit(
     command = ["-m", "hrm_dist.train", config, f"checkpoint_path={run}", *settings, f"timeout_s={TIMEOUT_S}"]
     [torchrun] = start_module_ranks(1, run, "torch.distributed.run", ["--nproc-per-node", 2, *command])
     assert torchrun.wait_until(lambda: num_rows(run) >= 5)
-    killed = max(torchrun.children())
-    environment = dict(
-        entry.split("=", 1)
-        for entry in Path(f"/proc/{killed}/environ").read_text().split("\0")
-        if "=" in entry
-    )
-    os.kill(killed, signal.SIGKILL)
+    os.kill(ranks_of(torchrun)[1], signal.SIGKILL)
     finished = torchrun.finish()
     assert finished.exit_code == 1
-    assert re.search(silent(int(environment["RANK"])), finished.output), finished.output
+    assert re.search(silent(1), finished.output), finished.output
     [again] = start_module_ranks(1, run, "torch.distributed.run", ["--nproc-per-node", 2, *command])
     assert again.finish().exit_code == 0
     assert rows(run) == rows(reference)
+
+
+def ranks_of(torchrun: Started) -> dict[int, int]:
+    """The identifier of the process of each rank."""
+    process_of: dict[int, int] = {}
+    for process in torchrun.children():
+        with suppress(OSError):  # it has just ended
+            entries = Path(f"/proc/{process}/environ").read_text().split("\0")
+            rank = dict(entry.split("=", 1) for entry in entries if "=" in entry).get("RANK")
+            if rank is not None:
+                process_of[int(rank)] = process
+    return process_of
+
+
+def test_after_a_restart_by_torchrun_the_run_goes_on(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = [f"checkpoint_path={run}", "max_steps=100", "checkpoint_interval=3", f"timeout_s={TIMEOUT_S}"]
+    command = ["--nproc-per-node", 2, "--max-restarts", 1, "-m", "hrm_dist.train", config, *settings]
+    [torchrun] = start_module_ranks(1, run, "torch.distributed.run", command)
+    assert torchrun.wait_until(lambda: num_rows(run) >= 5), torchrun.log.read_text()
+    os.kill(ranks_of(torchrun)[1], signal.SIGKILL)
+    finished = torchrun.finish()
+    assert finished.exit_code == 0, finished.output
+    assert "resumed from" in finished.output
+    assert saved_step(run) == 100
 
 
 @pytest.mark.parametrize("rank", [0, 1])

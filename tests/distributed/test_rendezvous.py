@@ -102,13 +102,24 @@ def test_across_nodes_a_taken_port_is_named(config: Path, tmp_path: Path) -> Non
 
 def assert_says_that_it_is_taken(rank_0: Started, port: int) -> None:
     finished = rank_0.finish()
-    assert finished.exit_code == 1
+    assert finished.exit_code == 2
     [error] = re.findall("error: .*", finished.output)
     assert (
         f"rank 0 cannot listen at MASTER_PORT={port}: something else on {socket.gethostname()} has" in error
     )
     assert "set MASTER_PORT to a free one, the same for all processes" in error
     assert "Traceback" not in finished.output
+
+
+@pytest.mark.parametrize(("name", "value"), [("GLOO_SOCKET_IFNAME", "^lo,docker0"), ("MASTER_ADDR", "[::1]")])
+def test_a_card_or_host_that_does_not_exist_is_named_by_every_rank(
+    name: str, value: str, config: Path, tmp_path: Path
+) -> None:
+    for rank in range(2):  # neither waits for the other
+        finished = start(config, tmp_path / "run", of_submitit(rank) | {name: value}, rank).finish()
+        assert finished.exit_code == 2
+        assert finished.output.startswith(f"error: {name}={value}")
+        assert finished.output.count("\n") == 1
 
 
 @pytest.mark.parametrize(("rank", "reason"), [(0, "0 of the other 1 have come"), (1, "rank 0 has not come")])
@@ -126,7 +137,7 @@ def test_a_task_whose_other_does_not_come_says_so(
 def test_a_name_that_another_waits_under_is_refused(config: Path, tmp_path: Path) -> None:
     with rendezvous.listen(launch_env(of_submitit(0)).rendezvous_name):
         finished = start(config, tmp_path / "run", of_submitit(0), 0).finish()
-    assert finished.exit_code == 1
+    assert finished.exit_code == 2
     assert f"another process that runs as rank 0 of submitit-{JOB} waits" in finished.output
 
 
