@@ -127,11 +127,12 @@ def train(path: Path, config: TrainConfig) -> int:
         except InputError as error:
             if not collectives.is_reported_by_rank0(error):
                 raise
+            collectives.announce_end(f"error: {error}")
             return EXIT_BAD_INPUT
         except TrainingError as error:
-            collectives.announce(f"error: {error}")
+            collectives.announce_end(f"error: {error}")
             return EXIT_FAILED
-        collectives.announce(f"stopped by {stop.signal_name or 'a signal to another process'}{outcome}")
+        collectives.announce_end(f"stopped by {stop.signal_name or 'a signal to another process'}{outcome}")
     return EXIT_INTERRUPTED
 
 

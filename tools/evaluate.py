@@ -163,7 +163,7 @@ def main() -> int:
         files = evaluation.files(out)
         if is_stopped:
             num_there = sum(path.exists() for path in files)
-            collectives.announce(
+            collectives.announce_end(
                 f"stopped by {stop.signal_name or 'a signal to another process'}; {num_there} of {len(files)} files of "
                 f"{out} are there, and the same command resumes"
             )
@@ -203,9 +203,10 @@ def _predict_together(
 def _warn_of_lost(counts: Iterable[Counter[str]]) -> None:
     total = sum(counts, Counter[str]())
     if total["lost"]:
-        collectives.announce(
+        collectives.log_once(
+            lambda text: print(text, file=sys.stderr),
             f"warning: {total['lost']:,} of {total['made']:,} predictions are lost (q_halt_logits is NaN): the model's "
-            "numbers overflow; a vote leaves these out"
+            "numbers overflow; a vote leaves these out",
         )
 
 

@@ -1,8 +1,12 @@
 """Bad input: one clear message and exit code 2, for every command of the project."""
 
 import errno
+import json
+import os
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from data_pipeline.base import screen
@@ -57,13 +61,39 @@ def exit_code(command: Callable[[], int]) -> int:
         sys.stdout.flush()
         return code
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
+            # Rank 0 mostly has the same error. torchrun ends the others as soon as it has left, so it is said once.
+            time.sleep(1.0)
+        last_words(f"error: {error}")
         return EXIT_BAD_INPUT
     except OSError as error:
         if error.errno not in (*_NO_ROOM, errno.EFBIG, errno.EROFS):
             raise
-        print(f"error: {unwritable(error.filename or 'a file', error)}", file=sys.stderr)
+        last_words(f"error: {unwritable(error.filename or 'a file', error)}")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted; run the command again", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            last_words(end.code, shown=False)  # Python shows it
+        raise
+    except Exception as error:
+        last_words(
+            f"{type(error).__name__}: {error}", shown=False
+        )  # Python shows it, below where it was raised
+        raise
+
+
+def last_words(text: str, *, shown: bool = True) -> None:
+    """Say on stderr, if `shown`, why this process ends early; torchrun says it again at the end of its own report."""
+    if shown:
+        print(text, file=sys.stderr, flush=True)
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        # As torch.distributed.elastic writes it, which shows the traceback where it has one, and the earliest last.
+        more = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        with suppress(OSError):
+            part = Path(f"{path}.part")
+            part.write_text(json.dumps({"message": {"message": text, "extraInfo": more}}), encoding="utf-8")
+            part.replace(path)

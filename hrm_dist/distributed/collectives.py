@@ -3,7 +3,6 @@
 A process alone forms no group; every function here is then the identity.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TypeVar
@@ -12,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipeline.base.errors import InputError
+from data_pipeline.base.errors import InputError, last_words
 from hrm_dist.config import ConfigError
 from hrm_dist.distributed import heartbeat
 
@@ -204,7 +203,6 @@ def log_once(log: Callable[[str], None], text: str) -> None:
         log(text)
 
 
-def announce(text: str) -> None:
-    """Print a line on stderr, on rank 0 alone."""
-    if is_main():
-        print(text, file=sys.stderr)
+def announce_end(text: str) -> None:
+    """Say why all ranks end early, on rank 0 alone."""
+    last_words(text, shown=is_main())

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
-from data_pipeline.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_LOST, InputError
+from data_pipeline.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_LOST, InputError, last_words
 
 SILENCE_S = 60.0
 # Beside a collective that failed, less silence is proof.
@@ -109,7 +109,7 @@ def is_failed_collective(error: BaseException | None) -> bool:
 
 def end_process(reason: Failure) -> None:
     """End the process at once: the main thread may hang, and so may any cleanup."""
-    print(f"error: {reason.message}", file=sys.stderr, flush=True)
+    last_words(f"error: {reason.message}")
     sys.stdout.flush()
     os._exit(reason.exit_code)
 
@@ -166,7 +166,7 @@ class Monitor:
                     self._follow(reason)
                     return
             reason = Failure(self._describe_steps(), EXIT_FAILED)
-            print(f"error: {reason.message}", file=sys.stderr, flush=True)
+            last_words(f"error: {reason.message}")
             self._leave("followed", *reason)
 
     def close(self) -> None:

@@ -176,6 +176,15 @@ def test_after_a_restart_by_torchrun_the_run_goes_on(config: Path, tmp_path: Pat
     assert saved_step(run) == 100
 
 
+def test_bad_input_is_said_once_under_torchrun_and_stands_last(config: Path, tmp_path: Path) -> None:
+    command = ["--nproc-per-node", 2, "-m", "hrm_dist.train", config, "no_such_key=1"]
+    [torchrun] = start_module_ranks(1, tmp_path / "run", "torch.distributed.run", command)
+    finished = torchrun.finish()
+    says = "error: command line: no_such_key=1: unknown key 'no_such_key'"
+    assert len(re.findall(f"^{says}", finished.output, re.MULTILINE)) == 1
+    assert says in finished.output.splitlines()[-2]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_whose_others_never_come_gives_up(rank: int, config: Path, tmp_path: Path) -> None:
     environment = rank_environments(2)[rank]
