@@ -17,7 +17,6 @@ from hrm_dist.config.loader import Settings, Value
 if TYPE_CHECKING:
     import submitit
 
-Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\n]*$")]
 _LINE = StringConstraints(min_length=1, pattern=r"^[^\n]*$")
 Text = Annotated[str, _LINE]
 PathText = Annotated[PathOrUrl, _LINE]
