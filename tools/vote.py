@@ -105,7 +105,7 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
 
     votes = vote(blocks(), identifiers, test_puzzles, allow_mixed_checkpoints=args.mix_checkpoints)
     if not votes.counted:
-        given = ", ".join(args.predictions)
+        given = ", ".join(map(str, args.predictions))
         why_not = _not_counted(votes) | {"are of no puzzle (identifier 0)": votes.padding}
         found = "; ".join(f"{count} {what}" for what, count in why_not.items() if count)
         raise InputError(

@@ -247,12 +247,6 @@ def test_an_override_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
     assert error.endswith("look at its brackets and quotes")
 
 
-def test_aliases_that_stand_for_billions_of_values_are_refused(tmp_path: Path) -> None:
-    lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
-    (error,) = errors_of(tmp_path, "\n".join(lines))
-    assert error.startswith("run.yaml: not valid YAML (more than 10,000 values")
-
-
 # Notation of other programs
 
 

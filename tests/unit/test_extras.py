@@ -14,7 +14,7 @@ import pytest
 from data_pipeline.base import extras
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.extras import EXTRAS, require
-from data_pipeline.grid_puzzles.csv_source import find_files
+from data_pipeline.grid_puzzles.csv_files import find_files
 from data_pipeline.inspect import __main__ as inspect
 from hrm_dist import train
 from launch import submit
