@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from data_pipeline.base import locks
+from data_pipeline.base.files import make_folder
 from hrm_dist.config import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def locked(run_dir: Path) -> Generator[None]:
     with ExitStack() as stack:
         stack.callback(_remove_empty, made)
         try:
-            run_dir.mkdir(parents=True, exist_ok=True)
+            make_folder(run_dir)
             wait_s = _RESTARTED_WAITS_S if is_restarted else 0
             is_safe = stack.enter_context(locks.hold(run_dir / ".lock", wait_s, log_wait))
         except locks.LockedError as error:

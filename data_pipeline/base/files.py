@@ -47,11 +47,11 @@ def atomic_write(path: Path | str, *, make_folder: bool = True) -> Generator[Bin
 
 
 @contextmanager
-def _new_file(path: Path, make_folder: bool) -> Generator[BinaryIO]:
+def _new_file(path: Path, makes_folder: bool) -> Generator[BinaryIO]:
     # Processes on machines that share the folder may write the same file.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{TEMPORARY_SUFFIX}")
-    if make_folder:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if makes_folder:
+        make_folder(path.parent)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -77,6 +77,17 @@ def _mode(path: Path) -> int | None:
         return path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above, if it is not there; a link to one that is not there yet is good, too.
+
+    Raises OSError.
+    """
+    try:
+        Path(os.path.realpath(path)).mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, "it is no folder", error.filename) from None
 
 
 def put_if_missing(draft: Path, path: Path) -> None:

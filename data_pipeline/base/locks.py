@@ -18,6 +18,7 @@ from pathlib import Path
 
 _POLL_S = 0.5
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _FLOCK = "hhqqi0q"  # Linux' struct flock: type, whence, start, length (0: to the end), process
 
 _held: set[Path] = set()
@@ -56,7 +57,7 @@ def hold(path: Path, wait_s: float = 0, on_wait: Callable[[str], None] | None = 
     Waits up to `wait_s` for another process, and calls `on_wait` once with who that is. Yields False where the file
     system has no locks. Raises LockedError, and OSError if the file cannot be made.
     """
-    own = path.resolve()
+    own = _real(path)
     if own in _held:
         raise LockedError(_me())
     descriptor, is_locked = _acquire(path, wait_s, on_wait)
@@ -77,11 +78,13 @@ def holder(path: Path) -> str | None:
 
     Only looks: a process that takes the lock at the same moment is not hindered.
     """
-    while path.resolve() not in _held:
+    while _real(path) not in _held:
         try:
             descriptor = os.open(path, os.O_RDONLY)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        except OSError as error:
+            if error.errno in _NOTHING_THERE:
+                return None
+            raise
         try:
             if not _is_locked(descriptor):
                 return None
@@ -127,6 +130,10 @@ def _is_locked(descriptor: int) -> bool:
             return False
         raise
     return struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # `resolve` fails where links lead in a circle
 
 
 def _is_same_file(descriptor: int, path: Path) -> bool:

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from data_pipeline.base import jsonl, locks
 from data_pipeline.base.errors import InputError, WriteError, unwritable
-from data_pipeline.base.files import TEMPORARY_SUFFIX, put_if_missing, write_json
+from data_pipeline.base.files import TEMPORARY_SUFFIX, make_folder, put_if_missing, write_json
 from data_pipeline.base.models import reason_of
 from data_pipeline.base.parallel import Part, map_threads, progress_bar
 from data_pipeline.options import side_by_side
@@ -70,7 +70,7 @@ def find(out: Path, identity: Identity) -> DatasetInfo | None:
     try:
         names = {path.name for path in out.iterdir()} if out.exists() else set[str]()
     except OSError as error:
-        raise InputError(f"{out}: {error.strerror}; choose another --out.") from None
+        raise InputError(f"{out}: cannot be read ({error.strerror}); choose another --out.") from None
     if "dataset.json" in names:
         info = load_dataset_info(out)
         _refuse_other(out, "built", info.identity, identity)
@@ -132,7 +132,7 @@ def begin(out: Path, identity: Identity, part: Part) -> Generator[Path]:
     journal = building / f"part-{part.number}-of-{part.count}.jsonl"
     with ExitStack() as stack:
         try:
-            building.mkdir(parents=True, exist_ok=True)
+            make_folder(building)
             _lock(stack, journal, out)
             journal.touch()
             for split in SPLITS:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.base.files import replace_file
+from data_pipeline.base.files import make_folder, replace_file
 from hrm_dist.checkpoint import config_changes, pointer
 from hrm_dist.checkpoint.config_changes import changed_settings, described, fixed, of_the_result
 from hrm_dist.checkpoint.pointer import STEP_DIR
@@ -93,7 +93,7 @@ def check_start(config: TrainConfig, run_dir: Path, dataset: dict[str, Any], sch
 
 def start_run_folder(config: TrainConfig, run_dir: Path, start: Start | None) -> None:
     """Note in the run folder what begins now, and take its checkpoints back if it rewinds. Call on rank 0."""
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir)
     if start is None:
         config_changes.record(run_dir, 0, {}, {})
     else:

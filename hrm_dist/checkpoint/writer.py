@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from data_pipeline.base.errors import InputError, WriteError, unwritable
-from data_pipeline.base.files import replace_file, sync
+from data_pipeline.base.files import make_folder, replace_file, sync
 from hrm_dist.checkpoint import pointer
 from hrm_dist.checkpoint.reader import (
     STATE_FILE,
@@ -93,7 +93,7 @@ class CheckpointWriter:
             if pointer.target(self._folder / "latest") == pointer.target(final) and final.is_dir():
                 return None
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self._folder)
                 for leftover in self._folder.glob(".step_*"):
                     shutil.rmtree(leftover, ignore_errors=True)
                 # A name of its own: ranks of a run that was killed may still be writing.

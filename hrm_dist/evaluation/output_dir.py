@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from data_pipeline.base.errors import InputError
-from data_pipeline.base.files import put_if_missing, replace_file
+from data_pipeline.base.errors import InputError, unwritable
+from data_pipeline.base.files import make_folder, put_if_missing, replace_file
 from data_pipeline.base.models import Strict, reason_of
 from data_pipeline.base.parallel import Part
 from hrm_dist.evaluation.predictions import MAX_ROWS_PER_FILE
@@ -76,6 +76,10 @@ def agree(out: Path, asked: Evaluation, part: Part) -> Evaluation:
 def claim(out: Path, asked: Evaluation, part: Part) -> Evaluation:
     """Make the folder one of this evaluation, unless another command just has; otherwise as `agree`."""
     evaluation = agree(out, asked, part)
+    try:
+        make_folder(out)
+    except OSError as error:
+        raise unwritable(out, error) from None
     path = out / _RECORD
     draft = path.with_name(f".{_RECORD}.{socket.gethostname()}-{os.getpid()}.draft")
     replace_file(draft, evaluation.model_dump_json(indent=1).encode())

@@ -174,7 +174,7 @@ def folder(path: Path, world: World, hosts: Sequence[str]) -> Results:
         return
     yield from file_system.check(path)
     blind = [rank for rank, seconds in enumerate(seen_s) if seconds is None]
-    mount = mount_of(path.resolve())
+    mount = mount_of(Path(os.path.realpath(path)))
     facts = [f"{mount.kind} ({mount.source} on {mount.path})"]
     if blind:
         seeing = [rank for rank in range(len(hosts)) if rank not in blind]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from data_pipeline.base import jsonl
 from data_pipeline.base.errors import InputError
+from data_pipeline.base.files import make_folder
 from data_pipeline.shards.build_dir import JOBS
 
 Kind = Literal["train", "evaluate", "build"]
@@ -100,7 +101,7 @@ def stderr_of(folder: Path, job_id: str) -> Path:
 
 def append(folder: Path, event: Event) -> None:
     """Add an event; lines of several writers do not mix. Raise OSError."""
-    jobs_folder(folder).mkdir(parents=True, exist_ok=True)
+    make_folder(jobs_folder(folder))
     jsonl.append(jobs_folder(folder) / "jobs.jsonl", event.model_dump_json())
 
 

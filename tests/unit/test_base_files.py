@@ -37,6 +37,13 @@ def test_a_process_cannot_hold_a_lock_twice(tmp_path: Path) -> None:
         pass
 
 
+def test_links_that_lead_in_a_circle_hold_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to("run")
+    assert locks.holder(tmp_path / "run" / ".lock") is None
+    with pytest.raises(OSError, match="Too many levels"), locks.hold(tmp_path / "run" / ".lock"):
+        pass
+
+
 def test_a_lock_whose_folder_was_made_anew_spares_the_new_file(tmp_path: Path) -> None:
     with locks.hold(tmp_path / "lock"):
         (tmp_path / "lock").unlink()

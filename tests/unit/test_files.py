@@ -10,7 +10,7 @@ import pytest
 
 from data_pipeline.base import jsonl
 from data_pipeline.base.errors import WriteError
-from data_pipeline.base.files import atomic_write, replace_file, sync
+from data_pipeline.base.files import atomic_write, make_folder, replace_file, sync
 from tests.unit import test_report
 from tools import report, vote
 
@@ -145,6 +145,18 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         ):
             replace_file(path, b"")
     assert names(tmp_path) == ["link"]
+
+
+def test_a_link_to_a_folder_that_is_not_there_yet_makes_it(tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to("scratch/me/runs")
+    make_folder(tmp_path / "runs" / "new")
+    assert (tmp_path / "scratch" / "me" / "runs" / "new").is_dir()
+
+
+def test_a_file_in_place_of_a_folder_is_called_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="it is no folder"):
+        make_folder(tmp_path / "file")
 
 
 @pytest.mark.parametrize("path", ["file/below", "loop", "x" * 300])
