@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_pipeline.base import jsonl
-from data_pipeline.base.errors import RESUMES, unwritable
+from data_pipeline.base.errors import RESUMES, unreadable, unwritable
 from data_pipeline.base.files import replace_file
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import collectives
@@ -94,7 +94,10 @@ class JsonLines:
             except (ValueError, KeyError, TypeError):
                 return False
 
-        replace_file(path, jsonl.select(path, is_kept))
+        try:
+            replace_file(path, jsonl.select(path, is_kept))
+        except OSError as error:
+            raise unreadable(path, error) from None
         self._path = path
 
     def write(self, row: Row) -> None:

@@ -33,7 +33,7 @@ class WriteError(InputError):
     """A file cannot be written: there is no room, or no right to."""
 
 
-def unreadable(path: Path, error: OSError) -> InputError:
+def unreadable(path: Path | str, error: OSError) -> InputError:
     """Return the error about a file that is not to be read."""
     return InputError(
         f"{path}: cannot be read ({error.strerror or error}); check the path, its rights and the disk."
@@ -53,7 +53,7 @@ def unwritable(path: Path | str, error: OSError, then: str = "run the command ag
 def exit_code(command: Callable[[], int]) -> int:
     """Run a command's body; bad input becomes its message on stderr and exit code 2, Ctrl-C exit code 75.
 
-    A disk that is full is no fault of the command either, whichever file it was that did not fit.
+    A full disk, or a file that the system refuses to open, is no fault of the command either, whichever file it was.
     """
     screen.make_reliable()
     try:
@@ -67,9 +67,12 @@ def exit_code(command: Callable[[], int]) -> int:
         last_words(f"error: {error}")
         return EXIT_BAD_INPUT
     except OSError as error:
-        if error.errno not in (*_NO_ROOM, errno.EFBIG, errno.EROFS):
+        if error.errno in (*_NO_ROOM, errno.EFBIG, errno.EROFS):
+            last_words(f"error: {unwritable(error.filename or 'a file', error)}")
+        elif error.filename is not None and error.errno != errno.ENOENT:
+            last_words(f"error: {unreadable(error.filename, error)}")
+        else:
             raise
-        last_words(f"error: {unwritable(error.filename or 'a file', error)}")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted; run the command again", file=sys.stderr)

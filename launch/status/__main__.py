@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(*(f"  {name:<11}{text}" for name, text in _lines(summary) if text), sep="\n")
     elif summaries:
         print(_table(summaries))
-    else:
+    elif not problems:
         print(f"no runs in {options.all}")
     return 0
 

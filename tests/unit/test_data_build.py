@@ -276,7 +276,7 @@ def test_building_again_finds_the_same_dataset_and_refuses_another(source: Path,
 def test_an_output_that_is_something_else_is_left_alone(source: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for out in (tmp_path, tmp_path / "notes.txt", tmp_path / "notes.txt" / "below"):
-        with pytest.raises(InputError, match="another (--out|place)"):
+        with pytest.raises(InputError, match=r"another (--out|place)"):
             build(request(source, out))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

@@ -1,10 +1,12 @@
 import json
+import os
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 
+from data_pipeline.base.errors import InputError, WriteError
 from hrm_dist.config import ArchConfig
 from hrm_dist.metrics import JsonLines, MetricSums
 from hrm_dist.model import build_model
@@ -174,3 +176,23 @@ def test_sums_of_a_checkpoint_that_did_not_count_skipped_updates_go_on() -> None
     sums.load(torch.tensor([2.0, *[0.0] * 5, 16.0, 0.0, 0.0], dtype=torch.float64))
     row = sums.row(global_batch_size=8)
     assert (row["train/lm_loss"], row["train/skipped_updates"]) == (1.0, 0)
+
+
+def test_a_full_disk_is_a_message_that_names_the_log_and_leaves_whole_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = JsonLines(path, 0, ())
+    log.write({"step": 1})
+    monkeypatch.setattr(os, "write", lambda _descriptor, content: len(content) // 2)  # what still fits
+    with pytest.raises(
+        WriteError, match=r"metrics\.jsonl: cannot be written \(No space left.*resumes from the latest"
+    ):
+        log.write({"step": 2})
+    assert path.read_bytes() == b'{"step": 1}\n'
+
+
+def test_a_log_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"metrics\.jsonl: cannot be read \(Is a directory\)"):
+        JsonLines(tmp_path / "metrics.jsonl", 0, ())
