@@ -45,6 +45,7 @@ _FOREIGN = {
     b"ARROW1": ("an Arrow table", _CONVERT),
     b"\x93NUMPY": ("a NumPy array", _CONVERT),
     b"\x89HDF": ("an HDF5 file", _CONVERT),
+    b"\x80": ("a pickle", _CONVERT),
     b"<": ("a web page or XML", "download the raw file"),
 }
 """What a file may be instead, by how it begins: what it is called, and the remedy."""
@@ -75,8 +76,9 @@ def read_items(open_file: Callable[[], IO[bytes]], label: str, *, is_lines: bool
     except UnicodeDecodeError as error:
         raise _not_text(label, head, error) from None
     except _DAMAGED as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
         raise InputError(
-            f"{label}: cannot be read ({error}); check its rights and the disk, or {_AGAIN}."
+            f"{label}: cannot be read ({reason}); check its rights and the disk, or {_AGAIN}."
         ) from None
     try:
         text = content.decode(_encoding(head))
@@ -163,6 +165,8 @@ def _not_text(label: str, head: bytes, error: UnicodeDecodeError) -> InputError:
 
 
 def _foreign(label: str, head: bytes) -> InputError | None:
+    if not head.strip():
+        return InputError(f"{label}: is empty; {_AGAIN}, or take it out of the source.")
     if head[257:262] == b"ustar":
         return InputError(f"{label}: is a tar archive; {_UNPACK}.")
     for magic, (what, remedy) in _FOREIGN.items():

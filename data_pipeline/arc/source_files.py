@@ -117,6 +117,8 @@ def find_files(path: Path) -> Generator[Found]:
         if stat.S_ISDIR(mode):
             scan.root(real)
             yield scan.found()
+        elif not stat.S_ISREG(mode):
+            raise InputError(f"{path}: is a pipe or a device; save it to a file, and give that.")
         elif zipfile.is_zipfile(real):
             with zipfile.ZipFile(real) as archive:
                 scan.members(archive, real)
@@ -130,7 +132,7 @@ def find_files(path: Path) -> Generator[Found]:
             "by :train or :evaluation."
         ) from None
     except OSError as error:
-        raise unreadable(path, error) from None
+        raise unreadable(Path(error.filename or path), error) from None
     except RecursionError:
         raise InputError(f"{path}: folders are nested too deeply; give a folder further in.") from None
     except (zipfile.BadZipFile, NotImplementedError) as error:

@@ -6,6 +6,7 @@ import itertools
 import json
 import lzma
 import os
+import pickle
 import tarfile
 import zipfile
 from pathlib import Path
@@ -163,6 +164,12 @@ def test_a_link_that_leads_nowhere_is_refused_by_name(root: Path, name: str) -> 
     linked(root / name, Path("unmounted"))
     with pytest.raises(InputError, match=rf"{name}: is a link to unmounted.*mend or remove"):
         read(root)
+
+
+def test_a_pipe_is_no_source(root: Path) -> None:
+    os.mkfifo(root / "a.json")
+    with pytest.raises(InputError, match=r"a\.json: is a pipe or a device; save it"):
+        read(root / "a.json")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -328,7 +335,7 @@ def tar_of(content: bytes) -> bytes:
 
 BAD_FILES = {
     "malformed": (b'{"train": [', "malformed JSON"),
-    "empty": (b"", "malformed JSON"),
+    "empty": (b"", "is empty"),
     "not UTF-8": (b'{"train": "\xff"}', "not UTF-8"),
     "half of UTF-16": (json.dumps(TASK).encode("utf-16")[:-1], "not UTF-8, UTF-16"),
     "damaged gzip": (gzip.compress(json.dumps(TASK).encode())[:-20], "cannot be read"),
@@ -336,6 +343,7 @@ BAD_FILES = {
     "7z": (b"7z\xbc\xaf\x27\x1c\x00\x04", "is a 7z archive; unpack it"),
     "Parquet": (b"PAR1\x15\x04", "is a Parquet table; convert it"),
     "npy": (b"\x93NUMPY\x01\x00v\x00", "is a NumPy array; convert it"),
+    "pickle": (pickle.dumps(TASK), "is a pickle; convert it"),
     "LFS": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a",
         "is a pointer of Git LFS; .*git lfs pull",
