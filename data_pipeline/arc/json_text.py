@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -31,7 +32,9 @@ _DECOMPRESS: dict[bytes, Callable[[IO[bytes]], object]] = {
         stream, read_across_frames=True
     ),
 }
-_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, zipfile.BadZipFile)
+DAMAGED_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, IndexError, ValueError, struct.error)
+"""What zipfile raises for archives that are not as they should be."""
+_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, *DAMAGED_ZIP)
 
 _UNPACK = "unpack it and give the folder"
 _CONVERT = "convert it to JSON"
@@ -88,7 +91,8 @@ def read_items(open_file: Callable[[], IO[bytes]], label: str, *, is_lines: bool
     try:
         yield Item(_parse(text, label), None)
     except json.JSONDecodeError as error:
-        if error.msg != "Extra data" or "\n" not in text[: error.pos + 1]:
+        first = text[: error.pos]
+        if error.msg != "Extra data" or "\n" not in first or "\n" in first.strip():
             raise _malformed(label, head, error) from None
         yield from _lines(io.StringIO(text), label, head)
 

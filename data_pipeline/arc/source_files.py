@@ -9,11 +9,12 @@ import stat
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
+from data_pipeline.arc.json_text import DAMAGED_ZIP
 from data_pipeline.base.errors import InputError, unreadable
 from data_pipeline.holdout import file_says, folder_says, words
 
@@ -110,35 +111,38 @@ def find_files(path: Path) -> Generator[Found]:
 
     Raise InputError for a path that is not there, and for all that ought to be read and cannot be.
     """
+    with ExitStack() as stack:
+        try:
+            found = _scan(path, stack)
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(
+                f"{path}: no such file or folder; give a file of tasks, a folder or .zip of them, optionally followed "
+                "by :train or :evaluation."
+            ) from None
+        except OSError as error:
+            raise unreadable(Path(error.filename or path), error) from None
+        except RecursionError:
+            raise InputError(f"{path}: folders are nested too deeply; give a folder further in.") from None
+        except DAMAGED_ZIP as error:
+            raise InputError(
+                f"{path}: a damaged or unusual .zip ({error}); unpack it and give the folder."
+            ) from None
+        yield found
+
+
+def _scan(path: Path, stack: ExitStack) -> Found:
     scan = _Scan(path)
-    try:
-        real = os.path.realpath(path)
-        mode = os.stat(real).st_mode
-        if stat.S_ISDIR(mode):
-            scan.root(real)
-            yield scan.found()
-        elif not stat.S_ISREG(mode):
-            raise InputError(f"{path}: is a pipe or a device; save it to a file, and give that.")
-        elif zipfile.is_zipfile(real):
-            with zipfile.ZipFile(real) as archive:
-                scan.members(archive, real)
-                yield scan.found()
-        else:
-            scan.file_alone(real)
-            yield scan.found()
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(
-            f"{path}: no such file or folder; give a file of tasks, a folder or .zip of them, optionally followed "
-            "by :train or :evaluation."
-        ) from None
-    except OSError as error:
-        raise unreadable(Path(error.filename or path), error) from None
-    except RecursionError:
-        raise InputError(f"{path}: folders are nested too deeply; give a folder further in.") from None
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise InputError(
-            f"{path}: a damaged or unusual .zip ({error}); unpack it and give the folder."
-        ) from None
+    real = os.path.realpath(path)
+    mode = os.stat(real).st_mode
+    if stat.S_ISDIR(mode):
+        scan.root(real)
+    elif not stat.S_ISREG(mode):
+        raise InputError(f"{path}: is a pipe or a device; save it to a file, and give that.")
+    elif zipfile.is_zipfile(real):
+        scan.members(stack.enter_context(zipfile.ZipFile(real)), real)
+    else:
+        scan.file_alone(real)
+    return scan.found()
 
 
 class _Scan:

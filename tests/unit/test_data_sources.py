@@ -336,6 +336,7 @@ def tar_of(content: bytes) -> bytes:
 BAD_FILES = {
     "malformed": (b'{"train": [', "malformed JSON"),
     "empty": (b"", "is empty"),
+    "more than one document": (json.dumps(TASK, indent=1).encode() * 2, "malformed JSON .Extra data"),
     "not UTF-8": (b'{"train": "\xff"}', "not UTF-8"),
     "half of UTF-16": (json.dumps(TASK).encode("utf-16")[:-1], "not UTF-8, UTF-16"),
     "damaged gzip": (gzip.compress(json.dumps(TASK).encode())[:-20], "cannot be read"),
