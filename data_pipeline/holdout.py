@@ -9,7 +9,8 @@ _TRAINING = {"training", "train"}
 
 def words(name: str) -> tuple[str, ...]:
     """Return the words of a name in small letters: `arc-agi_Test2` has arc, agi and test; `contest` is one word."""
-    return tuple(word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name))
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+    return tuple(word.lower() for word in re.findall(r"[^\W\d_]+", parted))
 
 
 def folder_says(name: str) -> bool | None:

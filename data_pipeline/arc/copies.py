@@ -32,6 +32,11 @@ def decides(task: Task) -> bool:
     return task.asked_for or not task.tests or any(pair.output is not None for pair in task.tests)
 
 
+def is_copy(task: Task, other: Task) -> bool:
+    """Tell whether two tasks of one id differ in no more than the order of pairs and what is hidden."""
+    return _joined_tests(task, other) is not None
+
+
 def _joined(first: Task, second: Task, *, first_wins: bool) -> Task:
     deciding = [copy for copy in (first, second) if decides(copy)] or [first, second]
     held_out = [copy for copy in deciding if copy.held_out]

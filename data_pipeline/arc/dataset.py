@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from data_pipeline.arc import sources as arc
-from data_pipeline.arc.copies import decides, merge
+from data_pipeline.arc.copies import decides, is_copy, merge
 from data_pipeline.arc.json_format import task_json
 from data_pipeline.arc.leaks import TaskLeaks, drop_from_training, find_in_tasks
 from data_pipeline.arc.rows import SplitPlan, plan_groups
@@ -38,6 +38,7 @@ _REPEATED = "read from elsewhere, too"
 _WITHOUT_OUTPUTS = (
     "without outputs, which train with those from elsewhere; to predict them add their file:evaluation"
 )
+_CONFLICTS = "unlike the first task of that id, left out by --conflicts first"
 _TOO_LARGE = "larger than the canvas"
 _BEYOND_LIMIT = "beyond --limit-groups"
 
@@ -182,7 +183,8 @@ def _readings(
         for task in batch.tasks:
             if task is not deciding[task.id]:
                 trains = task.id in kept and not kept[task.id].held_out
-                fates[_WITHOUT_OUTPUTS if trains and not decides(task) else _REPEATED].append(task.id)
+                why = _WITHOUT_OUTPUTS if trains and not decides(task) else _REPEATED
+                fates[why if is_copy(merged[task.id], task) else _CONFLICTS].append(task.id)
             elif task.id in kept:
                 task = kept[task.id]
                 fates[_HELD_OUT if task.held_out else _TRAINED].append(task.id)

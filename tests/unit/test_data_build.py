@@ -332,6 +332,19 @@ def test_a_task_with_too_large_a_grid_is_left_out_whatever_the_canvas(source: Pa
         build(request(tmp_path / "mine", tmp_path / "none", canvas=30))
 
 
+def test_conflicts_that_the_first_wins_are_told_from_copies(source: Path, tmp_path: Path) -> None:
+    for place, number in {"a": 0, "b": 1, "c": 0}.items():
+        (tmp_path / "mine" / place).mkdir(parents=True)
+        content = (source / f"training/task{number}.json").read_text()
+        (tmp_path / "mine" / place / "x.json").write_text(content)
+    info = build(request(tmp_path / "mine", tmp_path / "out", conflicts="first"))
+    assert info is not None
+    assert [(some.why.split()[0], some.num) for some in info.readings[0].left_out] == [
+        ("read", 1),
+        ("unlike", 1),
+    ]
+
+
 def test_bare_pairs_train_as_a_task_of_their_own(source: Path, tmp_path: Path) -> None:
     task = json.loads((source / "training/task0.json").read_text())
     (tmp_path / "re_arc").mkdir()
