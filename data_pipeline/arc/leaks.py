@@ -52,16 +52,22 @@ def find_in_tasks(tasks: Sequence[Task]) -> TaskLeaks:
 
     Pairs whose output is hidden cannot be told.
     """
-    trained: dict[bytes, list[_TaskPair]] = defaultdict(list)
-    held_out: list[_TaskPair] = []
+    candidates: list[_TaskPair] = []
+    held_out: dict[_TaskPair, bytes] = {}
     for task in tasks:
         for number, pair in enumerate(task.pairs):
+            if pair.output is None:
+                continue
             if task.held_out and number >= len(task.demos):
-                held_out.append(_TaskPair(task, number))
-            elif pair.output is not None:
-                trained[pair_key(pair)].append(_TaskPair(task, number))
-    keys = [pair_key(found.pair) if found.pair.output is not None else None for found in held_out]
-    return TaskLeaks({pair: trained[key] for pair, key in zip(held_out, keys, strict=True) if key in trained})
+                held_out[_TaskPair(task, number)] = pair_key(pair)
+            else:
+                candidates.append(_TaskPair(task, number))
+    outlines = {_outline(found.pair) for found in held_out}
+    trained: dict[bytes, list[_TaskPair]] = defaultdict(list)
+    for candidate in candidates:
+        if outlines and _outline(candidate.pair) in outlines:
+            trained[pair_key(candidate.pair)].append(candidate)
+    return TaskLeaks({pair: trained[key] for pair, key in held_out.items() if key in trained})
 
 
 def drop_from_training(tasks: Sequence[Task], found: TaskLeaks) -> list[Task]:
@@ -74,6 +80,18 @@ def drop_from_training(tasks: Sequence[Task], found: TaskLeaks) -> list[Task]:
         replace(task, left_out=frozenset(left_out[task.id])) if task.id in left_out else task
         for task in tasks
     ]
+
+
+def _outline(pair: Pair) -> tuple[tuple[int, ...], bytes]:
+    """Return what all augmentations of a pair have in common, and few other pairs have: much sooner than its key."""
+    assert pair.output is not None
+    (height, width), (height_after, width_after) = pair.input.shape, pair.output.shape
+    sides = min((height, width, height_after, width_after), (width, height, width_after, height_after))
+    counts = np.bincount(
+        np.concatenate([pair.input.reshape(-1), pair.output.reshape(-1)]), minlength=NUM_COLOURS
+    )
+    counts[1:].sort()
+    return sides, counts.tobytes()
 
 
 def pair_key(pair: Pair) -> bytes:
