@@ -14,7 +14,8 @@ _WIDTH = 100  # columns
 
 def left_out(why: str, names: Sequence[str]) -> LeftOut:
     """Return what a dataset says of tasks or files that are not in it."""
-    return LeftOut(why=why, num=len(names), names=tuple(sorted(names)[:MAX_NAMED]))
+    shown = (name if name.isprintable() else ascii(name)[1:-1] for name in sorted(names)[:MAX_NAMED])
+    return LeftOut(why=why, num=len(names), names=tuple(shown))
 
 
 def reading_table(readings: Sequence[SourceReading]) -> list[str]:

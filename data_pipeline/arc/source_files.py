@@ -39,8 +39,6 @@ _LEFT_BEHIND = {
     "$recycle.bin",
     "system volume information",
 }
-
-
 _SOLUTIONS, _CHALLENGES = {"solution", "solutions"}, {"challenge", "challenges"}
 
 
@@ -177,15 +175,17 @@ class _Scan:
         )
         self._files[real] = given
         self._is_file = True
-        for folder in (self._path.parent, Path(real).parent):
-            for beside in sorted(os.listdir(folder)):
-                file = given._replace(path=beside)
+        folders = {os.path.realpath(folder): folder for folder in (Path(real).parent, self._path.parent)}
+        for folder in folders.values():
+            for name in sorted(os.listdir(folder)):
+                beside = given._replace(path=name)
                 if (
-                    file.is_solutions
-                    and file.release == given.release
-                    and _reason_not_to_read(beside) is None
+                    beside.is_solutions
+                    and beside.release == given.release
+                    and not _is_left_behind(name)
+                    and _reason_not_to_read(name) is None
                 ):
-                    self._add(os.path.realpath(folder / beside), beside, str(folder / beside), None, None)
+                    self._add(os.path.realpath(folder / name), name, str(folder / name), None, None)
 
     def members(self, archive: zipfile.ZipFile, real: str) -> None:
         """Add the files of a .zip, to be read from where they are."""
@@ -260,6 +260,7 @@ class _Scan:
             else:
                 self._folder(inside, real, _first(*map(folder_says, names), says))
         elif stat.S_ISREG(mode):
+            says = _first(says, folder_says(os.path.basename(os.path.dirname(real))) if is_link else None)
             self._add(real, inside, label, says, _first(*map(file_says, names)))
         else:
             self._not_read[_OTHERS].append(inside)

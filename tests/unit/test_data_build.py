@@ -281,6 +281,20 @@ def test_an_output_that_is_something_else_is_left_alone(source: Path, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_bytes_do_not_depend_on_how_a_path_is_written(
+    source: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evaluation").symlink_to(source.parent)
+    monkeypatch.chdir(source / "training")
+    (source / "README.md").touch()
+    ways = ["..", f"../../{source.name}/", f"{tmp_path}/evaluation/{source.name}"]
+    for number, way in enumerate(ways):
+        build(request(Path(way), tmp_path / str(number), num_aug=1))
+    (source / "README.md").unlink()
+    assert checksums(tmp_path / "0") == checksums(tmp_path / "1") == checksums(tmp_path / "2")
+    assert str(tmp_path) not in (tmp_path / "2/dataset.json").read_text()
+
+
 def test_a_kaggle_folder_builds_as_it_is_delivered(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tasks = {
@@ -316,7 +330,7 @@ def test_a_kaggle_folder_builds_as_it_is_delivered(tmp_path: Path) -> None:
     assert sorted(json.loads((tmp_path / "asked/test_puzzles.json").read_text())) == ["a", "c", "d", "e"]
 
 
-def test_a_task_with_too_large_a_grid_is_left_out_whatever_the_canvas(source: Path, tmp_path: Path) -> None:
+def test_a_task_with_too_large_a_grid_is_left_out(source: Path, tmp_path: Path) -> None:
     task = json.loads((source / "training/task0.json").read_text())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/small.json").write_text(json.dumps(task))

@@ -23,6 +23,7 @@ from data_pipeline.arc.source_files import true_name
 from data_pipeline.arc.task import Task
 from data_pipeline.base.errors import InputError
 from data_pipeline.kind import Role, split_role
+from data_pipeline.readings import left_out
 
 GRID = [[0, 1], [2, 3]]
 TASK = {"train": [{"input": GRID, "output": [[5]]}], "test": [{"input": GRID, "output": [[7]]}]}
@@ -86,7 +87,7 @@ FILES = {
 
 
 @pytest.mark.parametrize(("name", "expected"), [(name, said) for said in FILES for name in FILES[said]])
-def test_files_of_many_tasks_are_held_out_by_a_word_of_their_name(
+def test_files_of_many_tasks_are_held_out_by_a_word_of_the_name(
     root: Path, name: str, expected: bool
 ) -> None:
     write(root / f"{name}.json", {"a": TASK})
@@ -130,15 +131,17 @@ def test_how_a_path_is_written_changes_nothing(
     assert held_out(read(path)) == {"a": folder.endswith("evaluation"), "b": True}
 
 
-def test_a_linked_folder_is_read_and_held_out_by_either_name(root: Path, tmp_path: Path) -> None:
+def test_what_is_linked_is_read_and_held_out_by_either_name(root: Path, tmp_path: Path) -> None:
     write(tmp_path / "real/evaluation/a.json", TASK)
     write(tmp_path / "real/mine/b.json", TASK)
     linked(root / "more", tmp_path / "real/evaluation")
     linked(root / "evaluation", tmp_path / "real/mine")
-    assert held_out(read(root)) == {"a": True, "b": True}
+    write(tmp_path / "real/val/c.json", TASK)
+    linked(root / "c.json", tmp_path / "real/val/c.json")
+    assert held_out(read(root)) == {"a": True, "b": True, "c": True}
 
 
-def test_a_file_that_links_reach_twice_is_read_once_and_held_out_by_any_name(root: Path) -> None:
+def test_a_file_of_two_names_is_read_once_and_held_out_by_either(root: Path) -> None:
     write(root / "a/one.json", TASK)
     (root / "evaluation").mkdir()
     linked(root / "evaluation/two.json", root / "a/one.json")
@@ -193,7 +196,7 @@ LEFT_BEHIND = [
 ]
 
 
-def test_hidden_files_and_what_systems_leave_behind_are_no_part_of_a_source(root: Path) -> None:
+def test_hidden_files_and_leftovers_are_no_part_of_a_source(root: Path) -> None:
     write(root / "a.json", TASK)
     for name in LEFT_BEHIND:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -511,7 +514,7 @@ def test_whole_numbers_may_be_written_as_fractions(root: Path) -> None:
     assert task.tests[0].input.tolist() == [[1, 2]]
 
 
-def test_a_task_with_a_hidden_output_is_held_out_wherever_it_lies(root: Path) -> None:
+def test_a_task_with_a_hidden_output_is_held_out_anywhere(root: Path) -> None:
     hidden = {**TASK, "test": [{"input": GRID, "output": None}]}
     write(root / "training/a.json", hidden)
     write(root / "training/b.json", TASK)
@@ -545,7 +548,7 @@ COPIES = {
 
 
 @pytest.mark.parametrize("case", COPIES)
-def test_copies_keep_their_outputs_and_hidden_ones_hold_nothing_out(case: str) -> None:
+def test_copies_keep_outputs_and_hidden_ones_hold_nothing_out(case: str) -> None:
     copies, expected = COPIES[case]
     for order in itertools.permutations(copies):
         [task] = merge(order)
@@ -571,6 +574,15 @@ def test_solutions_go_by_the_words_of_their_name(root: Path, name: str) -> None:
     write(root / "x_challenges.json", {"a": {**TASK, "test": [{"input": GRID}]}})
     text = json.dumps({"a": [[[8]]]}).encode()
     (root / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    (root / "._x_solutions.json").write_bytes(b"\x00")
     for path in (root, root / "x_challenges.json"):
-        [task] = read(path)
-        assert not task.has_hidden_output
+        found = arc.from_path(path, None)
+        assert [task.has_hidden_output for task in found.tasks] == [False]
+        assert not found.not_read
+
+
+def test_names_that_cannot_be_printed_are_told_all_the_same(root: Path) -> None:
+    write(root / "a.json", TASK)
+    (root / os.fsdecode(b"\xff\n.txt")).write_bytes(b"")
+    [names] = arc.from_path(root, None).not_read.values()
+    assert left_out("without JSON", names).names == (r"\udcff\n.txt",)
