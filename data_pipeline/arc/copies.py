@@ -58,13 +58,16 @@ def _joined_tests(base: Task, other: Task) -> tuple[Pair, ...] | None:
     """Return the test pairs of a task with the outputs that only its copy has; None if it is another task."""
     if _sorted(base.demos) != _sorted(other.demos):
         return None
+    if sorted(_key(pair.input) for pair in base.tests) != sorted(_key(pair.input) for pair in other.tests):
+        return None
+    for hiding, known in ((other, base), (base, other)):
+        if all(pair.output is None for pair in hiding.tests):
+            return known.tests
     outputs = {_key(pair.input): pair.output for pair in other.tests}
     if len(outputs) < len(
         other.tests
-    ):  # of inputs that come twice, nobody knows which hidden output is whose
+    ):  # an input that comes twice: nobody knows which hidden output is whose
         return base.tests if _sorted(base.tests) == _sorted(other.tests) else None
-    if sorted(outputs) != sorted(_key(pair.input) for pair in base.tests):
-        return None
     joined: list[Pair] = []
     for pair in base.tests:
         theirs = outputs[_key(pair.input)]

@@ -148,8 +148,8 @@ class _Reader:
             solutions = as_object(items[0].value) if len(items) == 1 else {}
             if not solutions:
                 raise InputError(
-                    f"{file.label}: {describe(items[0].value)} is no solutions; they map task ids to lists of outputs. "
-                    "Take it from the release of its challenges, or move it away to predict unscored."
+                    f"{file.label}: {describe(items[0].value)} maps no task ids to lists of outputs; take it from the "
+                    "release of its challenges, or move it away to predict unscored."
                 )
             self._solutions[file.path] = solutions
         return self._solutions[file.path]

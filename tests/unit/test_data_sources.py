@@ -561,10 +561,18 @@ def test_copies_keep_outputs_and_hidden_ones_hold_nothing_out(case: str) -> None
 def test_copies_with_other_outputs_are_two_tasks() -> None:
     with pytest.raises(InputError, match="task a: its content in"):
         merge([copy(True, HIDDEN), copy(False, KNOWN), copy(False, [[8]])])
-    twice = {**TASK, "test": [{"input": GRID, "output": KNOWN}, {"input": GRID}]}
-    other = {**TASK, "test": [{"input": GRID}, {"input": GRID}]}
+
+
+def test_of_a_test_input_that_comes_twice_outputs_are_not_guessed() -> None:
+    def twice(*outputs: list[list[int]] | None) -> Task:
+        content = {**TASK, "test": [{"input": GRID, "output": output} for output in outputs]}
+        return parse_task(content, "a", True, "somewhere")
+
+    for copies in itertools.permutations([twice([[1]], [[2]]), twice(HIDDEN, HIDDEN)]):
+        [task] = merge(copies)
+        assert [pair.output.tolist() for pair in task.tests if pair.output is not None] == [[[1]], [[2]]]
     with pytest.raises(InputError, match="task a: its content in"):
-        merge([parse_task(twice, "a", True, "x"), parse_task(other, "a", True, "y")])
+        merge([twice([[1]], HIDDEN), twice(HIDDEN, [[2]])])
 
 
 @pytest.mark.parametrize(
