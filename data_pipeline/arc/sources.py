@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, cast
 import numpy as np
 
 from data_pipeline.arc.augment import parse_name
+from data_pipeline.arc.holdout import folder_says
 from data_pipeline.arc.json_format import (
     as_list,
     as_object,
@@ -22,6 +23,7 @@ from data_pipeline.arc.json_format import (
     own_id,
     parse_grid,
     parse_task,
+    parts_in,
     task_json,
     tasks_in,
 )
@@ -110,8 +112,11 @@ class _Reader:
             label = file.label if line is None else f"{file.label}: line {line}"
             stem = file.stem if line is None else own_id(value) or f"{file.stem}-{line}"
             many = tasks_in(value, stem, label)
-            if many is not None:
-                self._read_many(file, label, many)
+            parts = {"": many} if many is not None else {} if is_task(value) else parts_in(value, label)
+            if parts:
+                for name, tasks in parts.items():
+                    says = folder_says(name)
+                    self._read_many(file, label, tasks, _says(file) if says is None else says)
             elif line is not None and is_pair(value):
                 pairs.append(value)
             elif is_task(value) or is_pairs(value):
@@ -134,10 +139,10 @@ class _Reader:
     def _note(self, why: str, file: SourceFile) -> None:
         self._found.not_read.setdefault(why, []).append(file.path)
 
-    def _read_many(self, file: SourceFile, label: str, many: dict[str, object]) -> None:
+    def _read_many(self, file: SourceFile, label: str, many: dict[str, object], held_out: bool) -> None:
         solution_file = self._solution_files.get(file.release)
         for task_id, content in many.items():
-            task = self._add(content, task_id, label, _says(file))
+            task = self._add(content, task_id, label, held_out)
             if task is not None and solution_file is not None:
                 solutions = self._solutions_of(solution_file)
                 self._tasks[-1] = _with_solutions(task, solutions, solution_file.label)

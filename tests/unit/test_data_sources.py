@@ -426,6 +426,13 @@ def test_files_of_many_tasks_may_have_any_name(root: Path, layout: str) -> None:
         assert all(len(task.training_pairs) == len(task.pairs) for task in read(root / name))
 
 
+def test_parts_of_a_file_are_held_out_by_their_names(root: Path) -> None:
+    file = write(root / "arc1.json", {"train": {"a": TASK}, "eval": {"b": TASK}, "extra": {"c": TASK}})
+    assert held_out(read(file)) == {"a": False, "b": True, "c": False}
+    with pytest.raises(InputError, match="is no task"):
+        read(write(root / "half.json", {"train": {"a": TASK}, "eval": {"b": 3}}))
+
+
 ENCODINGS = {
     "utf-16": lambda text: text.encode("utf-16"),
     "utf-16-be": lambda text: text.encode("utf-16-be"),
