@@ -2,7 +2,7 @@
 
 import re
 
-_EVALUATION = {"evaluation", "eval", "validation", "valid", "val"}
+_EVALUATION = {"evaluation", "eval", "validation", "valid", "val", "holdout", "heldout"}
 _TEST = {"test", "testing"}
 _TRAINING = {"training", "train"}
 

@@ -69,7 +69,7 @@ def test_folders_named_evaluation_are_held_out_and_all_others_train(root: Path) 
 
 
 FOLDERS = {
-    True: "evaluation Evaluation EVALUATION arc-evaluation_2 PublicEval validation val test Test2".split(),
+    True: "evaluation Evaluation EVALUATION arc-evaluation_2 PublicEval validation val holdout test Test2".split(),
     False: "training Training contest latest test_data my-test evaluations medieval retrieval \u00e9test".split(),
 }
 
