@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, TypeGuard, cast
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.extras import require
@@ -18,7 +18,7 @@ from data_pipeline.kind import Role, split_role
 
 HUB_PREFIX = "hub:"
 CsvFile = Path | zipfile.Path
-"""A file, or a member of an archive."""
+"""A file, a member of an archive, or a split of a dataset of the published code."""
 
 _ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _HELD_OUT = frozenset(
@@ -41,9 +41,9 @@ class SplitFiles(NamedTuple):
 def find_files(source: str) -> SplitFiles:
     """Find the files of PATH[:train|:evaluation] or of `hub:OWNER/NAME[@REVISION]`.
 
-    A path is a CSV file, or a folder or zip archive of some. Its name says whether a file is held out, or else the
-    nearest folder that says it, up to that of the source (see `holdout`). Beside files of which a name says it,
-    others are not read; where there are none, all train. A suffix overrides the names.
+    A path is a CSV file, a folder or zip archive of some, or a dataset of the published code. Its name says whether a
+    file is held out, or else the nearest folder that says it, up to that of the source (see `holdout`). Beside files
+    of which a name says it, others are not read; where there are none, all train. A suffix overrides the names.
     """
     if source.startswith(HUB_PREFIX):
         return _from_hub(source)
@@ -51,8 +51,11 @@ def find_files(source: str) -> SplitFiles:
     files: list[tuple[CsvFile, tuple[str, ...]]] = []
     try:
         if path.is_dir():
-            name = path.resolve().name
-            files += [(file, (name, *file.relative_to(path).parts)) for file in _walk(path)]
+            own = path.resolve()
+            splits = [folder for folder in (path, path / "train", path / "test") if is_published(folder)]
+            files += [(split, (*split.resolve().parts[-2:], "")) for split in splits]
+            if not splits:
+                files += [(file, (own.name, *file.relative_to(path).parts)) for file in _walk(path)]
         elif path.is_file() and zipfile.is_zipfile(path):
             files += [(file, (path.stem, *file.at.split("/"))) for file in _members(path)]
         elif path.is_file():
@@ -61,8 +64,8 @@ def find_files(source: str) -> SplitFiles:
         raise InputError(f"{path}: cannot be read ({error}); check the path and its rights.") from None
     if not files:
         raise InputError(
-            f"{path}: no such file, nor a folder or zip archive with *.csv files; give the CSV file of the puzzles or "
-            "the folder of several, optionally followed by :train or :evaluation."
+            f"{path}: no such file, nor a folder or zip archive with *.csv files, nor a dataset of the published code; "
+            "give the CSV file of the puzzles or the folder of several, optionally followed by :train or :evaluation."
         )
     role_of = {file: _role(names) for file, names in files}
     are_named = any(role_of.values())
@@ -130,6 +133,11 @@ def _from_hub(source: str) -> SplitFiles:
             "or download train.csv and test.csv elsewhere and give their folder."
         ) from None
     return SplitFiles([train], [test], [])
+
+
+def is_published(file: CsvFile) -> TypeGuard[Path]:
+    """Return whether this is a folder that `published` reads, a split of a dataset of the published code."""
+    return isinstance(file, Path) and (file / "dataset.json").is_file() and any(file.glob("*__inputs.npy"))
 
 
 @contextmanager

@@ -8,9 +8,7 @@ grids of a source are equally large.
 
 import csv
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
@@ -18,8 +16,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.base.parallel import progress_bar
-from data_pipeline.base.random import stream_key, words_at
 from data_pipeline.grid_puzzles.csv_files import CsvFile, open_text
 from data_pipeline.grid_puzzles.csv_layout import Layout, layout_of
 
@@ -36,16 +32,6 @@ Column = Literal["question", "answer"]
 _NONE: Cells = np.zeros((0, 1), dtype=np.uint8)
 
 
-class Selection(NamedTuple):
-    """Which lines of a source to keep, as published: hard enough ones, and of these a random choice."""
-
-    min_difficulty: int | None = None
-    """Smallest rating to keep."""
-    subsample: int | None = None
-    """How many to keep, if there are more."""
-    seed: int = 0
-
-
 class CsvBlock(NamedTuple):
     """Some consecutive lines of a file, as bytes."""
 
@@ -54,11 +40,13 @@ class CsvBlock(NamedTuple):
     questions: Cells
     answers: Cells
     ratings: NDArray[np.int32]  # [n]
+    unit: str = "line"
+    """What the numbers are of."""
 
     def bad_row(self, row: int, column: Column, why: str) -> InputError:
         """Return the error about a field; `why` gives reason and remedy."""
         value = _shown(self._cells(column)[row].tobytes())
-        return InputError(f"{self.file}: line {self.numbers[row]}: {column} {value}: {why}.")
+        return InputError(f"{self.file}: {self.unit} {self.numbers[row]}: {column} {value}: {why}.")
 
     def refuse_cells(self, column: Column, is_bad: NDArray[np.bool_], why: str) -> None:
         """Raise InputError about the first bad cell [n, width] of a column; `why` gives reason and remedy."""
@@ -90,123 +78,6 @@ class Puzzles(NamedTuple):
     def join(cls, blocks: Sequence[Self]) -> Self:
         """Return the puzzles of at least one block, one after another."""
         return cls._make(np.concatenate(columns) for columns in zip(*blocks, strict=True))
-
-
-Decode = Callable[[CsvBlock], tuple[Cells, Cells]]
-"""Checks and translates a block, into inputs and labels."""
-
-
-@dataclass
-class Fate:
-    """What became of the puzzles of a file."""
-
-    file: CsvFile
-    num_read: int = 0
-    left_out: Counter[str] = field(default_factory=Counter[str])
-    """By the reason."""
-
-    @property
-    def num_kept(self) -> int:
-        return self.num_read - self.left_out.total()
-
-
-def leave_out(fates: Sequence[Fate], why: str, kept: NDArray[np.integer]) -> None:
-    """Note that of the kept puzzles of these files, one after another, only those with these numbers stay."""
-    ends = np.cumsum([fate.num_kept for fate in fates])
-    of_file = np.diff(np.searchsorted(kept, ends), prepend=0)
-    for fate, num_kept in zip(fates, of_file.tolist(), strict=True):
-        fate.left_out[why] += fate.num_kept - num_kept
-
-
-class Reading(NamedTuple):
-    """The chosen puzzles of some files, one file after another."""
-
-    puzzles: Puzzles
-    fates: list[Fate]
-
-
-def read_puzzles(
-    files: Sequence[CsvFile],
-    decode: Decode,
-    selection: Selection | None = None,
-    *,
-    show_progress: bool = False,
-) -> Reading:
-    """Read the lines of the files that the selection keeps; every line is checked, kept or not.
-
-    Raise InputError at the first line that is not as it should be, and where none is left.
-    """
-    selection = selection or Selection()
-    kept = _Kept(selection)
-    width: int | None = None
-    with progress_bar("reading", " puzzles", None, shown=show_progress) as progress:
-        for file in files:
-            kept.fates.append(Fate(file))
-            for block in read_blocks(file, width, rated=selection.min_difficulty is not None):
-                width = block.questions.shape[1]
-                inputs, labels = decode(block)
-                kept.add(Puzzles(inputs, labels, block.ratings))
-                progress.update(len(block.ratings))
-    puzzles = kept.puzzles()
-    if puzzles is None or not puzzles.num_puzzles:
-        names = ", ".join(map(str, files))
-        wanted = selection.min_difficulty
-        reason = "no puzzle in the file" if wanted is None else f"no puzzle is rated {wanted} or higher"
-        remedy = "give another file" + ("" if wanted is None else " or ask for a lower difficulty")
-        raise InputError(f"{names}: {reason}; {remedy}.")
-    return Reading(puzzles, kept.fates)
-
-
-class _Kept:
-    """Gathers puzzles; of those that a subsample leaves out it never holds many.
-
-    A subsample keeps those with the smallest random words. A word depends on the seed and on the number of the
-    puzzle among those hard enough, so how the file was cut into blocks does not matter.
-    """
-
-    def __init__(self, selection: Selection) -> None:
-        self.fates: list[Fate] = []
-        """Of the files so far; what is added is of the last one."""
-        self._selection = selection
-        self._key = stream_key(selection.seed, "subsample")
-        self._puzzles: Puzzles | None = None
-        self._words = np.zeros(0, dtype=np.uint64)
-        self._num_seen = 0
-
-    def add(self, more: Puzzles) -> None:
-        selection, fate = self._selection, self.fates[-1]
-        fate.num_read += more.num_puzzles
-        if selection.min_difficulty is not None:
-            is_hard = more.ratings >= selection.min_difficulty
-            fate.left_out["rated below --min-difficulty"] += int((~is_hard).sum())
-            more = more.take(is_hard)
-        self._puzzles = more if self._puzzles is None else _extended(self._puzzles, more)
-        if selection.subsample is not None:
-            numbers = np.arange(self._num_seen, self._num_seen + more.num_puzzles)
-            self._words = np.append(self._words, words_at(numbers, 0, self._key)[:, 0])
-            if len(self._words) > 2 * selection.subsample + 65536:
-                self._thin_out(selection.subsample)
-        self._num_seen += more.num_puzzles
-
-    def puzzles(self) -> Puzzles | None:
-        if self._selection.subsample is not None:
-            self._thin_out(self._selection.subsample)
-        return self._puzzles
-
-    def _thin_out(self, size: int) -> None:
-        if self._puzzles is not None:
-            chosen = np.sort(np.argsort(self._words, kind="stable")[:size])
-            self._puzzles, self._words = self._puzzles.take(chosen), self._words[chosen]
-            leave_out(self.fates, "not drawn by --subsample", chosen)
-
-
-def _extended(puzzles: Puzzles, more: Puzzles) -> Puzzles:
-    """Add puzzles to others, which are changed, so that there are never two copies of millions."""
-    for column, addition in zip(puzzles, more, strict=True):
-        length = len(column)
-        column.resize((length + len(addition), *column.shape[1:]), refcheck=False)
-        column[length:] = addition
-    return puzzles
 
 
 def read_blocks(file: CsvFile, width: int | None = None, *, rated: bool = False) -> Iterator[CsvBlock]:

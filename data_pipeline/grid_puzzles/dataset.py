@@ -16,17 +16,11 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import map_threads, progress_bar
 from data_pipeline.base.random import Bits
 from data_pipeline.grid_puzzles import scratch
-from data_pipeline.grid_puzzles.csv_files import HUB_PREFIX, CsvFile, find_files, open_bytes
-from data_pipeline.grid_puzzles.csv_source import (
-    HEADER,
-    Fate,
-    Puzzles,
-    Selection,
-    leave_out,
-    read_puzzles,
-)
+from data_pipeline.grid_puzzles.csv_files import HUB_PREFIX, CsvFile, find_files, is_published, open_bytes
+from data_pipeline.grid_puzzles.csv_source import HEADER, Puzzles
 from data_pipeline.grid_puzzles.generate import Blocks, generate
 from data_pipeline.grid_puzzles.puzzle_type import Examples, PuzzleOptions, PuzzleType
+from data_pipeline.grid_puzzles.reading import Fate, Selection, leave_out, read_puzzles
 from data_pipeline.grid_puzzles.rows import PuzzleRows
 from data_pipeline.kind import Kind, Look
 from data_pipeline.readings import left_out
@@ -149,15 +143,19 @@ def read(puzzle_type: type[PuzzleType], request: Request) -> PuzzleContent:
 
 
 def _name(file: CsvFile, split: SplitName) -> str:
+    if is_published(file):
+        return "/".join(file.resolve().parts[-2:])
     return f"{file.name}:{'evaluation' if split == 'test' else 'train'}"
 
 
 def _content_sha256(file: CsvFile) -> str:
-    """Return the checksum of a file's bytes, unpacked."""
+    """Return the checksum of a file's bytes, unpacked, or of all files of a split."""
     digest = hashlib.sha256()
-    with open_bytes(file) as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
+    parts = [file / "dataset.json", *sorted(file.glob("*__*.npy"))] if is_published(file) else [file]
+    for part in parts:
+        with open_bytes(part) as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
     return digest.hexdigest()
 
 
@@ -199,7 +197,11 @@ def _read_files(
         subsample = options.subsample if split == "train" else None  # as published
         selection = Selection(options.min_difficulty, subsample, request.seed)
         found, fates[split] = read_puzzles(
-            files[split], puzzle_type.read_block, selection, show_progress=not request.quiet
+            files[split],
+            puzzle_type.read_block,
+            selection,
+            characters=puzzle_type.characters,
+            show_progress=not request.quiet,
         )
         limit = options.limit_groups
         if limit is not None:
@@ -322,8 +324,9 @@ def kind_of(puzzle_type: type[PuzzleType], puzzles: str) -> Kind:
         presets={
             puzzle_type.kind: f"{puzzles} of CSV files (such as {HEADER}), or new ones where there is no --source"
         },
-        source_help="CSV file, folder or zip archive of some, or hub:OWNER/NAME[@REVISION]; repeatable. A file with "
-        "the word `test` or `evaluation` in its name is the test split, unless :train or :evaluation says otherwise",
+        source_help="CSV file, folder or zip archive of some, dataset of the published code, or "
+        "hub:OWNER/NAME[@REVISION]; repeatable. A file with the word `test` or `evaluation` in its name is the test "
+        "split, unless :train or :evaluation says otherwise",
         options=puzzle_type.options,
         read=partial(read, puzzle_type),
         expect=expect,

@@ -56,6 +56,8 @@ class PuzzleType(ABC):
     options: ClassVar[type[PuzzleOptions]]
     new: ClassVar[type[NewPuzzles]]
     """Those of new puzzles, `generator` of the options."""
+    characters: ClassVar[bytes]
+    """Those of tokens 1, 2, ... of the published datasets in CSV files."""
 
     side: int
 

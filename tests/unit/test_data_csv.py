@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from data_pipeline.base.errors import InputError
 from data_pipeline.build import build
 from data_pipeline.grid_puzzles.csv_files import find_files
-from data_pipeline.grid_puzzles.csv_source import Selection, read_puzzles
 from data_pipeline.grid_puzzles.maze import puzzles as maze
+from data_pipeline.grid_puzzles.reading import Selection, read_puzzles
 from data_pipeline.grid_puzzles.sudoku import puzzles as sudoku
 from data_pipeline.grid_puzzles.sudoku.kind import SudokuType
 from data_pipeline.schema import SourceReading, load_dataset_info

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from data_pipeline.arc import augment
 from data_pipeline.base.errors import InputError
-from data_pipeline.grid_puzzles.csv_source import HEADER, Puzzles, Selection, read_puzzles
+from data_pipeline.grid_puzzles.csv_source import HEADER, Puzzles
 from data_pipeline.grid_puzzles.maze import puzzles as maze
 from data_pipeline.grid_puzzles.maze.generator import MazeRecipe, generate
 from data_pipeline.grid_puzzles.maze.puzzles import content_keys
+from data_pipeline.grid_puzzles.reading import Selection, read_puzzles
 
 POOL = generate(MazeRecipe(side=12, min_steps=20, seed=5), "train", np.arange(40))
 

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.grid_puzzles.csv_source import HEADER, read_puzzles
+from data_pipeline.grid_puzzles.csv_source import HEADER
 from data_pipeline.grid_puzzles.maze import puzzles as maze
 from data_pipeline.grid_puzzles.maze.unique import MAX_COUNTED, MazeUniqueType, num_shortest_paths
+from data_pipeline.grid_puzzles.reading import read_puzzles
 from tests.unit.test_data_maze import graph_of, random_mazes, text
 
 SMALL = MazeUniqueType(12, 20, 26)

@@ -12,7 +12,8 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.base.random import random_bits
 from data_pipeline.grid_puzzles import csv_source as puzzle_csv
 from data_pipeline.grid_puzzles.csv_files import find_files
-from data_pipeline.grid_puzzles.csv_source import HEADER, Selection, read_puzzles
+from data_pipeline.grid_puzzles.csv_source import HEADER
+from data_pipeline.grid_puzzles.reading import Selection, read_puzzles
 from data_pipeline.grid_puzzles.sudoku import generator as sudoku_generator
 from data_pipeline.grid_puzzles.sudoku import puzzles as sudoku
 from data_pipeline.grid_puzzles.sudoku import symmetry as sudoku_symmetry

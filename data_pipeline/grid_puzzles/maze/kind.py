@@ -48,6 +48,7 @@ class MazeType(PuzzleType):
     kind = "maze"
     options = MazeOptions
     new = NewMazes
+    characters = maze.CHARSET.encode()
 
     min_steps: int = 0
 

@@ -43,6 +43,7 @@ class SudokuType(PuzzleType):
     kind = "sudoku"
     options = SudokuOptions
     new = NewSudokus
+    characters = b"0123456789"
 
     min_difficulty: int = 0
 
