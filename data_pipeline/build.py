@@ -137,7 +137,7 @@ def summary(out: Path, info: DatasetInfo) -> str:
         else f"  test: {NOTHING_HELD_OUT} (to hold out: {HOW_TO_HOLD_OUT})",
     ]
     lines[1:1] = reading_table(info.readings)
-    if info.readings and not any(reading.num_trained for reading in info.readings):
+    if train.total_groups and info.readings and not any(reading.num_trained for reading in info.readings):
         lines.append("  every task is held out, so nothing but their demonstrations trains")
     if info.leaks.num_pairs:
         fate = "removed from training" if info.leaks.dropped else "which stay in training"

@@ -183,7 +183,7 @@ def warn_of_ignored(result: VoteResult) -> None:
     """Say on stderr what did not become a vote, and what went without one."""
     votes = result.votes
     for what, count in _not_counted(votes).items():
-        print(f"note: {count} predictions {what}; ignored", file=sys.stderr)
+        print(f"warning: {count} predictions {what}; ignored", file=sys.stderr)
     if votes.repeated:
         print(f"note: {votes.repeated} predictions occur twice in the files; counted once", file=sys.stderr)
     if result.missing_files:
@@ -214,7 +214,7 @@ def _not_counted(votes: Votes) -> dict[str, int]:
     """Return how many predictions are no votes, by the reason."""
     reasons = {
         "are for tasks that are not in the data": votes.unknown_task,
-        "match no test input of their task": votes.unknown_input,
+        "match no test input of their task, as those of another dataset": votes.unknown_input,
         "are of a model whose numbers were lost (q_halt_logits is NaN)": votes.lost,
     }
     return {what: count for what, count in reasons.items() if count}
@@ -228,6 +228,10 @@ def _data_file(args: argparse.Namespace, option: str, name: str) -> Path:
         )
     if given is not None:
         return Path(given)
+    if not Path(args.data).is_dir():
+        raise InputError(
+            f"{args.data}: no such folder; give the dataset that the predictions were made from."
+        )
     if not _is_dataset(args.data):
         return Path(args.data) / name
     return verify_document(args.data, load_dataset_info(args.data), name)

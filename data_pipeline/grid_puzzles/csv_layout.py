@@ -47,6 +47,12 @@ def layout_of(file: object, lines: Sequence[str], first_number: int) -> Layout:
     fields = _fields(first, separator)
     names = [field.strip().casefold() for field in fields]
     where = f"{file}: line {first_number}"
+    if not lines:
+        raise InputError(f"{file}: is empty; give a file of puzzles and their solutions.")
+    if not first.replace("\t", "").isprintable():
+        raise InputError(
+            f"{where}: {_shown(first)} is no text; save the puzzles as a CSV file and give that."
+        )
     if len(fields) < 2:
         raise InputError(
             f"{where}: {_shown(first)} is one column; a line is a puzzle, its solution and whatever else, separated by "
@@ -60,8 +66,9 @@ def layout_of(file: object, lines: Sequence[str], first_number: int) -> Layout:
         found = _by_content(names, values) if not has_header or len(lines) > 1 else None
         if found is None:
             raise InputError(
-                f"{where}: {_shown(first)} does not tell which column has the puzzles and which the solutions; call "
-                "them `question` and `answer` in the first line (and how hard a puzzle is `rating`)."
+                f"{where}: {_shown(first)} does not tell which column has the puzzles and which the solutions, "
+                "and both are needed; call them `question` and `answer` in the first line (and how hard a puzzle is "
+                "`rating`)."
             )
         question, answer = found
     if not has_header and len(fields) == _PUBLISHED_COLUMNS and (question, answer) == (1, 2):

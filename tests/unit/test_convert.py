@@ -17,10 +17,12 @@ from torch import Tensor
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.schema import load_dataset_info
 from hrm_dist.checkpoint import reader
+from hrm_dist.checkpoint.writer import CheckpointWriter
 from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.evaluation.load_model import load_model
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.released import convert_released, published_name
+from hrm_dist.tensor_shards import replicated
 from hrm_dist.train import main as train
 from tests.unit.golden import GOLDEN, arch_fields, assert_close, load_golden
 from tests.unit.models import METADATA, arch_of
@@ -476,6 +478,10 @@ def test_bad_input_of_an_export_is_refused_and_writes_nothing(
     other = shutil.copytree(dataset, tmp_path / "other")
     (other / "train" / "index.json").write_text((other / "train" / "index.json").read_text() + " ")
     file = tmp_path / "out" / "w.safetensors"
+    lost, opened = tmp_path / "lost" / "latest", reader.open_checkpoint(trained)
+    values = opened.tensors("model") | {"puzzle_emb.weights": torch.full((73, 32), float("nan"))}
+    shards = [replicated(f"model.{name}", tensor) for name, tensor in values.items()]
+    CheckpointWriter(lost.parent, keep=1, in_background=False).write(opened.state, shards)
     cases: list[tuple[list[object], str]] = [
         ([tmp_path / "nowhere", "--out", file], "no checkpoint here"),
         ([trained, "--out", file.with_suffix(".pt")], "give a name that ends in .safetensors"),
@@ -484,12 +490,13 @@ def test_bad_input_of_an_export_is_refused_and_writes_nothing(
             "give the dataset of the training with --data",
         ),
         ([trained, "--out", file, "--data", other], "is not the dataset that"),
+        ([lost, "--out", file], "step_3: model.puzzle_emb.weights has values that are no finite numbers"),
         ([trained, "--out", trained / "state.json" / "w.safetensors"], "cannot be"),
     ]
     for arguments, reason in cases:
         assert run("export", *arguments) == 2
         assert reason in capsys.readouterr().err
-        assert not file.parent.exists()
+        assert not list(file.parent.glob("*"))
 
 
 def test_settings_are_for_imports_only(run: Run, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -377,7 +377,7 @@ def test_unusable_data_exits_2_and_writes_nothing(
     [
         (
             [row(4, 0, constant(1)), row(0, 0, constant(1))],
-            "1 match no test input of their task; 1 are of no puzzle",
+            "1 match no test input of their task, as those of another dataset; 1 are of no puzzle",
         ),
         ([row(5, 0, constant(1))], "1 are for tasks that are not in the data"),
         ([row(1, 0, constant(1), q=np.nan)], "1 are of a model whose numbers were lost"),
@@ -412,8 +412,8 @@ def test_what_a_vote_lacks_is_said(data: Path, tmp_path: Path, capsys: pytest.Ca
     write_predictions(folder / "predictions_00001.npz", predictions(*rows))
     assert main([str(folder), "--data", str(data), "--out", str(tmp_path / "s.json")]) == 0
     assert capsys.readouterr().err.splitlines() == [
-        "note: 1 predictions match no test input of their task; ignored",
-        "note: 1 predictions are of a model whose numbers were lost (q_halt_logits is NaN); ignored",
+        "warning: 1 predictions match no test input of their task, as those of another dataset; ignored",
+        "warning: 1 predictions are of a model whose numbers were lost (q_halt_logits is NaN); ignored",
         f"warning: 2 files of the evaluation are not there (the first: {folder}/predictions_00000.npz); run "
         "tools.evaluate again for the rest",
         "warning: 2 test inputs have no prediction; submitted as [[0]]",

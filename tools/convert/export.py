@@ -35,8 +35,7 @@ def export_weights(path: Path, out: Path, data: Path | None, *, ema: bool) -> st
     source = {
         name: f"ema.{name}" if ema and f"ema.{name}" in opened.shapes else f"model.{name}" for name in names
     }
-    if TABLE in names:
-        replace_file(identifiers_beside(out), _identifiers(opened, data))
+    identifiers = _identifiers(opened, data) if TABLE in names else None
     entries = [Entry(published_name(name), opened.shapes[source[name]], torch.float32) for name in names]
     weights = "ema" if ema else "raw"
     metadata = {
@@ -47,8 +46,10 @@ def export_weights(path: Path, out: Path, data: Path | None, *, ema: bool) -> st
     }
     with atomic_write(out) as file:
         stream_tensors(file, entries, (opened.tensor(key) for key in source.values()), metadata)
+    if identifiers is not None:
+        replace_file(identifiers_beside(out), identifiers)
     lines = [f"{out}: {len(entries)} tensors ({weights} weights), {size_text(out.stat().st_size)}"]
-    if TABLE in names:
+    if identifiers is not None:
         lines.append(
             f"{identifiers_beside(out)}: the names of the puzzle table's {opened.shapes[source[TABLE]][0]:,} rows"
         )
