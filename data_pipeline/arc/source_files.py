@@ -301,7 +301,9 @@ def _is_left_behind(name: str) -> bool:
 
 def _is_built(names: Iterable[str]) -> bool:
     """Tell the folder of a dataset, ours or one of the published code, by the names in it."""
-    return {"identifiers.json", "test_puzzles.json"} <= set(names)
+    found = set(names)
+    is_ours = {"identifiers.json", "test_puzzles.json"} <= found
+    return is_ours or {"identifiers.json", "train", "test"} <= found or "all__inputs.npy" in found
 
 
 def _uncompressed(name: str) -> str:

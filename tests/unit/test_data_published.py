@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_pipeline.arc.dataset import ArcOptions
 from data_pipeline.base.errors import InputError
 from data_pipeline.build import build
 from data_pipeline.grid_puzzles.puzzle_type import PuzzleType
 from data_pipeline.grid_puzzles.sudoku.kind import SudokuType
 from data_pipeline.schema import load_dataset_info
+from data_pipeline.shards.plan import Request
 from tests.unit.test_data_puzzle_dataset import (
     TYPES,
     new_puzzles,
@@ -150,3 +152,12 @@ def test_a_damaged_published_dataset_is_refused(how: str, message: str, tmp_path
     with pytest.raises(InputError, match=message):
         build(request("sudoku", tmp_path / "src", tmp_path / "out", **options))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part", ["", "train"])
+def test_a_published_dataset_is_no_source_of_arc_tasks(part: str, published: Path, tmp_path: Path) -> None:
+    asked = Request("arc", [str(published / part)], tmp_path / "out", ArcOptions(), 0, 1, quiet=True)
+    with pytest.raises(
+        InputError, match="is a dataset that was built of tasks, not the tasks; give what it was built"
+    ):
+        build(asked)
