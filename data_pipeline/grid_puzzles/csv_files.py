@@ -4,6 +4,7 @@ import codecs
 import gzip
 import io
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
@@ -25,7 +26,8 @@ _HELD_OUT = frozenset(
     {"test", "tests", "testing", "eval", "evaluation", "val", "validation", "holdout", "heldout"}
 )
 _TRAINING = frozenset({"train", "training"})
-_DAMAGE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError, UnicodeError)
+_DAMAGED_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, IndexError, ValueError, struct.error)
+_DAMAGE = (OSError, EOFError, zlib.error, *_DAMAGED_ZIP)
 _GZIP = b"\x1f\x8b"
 
 
@@ -60,7 +62,7 @@ def find_files(source: str) -> SplitFiles:
             files += [(file, (path.stem, *file.at.split("/"))) for file in _members(path)]
         elif path.is_file():
             files.append((path, (path.resolve().parent.name, path.name)))
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, *_DAMAGED_ZIP) as error:
         raise InputError(f"{path}: cannot be read ({error}); check the path and its rights.") from None
     if not files:
         raise InputError(
