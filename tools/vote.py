@@ -110,7 +110,7 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
         found = "; ".join(f"{count} {what}" for what, count in why_not.items() if count)
         raise InputError(
             f"{given}: no prediction is a vote on a task of {tasks_file} ({found or 'there are none'}), so there is "
-            "nothing to submit; give the predictions of this dataset, or the dataset that they were made from."
+            "nothing to submit; give predictions that a sound checkpoint made from this dataset, or their own dataset."
         )
     by_set = {ALL_TASKS: scores(votes, test_puzzles)}
     by_set |= {name: scores(votes, test_puzzles, tasks=tasks) for name, tasks in subsets.items()}
