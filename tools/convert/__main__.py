@@ -12,9 +12,10 @@ examples:
       what an import is good for
 
 The configuration has to describe the network: sizes that do not fit the weights are found and named, but a number of
-cycles or heads leaves no trace in them. They are found behind the prefixes of wrappers (module., _orig_mod.), and within
-what a training saved around them ({"model_state_dict": ...}); averaged ones (ema) come before others. Names of puzzles are read in HRM's spelling (TASK_t3_0718293645) and in TRM's
-(TASK|||t3|||0718293645). Exit codes: 0 done, 2 bad input.
+cycles or heads leaves no trace in them. Weights are found behind the prefixes of wrappers (module., _orig_mod.) and
+within what a training saved around them ({"model_state_dict": ...}); averaged ones (ema) come before others. Names of
+puzzles are read in HRM's spelling (TASK_t3_0718293645) and in TRM's (TASK|||t3|||0718293645). Exit codes: 0 done, 2 bad
+input.
 """
 
 import argparse
