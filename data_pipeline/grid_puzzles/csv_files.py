@@ -28,6 +28,8 @@ _HELD_OUT = frozenset(
 _TRAINING = frozenset({"train", "training"})
 _DAMAGED_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, IndexError, ValueError, struct.error)
 _DAMAGE = (OSError, EOFError, zlib.error, *_DAMAGED_ZIP)
+_OTHER_FORMAT = "in another format; save puzzles as CSV"
+_UNNAMED = "whose names do not say what they are for, beside others that do"
 _GZIP = b"\x1f\x8b"
 
 
@@ -36,8 +38,8 @@ class SplitFiles(NamedTuple):
 
     train: list[CsvFile]
     test: list[CsvFile]
-    not_read: list[CsvFile]
-    """Beside files whose names say what they are for."""
+    not_read: list[tuple[str, CsvFile]]
+    """Further files in a folder or archive, each with the reason."""
 
 
 def find_files(source: str) -> SplitFiles:
@@ -51,6 +53,7 @@ def find_files(source: str) -> SplitFiles:
         return _from_hub(source)
     path, role = split_role(source)
     files: list[tuple[CsvFile, tuple[str, ...]]] = []
+    others: list[CsvFile] = []
     try:
         if path.is_dir():
             own = path.resolve()
@@ -58,39 +61,44 @@ def find_files(source: str) -> SplitFiles:
             files += [(split, (*split.resolve().parts[-2:], "")) for split in splits]
             if not splits:
                 files += [(file, (own.name, *file.relative_to(path).parts)) for file in _walk(path)]
+                others = [file for file, _ in files if not _is_csv(file)]
         elif path.is_file() and zipfile.is_zipfile(path):
             files += [(file, (path.stem, *file.at.split("/"))) for file in _members(path)]
+            others = [file for file, _ in files if not _is_csv(file)]
         elif path.is_file():
             files.append((path, (path.resolve().parent.name, path.name)))
     except (OSError, *_DAMAGED_ZIP) as error:
         raise InputError(f"{path}: cannot be read ({error}); check the path and its rights.") from None
+    files = [(file, names) for file, names in files if file not in others]
     if not files:
         raise InputError(
             f"{path}: no such file, nor a folder or zip archive with *.csv files, nor a dataset of the published code; "
             "give the CSV file of the puzzles or the folder of several, optionally followed by :train or :evaluation."
         )
+    found = SplitFiles([], [], [(_OTHER_FORMAT, file) for file in others])
     role_of = {file: _role(names) for file, names in files}
     are_named = any(role_of.values())
-    found = SplitFiles([], [], [])
     for file, own in sorted(role_of.items(), key=lambda item: item[1] == "evaluation"):
         if are_named and own is None:
-            found.not_read.append(file)
+            found.not_read.append((_UNNAMED, file))
         else:
             (found.test if (role or own) == "evaluation" else found.train).append(file)
     return found
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the CSV files of a folder in the order of their paths; links are followed, hidden names are not read."""
+    """Yield the files of a folder in the order of their paths; links are followed, and hidden names left out."""
     seen: set[str] = set()
     found: list[Path] = []
     for place, folders, names in os.walk(folder, onerror=_fail, followlinks=True):
         real = os.path.realpath(place)
-        folders[:] = [] if real in seen else folders  # a link may lead back
-        if real not in seen:
-            found += [Path(place, name) for name in names]
+        if real in seen:  # a link has led back
+            folders.clear()
+            continue
         seen.add(real)
-    return (path for path in sorted(found) if _is_csv(path.relative_to(folder).parts))
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        found += [Path(place, name) for name in names if not _is_hidden(name)]
+    return iter(sorted(found))
 
 
 def _fail(error: OSError) -> None:
@@ -100,12 +108,19 @@ def _fail(error: OSError) -> None:
 def _members(path: Path) -> Iterator[zipfile.Path]:
     with zipfile.ZipFile(path) as archive:
         names = sorted(archive.namelist())
-    return (zipfile.Path(str(path), name) for name in names if _is_csv(tuple(name.split("/"))))
+    return (
+        zipfile.Path(str(path), name)
+        for name in names
+        if not name.endswith("/") and not any(map(_is_hidden, name.split("/")))
+    )
 
 
-def _is_csv(names: tuple[str, ...]) -> bool:
-    is_hidden = any(name.startswith(".") or name == "__MACOSX" for name in names)
-    return names[-1].lower().endswith(_ENDINGS) and not is_hidden
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_csv(file: CsvFile) -> bool:
+    return file.name.lower().endswith(_ENDINGS)
 
 
 def _role(names: tuple[str, ...]) -> Role | None:

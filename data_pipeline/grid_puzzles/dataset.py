@@ -136,10 +136,11 @@ def read(puzzle_type: type[PuzzleType], request: Request) -> PuzzleContent:
         for fate, digest in zip(fates[split], digests[split], strict=True)
     )
     identity = request.identity(puzzle_type.kind, sources)
-    not_read = [file for some in found for file in some.not_read]
-    return PuzzleContent(
-        request, options, identity, sized, settled, _source_readings(fates, not_read), puzzles
-    )
+    not_read: defaultdict[str, list[str]] = defaultdict(list)
+    for why, file in (pair for some in found for pair in some.not_read):
+        not_read[why].append(file.name)
+    told = _source_readings(fates, tuple(left_out(why, names) for why, names in not_read.items()))
+    return PuzzleContent(request, options, identity, sized, settled, told, puzzles)
 
 
 def _name(file: CsvFile, split: SplitName) -> str:
@@ -160,11 +161,9 @@ def _content_sha256(file: CsvFile) -> str:
 
 
 def _source_readings(
-    fates: dict[SplitName, list[Fate]], not_read: list[CsvFile]
+    fates: dict[SplitName, list[Fate]], untold: tuple[LeftOut, ...]
 ) -> tuple[SourceReading, ...]:
-    """Return what to tell of each file; of those that were not read, once."""
-    why = "whose names do not say what they are for, beside others that do"
-    untold = (left_out(why, [file.name for file in not_read]),) if not_read else ()
+    """Return what to tell of each file; of those that were not read, `untold`, once."""
     readings: list[SourceReading] = []
     for split in SPLITS:
         for fate in fates[split]:

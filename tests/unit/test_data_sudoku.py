@@ -298,8 +298,9 @@ def test_difficulty_and_subsample_select_as_published(tmp_path: Path) -> None:
 
 def test_names_and_suffixes_say_what_a_file_is_for(tmp_path: Path) -> None:
     train, test, other = (write_csv(tmp_path / name, POOL[4]) for name in ("train.csv", "test.csv", "b.csv"))
-    assert find_files(str(tmp_path)) == ([train], [test], [other])
-    assert find_files(f"{tmp_path}:train") == ([train, test], [], [other])
+    not_read = [("whose names do not say what they are for, beside others that do", other)]
+    assert find_files(str(tmp_path)) == ([train], [test], not_read)
+    assert find_files(f"{tmp_path}:train") == ([train, test], [], not_read)
     assert find_files(str(test)) == ([], [test], [])
     assert find_files(str(other)) == ([other], [], [])
     assert find_files(f"{other}:evaluation") == ([], [other], [])
