@@ -78,11 +78,15 @@ def tensors(run: Path) -> dict[str, Any]:
     return found
 
 
-def loss_is_smaller_than_the_cross_entropy(project: Path) -> None:
+def focal_loss_is_smaller_and_a_term_is_added(project: Path) -> None:
     command = "python -m hrm_dist.train configs/debug.yaml max_steps=10 arch.loss_type=softmax_cross_entropy"
     run(project, f"{command} checkpoint_path=runs/softmax")
     [focal], [softmax] = (rows(project / "runs" / name) for name in ("focal", "softmax"))
     assert 0 < focal["train/lm_loss"] < softmax["train/lm_loss"]
+    [row] = rows(project / "runs" / "z")
+    q_loss = row["train/q_halt_loss"] + row["train/q_continue_loss"]
+    assert row["train/z_loss"] > 0
+    assert row["train/loss"] == pytest.approx(row["train/lm_loss"] + q_loss / 2 + row["train/z_loss"])
 
 
 def gain_is_trained(project: Path) -> None:
@@ -93,11 +97,15 @@ def gain_is_trained(project: Path) -> None:
 
 
 def metric_is_logged(project: Path) -> None:
-    assert all(0 <= row["train/unsure"] <= 1 for row in rows(project / "runs" / "metric"))
+    [row] = rows(project / "runs" / "metric")
+    assert 0 <= row["train/unsure"] <= 1
+    assert row["eval/examples"] > 0
 
 
 def boards_are_trained_on(project: Path) -> None:
     assert rows(project / "runs" / "mirror")
+    (project / "boards.csv").write_text("source,question,answer,rating\na,1234,2143,0\nb,1134,1143,0\n")
+    run(project, "python -m data_pipeline.build mirror --source boards.csv --out data/boards")
 
 
 def states_are_carried(project: Path) -> None:
@@ -112,7 +120,7 @@ def moments_are_lions(project: Path) -> None:
 
 
 EFFECTS: dict[str, Callable[[Path], None]] = {
-    "Another loss": loss_is_smaller_than_the_cross_entropy,
+    "Another loss": focal_loss_is_smaller_and_a_term_is_added,
     "A layer with parameters": gain_is_trained,
     "Another metric": metric_is_logged,
     "Data of your own": boards_are_trained_on,
