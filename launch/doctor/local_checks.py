@@ -15,7 +15,7 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
@@ -27,6 +27,8 @@ from launch.jobs.slurm import SlurmError
 from launch.jobs.slurm import slurm as output_of
 
 if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
+
     from hrm_dist.distributed.launch_env import DistEnv
 
 GIB = 2**30
@@ -35,46 +37,48 @@ _WANDB_TIMEOUT_S = 3.0
 
 def packages() -> Results:
     """Check Python and every package against the ranges that hrm-dist asks for; those of extras may be missing."""
-    from packaging.requirements import Requirement
-    from packaging.specifiers import SpecifierSet
-
     try:
         ours = importlib.metadata.metadata("hrm-dist")
     except importlib.metadata.PackageNotFoundError:
         yield fail("hrm-dist is not installed in this Python", "run `make setup`, use .venv/bin/python")
         return
-    ranges = {"Python": SpecifierSet(ours["Requires-Python"] or "")}
-    extra_of: dict[str, str] = {}
-    for requirement in map(Requirement, importlib.metadata.requires("hrm-dist") or []):
-        for extra in ("", *(ours.get_all("Provides-Extra") or ())):
-            if extra in ("all", "dev") or (
-                requirement.marker and not requirement.marker.evaluate({"extra": extra})
-            ):
-                continue
-            if requirement.name not in ranges:
-                ranges[requirement.name] = requirement.specifier
-                extra_of[requirement.name] = extra
     good: list[str] = []
     left_out: list[str] = []
-    for name, wanted in ranges.items():
+    for name, wanted, extra in _wanted_packages(ours):
         is_python = name == "Python"
         todo = "run `make setup` with PYTHON=python3.11" if is_python else f"pip install '{name}{wanted}'"
         try:
             version = platform.python_version() if is_python else importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            if extra := extra_of.get(name):
-                left_out.append(f"{name} [{extra}]")
-            else:
-                yield fail(f"{name} is not installed", todo)
-            continue
-        yield MustMatch(name, version, "FAIL", "use the same environment on every node")
-        if wanted.contains(version, prereleases=True):
+            version = ""
+        if version or extra:
+            level = "warn" if extra else "FAIL"
+            yield MustMatch(name, version or "missing", level, "use the same environment on every node")
+        if version and wanted.contains(version, prereleases=True):
             good.append(f"{name} {version}")
-        else:
+        elif version:
             yield fail(f"{name} is {version}, not {wanted}", todo)
+        elif extra:
+            left_out.append(f"{name} [{extra}]")
+        else:
+            yield fail(f"{name} is not installed", todo)
     yield ok(f"in the ranges of hrm-dist {ours['Version']}: {', '.join(good)}")
     if left_out:
         yield ok(f"extras that are not installed: {', '.join(left_out)}")
+
+
+def _wanted_packages(ours: importlib.metadata.PackageMetadata) -> Iterator[tuple[str, "SpecifierSet", str]]:
+    """Yield Python and the packages, each with its range and the extra that brings it; empty: all need it."""
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    yield "Python", SpecifierSet(ours["Requires-Python"] or ""), ""
+    extras = {"", *(ours.get_all("Provides-Extra") or ())} - {"all", "dev"}
+    for requirement in map(Requirement, importlib.metadata.requires("hrm-dist") or []):
+        marker = requirement.marker
+        found = [extra for extra in sorted(extras) if marker is None or marker.evaluate({"extra": extra})]
+        if found:
+            yield requirement.name, requirement.specifier, found[0]
 
 
 def gpus(env: "DistEnv") -> Results:

@@ -19,7 +19,7 @@ from data_pipeline.inspect import __main__ as inspect
 from hrm_dist import train
 from launch import submit
 from launch.doctor import local_checks
-from launch.doctor.results import CheckResult
+from launch.doctor.results import CheckResult, MustMatch, merged
 from launch.jobs import spec
 from launch.jobs.cluster import Cluster
 from tests.training import TIMEOUT
@@ -246,9 +246,20 @@ def test_the_doctor_counts_a_missing_extra_as_no_failure(monkeypatch: pytest.Mon
     monkeypatch.setattr(local_checks.importlib.metadata, "metadata", lambda _name: ours)
     monkeypatch.setattr(local_checks.importlib.metadata, "requires", lambda _name: lines)
     monkeypatch.setattr(local_checks.importlib.metadata, "version", version)
-    results = [r for r in local_checks.packages() if isinstance(r, CheckResult)]
+    everything = list(local_checks.packages())
+    assert MustMatch("submitit", "missing", "warn", "use the same environment on every node") in everything
+    results = [r for r in everything if isinstance(r, CheckResult)]
     assert [(r.level, r.what) for r in results if r.level == "FAIL"] == [
         ("FAIL", "numpy is not installed"),
         ("FAIL", "deepspeed is 0.16.0, not <0.20,>=0.19"),
     ]
     assert results[-1].what == "extras that are not installed: submitit [slurm]"
+
+
+def test_the_doctor_warns_of_an_extra_that_only_some_nodes_have() -> None:
+    here, there = (
+        [MustMatch("deepspeed", version, "warn", "use the same environment on every node")]
+        for version in ("0.19.8", "missing")
+    )
+    [line] = merged("packages", [here, there], ["n1", "n2"])
+    assert (line.level, line.what) == ("warn", "deepspeed is 0.19.8 on n1 and missing on n2")
