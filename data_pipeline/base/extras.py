@@ -1,6 +1,7 @@
 """Optional packages: what needs one that is not here says so, before it begins."""
 
 import importlib.util
+import shlex
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -44,8 +45,9 @@ def install_command(extra: str) -> str:
     """Return what installs an extra into this Python, wherever it is typed."""
     pip = "pip"
     if Path(shutil.which("pip") or "").parent != Path(sys.executable).parent:
-        pip = f"{sys.executable} -m pip"
-    return f"{pip} install -e '{'.' if Path.cwd() == _ROOT else _ROOT}[{extra}]'"
+        pip = f"{shlex.quote(sys.executable)} -m pip"
+    folder = "." if Path.cwd() == _ROOT else _ROOT
+    return f"{pip} install -e {shlex.quote(f'{folder}[{extra}]')}"
 
 
 def _is_installed(module: str) -> bool:

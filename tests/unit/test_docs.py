@@ -39,6 +39,23 @@ def test_every_relative_link_resolves(document: Path) -> None:
     assert not missing
 
 
+def anchors(document: Path) -> set[str]:
+    """The names of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_to_a_heading_has_one(document: Path) -> None:
+    links = re.findall(r"\]\(([\w./-]*\.md)?#([^)\s]+)\)", document.read_text(encoding="utf-8"))
+    missing = [
+        anchor
+        for target, anchor in links
+        if anchor not in anchors(document.parent / target if target else document)
+    ]
+    assert not missing
+
+
 def test_the_tree_names_every_file_of_the_packages() -> None:
     text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
     section = text[text.index("## Where everything is") :]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -191,6 +192,19 @@ def test_a_folder_of_the_name_is_not_the_package(
     monkeypatch.setitem(EXTRAS, "none", {"hrm_no_such_package": "X"})
     with pytest.raises(InputError, match="this needs X: "):
         require("none", "this")
+
+
+def test_the_remedy_is_a_command_wherever_it_is_typed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert extras.install_command("zero") == "pip install -e '.[zero]'"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "executable", "/my envs/bin/python")
+    words = shlex.split(extras.install_command("zero"))
+    assert words == ["/my envs/bin/python", "-m", "pip", "install", "-e", f"{ROOT}[zero]"]
 
 
 def test_a_package_in_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
