@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from data_pipeline.build_spec import BuildSpec
 from data_pipeline.kinds import KINDS
+from hrm_dist.checkpoint import config_changes
 from hrm_dist.config import ArchConfig, TrainConfig
 from hrm_dist.config.aliases import ALIASES
 from hrm_dist.config.architectures import ARCHITECTURES, Architecture
@@ -48,15 +49,27 @@ def page() -> str:
 
 def _training() -> Iterator[str]:
     yield "## Training\n"
-    heads = ("key", "values", "default", "meaning")
+    yield (
+        "*On resume*: when a run that is started again may have another value. Where steps remain, these are trained with\n"
+        "it. Nothing under `arch` may change.\n"
+    )
     keys = [key for key in TrainConfig.model_fields if key not in ("arch", "dataset")]
-    yield from _table(heads, (_row(f"{key}", TrainConfig.model_fields[key]) for key in keys))
+    rows = [(*_row(key, TrainConfig.model_fields[key]), _on_resume(key)) for key in keys]
+    order = ("key", "values", "default", "on resume", "meaning")
+    yield from _table(order, ((*before, resume, meaning) for *before, meaning, resume in rows))
     yield "\nPublished spellings that mean the same:\n"
     yield from _table(("published", "here"), _spellings())
     without = [f"`{key}`" for key, alias in ALIASES.items() if alias is None]
     yield f"\nRead and ignored with a warning: {', '.join(without)}."
     refused = [f"`{key}`" for key, alias in ALIASES.items() if alias is not None and not _targets(key)]
     yield f"Accepted only with the value that changes nothing here: {', '.join(refused)}.\n"
+
+
+def _on_resume(key: str) -> str:
+    """Return when a setting may change."""
+    if key in config_changes.FIXED:
+        return "never"
+    return "if steps remain" if key in config_changes.OF_THE_RESULT else "any time"
 
 
 def _architectures() -> Iterator[str]:

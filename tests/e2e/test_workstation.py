@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.training import TIMEOUT
@@ -21,8 +22,8 @@ DELIVERED = "/kaggle/input/arc-prize-2025"
 
 
 def task(seed: int, *, hidden: bool) -> dict[str, Any]:
-    """A task whose output is its input; another one for every seed."""
-    grids = [[[(seed + pair + i * j) % 10 for i in range(3)] for j in range(3)] for pair in range(4)]
+    """A task of random grids, whose output is the input."""
+    grids = np.random.default_rng(seed).integers(0, 10, (4, 4, 4)).tolist()
     pairs = [{"input": grid, "output": grid} for grid in grids]
     return {"train": pairs[:3], "test": [{"input": grids[3]}] if hidden else [pairs[3]]}
 
@@ -41,17 +42,20 @@ def deliver(folder: Path) -> None:
 def test_the_page_goes_from_kaggles_files_to_a_submission_of_the_test_tasks(
     config: Path, tmp_path: Path
 ) -> None:
-    deliver(tmp_path)
+    delivered, here = tmp_path / "arc-prize", tmp_path / "here"
+    delivered.mkdir()
+    here.mkdir()
+    deliver(delivered)
     [block] = [block for block in re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S) if DELIVERED in block]
-    block = block.replace(DELIVERED, str(tmp_path)).replace("--num-aug 300", "--num-aug 2")
+    block = block.replace(DELIVERED, str(delivered)).replace("--num-aug 300", "--num-aug 2")
     for command in block.replace("\\\n", "").splitlines():
         program, *arguments = shlex.split(command)
         assert program == "python"
         if "hrm_dist.train" in arguments:
             arguments = [str(config) if a.startswith("configs/") else a for a in arguments] + ["max_steps=2"]
         done = subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            [sys.executable, *arguments], cwd=here, env=os.environ | {"PYTHONPATH": str(ROOT)},
             capture_output=True, text=True, timeout=TIMEOUT,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    assert json.loads((tmp_path / "submission.json").read_text()).keys() == {"00000000", "00000007"}
+    assert json.loads((here / "submission.json").read_text()).keys() == {"00000000", "00000007"}
