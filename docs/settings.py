@@ -50,8 +50,8 @@ def page() -> str:
 def _training() -> Iterator[str]:
     yield "## Training\n"
     yield (
-        "*On resume*: when a run that is started again may have another value. Where steps remain, these are trained with\n"
-        "it. Nothing under `arch` may change.\n"
+        "*On resume*: when a run that is started again may have another value. Where steps remain, these are\n"
+        "trained with it. Nothing under `arch` may change.\n"
     )
     keys = [key for key in TrainConfig.model_fields if key not in ("arch", "dataset")]
     rows = [(*_row(key, TrainConfig.model_fields[key]), _on_resume(key)) for key in keys]
