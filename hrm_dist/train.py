@@ -91,6 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dry_run:
         if launch_env().rank == 0:
             print(dry_run(options.config, as_found(config), launch_env().world_size))
+            try:
+                require_packages(config, is_main=True)
+            except InputError as error:  # it may be there where the training is to run
+                print(f"note: {error}")
         return 0
     return train(options.config, config)
 

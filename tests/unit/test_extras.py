@@ -128,6 +128,14 @@ def test_training_with_wandb_missing_makes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_notes_a_missing_package(
+    without: Callable[[str], None], config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without("zero")
+    assert train.main([str(config), "engine=zero3", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("note: engine=zero3 needs DeepSpeed: ")
+
+
 def test_a_submission_with_submitit_missing_is_refused(
     without: Callable[[str], None], config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
