@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.models import Strict
-from data_pipeline.base.paths import PathText
+from data_pipeline.base.paths import PathText, local_path
 from data_pipeline.build_spec import BuildSpec
 from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import load_dataset_info
@@ -360,7 +360,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise ConfigError("\n".join(settings.errors))
     tree = settings.tree()
     if tree.get("checkpoint_path") is None:
-        tree["checkpoint_path"] = f"runs/{tree.get('run_name') or Path(path).stem}"
+        name = str(tree.get("run_name") or Path(path).stem)
+        tree["checkpoint_path"] = f"runs/{name}"
+        if not _is_below(name):
+            settings.errors.append(
+                f"run_name={name}: gives the run no folder of its own below `runs`; give checkpoint_path too"
+            )
+            tree["checkpoint_path"] = "runs/train"
     try:
         config = TrainConfig.model_validate(tree)
     except ValidationError as invalid:
@@ -369,6 +375,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         if not settings.errors:
             return config
     raise ConfigError("\n".join(settings.errors))
+
+
+def _is_below(name: str) -> bool:
+    """Return whether `runs/NAME` is a folder below `runs`, and as a path means what it says."""
+    try:
+        is_literal = local_path(f"runs/{name}") == f"runs/{name}"
+    except ValueError:
+        return False
+    parts = Path(name).parts
+    return is_literal and bool(parts) and ".." not in parts and not Path(name).is_absolute()
 
 
 def check_notation(words: Sequence[str], command: str) -> None:

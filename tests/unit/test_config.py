@@ -354,6 +354,15 @@ def test_nothing_behind_the_equals_sign_is_null_where_a_key_can_be(tmp_path: Pat
     assert error.startswith("command line: checkpoint_path=: is empty")
 
 
+@pytest.mark.parametrize("name", ["..", ".", "../x", "a/../../b", "/tmp/x", "cost$HOME", "%A%", "$(date)"])
+def test_a_run_name_that_names_no_folder_below_runs_needs_one(name: str, tmp_path: Path) -> None:
+    (error,) = errors_of(tmp_path, "data_path: d", f"run_name={name}")
+    assert error == (
+        f"run_name={name}: gives the run no folder of its own below `runs`; give checkpoint_path too"
+    )
+    assert load(tmp_path, "data_path: d", f"run_name={name}", "checkpoint_path=r").run_name == name
+
+
 def test_a_comment_is_no_part_of_a_number(tmp_path: Path) -> None:
     (error,) = errors_of(tmp_path, "data_path: d", "lr=1e-3 #2")
     assert "valid number" in error
