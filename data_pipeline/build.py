@@ -20,6 +20,7 @@ stopped, by whatever, is resumed by the same command. To share one among machine
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import time
@@ -90,7 +91,8 @@ def build(request: Request) -> DatasetInfo | None:
         _say(
             request,
             f"{request.out}: part {request.part.number} of {request.part.count} is built, {num_written} new shards "
-            f"in {time.monotonic() - started:.1f} s; after all parts: python -m data_pipeline.merge {request.out}",
+            f"in {time.monotonic() - started:.1f} s; after all parts: python -m "
+            f"data_pipeline.merge {shlex.quote(str(request.out))}",
         )
         return None
     info = build_dir.finish(request.out, show_progress=not request.quiet)

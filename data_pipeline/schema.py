@@ -8,6 +8,7 @@ train/index.json     SplitIndex, beside the shards that it lists; likewise test/
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar, cast
 
@@ -355,12 +356,12 @@ def load_dataset_info(dataset_dir: Path | str) -> DatasetInfo:
     if (path.parent / BUILDING).exists() and not path.exists():
         raise InputError(
             f"{path.parent}: its build is not complete; run the command that began it again, or, if all of its "
-            f"parts are built, `python -m data_pipeline.merge {path.parent}`."
+            f"parts are built, `python -m data_pipeline.merge {shlex.quote(str(path.parent))}`."
         )
     if not path.exists():
         raise InputError(
             f"{path}: not found, so this is no dataset; build one with `python -m data_pipeline.build PRESET --out "
-            f"{path.parent}`, whose --help lists the presets."
+            f"{shlex.quote(str(path.parent))}`, whose --help lists the presets."
         )
     info = load_document(path, DatasetInfo)
     if info.sha256 != info.digest():

@@ -76,8 +76,10 @@ _NO_SETTING = {
     "num_gpus n_gpus n_gpu ngpu ngpus gpus gpu gpu_ids gpus_per_node devices num_devices nproc nprocs "
     "nproc_per_node num_processes num_proc world_size num_nodes n_nodes nnodes nodes local_rank rank "
     "tasks_per_node ntasks_per_node",
-    "it is an option of `python -m launch.submit`, whose --help lists them": "partition account qos time time_min "
-    "time_limit mem mem_gb cpus_per_task constraint cluster grace_s container",
+    "`python -m launch.submit` takes it, as --time-min": "time time_min time_limit walltime",
+    "`python -m launch.submit` takes it, as --mem-gb": "mem mem_gb memory",
+    "`python -m launch.submit` takes it as an option; its --help lists them": "partition account qos cpus_per_task "
+    "constraint cluster grace_s container",
     "nothing is clipped, since a step of AdamATan2 is bounded; leave it out": "gradient_clip gradient_clip_val "
     "gradient_clipping grad_clip clip_grad clip_grad_norm grad_clip_norm clip max_grad_norm max_norm "
     "grad_norm_clip",

@@ -194,8 +194,8 @@ def _what_now(spec: JobSpec, cluster: Cluster, job_ids: Sequence[str]) -> str:
         cancel = "pkill --parent"
     return (
         f"submitted  job {' and '.join(ids)}\n"
-        f"watch      python -m launch.status {_short(spec.folder)}\n"
-        f"log        tail -F {_short(log.stderr_of(spec.folder, job_ids[0]))}\n"
+        f"watch      python -m launch.status {shlex.quote(_short(spec.folder))}\n"
+        f"log        tail -F {shlex.quote(_short(log.stderr_of(spec.folder, job_ids[0])))}\n"
         f"cancel     {cancel} {' '.join(ids)}\n"
         f"go on      python -m launch.submit {shlex.join(spec.resubmit)}"
     )
