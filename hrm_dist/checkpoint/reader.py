@@ -192,7 +192,8 @@ def read_state(path: Path) -> CheckpointState:
     path = _followed(path)
     is_checkpoint = (path / STATE_FILE).exists() or STEP_DIR.fullmatch(pointer.target(path).name)
     latest = path.with_name("latest")
-    if path.name == "best" and not path.exists() and latest.exists():
+    is_missing = not path.is_symlink() and not path.exists()
+    if path.name == "best" and is_missing and latest.exists():
         raise InputError(
             f"{path}: no evaluation has scored anything (nothing is held out, its outputs are hidden, or none is made "
             f"yet), so no checkpoint is the best; take {latest}."
