@@ -37,8 +37,9 @@ from pydantic.fields import FieldInfo
 from data_pipeline.base import signals
 from data_pipeline.base.command_line import command_parser, whole_number
 from data_pipeline.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, exit_code
-from data_pipeline.base.parallel import Part, parse_part, progress_bar
+from data_pipeline.base.parallel import Part, parse_part
 from data_pipeline.base.paths import path_argument
+from data_pipeline.base.progress import progress_bar
 from data_pipeline.base.sizes import size_text
 from data_pipeline.build_spec import BuildSpec
 from data_pipeline.kind import Kind

@@ -1,26 +1,33 @@
-"""Sums of metrics on the device, the rows they become, and where rows go: metrics.jsonl, W&B, the bar."""
+"""Sums of metrics on the device, the rows they become, and where rows go: metrics.jsonl, W&B, the screen."""
 
 import json
+import logging
 import math
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data_pipeline.base import jsonl
 from data_pipeline.base.errors import RESUMES, unreadable, unwritable
 from data_pipeline.base.files import replace_file
+from data_pipeline.base.progress import Progress, duration, speed_text
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import collectives
 from hrm_dist.model.losses import total_loss
 from hrm_dist.wandb_run import WandB
 
+logger = logging.getLogger(__name__)
+
 Row = dict[str, float | int | str]
+
+_SHOWN_SCORES = ("task/pass@1", "task/pass@2", "exact_accuracy", "cell_accuracy")
+# A process's first steps, which compile and allocate, do not count in the time left.
+_WARM_UP_STEPS = 3
 
 # In the order of checkpoints that do not name their sums; whatever else `act_loss` returns comes behind.
 _FIRST_SUMS = (
@@ -135,15 +142,10 @@ class RunLog:
             self._sinks.append(JsonLines(run_dir / "metrics.jsonl", step, redone))
             if wandb is not None:
                 self._sinks.append(wandb)
-        # In a job's log, where every update is a line, one in half a minute is enough.
-        interval = 0.5 if sys.stderr.isatty() else 30.0
-        self._bar = tqdm(
-            total=last_step,
-            initial=step,
-            unit="step",
-            disable=not collectives.is_main(),
-            mininterval=interval,
+        self._progress = Progress(
+            "", "step", last_step, shown=collectives.is_main(), done=step, warm_up=_WARM_UP_STEPS
         )
+        self._first_step, self._began, self._untimed_s = step, time.perf_counter(), 0.0
         self._start_timing()
 
     def _start_timing(self) -> None:
@@ -152,25 +154,34 @@ class RunLog:
     def advance(self) -> None:
         """Count a step that is done."""
         self._steps_timed += 1
-        self._bar.update()
+        self._progress.update()
+
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
+        """Leave the time of the block, an evaluation or a checkpoint, out of the time that training takes."""
+        began = time.perf_counter()
+        with self._progress.untimed():
+            yield
+        self._untimed_s += time.perf_counter() - began
 
     def write_row(self, row: Row) -> None:
-        """Write a row of training with the speed since the last one, and show it in the bar."""
+        """Write a row of training with the speed since the last one, and show it."""
         seconds_per_step = math.nan  # if this process made no step since
         if self._steps_timed:
             seconds_per_step = (time.perf_counter() - self._since) / self._steps_timed
         speed = self._batch_size / seconds_per_step
         utilization = self._matmul_seconds_per_step / seconds_per_step
         self._write({**row, "examples_per_s": speed, "matmul_utilization": utilization})
-        self._bar.set_postfix_str(
-            f"loss {row['train/loss']:.3f}, exact {row['train/exact_accuracy']:.1%}, {speed:.0f} examples/s",
-            refresh=False,
-        )
+        exact = f"exact {row['train/exact_accuracy']:.1%}"
+        self._progress.notes = [f"loss {row['train/loss']:.3f}", exact, f"{speed_text(speed)} examples/s"]
 
-    def write_scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Write a row of scores, if there are any; the evaluation does not count in the speed of training."""
+    def write_scores(self, step: int, scores: Mapping[str, float], seconds: float) -> None:
+        """Write a row of scores, if there are any, and show it; seconds: what the evaluation took."""
         self._write(
             {"step": step, **{f"eval/{name}": score for name, score in scores.items()}} if scores else {}
+        )
+        collectives.log_once(
+            logger.info, f"evaluation at step {step:,} in {duration(seconds)}: {scores_text(scores)}"
         )
 
     def _write(self, row: Row) -> None:
@@ -179,7 +190,26 @@ class RunLog:
                 sink.write(row)
         self._start_timing()
 
+    def describe_work(self) -> str:
+        """Return how many steps this process has made, how long it took and how fast it was."""
+        seconds = time.perf_counter() - self._began
+        num_steps = self._progress.done - self._first_step
+        if not num_steps:
+            return "no step was left to do"
+        speed = num_steps * self._batch_size / max(1e-9, seconds - self._untimed_s)
+        since = f", from step {self._first_step:,} on" if self._first_step else ""
+        return (
+            f"{num_steps:,} steps in {duration(seconds)}{since}, {speed_text(speed)} examples/s in training"
+        )
+
     def close(self) -> None:
-        self._bar.close()
+        self._progress.close()
         for sink in self._sinks:
             sink.close()
+
+
+def scores_text(scores: Mapping[str, float]) -> str:
+    """Return what counts most of them, by name; all are in metrics.jsonl."""
+    names = [name for name in _SHOWN_SCORES if name in scores] or list(scores)
+    tasks = f" ({scores['tasks']:.0f} tasks)" if "tasks" in scores else ""
+    return ", ".join(f"{name} {scores[name]:.4f}" for name in names) + tasks or "nothing could be scored"

@@ -21,6 +21,8 @@ from contextlib import ExitStack, closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from tqdm.contrib.logging import logging_redirect_tqdm
+
 from data_pipeline.base import signals
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError, exit_code
@@ -96,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except InputError as error:  # it may be there where the training is to run
                 print(f"note: {error}")
         return 0
-    return train(options.config, config)
+    with logging_redirect_tqdm():  # lines go above the bar
+        return train(options.config, config)
 
 
 def train(path: Path, config: TrainConfig) -> int:
@@ -125,9 +128,11 @@ def train(path: Path, config: TrainConfig) -> int:
                 config = as_found(config)
                 collectives.assert_same_on_all_ranks(lambda: _dataset(config))
                 collectives.run_on_rank0(lambda: _check_evaluation(config))
-                if Trainer(config, world).fit(stop):
+                trainer = Trainer(config, world)
+                if trainer.fit(stop):
                     return 0
-                outcome = "; the state is saved, and the same command resumes from there"
+                step = f"step {trainer.state.step:,} of {trainer.schedule.last_step:,}"
+                outcome = f"; the state is saved at {step}, and the same command resumes from there"
         except InputError as error:
             if not collectives.is_reported_by_rank0(error):
                 raise

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -32,6 +33,7 @@ from hrm_dist.model.layers import checkpoint_activations
 from hrm_dist.model.losses import act_loss, finite_sequences
 from hrm_dist.model.network import Network
 from hrm_dist.model.puzzle_embedding import SignSGD, place_table
+from hrm_dist.run_summary import summary
 from hrm_dist.schedule import Schedule
 from hrm_dist.skipped_updates import SkippedUpdates
 from hrm_dist.wandb_run import WandB
@@ -128,6 +130,10 @@ class Trainer:
             self.writer.wait()
         stop.finish_vote()
         is_done = self.schedule.is_last(self.state.step) and not self.state.evaluation_is_due
+        if is_done:
+            collectives.run_on_rank0(
+                lambda: print(summary(self.config, self.state.step, log.describe_work()))
+            )
         collectives.barrier()  # a launcher ends all processes when one leaves, and rank 0 may still log
         return is_done
 
@@ -179,11 +185,12 @@ class Trainer:
             log.write_row({"step": self.state.step, **sums, "train/lr": self._lr(self.config.lr)})
             self._check_skipped()
             self.writer.raise_failure()
-        if self.state.evaluation_is_due:
-            is_best = self._evaluate(log, stop)
-        stopping = self.state.evaluation_is_due or stop.agreed()
-        if stopping or self.schedule.saves(self.state.step):
-            self.save(is_best)
+        with log.untimed():
+            if self.state.evaluation_is_due:
+                is_best = self._evaluate(log, stop)
+            stopping = self.state.evaluation_is_due or stop.agreed()
+            if stopping or self.schedule.saves(self.state.step):
+                self.save(is_best)
         return stopping
 
     def save(self, is_best: bool = False, *, prunes: bool = True) -> None:
@@ -296,6 +303,7 @@ class Trainer:
         config, state = self.config, self.state
         reader = TestReader(config.data_path, config.eval_max_groups, config.eval_num_aug)
         batch_size = config.eval_batch_size or config.global_batch_size
+        began = time.perf_counter()
         with self.engine.ema_weights():
             scores = evaluation.evaluate(
                 self.model, reader, Path(config.data_path), batch_size, self.world.device, stop.agreed
@@ -303,7 +311,7 @@ class Trainer:
         if scores is None:
             return False
         state.evaluation_is_due = False
-        log.write_scores(state.step, scores)
+        log.write_scores(state.step, scores, time.perf_counter() - began)
         if not scores and len(reader):
             collectives.log_once(
                 logger.warning,

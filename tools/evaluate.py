@@ -28,13 +28,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data_pipeline.base import signals
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import EXIT_INTERRUPTED, InputError, exit_code
 from data_pipeline.base.parallel import Part, parse_part
 from data_pipeline.base.paths import path_argument
+from data_pipeline.base.progress import progress_bar
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import HOW_TO_HOLD_OUT, NOTHING_HELD_OUT
 from hrm_dist.checkpoint.reader import identity, read_state
@@ -191,7 +191,7 @@ def _predict_together(
     num_votes = max(predictor.num_batches(rows for _, rows in share) for share in shares)
     with (
         closing(predictor.predict(own)) as batches,
-        tqdm(total=total, unit="example", disable=not world.is_main) as progress,
+        progress_bar("evaluate", "example", total, shown=world.is_main) as progress,
     ):
         for _ in range(num_votes):
             if stop.agreed():

@@ -19,13 +19,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from data_pipeline.arc.json_format import parse_task, read_json
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.files import replace_file
 from data_pipeline.base.paths import path_argument
+from data_pipeline.base.progress import progress_bar
 from data_pipeline.base.table import table
 from data_pipeline.schema import load_dataset_info, verify_document
 from hrm_dist.evaluation.output_dir import missing_files
@@ -98,10 +97,12 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
     def blocks() -> Iterator[Predictions]:
         files = prediction_files(args.predictions)
         reader = read_predictions(files, allow_mixed_checkpoints=args.mix_checkpoints)
-        for block in tqdm(reader, total=len(files), desc="vote", unit="file", delay=2):
-            if block.checkpoint_id is not None:
-                checkpoint_ids.add(block.checkpoint_id)
-            yield block
+        with progress_bar("vote", "file", len(files), shown=True) as progress:
+            for block in reader:
+                if block.checkpoint_id is not None:
+                    checkpoint_ids.add(block.checkpoint_id)
+                yield block
+                progress.update()
 
     votes = vote(blocks(), identifiers, test_puzzles, allow_mixed_checkpoints=args.mix_checkpoints)
     if not votes.counted:

@@ -11,7 +11,6 @@ from typing import NamedTuple, Protocol, cast
 import numpy as np
 
 from data_pipeline.arc.augment import parse_name
-from data_pipeline.arc.holdout import folder_says
 from data_pipeline.arc.json_format import (
     as_list,
     as_object,
@@ -32,6 +31,7 @@ from data_pipeline.arc.source_files import Found, SourceFile, find_files
 from data_pipeline.arc.task import Pair, Task
 from data_pipeline.arc.tokens import Grid
 from data_pipeline.base.errors import InputError
+from data_pipeline.holdout import folder_says
 from data_pipeline.kind import Role
 from data_pipeline.readings import left_out, told
 from data_pipeline.schema import BLANK_NAME

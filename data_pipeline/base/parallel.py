@@ -11,14 +11,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
-from typing import Any, NoReturn, TypeVar
-
-from tqdm import tqdm
+from typing import Any, TypeVar
 
 from data_pipeline.base import signals
-
-SHOWN_AFTER_SECONDS = 2
-"""Work that is done sooner shows no progress bar."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +24,6 @@ LONGEST_TEMPORARY = 75
 _Tool = TypeVar("_Tool")
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
-
-
-def progress_bar(what: str, unit: str, total: int | None, *, shown: bool, done: int = 0) -> "tqdm[NoReturn]":
-    """Return a bar that appears when the work takes a while, if `shown`; `done` units were complete before."""
-    return tqdm(desc=what, unit=unit, total=total, initial=done, delay=SHOWN_AFTER_SECONDS, disable=not shown)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from data_pipeline import leaks
 from data_pipeline.base.errors import InputError
-from data_pipeline.base.parallel import map_threads, progress_bar
+from data_pipeline.base.parallel import map_threads
+from data_pipeline.base.progress import progress_bar
 from data_pipeline.base.random import Bits
 from data_pipeline.grid_puzzles import scratch
 from data_pipeline.grid_puzzles.csv_files import HUB_PREFIX, CsvFile, find_files, is_published, open_bytes

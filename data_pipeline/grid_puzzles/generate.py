@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.base.parallel import Part, progress_bar, run_jobs
+from data_pipeline.base.parallel import Part, run_jobs
+from data_pipeline.base.progress import progress_bar
 from data_pipeline.grid_puzzles import scratch
 from data_pipeline.grid_puzzles.puzzle_type import Examples, PuzzleType
 from data_pipeline.schema import SplitName

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.base.parallel import progress_bar
+from data_pipeline.base.progress import progress_bar
 from data_pipeline.base.random import stream_key, words_at
 from data_pipeline.grid_puzzles.csv_files import CsvFile, is_published
 from data_pipeline.grid_puzzles.csv_source import Cells, CsvBlock, Puzzles, read_blocks

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.base.parallel import map_threads, progress_bar
+from data_pipeline.base.parallel import map_threads
+from data_pipeline.base.progress import progress_bar
 from data_pipeline.schema import (
     DOCUMENTS,
     REBUILD,

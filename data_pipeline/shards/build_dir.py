@@ -27,7 +27,8 @@ from data_pipeline.base import jsonl, locks
 from data_pipeline.base.errors import InputError, WriteError, unwritable
 from data_pipeline.base.files import TEMPORARY_SUFFIX, make_folder, put_if_missing, write_json
 from data_pipeline.base.models import reason_of
-from data_pipeline.base.parallel import Part, map_threads, progress_bar
+from data_pipeline.base.parallel import Part, map_threads
+from data_pipeline.base.progress import progress_bar
 from data_pipeline.options import side_by_side
 from data_pipeline.schema import (
     BUILDING,

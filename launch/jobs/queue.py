@@ -15,10 +15,10 @@ from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError
-from tqdm import tqdm
 
 from data_pipeline.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError
 from data_pipeline.base.files import replace_file
+from data_pipeline.base.progress import progress_bar
 from launch.jobs import log, slurm, storage
 from launch.jobs.cluster import Cluster, executor
 from launch.jobs.job import Job
@@ -210,10 +210,10 @@ def _run_here(spec: JobSpec, cluster: Cluster, to_run: Sequence[int]) -> list[Ha
     cores = cluster.num_tasks_per_node * (cluster.cpus_per_task or 1)
     at_a_time = min(cluster.array_parallelism, max(1, len(os.sched_getaffinity(0)) // cores))
     handles: list[Handle] = []
-    with tqdm(total=len(to_run), unit="part") as progress:
-        while progress.n < len(to_run):
+    with progress_bar("parts", "part", len(to_run), shown=True) as progress:
+        while progress.done < len(to_run):
             num_running = sum(not handle.done() for handle in handles)
-            progress.update(len(handles) - num_running - progress.n)
+            progress.update(len(handles) - num_running - progress.done)
             if len(handles) < len(to_run) and num_running < at_a_time:
                 handles += _queue(spec, cluster, [spec.parts[to_run[len(handles)]]])
             else:

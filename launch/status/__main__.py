@@ -30,6 +30,7 @@ from typing import Any
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.paths import path_argument
+from data_pipeline.base.progress import duration
 from data_pipeline.base.table import table
 from launch.status.collect import RunSummary, is_known_folder, known_folders, summaries_of
 from launch.status.run_state import summary as summary_of_parts
@@ -155,15 +156,7 @@ def _speed(summary: RunSummary) -> str:
 
 
 def _duration(seconds: float | None) -> str:
-    """Return it in two units at most, such as `3 d 4 h`; nothing for None."""
-    if seconds is None:
-        return ""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if minutes < 100:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+    return "" if seconds is None else duration(seconds)
 
 
 def _object(summary: RunSummary) -> dict[str, Any]:

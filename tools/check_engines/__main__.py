@@ -41,12 +41,12 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple, get_args
 
 import torch
-from tqdm import tqdm
 
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.extras import require
 from data_pipeline.base.paths import path_argument
+from data_pipeline.base.progress import progress_bar
 from data_pipeline.base.table import table
 from data_pipeline.sampler import check_divisible
 from hrm_dist.config import ConfigError, TrainConfig, load_config
@@ -126,15 +126,15 @@ def check(options: argparse.Namespace, temporary: Path) -> tuple[list[Result], l
     build_dataset(folder / "data")
     cells = [Cell(engine, size) for engine in options.engines for size in options.world_sizes]
     results: list[Result] = []
-    with tqdm(total=1 + len(cells), unit="run") as progress:
-        progress.set_postfix_str(f"{REFERENCE}, the reference")
+    with progress_bar("engines", "run", 1 + len(cells), shown=True) as progress:
+        progress.notes = [f"{REFERENCE}, the reference"]
         try:
             train(config_path, reference, REFERENCE, options.steps, (), options.timeout)
         except RunFailed as error:
             return [Result(REFERENCE, "failed", (f"the reference: {error}",))], []
         for cell in cells:
+            progress.notes = [str(cell)]
             progress.update()
-            progress.set_postfix_str(str(cell))
             started = time.perf_counter()
             result = _check_cell(cell, reference, config_path, config, options)
             results.append(result._replace(seconds=time.perf_counter() - started))
