@@ -61,6 +61,8 @@ def exit_code(command: Callable[[], int]) -> int:
         sys.stdout.flush()
         return code
     except InputError as error:
+        if sys.getfilesystemencoding() == "ascii" and not all(map(str.isascii, sys.argv)):
+            print("note: names are read as ASCII in this environment; set PYTHONUTF8=1", file=sys.stderr)
         if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
             # Rank 0 mostly has the same error. torchrun ends the others as soon as it has left, so it is said once.
             time.sleep(1.0)

@@ -104,3 +104,13 @@ def test_what_the_system_refuses_is_one_line_whatever_asked(error: str, said: by
     assert said in end.stderr
     assert b"some/file" in end.stderr
     assert (end.stderr.count(b"\n") == 1) == (error != "ENOENT")
+
+
+def test_names_that_are_read_as_ascii_come_with_the_remedy() -> None:
+    body = "from data_pipeline.base.errors import InputError; raise InputError(sys.argv[1])"
+    settings = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    end = run([*command(body), "n\u00e4me"], **settings)
+    assert end.returncode == 2
+    assert b"set PYTHONUTF8=1" in end.stderr
+    end = run([*command(body), "n\u00e4me"], **{**settings, "PYTHONUTF8": "1"})
+    assert end.stderr == b"error: n\\xe4me\n"
