@@ -358,6 +358,10 @@ def load_dataset_info(dataset_dir: Path | str) -> DatasetInfo:
             f"{path.parent}: its build is not complete; run the command that began it again, or, if all of its "
             f"parts are built, `python -m data_pipeline.merge {shlex.quote(str(path.parent))}`."
         )
+    if path.parent.is_file():
+        raise InputError(
+            f"{path.parent}: is a file; give the folder of a dataset, which has dataset.json in it."
+        )
     if not path.exists():
         raise InputError(
             f"{path}: not found, so this is no dataset; build one with `python -m data_pipeline.build PRESET --out "

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 _NAME = r"[A-Za-z_]\w*"
 _REFERENCE = re.compile(rf"\$(?:({_NAME})|\{{([^}}]*)\}}?)", re.ASCII)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_LONGEST_NAME = 255
 _OF_WINDOWS = re.compile(rf"%({_NAME})%", re.ASCII)
 
 
@@ -59,7 +60,11 @@ def local_path(text: str) -> str:
     """Return a path of this machine, expanded. Raise ValueError for a URL too."""
     if url := _URL.match(text):
         raise ValueError(f"{url[0]} begins a URL; copy it to a folder of this machine, and give that")
-    return expanded(text)
+    path = expanded(text)
+    for name in path.split("/"):
+        if len(name.encode("utf-8", "surrogateescape")) > _LONGEST_NAME:
+            raise ValueError(f"{name[:20]}... is longer than the {_LONGEST_NAME} bytes of a name; shorten it")
+    return path
 
 
 def path_argument(text: str) -> Path:

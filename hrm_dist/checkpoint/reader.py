@@ -199,9 +199,9 @@ def read_state(path: Path) -> CheckpointState:
             f"yet), so no checkpoint is the best; take {latest}."
         )
     if not path.is_dir() or not is_checkpoint:
-        raise InputError(
-            f"{path}: no checkpoint here (a checkpoint is a folder such as runs/x/checkpoints/latest)."
-        )
+        within = next((p for p in (path / "latest", path / "checkpoints" / "latest") if p.exists()), None)
+        such_as = within or "runs/x/checkpoints/latest"
+        raise InputError(f"{path}: no checkpoint here (a checkpoint is a folder such as {such_as}).")
     try:
         content = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         if content.get("format") != FORMAT:

@@ -42,7 +42,8 @@ def data_command(path: Path, config: TrainConfig) -> DataCommand | None:
 def refuse_missing_data(path: Path, config: TrainConfig) -> None:
     """Raise InputError where there is no dataset and nothing builds one, if the configuration says how it is made."""
     data = Path(config.data_path)
-    if config.dataset is None and not (data / "dataset.json").exists() and not (data / BUILDING).exists():
+    is_there = data.is_file() or any((data / name).exists() for name in ("dataset.json", BUILDING))
+    if config.dataset is None and not is_there:
         command = data_command(path, config)
         if command is not None:
             raise InputError(f"{data}: no dataset here; `{command.text}` builds it, as {path} says.")

@@ -50,6 +50,8 @@ def agree(out: Path, asked: Evaluation, part: Part) -> Evaluation:
     Without parts, files are as the folder has them. Raises InputError for a folder of something else, or one that
     these parts would cut differently.
     """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is no folder; choose one for the predictions.")
     # Files first: whoever writes one has written the record before.
     has_files = any(out.glob("*.npz"))
     known = _read(out)

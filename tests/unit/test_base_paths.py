@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.base.errors import exit_code
-from data_pipeline.base.paths import expanded, path_argument
+from data_pipeline.base.paths import expanded, local_path, path_argument
 from hrm_dist.config import ConfigError, load_config
 from launch.jobs.cluster import load_cluster
 
@@ -66,6 +66,19 @@ def test_home_folders_and_variables_are_put_in(text: str, path: str) -> None:
 def test_what_cannot_be_put_in_is_refused_by_name(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=re.escape(reason)):
         expanded(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("s3://bucket/x", "begins a URL"),
+        ("file:///x", "begins a URL"),
+        (f"a/{'x' * 256}", "longer than the 255"),
+    ],
+)
+def test_what_is_no_path_of_a_machine_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        local_path(text)
 
 
 @given(st.text(st.sampled_from("~/$ {}HOMESCRT_a%:.")))

@@ -431,6 +431,18 @@ def test_a_dry_run_counts_the_steps_of_a_dataset_that_is_there(
     assert not any(tmp_path.iterdir())
 
 
+def test_a_file_or_a_run_in_place_of_a_dataset_or_a_checkpoint_is_named(
+    refusal: Refusal, trained: Path, config: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "new").mkdir()
+    run = [f"checkpoint_path={tmp_path / 'new'}", "device=cpu"]
+    assert f"{tmp_path / 'file'}: is a file; give the folder" in refusal(
+        config, *run, f"data_path={tmp_path / 'file'}"
+    )
+    assert f"such as {trained / 'checkpoints' / 'latest'})" in refusal(config, *run, f"resume={trained}")
+
+
 def test_without_its_dataset_a_configuration_trains_on_nothing_but_says_what_builds_it(
     refusal: Refusal, tmp_path: Path
 ) -> None:
