@@ -32,6 +32,20 @@ _OWN_OPTIONS = {
 _SAME_NAMES = {
     "nodes", "cpus_per_task", "partition", "account", "qos", "constraint", "exclude", "array_parallelism",
 }  # fmt: skip
+# What sbatch and others call our keys.
+_HINTS = {
+    name: f"here that is {key}"
+    for key, names in {
+        "nodes": "num_nodes nnodes n_nodes",
+        "gpus_per_node, the GPUs of each node": "gpus num_gpus n_gpus gres gpu ngpus devices",
+        "tasks_per_node": "ntasks_per_node nproc_per_node ntasks",
+        "cpus_per_task": "cpus num_cpus cpus_per_gpu",
+        "mem_gb": "mem memory mem_per_node",
+        "time_min, in minutes": "time time_limit timeout timeout_min walltime",
+        "container_mounts": "mounts binds bind",
+    }.items()
+    for name in names.split()
+}
 # A signal that comes before Python can handle it must not kill the job: Slurm would not start it again.
 _UNTIL_HANDLED = """sh -c 'trap "" TERM USR2; exec "$0" "$@"' """
 
@@ -108,7 +122,7 @@ class Cluster(Strict):
 
 def load_cluster(profile: Path | None, given: Mapping[str, Value]) -> Cluster:
     """Return a profile's values with those `given` over them. Raise ConfigError with every problem."""
-    settings = Settings({}, Cluster.model_fields)
+    settings = Settings({}, Cluster.model_fields, hints=_HINTS)
     if profile is not None:
         settings.read_file(profile)
     for key, value in given.items():

@@ -136,3 +136,13 @@ def test_without_slurm_nothing_is_written_and_the_message_says_where_to_go(
         refused.output
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "ours"), [("time", "time_min"), ("gres", "gpus_per_node"), ("mem", "mem_gb")]
+)
+def test_a_key_as_sbatch_spells_it_gets_ours(key: str, ours: str, tmp_path: Path) -> None:
+    profile = tmp_path / "gpu.yaml"
+    profile.write_text(f"{key}: 1")
+    with pytest.raises(ConfigError, match=f"unknown key '{key}'; here that is {ours}"):
+        load_cluster(profile, {})
