@@ -36,6 +36,7 @@ from hrm_dist.model.puzzle_embedding import SignSGD, place_table
 from hrm_dist.run_summary import summary
 from hrm_dist.schedule import Schedule
 from hrm_dist.skipped_updates import SkippedUpdates
+from hrm_dist.thread_crowding import Crowding
 from hrm_dist.wandb_run import WandB
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class Trainer:
         self.state = TrainState(config, world, self.model, self.engine)
         self.skipped = SkippedUpdates(world.device)
         self._wandb: WandB | None = None  # on the main process, if asked for
+        self.crowding = Crowding(world.device)
         self.writer = CheckpointWriter(
             self.run_dir / "checkpoints",
             config.keep_checkpoints,
@@ -123,6 +125,7 @@ class Trainer:
             for batch in () if stopping else self._batches():
                 self.train_step(batch)
                 log.advance()
+                self._check_threads()
                 self.state.row_is_due = self.schedule.logs(self.state.step)
                 self.state.evaluation_is_due = self.schedule.evaluates(self.state.step)
                 if self._complete_step(log, stop):
@@ -275,6 +278,11 @@ class Trainer:
                 if step + 1 < last_step:
                     upcoming = reading.submit(self.reader.batch, step + 1)
                 yield batch
+
+    def _check_threads(self) -> None:
+        warning = self.crowding.warning()
+        if warning is not None:
+            collectives.log_once(logger.warning, warning)
 
     def _check_skipped(self) -> None:
         """Report updates that were skipped; raise TrainingError, with the state saved, after too many in a row."""
