@@ -18,6 +18,7 @@ _ANSWER = frozenset({"answer", "answers", "solution", "solutions", "label", "lab
 _RATING = frozenset({"rating", "difficulty"})
 _SEPARATORS = ",;\t|"
 _MIN_CELLS = 9
+_VALUE = re.compile(r"[\d.# SGo]{9,}")  # which is no name
 _PUBLISHED_COLUMNS = 4  # source, question, answer, rating
 
 
@@ -49,7 +50,7 @@ def layout_of(file: object, lines: Sequence[str], first_number: int) -> Layout:
     where = f"{file}: line {first_number}"
     if not lines:
         raise InputError(f"{file}: is empty; give a file of puzzles and their solutions.")
-    if not first.replace("\t", "").isprintable():
+    if re.search(r"[\0-\x08\x0a-\x1f]", first):
         raise InputError(
             f"{where}: {_shown(first)} is no text; save the puzzles as a CSV file and give that."
         )
@@ -58,7 +59,7 @@ def layout_of(file: object, lines: Sequence[str], first_number: int) -> Layout:
             f"{where}: {_shown(first)} is one column; a line is a puzzle, its solution and whatever else, separated by "
             "commas, semicolons or tabs: give such a file."
         )
-    has_header = bool({*names} & (_QUESTION | _ANSWER)) or _grids(fields) is None
+    has_header = bool({*names} & (_QUESTION | _ANSWER)) or not any(map(_VALUE.fullmatch, fields))
     rating = _only(names, _RATING)
     values = _fields(lines[1], separator) if has_header and len(lines) > 1 else fields
     question, answer = _only(names, _QUESTION), _only(names, _ANSWER)
