@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.base import locks
+from data_pipeline.base.files import sync_file
 from hrm_dist.distributed import collectives
 from hrm_dist.distributed.process_group import World
 from launch.doctor import file_system
@@ -222,7 +223,7 @@ def _latencies(marker: Path) -> dict[str, float]:
         with own.open("wb") as file:
             file.write(b"." * 4096)
             file.flush()
-            os.fsync(file.fileno())
+            sync_file(file.fileno())
         own.rename(written)
 
     try:
