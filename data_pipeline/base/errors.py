@@ -18,7 +18,7 @@ EXIT_LOST = 69
 EXIT_INTERRUPTED = 75
 """Stopped by a signal, and the same command goes on (EX_TEMPFAIL)."""
 
-RESUMES = "run the same command again: it resumes from the latest checkpoint"
+RESUMES = "and run the same command again: it resumes from the latest checkpoint"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -40,14 +40,16 @@ def unreadable(path: Path | str, error: OSError) -> InputError:
     )
 
 
-def unwritable(path: Path | str, error: OSError, then: str = "run the command again") -> WriteError:
+def unwritable(
+    path: Path | str, error: OSError, then: str = "or choose another place, and run the command again"
+) -> WriteError:
     """Return the error about a file or folder that is not to be written; `then`: what to do after the remedy."""
-    remedy = "look at the path and its rights, or choose another place"
+    remedy = "look at the path and its rights"
     if error.errno in _NO_ROOM:
-        remedy = "free some space there, or choose another place"
+        remedy = "free some space there"
     elif error.errno == errno.EFBIG:
         remedy = "raise the limit of a file's size (`ulimit -f`)"
-    return WriteError(f"{path}: cannot be written ({error.strerror or error}); {remedy}, and {then}.")
+    return WriteError(f"{path}: cannot be written ({error.strerror or error}); {remedy}, {then}.")
 
 
 def exit_code(command: Callable[[], int]) -> int:

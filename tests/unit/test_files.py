@@ -215,7 +215,7 @@ def test_a_disk_that_fails_to_sync_is_an_error(tmp_path: Path, monkeypatch: pyte
         (errno.ENOSPC, "free some space there"),
         (errno.EDQUOT, "free some space there"),
         (errno.EFBIG, "`ulimit -f`"),
-        (errno.EROFS, "choose another place"),
+        (errno.EROFS, "or choose another place"),
         (errno.EACCES, "its rights"),
     ],
 )
