@@ -8,13 +8,21 @@ from contextlib import suppress
 from pathlib import Path
 
 from data_pipeline.base import jsonl
+from data_pipeline.base.errors import InputError
 from data_pipeline.schema import load_dataset_info
 from hrm_dist.config import TrainConfig
+from hrm_dist.distributed import collectives
 from hrm_dist.metrics import scores_text
 
 
-def summary(config: TrainConfig, step: int, work: str) -> str:
-    """Return it, in lines; work: what this process did."""
+def print_summary(config: TrainConfig, step: int, work: str) -> None:
+    """Print it, on rank 0 alone; work: what this process did."""
+    if collectives.is_main():
+        with suppress(OSError, ValueError, InputError):  # the run is complete, whatever can be said of it
+            print(_summary(config, step, work), flush=True)
+
+
+def _summary(config: TrainConfig, step: int, work: str) -> str:
     run = Path(config.checkpoint_path)
     checkpoints = run / "checkpoints"
     scores = _scores_by_step(run / "metrics.jsonl")

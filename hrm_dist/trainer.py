@@ -33,7 +33,7 @@ from hrm_dist.model.layers import checkpoint_activations
 from hrm_dist.model.losses import act_loss, finite_sequences
 from hrm_dist.model.network import Network
 from hrm_dist.model.puzzle_embedding import SignSGD, place_table
-from hrm_dist.run_summary import summary
+from hrm_dist.run_summary import print_summary
 from hrm_dist.schedule import Schedule
 from hrm_dist.skipped_updates import SkippedUpdates
 from hrm_dist.thread_crowding import Crowding
@@ -134,9 +134,7 @@ class Trainer:
         stop.finish_vote()
         is_done = self.schedule.is_last(self.state.step) and not self.state.evaluation_is_due
         if is_done:
-            collectives.run_on_rank0(
-                lambda: print(summary(self.config, self.state.step, log.describe_work()))
-            )
+            print_summary(self.config, self.state.step, log.describe_work())
         collectives.barrier()  # a launcher ends all processes when one leaves, and rank 0 may still log
         return is_done
 

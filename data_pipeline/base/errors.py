@@ -94,8 +94,9 @@ def exit_code(command: Callable[[], int]) -> int:
 
 def last_words(text: str, *, shown: bool = True) -> None:
     """Say on stderr, if `shown`, why this process ends early; torchrun says it again at the end of its own report."""
-    if shown:
-        print(text, file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # where nobody reads it
+        if shown:
+            print(text, file=sys.stderr, flush=True)
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         # As torch.distributed.elastic writes it, which shows the traceback where it has one, and the earliest last.

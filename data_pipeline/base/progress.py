@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn, Self
 
 from tqdm import tqdm
@@ -60,7 +60,8 @@ class Progress:
             self._units, self._seconds = self._units * keep + units, self._seconds * keep + seconds
         self._since = now
         if self._shown and now - self._shown_at >= (_LINE_EVERY_S if self._bar is None else _BAR_EVERY_S):
-            self._show(now)
+            self._shown_at, self._has_shown = now, True
+            self._show()
 
     @contextmanager
     def untimed(self) -> Generator[None]:
@@ -73,10 +74,11 @@ class Progress:
 
     def close(self) -> None:
         """Show the last state, if any was shown."""
-        if self._has_shown:
-            self._show(time.perf_counter())
-        if self._bar is not None:
-            self._bar.close()
+        with suppress(OSError, ValueError):
+            if self._has_shown:
+                self._show()
+            if self._bar is not None:
+                self._bar.close()
 
     def left_s(self) -> float | None:
         """Return the seconds until the work is done, None where that is not known."""
@@ -84,9 +86,13 @@ class Progress:
             return None
         return max(0, self._total - self.done) * self._seconds / self._units
 
-    def _show(self, now: float) -> None:
-        self._shown_at, self._has_shown = now, True
-        parts = self._parts()
+    def _show(self) -> None:
+        try:
+            self._print(self._parts())
+        except (OSError, ValueError):  # nobody reads it any more, which is no reason to stop
+            self._shown = False
+
+    def _print(self, parts: Sequence[str]) -> None:
         if self._bar is None:
             what = f"{self._what}: " if self._what else ""
             print(what + ", ".join(parts), file=sys.stderr, flush=True)

@@ -102,6 +102,21 @@ def test_a_bar_ends_with_its_line(clock: Clock, screen: Callable[[int], Terminal
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
+def test_work_goes_on_where_nobody_reads_any_more(
+    is_terminal: bool, clock: Clock, screen: Callable[[int], Terminal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(_: str) -> int:
+        raise BrokenPipeError
+
+    stderr = screen(80)
+    monkeypatch.setattr(stderr, "isatty", lambda: is_terminal)
+    with Progress("", "step", 100, shown=True) as shown:
+        monkeypatch.setattr(stderr, "write", write)
+        work(clock, shown, 1.0, 100)
+    assert shown.done == 100
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
 def test_work_that_is_soon_done_shows_nothing(
     is_terminal: bool, clock: Clock, screen: Callable[[int], Terminal], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -253,3 +253,10 @@ def test_wandb_that_does_not_answer_is_given_up_soon(tmp_path: Path, monkeypatch
 def test_the_file_system_of_a_folder_is_the_innermost() -> None:
     assert mount_of(Path("/proc/self")).kind == "proc"
     assert mount_of(Path("/dev/shm")).kind == "tmpfs"
+
+
+def test_a_network_card_that_does_not_exist_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "^lo,docker0")
+    [result] = local_checks.network(launch_env({}))
+    assert str(result).startswith("FAIL")
+    assert "'^lo'" in str(result)
