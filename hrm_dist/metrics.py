@@ -120,7 +120,7 @@ class JsonLines:
 
 
 class RunLog:
-    """Progress bar, speed, and the sinks of this process (only the main one has any)."""
+    """Progress, speed, and the sinks of this process (only the main one has any)."""
 
     def __init__(
         self,

@@ -43,6 +43,7 @@ from hrm_dist.config import (
 )
 from hrm_dist.config.data_command import refuse_missing_data
 from hrm_dist.distributed.launch_env import launch_env
+from hrm_dist.distributed.network_env import check_network
 from hrm_dist.dry_run import dry_run
 from hrm_dist.run_lock import locked
 
@@ -89,15 +90,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     config = load_config(options.config, options.overrides)
-    launch_env()  # raises where the environment is no good
+    launch = launch_env()  # raises where the environment is no good
     if options.dry_run:
-        if launch_env().rank == 0:
-            print(dry_run(options.config, as_found(config), launch_env().world_size))
+        if launch.rank == 0:
+            print(dry_run(options.config, as_found(config), launch.world_size))
             try:
                 require_packages(config, is_main=True)
             except InputError as error:  # it may be there where the training is to run
                 print(f"note: {error}")
         return 0
+    if launch.world_size > 1:
+        check_network(launch, nccl=False)  # before torch takes its seconds; with nccl again
     with logging_redirect_tqdm():  # lines go above the bar
         return train(options.config, config)
 
