@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from data_pipeline.base.errors import InputError, unreadable
+from data_pipeline.base.files import json_bytes
 from data_pipeline.base.models import Strict, reason_of
 
 IGNORE_LABEL_ID = -100
@@ -189,6 +190,10 @@ class DatasetHead(Strict):
         return Identity(kind=self.kind, options=self.options, seed=self.seed, sources=self.sources)
 
 
+# What earlier versions, which built the same datasets, did not report.
+_REPORTED = ("readings", "left_out_tests")
+
+
 class DatasetInfo(DatasetHead):
     """The content of dataset.json."""
 
@@ -200,10 +205,15 @@ class DatasetInfo(DatasetHead):
 
     def digest(self) -> str:
         """Return what `sha256` has to be."""
-        # Earlier versions did not have these.
-        absent = {name for name in ("readings", "left_out_tests") if not getattr(self, name)}
+        absent = {name for name in _REPORTED if not getattr(self, name)}
         text = json.dumps(self.model_dump(exclude={"sha256", *absent}), separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def content(self) -> bytes:
+        """Return dataset.json as it would be without what the build only reports: the same for equal datasets."""
+        bare = self.model_copy(update={"readings": (), "left_out_tests": {}})
+        fields = bare.model_dump(exclude=set(_REPORTED)) | {"sha256": bare.digest()}
+        return json_bytes(fields)
 
     def metadata(self, split: SplitName) -> DatasetMetadata:
         """Return the published view of one split."""

@@ -129,5 +129,9 @@ def sync(path: Path) -> None:
 
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file whose bytes follow from the content alone."""
-    text = json.dumps(content, separators=(",", ":")) + "\n"  # `dump` is many times slower
-    replace_file(path, text.encode(), make_folder=False)
+    replace_file(path, json_bytes(content), make_folder=False)
+
+
+def json_bytes(content: object) -> bytes:
+    """Return the bytes that `write_json` writes."""
+    return json.dumps(content, separators=(",", ":")).encode() + b"\n"  # `dump` is many times slower

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.reader import TestReader, TrainReader
+from data_pipeline.schema import load_dataset_info
 from tests.training import command_line, rows, train
 
 pytestmark = pytest.mark.e2e
@@ -61,6 +62,21 @@ def test_a_build_makes_the_bytes_of_an_earlier_version(kind: str, earlier: Path)
     assert _digests(made) == _digests(earlier / kind)
     again = command_line("-m", "data_pipeline.build", *BUILDS[kind], "--out", earlier / kind)
     assert "already built" in again.output
+
+
+@pytest.mark.parametrize("kind", BUILDS)
+def test_a_rebuilt_dataset_is_the_same_for_a_checkpoint(kind: str, earlier: Path) -> None:
+    # Datasets tell more of their making than they did; a checkpoint knows its dataset by the rest.
+    before = (earlier / kind / "dataset.json").read_bytes()
+    assert load_dataset_info(earlier / kind).content() == before
+    made = earlier / "made"
+    done = command_line("-m", "data_pipeline.build", *BUILDS[kind], "--workers", 1, "--out", made)
+    assert done.exit_code == 0, done.output
+    depends_on_zstd = {"documents": None, "sha256": None}
+    assert (
+        json.loads(load_dataset_info(made).content()) | depends_on_zstd
+        == json.loads(before) | depends_on_zstd
+    )
 
 
 def _digests(dataset: Path) -> dict[str, str]:
