@@ -164,7 +164,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Request:
         flags: defaultdict[str, list[str]] = defaultdict(list)
         for problem in error.errors():
             flags[problem["msg"].removeprefix("Value error, ")] += [
-                _flag(str(name)) for name in problem["loc"]
+                _flag(name)
+                for name in problem["loc"]
+                if isinstance(name, str)  # not the number of a source
             ]
         parser.error(
             "; ".join(f"{', '.join(names)}: {why}" if names else why for why, names in flags.items())

@@ -76,6 +76,7 @@ def exit_code(command: Callable[[], int]) -> int:
         elif error.filename is not None and error.errno != errno.ENOENT:
             last_words(f"error: {unreadable(error.filename, error)}")
         else:
+            last_words(f"{type(error).__name__}: {error}", shown=False)
             raise
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:

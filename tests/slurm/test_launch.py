@@ -172,12 +172,13 @@ def test_scancel_ends_a_training_with_its_state_saved_and_the_same_command_goes_
 def test_waiting_gives_the_exit_code_of_the_training(slurm: Cluster, config: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert train(config, folder, "max_steps=2").exit_code == 0
-    other_model = submit(
-        "train", config, f"checkpoint_path={folder}", "max_steps=4", "arch.hidden_size=64", "--wait"
-    )
-    assert other_model.exit_code == 2, other_model.output
-    assert "ended with exit code 2" in other_model.output
-    assert "hidden_size" in output_of(folder)
+    [*_, weights] = (folder / "checkpoints" / "latest").glob("*.safetensors")
+    with weights.open("r+b") as file:
+        file.write(b"damage")  # which the submission does not look for
+    damaged = submit("train", config, f"checkpoint_path={folder}", "max_steps=4", "--wait")
+    assert damaged.exit_code == 2, damaged.output
+    assert "ended with exit code 2" in damaged.output
+    assert "damaged" in output_of(folder)
 
 
 def test_a_run_that_must_be_new_goes_on_after_a_requeue(slurm: Cluster, config: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipeline import build
 from data_pipeline.base.errors import exit_code
 from data_pipeline.base.paths import expanded, local_path, path_argument
 from hrm_dist.config import ConfigError, load_config
@@ -148,3 +149,12 @@ def test_no_command_makes_a_folder_of_an_unset_variable(
         exit_code(main)
     assert ended.value.code == 2
     assert "UNSET is not set" in capsys.readouterr().err
+
+
+def test_a_refused_source_is_named_by_its_flag(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["data_pipeline.build", "arc", "--source=$UNSET/x", "--out=x"])
+    with pytest.raises(SystemExit):
+        build.main()
+    assert "error: --source: the environment variable UNSET is not set" in capsys.readouterr().err
