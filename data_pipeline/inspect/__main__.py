@@ -197,13 +197,14 @@ def histograms(title: str, columns: Mapping[str, Counts]) -> list[str]:
     _, firsts = np.unique((values - 1) // step, return_index=True)
     ranges = np.split(values, firsts[1:])
     sums = np.stack([counts[:, members].sum(axis=1) for members in ranges])  # [ranges, columns]
-    bar_width = _BAR_WIDTHS[len(columns)]
+    width = max(10, len(f"{sums.max():,}"))
+    bar_width = _BAR_WIDTHS[len(columns)] - (width - 10)
     bars = -(-sums * bar_width // np.maximum(sums.max(axis=0), 1))  # rounded up: what is there is seen
-    lines = [title, f"{'':9}" + "".join(f"   {name:{9 + bar_width}}" for name in columns)]
+    lines = [title, f"{'':9}" + "".join(f"   {name:{width - 1 + bar_width}}" for name in columns)]
     for members, row, row_bars in zip(ranges, sums.tolist(), bars.tolist(), strict=True):
         low, high = members[0], members[-1]
         label = f"{low}" if low == high else f"{low}-{high}"
-        cells = (f" {n:>10,} {'#' * bar:{bar_width}}" for n, bar in zip(row, row_bars, strict=True))
+        cells = (f" {n:>{width},} {'#' * bar:{bar_width}}" for n, bar in zip(row, row_bars, strict=True))
         lines.append(f"{label:>9}" + "".join(cells))
     return [line.rstrip() for line in lines]
 

@@ -136,11 +136,11 @@ def begin(out: Path, identity: Identity, part: Part) -> Generator[Path]:
             make_folder(building)
             _lock(stack, journal, out)
             journal.touch()
+            _claim(out, identity)  # before anything that only a build of this dataset has there
             for split in SPLITS:
                 (out / split).mkdir(exist_ok=True)
         except OSError as error:
             raise unwritable(out, error) from None
-        _claim(out, identity)
         try:
             yield journal
         except WriteError:

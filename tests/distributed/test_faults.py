@@ -168,7 +168,8 @@ def test_after_a_restart_by_torchrun_the_run_goes_on(config: Path, tmp_path: Pat
     settings = [f"checkpoint_path={run}", "max_steps=100", "checkpoint_interval=3", f"timeout_s={TIMEOUT_S}"]
     command = ["--nproc-per-node", 2, "--max-restarts", 1, "-m", "hrm_dist.train", config, *settings]
     [torchrun] = start_module_ranks(1, run, "torch.distributed.run", command)
-    assert torchrun.wait_until(lambda: num_rows(run) >= 5), torchrun.log.read_text()
+    latest = run / "checkpoints" / "latest"
+    assert torchrun.wait_until(lambda: num_rows(run) >= 5 and latest.exists()), torchrun.log.read_text()
     os.kill(ranks_of(torchrun)[1], signal.SIGKILL)
     finished = torchrun.finish()
     assert finished.exit_code == 0, finished.output

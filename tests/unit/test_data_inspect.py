@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from matplotlib import image
 
@@ -119,6 +119,7 @@ counts = st.lists(st.integers(0, 99_999_999), min_size=1, max_size=1002)
 
 
 @given(st.lists(counts, min_size=2, max_size=2) | st.lists(counts, min_size=4, max_size=4))
+@example([[0] * 9 + [1, 99_999_999]] * 4)  # a range of more than eight digits
 def test_ranges_of_a_histogram_hold_every_count_once_in_a_hundred_columns(columns: list[list[int]]) -> None:
     arrays = {f"column {i}": np.array(column, dtype=np.int64) for i, column in enumerate(columns)}
     _, *rest = histograms("title", arrays)
