@@ -1,7 +1,7 @@
 """The documents against the tree: what they name exists, and their commands are as the programs want them."""
 
 import argparse
-import importlib
+import importlib.util
 import re
 import shlex
 import sys
@@ -36,6 +36,15 @@ def test_every_path_that_a_document_names_exists(document: Path) -> None:
 def test_every_relative_link_resolves(document: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (document.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_module_that_a_document_runs_exists(document: Path) -> None:
+    """Commands within a sentence, too; a page may add modules in blocks that it shows whole."""
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    modules = re.findall(r"-m ((?:hrm_dist|data_pipeline|launch|tools|tests|docs)\b[\w.]*\w)", text)
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
     assert not missing
 
 
