@@ -198,9 +198,8 @@ class RunLog:
             return "no step was left to do"
         speed = num_steps * self._batch_size / max(1e-9, seconds - self._untimed_s)
         since = f", from step {self._first_step:,} on" if self._first_step else ""
-        return (
-            f"{num_steps:,} steps in {duration(seconds)}{since}, {speed_text(speed)} examples/s in training"
-        )
+        steps = "1 step" if num_steps == 1 else f"{num_steps:,} steps"
+        return f"{steps} in {duration(seconds)}{since}, {speed_text(speed)} examples/s in training"
 
     def close(self) -> None:
         self._progress.close()

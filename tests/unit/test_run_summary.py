@@ -52,6 +52,13 @@ def test_a_run_that_is_resumed_says_since_when(
     assert third == "finished at step 4: no step was left to do"
 
 
+def test_a_run_of_one_step_says_step(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train([str(config), f"checkpoint_path={tmp_path}/run", "max_steps=1"])
+    assert "finished at step 1: 1 step in " in capsys.readouterr().out
+
+
 def test_scores_that_count_most_are_shown_by_name() -> None:
     scores = {
         "exact_accuracy": 0.25,
