@@ -1,12 +1,14 @@
 """W&B: what is wrong is said before a run begins, and nothing of it stops one that has begun."""
 
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_pipeline.base.errors import InputError
+from hrm_dist import wandb_run
 from hrm_dist.config import ConfigError, TrainConfig, load_config
 from hrm_dist.wandb_run import WandB
 from tests.training import command_line, num_rows
@@ -86,6 +88,40 @@ def test_its_loss_is_said_once_and_writing_goes_on(
         run.write({"step": step})
     run.close()
     assert caplog.text.count("W&B is gone (Connection lost)") == 1
+
+
+def test_one_that_hangs_does_not_hold_up_training(
+    wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Hanging(FakeRun):
+        def log(self, row: Any, step: int) -> None:
+            threading.Event().wait()
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Hanging())
+    monkeypatch.setattr(wandb_run, "_MAX_WAITING", 3)
+    run = WandB(online(tmp_path), tmp_path / "run", 0)
+    for step in range(6):
+        run.write({"step": step})
+    run.close()
+    assert caplog.text.count("W&B is gone (3 rows wait for it)") == 1
+
+
+def test_one_that_hangs_does_not_hold_up_the_end(
+    wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Hanging(FakeRun):
+        def log(self, row: Any, step: int) -> None: ...
+
+        def finish(self) -> None:
+            threading.Event().wait()
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Hanging())
+    monkeypatch.setattr(wandb_run, "_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(wandb_run, "_GRACE_S", 0.1)
+    run = WandB(online(tmp_path), tmp_path / "run", 0)
+    run.write({"step": 1})
+    run.close()
+    assert caplog.text.count("W&B is gone (it does not end)") == 1
 
 
 def test_a_setting_of_the_environment_that_has_no_effect_is_named(
