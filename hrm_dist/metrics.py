@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,17 +106,42 @@ class JsonLines:
         except OSError as error:
             raise unreadable(path, error) from None
         self._path = path
+        self._waiting: list[str] = []
 
     def write(self, row: Row) -> None:
+        """Add a row. Where the disk takes none, it waits in memory, and goes with the next."""
+        was_waiting = bool(self._waiting)
         # JSON knows no NaN.
-        values = {key: None if value != value else value for key, value in row.items()}
-        # On disk at once: a checkpoint that outlives a power cut has all the rows before it.
+        self._waiting.append(
+            json.dumps({key: None if value != value else value for key, value in row.items()})
+        )
         try:
-            jsonl.append(self._path, json.dumps(values))
+            self._append()
+        except OSError as error:
+            if not was_waiting:
+                logger.warning(
+                    "%s: cannot be written (%s); training goes on, and its rows wait until the next checkpoint. "
+                    "Make room by then: it ends the run if it cannot be written either",
+                    self._path, error.strerror or error,
+                )  # fmt: skip
+
+    def flush(self) -> None:
+        """Write the rows that wait, if any. Raises WriteError."""
+        try:
+            self._append()
         except OSError as error:
             raise unwritable(self._path, error, RESUMES) from None
 
-    def close(self) -> None: ...
+    def _append(self) -> None:
+        if self._waiting:
+            # On disk at once: a checkpoint that outlives a power cut has all the rows before it.
+            jsonl.append(self._path, *self._waiting)
+            self._waiting.clear()
+
+    def close(self) -> None:
+        """Write what can be written of the rows that wait."""
+        with suppress(OSError):
+            self._append()
 
 
 class RunLog:
@@ -189,6 +214,12 @@ class RunLog:
             for sink in self._sinks:
                 sink.write(row)
         self._start_timing()
+
+    def flush(self) -> None:
+        """Have all rows on disk, which come before the checkpoint of their step. Raises WriteError."""
+        for sink in self._sinks:
+            if isinstance(sink, JsonLines):
+                sink.flush()
 
     def describe_work(self) -> str:
         """Return how many steps this process has made, how long it took and how fast it was."""

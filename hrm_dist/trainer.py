@@ -184,13 +184,14 @@ class Trainer:
             self.state.row_is_due = False
             sums = self.state.sums.row(self.config.global_batch_size)
             log.write_row({"step": self.state.step, **sums, "train/lr": self._lr(self.config.lr)})
-            self._check_skipped()
+            self._check_skipped(log)
             self.writer.raise_failure()
         with log.untimed():
             if self.state.evaluation_is_due:
                 is_best = self._evaluate(log, stop)
             stopping = self.state.evaluation_is_due or stop.agreed()
             if stopping or self.schedule.saves(self.state.step):
+                log.flush()
                 self.save(is_best)
         return stopping
 
@@ -282,7 +283,7 @@ class Trainer:
         if warning is not None:
             collectives.log_once(logger.warning, warning)
 
-    def _check_skipped(self) -> None:
+    def _check_skipped(self, log: RunLog) -> None:
         """Report updates that were skipped; raise TrainingError, with the state saved, after too many in a row."""
         skipped = self.skipped.report()
         if skipped is None:
@@ -292,6 +293,7 @@ class Trainer:
         limit = self.config.max_skipped_updates
         if limit is None or skipped.in_a_row < limit:
             return
+        log.flush()
         self.save(prunes=False)  # an older checkpoint may be what helps
         self.writer.wait()
         raise TrainingError(

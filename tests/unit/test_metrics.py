@@ -178,17 +178,35 @@ def test_sums_of_a_checkpoint_that_did_not_count_skipped_updates_go_on() -> None
     assert (row["train/lm_loss"], row["train/skipped_updates"]) == (1.0, 0)
 
 
-def test_a_full_disk_is_a_message_that_names_the_log_and_leaves_whole_rows(
+def test_a_full_disk_under_the_log_ends_no_run_that_finds_room_before_its_next_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = JsonLines(path, 0, ())
+    log.write({"step": 1})
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda _descriptor, content: len(content) // 2)  # what still fits
+        log.write({"step": 2})
+        log.write({"step": 3})
+        assert path.read_bytes() == b'{"step": 1}\n'
+    assert caplog.text.count("cannot be written (No space left on device); training goes on") == 1
+    log.flush()
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+
+
+def test_a_full_disk_at_a_checkpoint_is_a_message_that_names_the_log_and_leaves_whole_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "metrics.jsonl"
     log = JsonLines(path, 0, ())
     log.write({"step": 1})
-    monkeypatch.setattr(os, "write", lambda _descriptor, content: len(content) // 2)  # what still fits
+    monkeypatch.setattr(os, "write", lambda _descriptor, content: len(content) // 2)
+    log.write({"step": 2})
     with pytest.raises(
         WriteError, match=r"metrics\.jsonl: cannot be written \(No space left.*resumes from the latest"
     ):
-        log.write({"step": 2})
+        log.flush()
+    log.close()
     assert path.read_bytes() == b'{"step": 1}\n'
 
 
