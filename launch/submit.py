@@ -22,9 +22,9 @@ import sys
 from collections.abc import Sequence
 
 from data_pipeline.base.command_line import command_parser
-from data_pipeline.base.errors import exit_code
+from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.extras import require
-from data_pipeline.base.paths import path_argument
+from data_pipeline.base.paths import path_argument, recordable
 from launch.jobs import spec
 from launch.jobs.cluster import Cluster, load_cluster
 
@@ -66,6 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check, submit, and wait if asked to."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options, rest = _parse(arguments)
+    for word in arguments:
+        try:
+            recordable(word)
+        except ValueError as error:
+            raise InputError(f"command line: {word}: {error}.") from None
     require("slurm", "launch.submit")
     from launch.jobs import queue
 

@@ -1,6 +1,7 @@
 """An ARC dataset: which tasks are in it, what is held out, what each split consists of."""
 
 import dataclasses
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Literal
@@ -228,7 +229,8 @@ def _stand_in_preset(found: TaskLeaks, preset: list[Task], options: ArcOptions) 
 
 
 def _refuse_output_within(path: Path, out: Path) -> None:
-    if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+    # `resolve` fails where links lead in a circle; what is wrong with those is said where they are opened.
+    if path.is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(path)):
         raise InputError(
             f"--out {out}: lies within the source {path}, whose *.json files are tasks; choose a folder outside."
         )

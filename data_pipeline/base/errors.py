@@ -18,7 +18,7 @@ EXIT_LOST = 69
 EXIT_INTERRUPTED = 75
 """Stopped by a signal, and the same command goes on (EX_TEMPFAIL)."""
 
-RESUMES = "and run the same command again: it resumes from the latest checkpoint"
+RESUMES = "and run the same command again: it resumes from the latest checkpoint, if there is one"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 

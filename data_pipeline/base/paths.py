@@ -7,6 +7,7 @@ alone after `=`, in quotes and in files. What cannot be meant as it stands is re
 import argparse
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -75,10 +76,26 @@ def path_argument(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
 
+def recordable(text: str) -> str:
+    """Return a text. Raise ValueError for one that no file of ours, all of which are UTF-8, could keep."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            encoding = sys.getfilesystemencoding()
+            raise ValueError(
+                "holds bytes that are no UTF-8, which no record can keep; rename what has that name, or make a "
+                "symbolic link of another name to it"
+                if encoding == "utf-8"
+                else f"holds letters that Python cannot read as {encoding} here; set PYTHONUTF8=1"
+            ) from None
+    return text
+
+
 def _checking(check: Callable[[str], str]) -> AfterValidator:
     def validate(text: str) -> str:
         try:
-            return check(text)
+            return recordable(check(text))
         except ValueError as error:
             raise PydanticCustomError("path", "{why}", {"why": str(error)}) from None
 

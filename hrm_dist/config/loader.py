@@ -21,6 +21,7 @@ import yaml
 from pydantic import ValidationError
 
 from data_pipeline.base.models import problems, shown
+from data_pipeline.base.paths import recordable
 from hrm_dist.config.hints import unknown_key
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,10 @@ class Settings:
             self.errors.append(f"{source}: should be written key=value")
             return
         try:
-            value = _value(text, self._text_keys.get(name))
+            value = _value(recordable(text), self._text_keys.get(name))
+        except ValueError as error:
+            self.errors.append(f"{source}: {error}")
+            return
         except (yaml.YAMLError, RecursionError) as error:
             self.errors.append(f"{source}: {_yaml_problem(error)}; look at its brackets and quotes")
             return

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline import build
-from data_pipeline.base.errors import exit_code
+from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.paths import expanded, local_path, path_argument
 from hrm_dist.config import ConfigError, load_config
+from launch import submit
 from launch.jobs.cluster import load_cluster
 
 
@@ -122,6 +123,18 @@ def test_paths_in_a_cluster_profile_are_expanded(tmp_path: Path) -> None:
     cluster = load_cluster(profile, {})
     assert (cluster.container, cluster.container_mounts) == ("/home/me/images/x.sif", ["/scratch/me:/data"])
     assert load_cluster(profile, {"container": "docker://a/b"}).container == "docker://a/b"
+
+
+@pytest.mark.parametrize("override", ["checkpoint_path=a\udcffb", "run_name=a\udcffb", "data_path=$LATIN"])
+def test_bytes_that_are_no_utf8_are_refused_before_they_are_to_be_recorded(
+    override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATIN", "a\udcffb")
+    (tmp_path / "c.yaml").write_text("data_path: d")
+    with pytest.raises(ConfigError, match=r"holds bytes that are no UTF-8.*rename"):
+        load_config(tmp_path / "c.yaml", [override])
+    with pytest.raises(InputError, match="holds bytes that are no UTF-8"):
+        submit.main(["build", "arc", "--out", "a\udcffb", "--cluster", "local"])
 
 
 def test_a_word_of_a_command_line_is_a_path() -> None:

@@ -176,6 +176,10 @@ def test_presets_warn_and_record_and_other_mixtures_are_refused_until_decided(tm
     within = build("arc", "--source", ".", "--out", "below/out", cwd=tmp_path)
     assert within.returncode == 2
     assert "lies within the source" in within.stderr
+    (tmp_path / "circle").symlink_to("circle")
+    circle = build("arc", "--source", "mine", "--out", "circle", cwd=tmp_path)
+    assert (circle.returncode, circle.stderr.count("\n")) == (2, 1)
+    assert "circle: cannot be written (Too many levels of symbolic links)" in circle.stderr
 
     sizes = {}
     for policy in ("keep", "drop"):
