@@ -17,6 +17,24 @@ logger = logging.getLogger(__name__)
 _RESTARTED_WAITS_S = 300.0
 
 
+def refuse_foreign(run_dir: Path) -> None:
+    """Raise ConfigError for a folder that is something else than a run's, or that goes when a checkpoint is deleted."""
+    folder = Path(os.path.realpath(run_dir))
+    in_checkpoint = [above for above in (folder, *folder.parents) if (above / "state.json").is_file()]
+    what = None
+    if (folder / "dataset.json").is_file():
+        what = "is a dataset"
+    elif in_checkpoint:
+        what = f"is or lies in a checkpoint, {in_checkpoint[0]}"
+    elif folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file():
+        what = f"holds the checkpoints of the run {folder.parent}"
+    if what is not None:
+        raise ConfigError(
+            f"checkpoint_path={run_dir}: {what}; a run needs a folder of its own (to go on from a checkpoint: "
+            "resume=CHECKPOINT)."
+        )
+
+
 @contextmanager
 def locked(run_dir: Path) -> Generator[None]:
     """Hold the run folder, which is made if missing; ConfigError if another process does.
@@ -24,6 +42,7 @@ def locked(run_dir: Path) -> Generator[None]:
     The lock is that of `.lock` in the folder. At the end the file goes, and so do folders made for a run that wrote
     nothing. A job that Slurm has started again waits for it.
     """
+    refuse_foreign(run_dir)
     made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     is_restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 

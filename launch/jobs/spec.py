@@ -69,6 +69,7 @@ def training(rest: Sequence[str], cluster: Cluster) -> JobSpec:
         if (folder / "checkpoints").exists():
             raise InputError(f"resume=never: {folder} already holds a run; choose another checkpoint_path.")
         config = config.model_copy(update={"resume": "auto"})  # the job resumes from its own checkpoints
+    run_lock.refuse_foreign(folder)
     if owner := run_lock.holder(folder):
         remedy = "wait for its end, stop it, or choose another checkpoint_path"
         raise InputError(f"checkpoint_path={folder}: a run trains here ({owner}); {remedy}.")

@@ -167,3 +167,29 @@ def test_a_file_system_without_locks_gives_a_warning(
     monkeypatch.setattr(fcntl, "lockf", lockf)
     with locked(run):
         assert "this file system has no locks; start only one run in the folder" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "folder"),
+    [
+        ("dataset.json", "."),
+        ("checkpoints/step_4/state.json", "checkpoints/step_4"),
+        ("checkpoints/step_4/state.json", "checkpoints/step_4/deep/er"),
+        ("config.yaml", "checkpoints"),
+    ],
+)
+def test_a_run_is_not_put_where_something_else_is(file: str, folder: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(ConfigError, match="a run needs a folder of its own"), locked(tmp_path / folder):
+        pass
+    assert not (tmp_path / folder / ".lock").exists()
+
+
+def test_a_run_may_be_beside_its_data_and_other_runs(tmp_path: Path) -> None:
+    for file in ("dataset.json", "other/config.yaml"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("{}")
+    for folder in ("run", "other", "checkpoints"):
+        with locked(tmp_path / folder):
+            pass
