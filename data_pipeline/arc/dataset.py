@@ -35,7 +35,7 @@ from data_pipeline.schema import (
 from data_pipeline.shards.plan import DatasetPlan, Request
 
 _TRAINED, _HELD_OUT = "trained on", "held out"
-_REPEATED = "read from elsewhere, too"
+_REPEATED = "copies, where each task counts once"
 _WITHOUT_OUTPUTS = (
     "without outputs, which train with those from elsewhere; give their file with :evaluation to predict them"
 )

@@ -354,7 +354,7 @@ def test_conflicts_that_the_first_wins_are_told_from_copies(source: Path, tmp_pa
     info = build(request(tmp_path / "mine", tmp_path / "out", conflicts="first"))
     assert info is not None
     assert [(some.why.split()[0], some.num) for some in info.readings[0].left_out] == [
-        ("read", 1),
+        ("copies,", 1),
         ("unlike", 1),
     ]
 
