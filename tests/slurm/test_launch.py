@@ -104,6 +104,7 @@ def test_a_training_that_is_interrupted_in_every_way_equals_one_that_is_not(
     run.trains(starts=2)
     run.is_preempted()  # with grace: TERM, and USR2
     run.wait(lambda: len(events(folder, Ended)) == 2)
+    slurm.wait_for_job(job_id, {"PENDING"})  # its processes may still be ending
     slurm.command("scontrol", "update", f"JobId={job_id}", "Partition=main")
     run.trains(starts=3)
     run.is_preempted()  # without: Slurm kills it within seconds, and puts it back by itself
