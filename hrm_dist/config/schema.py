@@ -5,10 +5,10 @@ Nothing here imports torch, so that a bad configuration is refused within a mome
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.models import Strict
@@ -30,6 +30,14 @@ else:
 
 _SECTIONS = ("arch", "dataset")
 _DTYPE_OF_PRECISION = {"bf16": "bfloat16", "fp32": "float32"}
+
+
+def _on_or_off(value: object) -> object:
+    """Return the word for what YAML makes of on and off."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+OnOff = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)]
 
 
 class ConfigError(InputError):
@@ -202,8 +210,10 @@ class TrainConfig(Strict):
     """The same choice as arch.forward_dtype: either sets the other."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
-    compile: bool = False
-    """Run torch.compile on the levels: a slow first step, faster ones after."""
+    compile: bool | None = None
+    """Run torch.compile: a slow first step, faster ones after; null: where the device is a GPU."""
+    cuda_graph: OnOff = "auto"
+    """Record a training step as one CUDA graph, which costs the host one launch; auto: on a GPU, with one process."""
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads per process; null: left to torch."""
 

@@ -1,0 +1,142 @@
+"""A function of tensors at fixed places: run as it is at first, then recorded as one CUDA graph and replayed.
+
+A replay costs the host one launch, however many kernels the function launches. What is recorded may read nothing back
+from the device, and keeps every Python number that it met: what changes between calls must be in a tensor, written in
+place. `HostInputs` are such tensors for what comes from the host.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hrm_dist.config import ConfigError, TrainConfig
+
+# Libraries choose kernels, compile and take their workspaces in the first calls.
+_PLAIN_CALLS = 3
+_ALIGNMENT = 256  # bytes
+
+
+class Program:
+    """A function without arguments and result, called over and over."""
+
+    def __init__(self, function: Callable[[], None], device: torch.device, *, records: bool) -> None:
+        """records: whether to record it, after some calls that run as they are; on a GPU only."""
+        self._function = function
+        self._records = records
+        self._stream = torch.cuda.Stream(device) if records else None
+        self._num_plain = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> None:
+        """Run the function, or its record."""
+        if self._stream is None:
+            self._function()
+        elif self._graph is not None:
+            self._graph.replay()
+        elif self._num_plain < _PLAIN_CALLS:
+            self._num_plain += 1
+            # On the stream of the record: what autograd and allocator tie to a stream is the same then.
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                self._function()
+            torch.cuda.current_stream().wait_stream(self._stream)
+        else:
+            self._graph = torch.cuda.CUDAGraph()
+            # Other threads (heartbeat, checkpoints, nccl's watchdog) may call CUDA meanwhile.
+            with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
+                self._function()
+            self._graph.replay()  # recording has computed nothing
+
+    @property
+    def is_recorded(self) -> bool:
+        return self._graph is not None
+
+
+class Spec(NamedTuple):
+    """Shape and type of an input."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes it takes with what aligns the next one."""
+        return -(-math.prod(self.shape) * self.dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+
+
+class _Staging(NamedTuple):
+    """Pinned memory on the host, and when the last copy out of it is done."""
+
+    block: Tensor
+    tensors: dict[str, Tensor]
+    copied: torch.cuda.Event
+
+
+class HostInputs:
+    """Tensors at fixed places on a device that the host fills, all by one copy that nobody waits for."""
+
+    def __init__(self, specs: Mapping[str, Spec], device: torch.device) -> None:
+        self._specs = dict(specs)
+        num_bytes = sum(spec.num_bytes for spec in self._specs.values())
+        self._block = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+        self.tensors = self._views(self._block)
+        self._staging: list[_Staging] = []
+        if device.type == "cuda":
+            # Two, so that one can be filled while the device has yet to take the other.
+            for _ in range(2):
+                block = torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=True)
+                self._staging.append(_Staging(block, self._views(block), torch.cuda.Event()))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def fill(self, values: Mapping[str, Tensor]) -> None:
+        """Overwrite all inputs; the values, on the host, are free for other use afterwards."""
+        assert values.keys() == self._specs.keys()
+        if not self._staging:
+            _copy(values, self.tensors)
+            return
+        staging = self._staging.pop(0)
+        self._staging.append(staging)
+        staging.copied.synchronize()
+        _copy(values, staging.tensors)
+        self._block.copy_(staging.block, non_blocking=True)
+        staging.copied.record()
+
+    def _views(self, block: Tensor) -> dict[str, Tensor]:
+        views: dict[str, Tensor] = {}
+        start = 0
+        for name, spec in self._specs.items():
+            size = math.prod(spec.shape) * spec.dtype.itemsize
+            views[name] = block[start : start + size].view(spec.dtype).view(spec.shape)
+            start += spec.num_bytes
+        return views
+
+
+def _copy(values: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        assert value.shape == tensors[name].shape, name
+        tensors[name].copy_(value)
+
+
+def why_plain(config: TrainConfig, device_type: str, world_size: int) -> str | None:
+    """Return why training steps are not recorded, in words, or None if they are.
+
+    Raise ConfigError if they should be and cannot.
+    """
+    if config.cuda_graph == "off":
+        return "cuda_graph=off"
+    reasons = {
+        f"engine={config.engine}, whose library decides on the host": config.engine != "ddp",
+        "puzzle_emb_device=cpu, whose rows pass through the host": config.puzzle_emb_device == "cpu",
+        f"the device is {device_type}": device_type != "cuda",
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    if reason is not None and config.cuda_graph == "on":
+        raise ConfigError(f"cuda_graph=on: not with {reason}; set cuda_graph=auto, or change that.")
+    if reason is None and world_size > 1 and config.cuda_graph == "auto":
+        return f"{world_size} processes, with which it was not measured yet; try cuda_graph=on"
+    return reason
