@@ -36,10 +36,15 @@ class AdamATan2(torch.optim.Optimizer):
         betas: tuple[float, float],
         weight_decay: float,
         ema_rate: float | None = None,
+        *,
+        compiles: bool = False,
     ) -> None:
         """ema_rate: what the average of the weights keeps of itself in an update; None: keep no average."""
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
-        self._ema_rate = ema_rate
+        self._ema_rate, self._compiles = ema_rate, compiles
+        if compiles:  # one pass over the tensors, without what the operations one by one keep in between
+            self._update = torch.compile(self._update, fullgraph=True, dynamic=False)
+            self._move_ema = torch.compile(self._move_ema, fullgraph=True, dynamic=False)
         device = self.param_groups[0]["params"][0].device
         self.num_updates = torch.zeros((), dtype=torch.float64, device=device)
         self.finite = torch.ones((), dtype=torch.bool, device=device)
@@ -47,8 +52,8 @@ class AdamATan2(torch.optim.Optimizer):
         self.update_applied = self.finite
         """Whether the last `step` changed anything; the same on every rank."""
 
-    def prepare(self, lr: float, finite: Tensor) -> None:
-        """Set the learning rate of the next `step`, and whether the loss is finite on this rank."""
+    def prepare(self, lr: Tensor, finite: Tensor) -> None:
+        """Set the learning rate of the next `step`, [] float64, and whether the loss is finite on this rank."""
         for group in self.param_groups:
             group["lr"] = lr
         self.finite = finite
@@ -67,12 +72,12 @@ class AdamATan2(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             states = [self.state_of(p) for p in params]
             moments = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
-            for chunk in _in_chunks(params, [p.grad for p in params], *moments):
+            tensors = (params, [p.grad for p in params], *moments)
+            for chunk in [tensors] if self._compiles else _in_chunks(*tensors):
                 self._update(group, *chunk)
         if self._ema_rate is not None:
-            weight = torch.where(self.update_applied, 1 - self._ema_rate, 0.0).to(torch.float32)
-            for param, state in self.state.items():
-                state["ema"].lerp_(param, weight)
+            emas = [state["ema"] for state in self.state.values()]
+            self._move_ema(emas, list(self.state), torch.where(self.update_applied, 1 - self._ema_rate, 0.0))
 
     def _update(
         self,
@@ -104,6 +109,10 @@ class AdamATan2(torch.optim.Optimizer):
         torch._foreach_atan_(updates)  # atan2(m, s) is atan(m / s), as s is never negative
         torch._foreach_mul_(updates, factor(lr / (1 - beta1**count), 0.0))
         torch._foreach_sub_(params, updates)
+
+    def _move_ema(self, emas: list[Tensor], params: list[Tensor], weight: Tensor) -> None:
+        for ema, param in zip(emas, params, strict=True):
+            ema.lerp_(param, weight.to(torch.float32))
 
     def state_of(self, param: Tensor) -> dict[str, Tensor]:
         """Return what is kept for a tensor: `exp_avg` and `exp_avg_sq`, the running means of its gradient and of the

@@ -40,35 +40,29 @@ class Skipped(NamedTuple):
 class SkippedUpdates:
     """Keep count on the device, so that no step waits for it."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._in_a_row = self._number(0)
-        self._start()
+    def __init__(self, num_sequences: int, device: torch.device) -> None:
+        """num_sequences: of this rank, in a step."""
+        # Always the same tensors, changed in place: a recorded step knows them by their places.
+        self._in_a_row, self._count, self._first_step = torch.zeros(3, dtype=torch.int64, device=device)
+        # Identifiers of puzzles in the first of the steps, or _NOBODY.
+        self._culprits = torch.full((num_sequences,), _NOBODY, dtype=torch.int64, device=device)
 
-    def _number(self, value: int) -> Tensor:
-        return torch.full((), value, dtype=torch.int64, device=self._device)
-
-    def _start(self) -> None:
-        self._count, self._first_step = self._number(0), self._number(0)
-        self._culprits = self._number(_NOBODY)  # once there are some, [b] identifiers or _NOBODY
-
-    def add(self, step: int, update_applied: Tensor, finite: Tensor, identifiers: Tensor) -> None:
-        """Note a step: whether its update was applied, and which of this rank's sequences, [b], were finite."""
+    def add(self, step: Tensor, update_applied: Tensor, finite: Tensor, identifiers: Tensor) -> None:
+        """Note a step, []: whether its update was applied, [], and which of this rank's sequences, [b], were finite."""
         skipped = ~update_applied
         is_first = skipped & (self._count == 0)
         culprits = torch.where(finite, _NOBODY, identifiers)
-        self._culprits = torch.where(is_first, culprits, self._culprits)
-        self._first_step = torch.where(is_first, step, self._first_step)
+        self._culprits.copy_(torch.where(is_first, culprits, self._culprits))
+        self._first_step.copy_(torch.where(is_first, step, self._first_step))
         self._count += skipped
-        self._in_a_row = torch.where(skipped, self._in_a_row + 1, 0)
+        self._in_a_row.copy_(torch.where(skipped, self._in_a_row + 1, 0))
 
     def report(self) -> Skipped | None:
         """Return what was skipped since the last report, the same on every rank; None if nothing was."""
         count, first_step = int(self._count.item()), int(self._first_step.item())
-        culprits = self._culprits
-        self._start()
         if count == 0:
             return None
-        own = culprits[culprits != _NOBODY].tolist()
+        own = self._culprits[self._culprits != _NOBODY].tolist()
+        self._count.zero_()
         everybody = {identifier for of_rank in collectives.gather_objects(own) for identifier in of_rank}
         return Skipped(count, int(self._in_a_row.item()), first_step, sorted(everybody))

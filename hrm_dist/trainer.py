@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.reader import TestReader, TrainReader
-from data_pipeline.sampler import rank_slice
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.checkpoint import resume
 from hrm_dist.checkpoint.reader import dataset_identity
@@ -26,17 +25,17 @@ from hrm_dist.engines.base import PREFIX, CopyFn, Engine
 from hrm_dist.engines.build import build_engine
 from hrm_dist.evaluation import evaluate as evaluation
 from hrm_dist.metrics import RunLog
-from hrm_dist.model.act import ACTModel, Batch, explore_halting
+from hrm_dist.model.act import ACTModel, Batch
 from hrm_dist.model.flops import flops_per_sequence, matmul_rate
 from hrm_dist.model.initialization import initialize_module
 from hrm_dist.model.layers import checkpoint_activations
-from hrm_dist.model.losses import act_loss, finite_sequences
 from hrm_dist.model.network import Network
-from hrm_dist.model.puzzle_embedding import SignSGD, place_table
+from hrm_dist.model.puzzle_embedding import place_table
 from hrm_dist.run_summary import print_summary
 from hrm_dist.schedule import Schedule
 from hrm_dist.skipped_updates import SkippedUpdates
 from hrm_dist.thread_crowding import Crowding
+from hrm_dist.train_step import TrainStep
 from hrm_dist.wandb_run import WandB
 
 logger = logging.getLogger(__name__)
@@ -54,9 +53,9 @@ def build_distributed_model(
         network = Network(config.arch, metadata)
     if config.activation_checkpointing:
         checkpoint_activations(network)
-    if config.compile:
+    if config.compiles_on(world.device.type):
         for level in network.levels().values():
-            level.compile()
+            level.compile(fullgraph=True, dynamic=False)
 
     def init_module(name: str, module: nn.Module, copy: CopyFn) -> None:
         initialize_module(f"{PREFIX}.{name}", module, copy, config.seed)
@@ -83,13 +82,11 @@ class Trainer:
         self.schedule = Schedule(config, self.reader.metadata)
         collectives.run_on_all_ranks(self._check_sizes)
         self.model, self.engine = build_distributed_model(config, self.reader.metadata, world)
-        self.table_optimizer = None
-        if self.model.puzzle_emb is not None:
-            self.table_optimizer = SignSGD(self.model.puzzle_emb, config.puzzle_emb_weight_decay)
         # Nothing in training draws from it, but its state is part of a checkpoint, and torch seeds it at random.
         torch.manual_seed(config.seed)
         self.state = TrainState(config, world, self.model, self.engine)
-        self.skipped = SkippedUpdates(world.device)
+        self.skipped = SkippedUpdates(len(self.state.carry.steps), world.device)
+        self._step = TrainStep(config, world, self.model, self.engine, self.state, self.skipped)
         self._wandb: WandB | None = None  # on the main process, if asked for
         self.crowding = Crowding(world.device)
         self.writer = CheckpointWriter(
@@ -115,7 +112,7 @@ class Trainer:
         start = self._resume()
         # A damaged dataset is found before anything is written.
         if not self.schedule.is_last(self.state.step):
-            self._warm_up(self.reader.batch(self.state.step))
+            self._step.warm_up_backward(self.reader.batch(self.state.step))
         if self.config.wandb_mode != "disabled":
             collectives.run_on_rank0(self._begin_wandb)
         collectives.run_on_rank0(lambda: resume.start_run_folder(self.config, self.run_dir, start))
@@ -140,39 +137,9 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> None:
         """Make one step: a segment over the global batch, and an update, skipped if anything is not finite."""
-        config, arch, state = self.config, self.config.arch, self.state
-        micro_batches = self._micro_batches(batch)
-        if not state.carries:
-            state.carries = [self.model.initial_carry(micro_batch) for micro_batch in micro_batches]
-        drawn = explore_halting(arch, config.seed, state.step, config.global_batch_size)
-        own_draws = torch.from_numpy(rank_slice(drawn, self.world.rank, self.world.world_size))
-        min_halt_steps = self._to_device(own_draws).chunk(len(micro_batches))
-        sums: dict[str, Tensor] = {}
-        finite: list[Tensor] = []  # by sequence
-        loss_is_finite = torch.ones((), dtype=torch.bool, device=self.world.device)
-        for index, micro_batch in enumerate(micro_batches):
-            self.engine.set_requires_gradient_sync(is_last=index + 1 == len(micro_batches))
-            carry, outputs = self.model(state.carries[index], micro_batch, min_halt_steps[index])
-            loss, metrics = act_loss(carry, outputs, arch.loss_type)
-            self.engine.backward(loss / config.global_batch_size)
-            finite.append(finite_sequences(outputs))
-            loss_is_finite &= torch.isfinite(loss.detach())
-            sums = {name: sums[name] + value if sums else value for name, value in metrics.items()}
-            # A sequence whose state is not finite would stay so: its slot takes a new one.
-            state.carries[index] = carry._replace(halted=carry.halted | ~finite[-1])
-        sequences_are_finite = torch.cat(finite)
-        if self.model.puzzle_emb is not None:
-            sequences_are_finite &= self.model.puzzle_emb.finite_gradients()
-        state.step += 1
-        update_applied = self.engine.step(
-            self._lr(config.lr), finite=loss_is_finite & sequences_are_finite.all()
-        )
-        if self.table_optimizer is not None:
-            self.table_optimizer.step(self._lr(config.puzzle_emb_lr), update_applied)
-        state.sums.add(sums, update_applied)
-        identifiers = torch.cat([carry.current_data["puzzle_identifiers"] for carry in state.carries])
-        self.skipped.add(state.step, update_applied, sequences_are_finite, identifiers)
-        report_step(state.step)
+        self.state.step += 1
+        self._step(batch, self.state.step, self._lr(self.config.lr), self._lr(self.config.puzzle_emb_lr))
+        report_step(self.state.step)
 
     def _lr(self, base_lr: float) -> float:
         return self.schedule.lr(self.state.step, base_lr)
@@ -242,30 +209,6 @@ class Trainer:
             flops / rate,
             self._wandb,
         )
-
-    def _warm_up(self, batch: Batch) -> None:
-        def forward_backward() -> None:
-            micro_batch = self._micro_batches(batch)[0]
-            self.engine.set_requires_gradient_sync(is_last=True)
-            free_to_halt = torch.zeros_like(micro_batch["puzzle_identifiers"])
-            carry, outputs = self.model(self.model.initial_carry(micro_batch), micro_batch, free_to_halt)
-            self.engine.backward(act_loss(carry, outputs, self.config.arch.loss_type)[0])
-            if self.model.puzzle_emb is not None:
-                self.model.puzzle_emb.gradients = []
-
-        self.engine.warm_up_backward(forward_backward)
-
-    def _micro_batches(self, batch: Batch) -> list[Batch]:
-        """Return this rank's slice on the device, cut into what is computed at a time."""
-        num = self.config.gradient_accumulation_steps
-        tensors = {name: self._to_device(tensor).chunk(num) for name, tensor in batch.items()}
-        return [{name: chunks[index] for name, chunks in tensors.items()} for index in range(num)]
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        """Copy to the device; from pinned memory, or the copy would wait for what the device does now."""
-        if self.world.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.world.device, non_blocking=True)
 
     def _batches(self) -> Iterator[Batch]:
         """Yield this rank's slices of the global batches that remain; the next is read while one is in use."""

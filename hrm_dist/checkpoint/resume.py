@@ -192,7 +192,7 @@ def environment(config: TrainConfig, device: torch.device) -> dict[str, str | in
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
-        "compile": config.compile,
+        "compile": config.compiles_on(device.type),
         "world_size": collectives.world_size(),
         "engine": config.engine,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,

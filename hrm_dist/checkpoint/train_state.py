@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrm_dist.checkpoint.carry import carry_shards, read_carries
+from hrm_dist.checkpoint.carry import carry_shards, load_carry
 from hrm_dist.checkpoint.reader import FORMAT, Checkpoint, CheckpointState, is_up_to
 from hrm_dist.checkpoint.resume import environment
-from hrm_dist.config import TrainConfig
+from hrm_dist.config import TrainConfig, sequences_per_process
 from hrm_dist.distributed.process_group import World
 from hrm_dist.engines.base import Engine
 from hrm_dist.metrics import MetricSums
@@ -25,8 +25,8 @@ class TrainState:
         self._config, self._world, self._model, self._engine = config, world, model, engine
         self.step = 0
         """Completed steps."""
-        self.carries: list[Carry] = []
-        """One for each micro-batch."""
+        self.carry = _new_carry(model, sequences_per_process(config, world.world_size), world.device)
+        """Of this rank's slots; always the same tensors, which a step changes in place."""
         self.sums = MetricSums(world.device)
         self.best_score: float | None = None
         """The score to beat; None as long as there is no `best`."""
@@ -61,7 +61,7 @@ class TrainState:
             yield from self._initial_states()
         yield from (replicated(key, tensor) for key, tensor in self._own_states().items())
         if self._config.save_carry:
-            yield from carry_shards(self.carries, self._world)
+            yield from carry_shards(self.carry, self._world)
 
     def _initial_states(self) -> Iterator[TensorShard]:
         for name, tensor in self._model.initial_states().items():
@@ -93,9 +93,7 @@ class TrainState:
         table = self._model.puzzle_emb
         if table is not None:
             load_into(table.shard(table.rows), read)
-        self.carries = read_carries(
-            opened, self._config.arch, self._world, self._config.gradient_accumulation_steps
-        )
+        load_carry(opened, self.carry, self._world)
         self._load_own_states(opened)
         self.step, self.evaluation_is_due = state.step, state.evaluation_is_due
         # A score is one to beat as long as `best` is there to show for it.
@@ -114,3 +112,10 @@ class TrainState:
             self.sums.load(opened.tensor(f"rank.metric_sums.{rank}"), opened.state.metric_names)
         elif any(total) and self._world.is_main:
             self.sums.load(torch.tensor(total, dtype=torch.float64), opened.state.metric_names)
+
+
+def _new_carry(model: ACTModel, num_slots: int, device: torch.device) -> Carry:
+    """Return a carry all of whose slots wait for a sequence."""
+    tokens = torch.zeros(num_slots, model.seq_len - model.arch.prefix_len, dtype=torch.int32, device=device)
+    batch = {"inputs": tokens, "labels": tokens, "puzzle_identifiers": tokens[:, 0]}
+    return model.initial_carry(batch)

@@ -274,6 +274,10 @@ class TrainConfig(Strict):
             values["arch"] = arch
         return values
 
+    def compiles_on(self, device_type: str) -> bool:
+        """Return whether torch.compile is used on a type of device, such as `cuda`."""
+        return device_type == "cuda" if self.compile is None else self.compile
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.gather_unit != "loop" and self.engine not in ("zero3", "fsdp2"):

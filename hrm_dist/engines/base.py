@@ -51,11 +51,11 @@ class Engine:
         """Add this rank's gradient; the update uses the sum over ranks of the losses given here."""
         loss.backward()
 
-    def step(self, lr: float, finite: Tensor) -> Tensor:
+    def step(self, lr: Tensor, finite: Tensor) -> Tensor:
         """Update the weights and their moving average, and clear the gradients.
 
-        finite: whether this rank found nothing else than finite numbers (bool, on the device). Return whether the
-        update was applied: on every rank, or, if a loss or gradient of any is not finite, on none.
+        lr: [] float64. finite: whether this rank found nothing else than finite numbers (bool, on the device). Return
+        whether the update was applied: on every rank, or, if a loss or gradient of any is not finite, on none.
         """
         self._optimizer.prepare(lr, finite)
         self._update()
@@ -100,7 +100,9 @@ class LocalEngine(Engine):
         """shards: by name in a state; their data, of any shape, are the tensors to train."""
         self.network = network
         self._weights = {shard.key: shard for shard in shards}
-        self._optimizer = OPTIMIZER([shard.data for shard in shards], **optimizer_settings(config))
+        compiles = config.compiles_on(shards[0].data.device.type)
+        weights = [shard.data for shard in shards]
+        self._optimizer = OPTIMIZER(weights, **optimizer_settings(config), compiles=compiles)
 
     def _all_shards(self) -> Iterator[TensorShard]:
         for name, weight in self._weights.items():

@@ -75,9 +75,10 @@ class ACTModel(nn.Module):
     def initial_carry(self, batch: Batch) -> Carry:
         """Return a carry whose every slot has halted, so that the first call fills all slots from its batch."""
         size, device = len(batch["inputs"]), batch["inputs"].device
-        state = torch.zeros(size, self.seq_len, self.arch.hidden_size, dtype=self.dtype, device=device)
+        shape = (size, self.seq_len, self.arch.hidden_size)
+        states = (torch.zeros(shape, dtype=self.dtype, device=device) for _ in self.initial_states())
         return Carry(
-            self._new_states(*(state for _ in self.arch.description.states)),
+            self._new_states(*states),
             steps=torch.zeros(size, dtype=torch.int32, device=device),
             halted=torch.ones(size, dtype=torch.bool, device=device),
             current_data={name: torch.zeros_like(value) for name, value in batch.items()},

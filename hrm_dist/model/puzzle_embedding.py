@@ -162,13 +162,16 @@ class PuzzleEmbedding(nn.Module):
 class SignSGD:
     """Sign-SGD with decoupled weight decay on the rows that the global batch used."""
 
-    def __init__(self, table: PuzzleEmbedding, weight_decay: float) -> None:
+    def __init__(self, table: PuzzleEmbedding, weight_decay: float, *, compiles: bool = False) -> None:
         self.table = table
         self.weight_decay = weight_decay
+        self._moved_rows = (
+            torch.compile(_moved_rows, fullgraph=True, dynamic=False) if compiles else _moved_rows
+        )
 
     @torch.no_grad()
-    def step(self, lr: float, update_applied: Tensor | None = None) -> None:
-        """Move each used row by lr against the sign of its gradient, summed over the global batch.
+    def step(self, lr: Tensor | float, update_applied: Tensor | None = None) -> None:
+        """Move each used row by lr, [], against the sign of its gradient, summed over the global batch.
 
         update_applied: [] bool, whether the engine applied its update; if not, nothing changes here either, but the
         gradients since the last step are used up all the same.
@@ -182,13 +185,23 @@ class SignSGD:
         identifiers = collectives.all_gather_rows(torch.cat([one.identifiers for one in gradients]))
         grads = collectives.all_gather_rows(torch.cat([one.grads for one in gradients]))
         self.table.gradients = []
-        # Rows of one identifier sum up through a product with the equality matrix. Unlike torch.unique, its
-        # shape is known beforehand, so the device is never waited for; duplicates write equal values.
-        same = (identifiers[:, None] == identifiers[None, :]).to(grads.dtype)
-        direction = torch.sign(same @ grads).to(weights.device)
+        if update_applied is None:
+            update_applied = torch.ones((), dtype=torch.bool, device=identifiers.device)
+        lr = torch.as_tensor(lr, dtype=torch.float64, device=identifiers.device)
         index = self.table.local_index(identifiers).to(weights.device)
-        rows = weights[index]
-        moved = (rows * (1 - lr * self.weight_decay)).add_(direction, alpha=-lr)
-        if update_applied is not None:
-            moved = torch.where(update_applied.to(weights.device), moved, rows)
-        weights[index] = moved
+        rows = weights[index].to(identifiers.device)
+        moved = self._moved_rows(rows, identifiers, grads, lr, self.weight_decay, update_applied)
+        # Outside of what is compiled, so that it is in place for certain, without a copy of the table.
+        weights[index] = moved.to(weights.device)
+
+
+def _moved_rows(
+    rows: Tensor, identifiers: Tensor, grads: Tensor, lr: Tensor, weight_decay: float, update_applied: Tensor
+) -> Tensor:
+    """Return the rows after an update, [B, D]; without one, as they are."""
+    # Rows of one identifier sum up through a product with the equality matrix. Unlike torch.unique, its
+    # shape is known beforehand, so the device is never waited for; duplicates write equal values.
+    same = (identifiers[:, None] == identifiers[None, :]).to(grads.dtype)
+    decay, rate = (number.to(rows.dtype) for number in (1 - lr * weight_decay, lr))
+    moved = rows * decay - torch.sign(same @ grads) * rate
+    return torch.where(update_applied, moved, rows)

@@ -50,9 +50,7 @@ def main() -> int:
                         if k == "train/loss"
                     },
                     "next_is_clean": trainer.skipped.report() is None,
-                    "carry_is_finite": all(
-                        carry.inner_carry.z_H.isfinite().all().item() for carry in trainer.state.carries
-                    ),
+                    "carry_is_finite": all(trainer.state.carry.inner_carry.z_H.isfinite().all().item()),
                 }
             )
         )
@@ -75,7 +73,7 @@ def digests(trainer: Trainer) -> dict[str, str]:
 
 def spoil_row(trainer: Trainer, world: World) -> Any:
     """Put a NaN into the row of the last rank's first puzzle, wherever that row is; gives what restores it."""
-    carry = trainer.state.carries[0]
+    carry = trainer.state.carry
     batch = trainer.reader.batch(trainer.state.step)
     coming = torch.where(carry.halted, batch["puzzle_identifiers"], carry.current_data["puzzle_identifiers"])
     identifier = collectives.gather_objects(int(coming[0]))[-1]

@@ -175,9 +175,9 @@ def test_the_average_does_not_follow_an_update_that_was_not_applied() -> None:
     average = optimizer.state_of(weight)["ema"]
     weight.data.fill_(1.0)
     weight.grad = torch.zeros(2)
-    optimizer.prepare(0.1, finite=torch.tensor(False))
+    optimizer.prepare(torch.tensor(0.1, dtype=torch.float64), finite=torch.tensor(False))
     optimizer.step()
     assert torch.equal(average, torch.zeros(2))
-    optimizer.prepare(0.1, finite=torch.tensor(True))
+    optimizer.prepare(torch.tensor(0.1, dtype=torch.float64), finite=torch.tensor(True))
     optimizer.step()
     assert torch.equal(average, torch.full((2,), 0.5))

@@ -17,13 +17,13 @@ steps = st.lists(st.lists(st.booleans(), min_size=3, max_size=3), max_size=12)
 def test_reports_cover_the_steps_since_the_last_one(
     history: list[list[bool]], report_after: set[int]
 ) -> None:
-    counter = SkippedUpdates(torch.device("cpu"))
+    counter = SkippedUpdates(3, torch.device("cpu"))
     since: list[tuple[int, list[bool]]] = []
     in_a_row = 0
     for step, finite in enumerate(history, 1):
         applied = all(finite)
         identifiers = torch.tensor([10 * step + slot for slot in range(3)], dtype=torch.int32)
-        counter.add(step, torch.tensor(applied), torch.tensor(finite), identifiers)
+        counter.add(torch.tensor(step), torch.tensor(applied), torch.tensor(finite), identifiers)
         in_a_row = 0 if applied else in_a_row + 1
         if not applied:
             since.append((step, finite))
@@ -45,15 +45,15 @@ def test_reports_cover_the_steps_since_the_last_one(
 
 def test_puzzles_are_named_and_many_are_counted(tmp_path: Path) -> None:
     (tmp_path / "identifiers.json").write_text(json.dumps([f"puzzle {number}" for number in range(20)]))
-    counter = SkippedUpdates(torch.device("cpu"))
+    counter = SkippedUpdates(20, torch.device("cpu"))
     everything = torch.arange(20, dtype=torch.int32)
-    counter.add(7, torch.tensor(False), everything >= 12, everything)
+    counter.add(torch.tensor(7), torch.tensor(False), everything >= 12, everything)
     report = counter.report()
     assert report is not None
     assert report.describe(tmp_path).startswith("1 update(s) skipped, the first in step 7, ")
     assert "puzzle 0, puzzle 1" in report.describe(tmp_path)
     assert report.describe(tmp_path).endswith("puzzle 9 and 2 more, so it is hardly theirs")
-    counter.add(8, torch.tensor(False), everything >= 0, everything)
+    counter.add(torch.tensor(8), torch.tensor(False), everything >= 0, everything)
     report = counter.report()
     assert report is not None
     assert "none, the losses are finite and their gradient is not" in report.describe(tmp_path)
