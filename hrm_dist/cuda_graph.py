@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hrm_dist.config import ConfigError, TrainConfig
 
-# Libraries choose kernels, compile and take their workspaces in the first calls.
-_PLAIN_CALLS = 3
+# In the first calls libraries compile, choose kernels and take their workspaces; DDP times its first ten, which waits.
+_PLAIN_CALLS = 11
 _ALIGNMENT = 256  # bytes
 
 

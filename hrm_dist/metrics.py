@@ -61,6 +61,8 @@ class MetricSums:
 
     def _extend(self, names: Sequence[str]) -> None:
         """Begin sums for names that have none yet."""
+        if not names:  # a recorded step knows the sums by their place
+            return
         self.names += names
         self.values = torch.cat((self.values, self.values.new_zeros(len(names))))
 

@@ -62,7 +62,7 @@ class TrainStep:
             self._segment_loss = torch.compile(self._segment_loss, fullgraph=True, dynamic=False)
         self.why_plain = why_plain(config, world.device.type, world.world_size)
         """Why the device part is not recorded; None if it is."""
-        self._program = Program(self._device_part, world.device, records=self.why_plain is None)
+        self._program = Program(self.device_part, world.device, records=self.why_plain is None)
 
     def __call__(self, batch: Batch, step: int, lr: float, puzzle_emb_lr: float) -> None:
         """Make a step, counted from 1, with this rank's slice of a batch and its learning rates."""
@@ -101,7 +101,8 @@ class TrainStep:
         slices = [slice(start, start + size) for start in range(0, num * size, size)]
         return [(slots, {name: tensor[slots] for name, tensor in self._batch.items()}) for slots in slices]
 
-    def _device_part(self) -> None:
+    def device_part(self) -> None:
+        """Make the update that the inputs ask for; a function of tensors at fixed places alone."""
         config, inputs = self._config, self._inputs
         micro_batches = self._micro_batches()
         sums: dict[str, Tensor] = {}

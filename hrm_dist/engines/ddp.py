@@ -39,7 +39,7 @@ class DDPEngine(LocalEngine):
         sizes = {name: param.numel() for name, param in params.items()}
         self._writer_of = partition_by_size(sizes, collectives.world_size())
         self._ddp = None
-        if collectives.world_size() > 1:
+        if dist.is_initialized():
             # The initial weights are a function of the seed and the same everywhere.
             self._ddp = DistributedDataParallel(network, init_sync=False, gradient_as_bucket_view=True)
             self._ddp.register_comm_hook(None, _sum_gradients)
@@ -61,7 +61,8 @@ class DDPEngine(LocalEngine):
         self._clear_gradients()
 
     def _clear_gradients(self) -> None:
-        self._optimizer.zero_grad(set_to_none=False)  # they are views of DDP's buckets
+        # Of DDP they are views of its buckets; otherwise the next backward makes them, without adding to zero.
+        self._optimizer.zero_grad(set_to_none=self._ddp is None)
 
     def tensor_shards(self) -> Iterator[TensorShard]:
         """Yield some of the weights: every rank has them all."""
