@@ -54,8 +54,7 @@ def build_distributed_model(
     if config.activation_checkpointing:
         checkpoint_activations(network)
     if config.compiles_on(world.device.type):
-        for level in network.levels().values():
-            level.compile(fullgraph=True, dynamic=False)
+        compile_network(network)
 
     def init_module(name: str, module: nn.Module, copy: CopyFn) -> None:
         initialize_module(f"{PREFIX}.{name}", module, copy, config.seed)
@@ -68,6 +67,12 @@ def build_distributed_model(
         if module is not None:
             initialize_module(name, module, Tensor.copy_, config.seed)
     return model, engine
+
+
+def compile_network(network: Network) -> None:
+    """Let the network's levels be compiled when they first run, each without a graph break."""
+    for level in network.levels().values():
+        level.compile(fullgraph=True, dynamic=False)
 
 
 class Trainer:
