@@ -126,6 +126,14 @@ def _copy(values: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         tensors[name].copy_(value)
 
 
+def step_text(config: TrainConfig, device_type: str, world_size: int) -> str:
+    """Return how the host starts a training step, in words."""
+    reason = why_plain(config, device_type, world_size)
+    if reason is None:
+        return f"recorded as one CUDA graph after the first {_PLAIN_CALLS}"
+    return f"started operation by operation ({reason})"
+
+
 def why_plain(config: TrainConfig, device_type: str, world_size: int) -> str | None:
     """Return why training steps are not recorded, in words, or None if they are.
 

@@ -37,7 +37,22 @@ def dry_run(path: Path, config: TrainConfig, world_size: int) -> str:
     lines += table([(purpose, size_text(size)) for purpose, size in sizes.items()], "<>", indent="  ")
     if config.device != "cpu":
         lines += _fitting(config, metadata, world_size)
+    lines += _speed(config, world_size)
     return "\n".join(lines)
+
+
+def _speed(config: TrainConfig, world_size: int) -> list[str]:
+    """Return how steps are computed, on the device that training would take here."""
+    import torch
+
+    from hrm_dist.cuda_graph import step_text
+
+    device_type = "cpu" if config.device == "cpu" else "cuda"
+    note = ""
+    if config.device == "auto" and not torch.cuda.is_available():
+        note = " (on a GPU, which this machine has not)"
+    compiled = "compiled" if config.compiles_on(device_type) else "not compiled"
+    return [f"a training step is {compiled}, and {step_text(config, device_type, world_size)}{note}"]
 
 
 def _metadata(path: Path, config: TrainConfig, lines: list[str]) -> DatasetMetadata | None:

@@ -60,14 +60,18 @@ class TrainStep:
         )
         if compiles:
             self._segment_loss = torch.compile(self._segment_loss, fullgraph=True, dynamic=False)
-        self.why_plain = why_plain(config, world.device.type, world.world_size)
-        """Why the device part is not recorded; None if it is."""
-        self._program = Program(self.device_part, world.device, records=self.why_plain is None)
+        records = why_plain(config, world.device.type, world.world_size) is None
+        self._program = Program(self.device_part, world.device, records=records)
 
     def __call__(self, batch: Batch, step: int, lr: float, puzzle_emb_lr: float) -> None:
         """Make a step, counted from 1, with this rank's slice of a batch and its learning rates."""
         self._fill(batch, step, lr, puzzle_emb_lr)
         self._program()
+
+    @property
+    def is_recorded(self) -> bool:
+        """Return whether the device part is replayed by now."""
+        return self._program.is_recorded
 
     def warm_up_backward(self, batch: Batch) -> None:
         """Let the engine see a forward and a backward that change nothing, if it asks for them."""

@@ -18,6 +18,7 @@ from hrm_dist.checkpoint.reader import dataset_identity
 from hrm_dist.checkpoint.train_state import TrainState
 from hrm_dist.checkpoint.writer import CheckpointWriter
 from hrm_dist.config import ConfigError, TrainConfig, sequences_per_process
+from hrm_dist.cuda_graph import step_text, why_plain
 from hrm_dist.distributed import collectives
 from hrm_dist.distributed.preemption import PreemptionHandler
 from hrm_dist.distributed.process_group import World, report_step
@@ -109,6 +110,7 @@ class Trainer:
                 f"batch of global_batch_size={config.global_batch_size}; raise epochs or lower the batch size."
             )
         sequences_per_process(config, self.world.world_size)
+        why_plain(config, self.world.device.type, self.world.world_size)
 
     # The loop
 
@@ -117,6 +119,7 @@ class Trainer:
         start = self._resume()
         # A damaged dataset is found before anything is written.
         if not self.schedule.is_last(self.state.step):
+            self._announce_first_step()
             self._step.warm_up_backward(self.reader.batch(self.state.step))
         if self.config.wandb_mode != "disabled":
             collectives.run_on_rank0(self._begin_wandb)
@@ -191,6 +194,14 @@ class Trainer:
             logger.info, f"resumed from {opened.path.resolve()} at step {state.step} of {schedule.last_step}"
         )
         return start
+
+    def _announce_first_step(self) -> None:
+        device_type, world_size = self.world.device.type, self.world.world_size
+        if self.config.compiles_on(device_type):
+            collectives.log_once(logger.info, "compiling: the first step takes a minute or so")
+        if device_type == "cuda":
+            how = step_text(self.config, device_type, world_size)
+            collectives.log_once(logger.info, f"a training step is {how}")
 
     def _begin_wandb(self) -> None:
         self._wandb = WandB(self.config, self.run_dir, self.state.step)

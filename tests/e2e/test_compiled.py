@@ -1,0 +1,68 @@
+"""Compiled training against eager training, and how often anything is compiled."""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from hrm_dist.train import main
+from hrm_dist.trainer import Trainer
+from tests.training import rows
+
+# torch's compiler warns of what it does itself.
+pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("default")]
+
+SETTINGS = ["lr=1e-4", "lr_warmup_steps=3", "eval_interval=1", "epochs=250", "checkpoint_interval=5"]
+SETTINGS += ["gradient_accumulation_steps=2", "eval_batch_size=4", "ema=true"]
+
+
+class Runs(NamedTuple):
+    """Two runs of the same settings, the compiled one in two goes."""
+
+    folder: Path
+    num_graphs: dict[str, list[int]]
+    """By the run's name: after each step, how many graphs were compiled since it started."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, config: Path) -> Runs:
+    run = tmp_path_factory.mktemp("compiled")
+    counted: dict[str, list[int]] = {}
+    original = Trainer.train_step
+    with pytest.MonkeyPatch.context() as patch:
+        for name, compiles, lengths in (("eager", "false", (20,)), ("compiled", "true", (12, 20))):
+            counts = counted[name] = []
+
+            def train_step(self: Trainer, batch: dict[str, torch.Tensor], counts: list[int] = counts) -> None:
+                original(self, batch)
+                counts.append(counters["stats"]["unique_graphs"])
+
+            patch.setattr(Trainer, "train_step", train_step)
+            for max_steps in lengths:
+                settings = [f"compile={compiles}", f"max_steps={max_steps}", f"checkpoint_path={run / name}"]
+                torch._dynamo.reset()
+                counters.clear()
+                assert main([str(config), *SETTINGS, *settings]) == 0
+    return Runs(run, counted)
+
+
+def test_compiled_training_is_eager_training_to_rounding(runs: Runs) -> None:
+    eager, compiled = (rows(runs.folder / name) for name in ("eager", "compiled"))
+    assert [row["step"] for row in eager] == [row["step"] for row in compiled]
+    for one, other in zip(eager, compiled, strict=True):
+        for key in ("train/loss", "train/lm_loss", "eval/cell_accuracy"):
+            if key in one:
+                assert math.isclose(one[key], other[key], rel_tol=1e-5), (one["step"], key)
+
+
+def test_nothing_is_compiled_after_the_second_step(runs: Runs) -> None:
+    """Not by halting, a row, an evaluation, a checkpoint, or in the second process of a run."""
+    counts = runs.num_graphs["compiled"]
+    assert len(counts) == 20
+    assert counts[1] > 0
+    assert set(counts[1:12]) == {counts[1]}
+    assert set(counts[13:]) == {counts[13]}
+    assert not any(runs.num_graphs["eager"])
