@@ -20,6 +20,7 @@ _NODE = 8
 
 def dry_run(path: Path, config: TrainConfig, world_size: int) -> str:
     """Return every setting of a configuration file and its overrides, and what follows from them."""
+    from hrm_dist.model.attention_kernel import describe_attention
     from hrm_dist.model.memory_estimate import memory_per_rank, num_parameters
 
     lines = [to_yaml(config).rstrip(), ""]
@@ -35,6 +36,8 @@ def dry_run(path: Path, config: TrainConfig, world_size: int) -> str:
     )
     sizes = {**memory, "total": sum(memory.values())}
     lines += table([(purpose, size_text(size)) for purpose, size in sizes.items()], "<>", indent="  ")
+    seq_len = config.arch.prefix_len + metadata.seq_len
+    lines.append(f"attention: {describe_attention(config.attention, config.arch, seq_len, config.device)}")
     if config.device != "cpu":
         lines += _fitting(config, metadata, world_size)
     lines += _speed(config, world_size)

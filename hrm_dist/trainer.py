@@ -27,6 +27,7 @@ from hrm_dist.engines.build import build_engine
 from hrm_dist.evaluation import evaluate as evaluation
 from hrm_dist.metrics import RunLog
 from hrm_dist.model.act import ACTModel, Batch
+from hrm_dist.model.attention_kernel import use_attention_kernel
 from hrm_dist.model.flops import flops_per_sequence, matmul_rate
 from hrm_dist.model.initialization import initialize_module
 from hrm_dist.model.layers import checkpoint_activations
@@ -54,6 +55,7 @@ def build_distributed_model(
         network = Network(config.arch, metadata)
     if config.activation_checkpointing:
         checkpoint_activations(network)
+    use_attention_kernel(network, config.attention, config.arch, network.seq_len, world.device)
     if config.compiles_on(world.device.type):
         compile_network(network)
 

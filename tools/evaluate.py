@@ -145,13 +145,13 @@ def main() -> int:
         is_stopped = False
         if todo:
             ema = options.weights == "ema"
-            model = load_model(options.checkpoint, options.data, metadata, ema=ema)
+            model = load_model(options.checkpoint, options.data, metadata, ema=ema, device=world.device)
             evaluation = collectives.run_on_rank0(lambda: claim(out, asked, part))
             # Listed once for all ranks: one that looked later would already see files of the others.
             todo = collectives.run_on_rank0(lambda: _missing(evaluation.files(out), part))
             predictor = _Predictor(
                 reader,
-                model.to(world.device),
+                model,
                 world.device,
                 options.batch_size,
                 asked.checkpoint_id,

@@ -200,6 +200,8 @@ class TrainConfig(Strict):
     """zero3, fsdp2: what is gathered at a time. loop: once per segment; level, layer: more often, in less memory."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Micro-batches of a step, which a process computes one after the other; the result is the same."""
+    attention: Literal["auto", "cudnn", "flash", "efficient", "math"] = "auto"
+    """The kernel that computes attention; auto: the fastest that can run on the GPU, on a CPU torch's own choice."""
     activation_checkpointing: bool = False
     """Keep only the input of each block for the backward pass and compute the block again there."""
     puzzle_emb_shard: bool | None = None

@@ -2,14 +2,21 @@
 
 from pathlib import Path
 
+import torch
+
 from data_pipeline.base.errors import InputError
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.checkpoint.reader import CheckpointState, dataset_identity, open_checkpoint
 from hrm_dist.config import ArchConfig
 from hrm_dist.model.act import ACTModel
+from hrm_dist.model.attention_kernel import use_attention_kernel
+
+_CPU = torch.device("cpu")
 
 
-def load_model(path: Path, data_path: Path, metadata: DatasetMetadata, *, ema: bool) -> ACTModel:
+def load_model(
+    path: Path, data_path: Path, metadata: DatasetMetadata, *, ema: bool, device: torch.device = _CPU
+) -> ACTModel:
     """Return a checkpoint's model in evaluation mode, with the EMA of its weights if asked for and kept.
 
     Raises InputError if the dataset is not the one of training. Call it on all ranks, which verify the files together.
@@ -21,7 +28,8 @@ def load_model(path: Path, data_path: Path, metadata: DatasetMetadata, *, ema: b
     if ema:
         tensors |= checkpoint.tensors("ema")
     model.load_state_dict(tensors)
-    return model.eval()
+    use_attention_kernel(model, "auto", model.arch, model.seq_len, device)
+    return model.to(device).eval()
 
 
 def refuse_other_dataset(

@@ -5,11 +5,13 @@ Shape legend. H and L name the two levels of the recurrence, so they are never d
   B sequences   S = P + T   P puzzle-embedding prefix   T tokens   D hidden_size   N heads   K head size
 """
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name the field uses)
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from hrm_dist.config import ArchConfig
@@ -87,11 +89,12 @@ def _rotate(x_BSNK: Tensor, rope: Rope) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Full (not causal) self-attention through torch's scaled_dot_product_attention."""
+    """Full (not causal) self-attention through torch's scaled_dot_product_attention, by `kernel` if one is chosen."""
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
         self.hidden_size, self.num_heads = hidden_size, num_heads
+        self.kernel: SDPBackend | None = None
         self.qkv_proj = CastedLinear(hidden_size, 3 * hidden_size)
         self.o_proj = CastedLinear(hidden_size, hidden_size)
 
@@ -101,9 +104,10 @@ class Attention(nn.Module):
         if rope is not None:
             qk_BSNK = _rotate(qk_BSNK, rope)
         q_BSNK, k_BSNK = qk_BSNK.chunk(2, dim=2)
-        mixed_BNSK = F.scaled_dot_product_attention(
-            q_BSNK.transpose(1, 2), k_BSNK.transpose(1, 2), v_BSNK.transpose(1, 2)
-        )
+        with nullcontext() if self.kernel is None else sdpa_kernel(self.kernel):
+            mixed_BNSK = F.scaled_dot_product_attention(
+                q_BSNK.transpose(1, 2), k_BSNK.transpose(1, 2), v_BSNK.transpose(1, 2)
+            )
         return self.o_proj(mixed_BNSK.transpose(1, 2).flatten(2))
 
     def flops(self, num_rows: int) -> int:

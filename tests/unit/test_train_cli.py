@@ -411,6 +411,7 @@ def test_every_configuration_dry_runs_without_its_dataset(
     millions = int(parameters.removeprefix("parameters: ").replace(",", "")) / 1e6
     if path.stem in PARAMETERS:
         assert round(millions, 1) == PARAMETERS[path.stem]
+    assert "\nattention: " in sizes
     for purpose in ("weights", "optimizer", "puzzle table", "carry", "activations", "total"):
         assert f"  {purpose} " in sizes
     config = load_config(path)
