@@ -30,6 +30,7 @@ def test_a_step_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
     assert eager["seconds_per_step"] > 0
     assert eager["examples_per_s"] == pytest.approx(4 / eager["seconds_per_step"], rel=0.1)
     assert 0 < eager["share_of_measured_matmul_rate"] < 1
+    assert eager["host_ops_per_step"] > 100
     assert result["gradient"] == "bptt"
     assert result["activation_checkpointing"] is True
 
@@ -82,6 +83,11 @@ def test_live_bytes_count_a_storage_once_and_until_it_is_freed() -> None:
         ("--memory --plot memory.txt", "ends in .png"),
         ("--memory --plot nowhere/memory.png", "nowhere is not a folder"),
         ("--memory --compile", "leave one of them out"),
+        ("--memory --reference .", "--reference: times training steps"),
+        ("--reference no-such-folder", "no models/hrm/hrm_act_v1.py there; give a checkout of"),
+        ("--reference . arch.name=trm", "the published HRM has no arch.name=trm"),
+        ("--reference . arch.act_continue=false", "the published HRM has no arch.act_continue=false"),
+        ("--reference . arch.puzzle_emb_len=3", "the published HRM has no arch.puzzle_emb_len=3"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(
@@ -93,7 +99,7 @@ def test_bad_input_is_one_message_and_exit_code_2(
     assert len(error.splitlines()) == 1
 
 
-@pytest.mark.parametrize("arguments", ["--steps 0", "--batch-size many", "--unknown"])
+@pytest.mark.parametrize("arguments", ["--steps 0", "--batch-size many", "--vocab-size 257", "--unknown"])
 def test_a_bad_option_exits_with_2(arguments: str) -> None:
     with pytest.raises(SystemExit) as exit_info:
         bench_train.main(arguments.split())

@@ -9,6 +9,8 @@ examples:
       any configuration and shape; settings as for hrm_dist.train
   torchrun --nproc-per-node 2 -m tools.bench_train engine=fsdp2 activation_checkpointing=true
       any engine
+  python -m tools.bench_train --reference ../HRM compile=true
+      beside the published code in turns, for which ../HRM is a checkout of sapientinc/HRM (commit 42410da)
   python -m tools.bench_train --memory --batch-size 8 --plot runs/memory.png
       peak of the activations at 2 x 2, 4 x 4 and 8 x 8 cycles, by gradient and recomputation
   torchrun --nproc-per-node 2 -m tools.bench_train --checkpoint engine=zero2
@@ -16,6 +18,16 @@ examples:
 
 Tokens are random, so no dataset is needed: what a step costs depends on shapes alone. The last line printed is
 one JSON object.
+
+Time is that of a whole step: on a CPU of each step by itself, on a GPU of five at a time, which the host waits for
+at their end. Ratios are medians of the ratios of turns. host_ops_per_step is what the host issues in a step:
+operators that no other operator called (aten::mm; not the nodes of autograd), calls of compiled graphs, and launches
+of kernels and CUDA graphs that no operator made. What a compiled graph computes on a CPU in kernels of its own is not
+seen. kernel_launches_per_step, on a GPU: all launches of kernels and CUDA graphs.
+
+--reference imports the published model and its loss unchanged, and takes the steps of its training script, with
+stand-ins for two CUDA extensions: torch's scaled_dot_product_attention for flash attention, and AdamATan2 by torch's
+foreach kernels. The model is compiled where ours is. Both get the same tokens, and neither reads a dataset.
 """
 
 import argparse
@@ -26,7 +38,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.base.command_line import command_parser
+from data_pipeline.base.command_line import command_parser, whole_number
 from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.extras import require
 from data_pipeline.base.paths import path_argument
@@ -36,6 +48,7 @@ from hrm_dist.config import TrainConfig, load_config
 from hrm_dist.train import require_packages
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "sudoku_extreme_1k.yaml"
+REFERENCE_FILES = ("models/hrm/hrm_act_v1.py", "models/losses.py", "models/sparse_embedding.py")
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 
@@ -56,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mean_puzzle_examples=1.0,
         sets=("random",),
     )
+    if options.reference is not None:
+        _check_reference(options.reference, config)
     import torch
 
     from hrm_dist.distributed import collectives
@@ -66,12 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(config.num_threads)
     with process_group(config.device, even_alone=config.engine != "ddp") as world:
         check_divisible(config.global_batch_size, world.world_size)
+        if options.reference is not None and world.world_size > 1:
+            raise InputError("--reference: the published code is timed in one process; start one.")
         if options.memory:
             result = activation_memory.measure(config, metadata, world, options.plot)
         elif options.checkpoint:
             result = checkpoint_stall.measure(config, metadata, world, options.steps)
         else:
-            result = speed.measure(config, metadata, world, options.steps, options.compile)
+            result = speed.measure(config, metadata, world, options.steps, options.compile, options.reference)
         collectives.barrier()  # a launcher ends all processes when one leaves
         if world.is_main:
             print(json.dumps({**result, "machine": _machine(torch.__version__, torch.get_num_threads())}))
@@ -89,8 +106,33 @@ def _check(options: argparse.Namespace) -> None:
             raise InputError(f"--plot {options.plot}: {options.plot.parent} is not a folder; make it first.")
     if options.compile and options.memory:
         raise InputError("--compile: --memory measures uncompiled models only; leave one of them out.")
+    if options.reference is not None and (options.memory or options.checkpoint):
+        raise InputError("--reference: times training steps; leave --memory and --checkpoint out.")
     if options.checkpoint and (options.compile or options.memory):
         raise InputError("--checkpoint: measures checkpoints alone; leave --compile and --memory out.")
+
+
+def _check_reference(checkout: Path, config: TrainConfig) -> None:
+    """Raise InputError unless the published code can do what is configured, and a folder looks like it."""
+    arch = config.arch
+    least_prefix = -(-arch.puzzle_emb_width // arch.hidden_size)
+    is_unknown_there = {
+        f"arch.name={arch.name}": arch.name != "hrm",
+        f"arch.gradient={arch.gradient}": arch.gradient != "one_step",
+        "arch.act_continue=false": not arch.act_continue,
+        "arch.pos_encodings=none": arch.pos_encodings == "none",
+        "arch.puzzle_emb_ndim=0": arch.puzzle_emb_width == 0,
+        f"arch.puzzle_emb_len={arch.puzzle_emb_len}": arch.prefix_len != least_prefix,
+    }
+    for setting, is_set in is_unknown_there.items():
+        if is_set:
+            raise InputError(f"--reference: the published HRM has no {setting}; leave one of the two out.")
+    for name in REFERENCE_FILES:
+        if not (checkout / name).is_file():
+            raise InputError(
+                f"--reference {checkout}: no {name} there; give a checkout of "
+                "https://github.com/sapientinc/HRM, commit 42410da."
+            )
 
 
 def _config(options: argparse.Namespace) -> TrainConfig:
@@ -116,19 +158,12 @@ def _machine(torch_version: str, num_threads: int) -> dict[str, object]:
     }
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("tools.bench_train", __doc__)
 
-    def number(option: str, default: int, meaning: str) -> None:
-        parser.add_argument(
-            option, type=_positive, default=default, metavar="N", help=f"{meaning} (default: %(default)s)"
-        )
+    def number(option: str, default: int, meaning: str, most: int | None = None) -> None:
+        described = f"{meaning} (default: %(default)s)"
+        parser.add_argument(option, type=whole_number(1, most), default=default, metavar="N", help=described)
 
     parser.add_argument(
         "settings",
@@ -138,10 +173,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     number("--batch-size", 32, "sequences in a step over all processes, whatever the configuration says")
     number("--seq-len", 81, "tokens of a sequence")
-    number("--vocab-size", 11, "kinds of tokens")
+    number("--vocab-size", 11, "kinds of tokens", most=256)
     number("--num-puzzles", 1, "rows of the puzzle table")
-    number("--steps", 10, "steps that are timed, after one that is not")
+    number("--steps", 10, "steps that are timed, after a few that are not")
     parser.add_argument("--compile", action="store_true", help="time eager and compiled steps in turns")
+    parser.add_argument(
+        "--reference",
+        type=path_argument,
+        metavar="DIR",
+        help="time a checkout of the published HRM in turns with ours",
+    )
     parser.add_argument("--memory", action="store_true", help="measure the peak of the activations instead")
     parser.add_argument("--checkpoint", action="store_true", help="measure what a checkpoint costs instead")
     parser.add_argument("--plot", type=path_argument, metavar="FILE", help="draw what --memory measures")

@@ -11,20 +11,20 @@ from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import collectives
 from hrm_dist.distributed.process_group import World
 from hrm_dist.trainer import Trainer
-from tools.bench_train.speed import RandomReader, timed_step
+from tools.bench_train.speed import WARM_UP_STEPS, RandomReader, step_of, timed_steps
 
 
 def measure(config: TrainConfig, metadata: DatasetMetadata, world: World, steps: int) -> dict[str, object]:
     """Return how long a checkpoint holds up training, on this rank, and how long steps take beside its writing."""
     trainer = Trainer(config, world, RandomReader(metadata, config.global_batch_size, world))
-    timed_step(trainer)
+    timed_steps(step_of(trainer), world.device, WARM_UP_STEPS[world.device.type])
     result: dict[str, object] = {
         "benchmark": "checkpoint",
         "engine": config.engine,
         "world_size": world.world_size,
         "steps": steps,
     }
-    alone = [timed_step(trainer).wall for _ in range(steps)]
+    alone = [timed_steps(step_of(trainer), world.device).wall for _ in range(steps)]
     result["seconds_per_step"] = round(statistics.median(alone), 4)
     with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=".") as folder:
         shared = Path(collectives.run_on_rank0(lambda: folder))
@@ -45,7 +45,7 @@ def _write_one(trainer: Trainer, folder: Path, *, in_background: bool) -> dict[s
     stall = time.perf_counter() - start
     beside: list[float] = []
     while not collectives.all_true(writer.is_idle()):
-        beside.append(timed_step(trainer).wall)
+        beside.append(timed_steps(step_of(trainer), trainer.world.device).wall)
     written = time.perf_counter() - start
     writer.wait()
     writer.close()

@@ -1,22 +1,40 @@
-"""Time training steps on random tokens, through the trainer itself."""
+"""Time training steps on random tokens, through the trainer itself, and beside the published code."""
 
 import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.reader import TrainReader
+from data_pipeline.base.table import table
+from data_pipeline.reader import TrainReader, to_tensors
 from data_pipeline.sampler import rank_slice
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed.process_group import World
 from hrm_dist.model.flops import flops_per_sequence, matmul_rate
+from hrm_dist.model.layers import DTYPES
 from hrm_dist.model.memory_estimate import num_parameters
 from hrm_dist.trainer import Trainer
+from tools.bench_train.host_ops import host_work
+from tools.bench_train.reference import PublishedTraining
+
+Step = Callable[[], object]
+"""Takes one more training step."""
+
+# As in training, a GPU is waited for once in several steps, so that the host may run ahead of it.
+_STEPS_PER_TURN = {"cpu": 1, "cuda": 5}
+# Not timed: compilation, and what a GPU needs until a step can be recorded.
+WARM_UP_STEPS = {"cpu": 1, "cuda": 6}
+PUBLISHED = "published"
+Row = dict[str, float]  # of a mode, by the names of the JSON object
 
 
 class Time(NamedTuple):
@@ -26,47 +44,57 @@ class Time(NamedTuple):
     cpu: float  # of all threads; on a machine with other work it says more
 
 
+class Mode(NamedTuple):
+    """A way to train, after its first steps."""
+
+    step: Step
+    first_step_s: float
+    peak_bytes: int | None  # that it had on the GPU, beside what was there before
+
+
 class RandomReader(TrainReader):
     """Stand in for a dataset: a rank's slice of random tokens, the same for every step."""
 
     def __init__(self, metadata: DatasetMetadata, global_batch_size: int, world: World) -> None:
         # Not the parent's: there are no shards.
         self.metadata = metadata
-        generator = torch.Generator().manual_seed(0)
-
-        def random(high: int, *shape: int) -> Tensor:
-            whole = torch.randint(high, (global_batch_size, *shape), generator=generator, dtype=torch.int32)
-            return torch.from_numpy(rank_slice(whole.numpy(), world.rank, world.world_size))
-
-        self._batch = {
-            "inputs": random(metadata.vocab_size, metadata.seq_len),
-            "labels": random(metadata.vocab_size, metadata.seq_len),
-            "puzzle_identifiers": random(metadata.num_puzzle_identifiers),
-        }
+        random = np.random.default_rng(0)
+        shape = (global_batch_size, 2, metadata.seq_len)
+        examples = random.integers(metadata.vocab_size, size=shape, dtype=np.uint8)
+        identifiers = random.integers(metadata.num_puzzle_identifiers, size=len(examples), dtype=np.int32)
+        self._batch = to_tensors(
+            rank_slice(examples, world.rank, world.world_size),
+            rank_slice(identifiers, world.rank, world.world_size),
+            metadata.pad_id,
+        )
 
     def batch(self, step: int) -> dict[str, Tensor]:
         return self._batch
 
 
 def measure(
-    config: TrainConfig, metadata: DatasetMetadata, world: World, steps: int, compare: bool
+    config: TrainConfig,
+    metadata: DatasetMetadata,
+    world: World,
+    steps: int,
+    compare: bool,
+    reference: Path | None = None,
 ) -> dict[str, object]:
-    """Return the median time of a step and what follows from it; with `compare`, eager and compiled in turns."""
-    reader = RandomReader(metadata, config.global_batch_size, world)
-    trainers = {
-        "compiled" if compiles else "eager": Trainer(
-            config.model_copy(update={"compile": compiles}), world, reader
-        )
-        for compiles in ((False, True) if compare else (config.compile,))
-    }
-    dtype = next(iter(trainers.values())).model.dtype
-    rate = matmul_rate(world.device, dtype)
-    first = {mode: timed_step(trainer) for mode, trainer in trainers.items()}
-    timed: dict[str, list[Time]] = {mode: [] for mode in trainers}
-    for _ in range(steps):
-        for mode, trainer in trainers.items():
-            timed[mode].append(timed_step(trainer))
-    rate = max(rate, matmul_rate(world.device, dtype)) * world.world_size
+    """Return the median time of a step and what follows from it.
+
+    compare: time eager and compiled in turns. reference: a checkout of the published code, timed in turns with ours.
+    """
+    device, dtype = world.device, DTYPES[config.arch.forward_dtype]
+    rate = matmul_rate(device, dtype)
+    builders = _builders(config, metadata, world, compare, reference)
+    modes = {name: _warmed_up(name, build, world) for name, build in builders.items()}
+    timed: dict[str, list[Time]] = {name: [] for name in modes}
+    per_turn = _STEPS_PER_TURN[device.type]
+    num_turns = -(-steps // per_turn)
+    for _ in range(num_turns):
+        for name, mode in modes.items():
+            timed[name].append(timed_steps(mode.step, device, per_turn))
+    rate = max(rate, matmul_rate(device, dtype)) * world.world_size
     flops = config.global_batch_size * flops_per_sequence(
         config.arch, metadata, config.activation_checkpointing
     )
@@ -75,34 +103,119 @@ def measure(
         **_described(config, metadata, world),
         "measured_matmul_teraflops_per_s": round(rate / 1e12, 3),
         "step_teraflops": round(flops / 1e12, 3),
-        "peak_memory_mb": round(_peak_bytes(world.device) / 1e6, 1),
-        "steps": steps,
+        "peak_memory_mb": round(_peak_bytes(device) / 1e6, 1),
+        "steps": num_turns * per_turn,
     }
-    for mode, times in timed.items():
-        median = statistics.median(step.wall for step in times)
-        result[mode] = {
-            "seconds_per_step": round(median, 4),
-            "fastest_step_s": round(min(step.wall for step in times), 4),
-            "slowest_step_s": round(max(step.wall for step in times), 4),
-            "cpu_seconds_per_step": round(statistics.median(step.cpu for step in times), 4),
-            "first_step_s": round(first[mode].wall, 2),
-            "examples_per_s": round(config.global_batch_size / median, 2),
-            "share_of_measured_matmul_rate": round(flops / median / rate, 4),
-        }
+    rows = {
+        name: _row(modes[name], times, config.global_batch_size, flops / rate)
+        for name, times in timed.items()
+    }
     if compare:
-        turns = zip(timed["eager"], timed["compiled"], strict=True)
-        ratios = [eager.wall / compiled.wall for eager, compiled in turns]
-        result["speedup_of_compiling"] = round(statistics.median(ratios), 3)
-    return result
+        result["speedup_of_compiling"] = round(_ratio(timed["eager"], timed["compiled"]), 3)
+    if reference is not None:
+        for name in rows.keys() - {PUBLISHED}:
+            rows[name]["ours_over_published"] = round(_ratio(timed[name], timed[PUBLISHED]), 3)
+    _print(_table(rows), world)
+    for name, mode in modes.items():
+        rows[name] |= host_work(mode.step, device)
+        _print(f"{name}: {rows[name]['host_ops_per_step']} operations issued by the host in a step", world)
+    return result | rows
 
 
-def timed_step(trainer: Trainer) -> Time:
-    """Take one more training step and return its time."""
+def _row(mode: Mode, times: list[Time], batch_size: int, ideal_s: float) -> Row:
+    """Return what is measured of a mode; ideal_s: the seconds of a step that does nothing but products."""
+    median = statistics.median(step.wall for step in times)
+    memory = {} if mode.peak_bytes is None else {"peak_memory_mb": round(mode.peak_bytes / 1e6, 1)}
+    return {
+        "seconds_per_step": round(median, 5),
+        "fastest_step_s": round(min(step.wall for step in times), 5),
+        "slowest_step_s": round(max(step.wall for step in times), 5),
+        "cpu_seconds_per_step": round(statistics.median(step.cpu for step in times), 5),
+        "first_step_s": round(mode.first_step_s, 2),
+        "examples_per_s": round(batch_size / median, 2),
+        "share_of_measured_matmul_rate": round(ideal_s / median, 4),
+        **memory,
+    }
+
+
+def _builders(
+    config: TrainConfig, metadata: DatasetMetadata, world: World, compare: bool, reference: Path | None
+) -> dict[str, Callable[[], Step]]:
+    """Return what makes each mode: ours, and the published code, compiled where any of ours is."""
+    reader = RandomReader(metadata, config.global_batch_size, world)
+    # Left open, it is on where the device is a GPU.
+    by_setting = world.device.type == "cuda" if config.compile is None else config.compile
+
+    def ours(compiles: bool) -> Step:
+        return step_of(Trainer(config.model_copy(update={"compile": compiles}), world, reader))
+
+    settings = (False, True) if compare else (by_setting,)
+    builders: dict[str, Callable[[], Step]] = {
+        "compiled" if compiles else "eager": partial(ours, compiles) for compiles in settings
+    }
+    if reference is not None:
+        builders[PUBLISHED] = lambda: (
+            PublishedTraining(reference, config, metadata, world.device, reader, settings[-1]).step
+        )
+    return builders
+
+
+def _warmed_up(name: str, build: Callable[[], Step], world: World) -> Mode:
+    """Make a mode and take its first steps, which compile, and set up what the following ones use."""
+    device, on_gpu = world.device, world.device.type == "cuda"
+    before = 0
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    step = build()
+    first = timed_steps(step, device).wall
+    _print(f"{name}: first step {first:.1f} s", world)
+    timed_steps(step, device, WARM_UP_STEPS[device.type] - 1)
+    return Mode(step, first, _peak_bytes(device) - before if on_gpu else None)
+
+
+def step_of(trainer: Trainer) -> Step:
+    """Return what takes the trainer's next step."""
+    return lambda: trainer.train_step(trainer.reader.batch(trainer.state.step))
+
+
+def timed_steps(step: Step, device: torch.device, num: int = 1) -> Time:
+    """Take steps and return the time of one, on average; the last one's work is done then."""
     wall, cpu = time.perf_counter(), time.process_time()
-    trainer.train_step(trainer.reader.batch(trainer.state.step))
-    if trainer.world.device.type == "cuda":
-        torch.cuda.synchronize(trainer.world.device)
-    return Time(time.perf_counter() - wall, time.process_time() - cpu)
+    for _ in range(num):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    num = max(num, 1)
+    return Time((time.perf_counter() - wall) / num, (time.process_time() - cpu) / num)
+
+
+def _ratio(times: list[Time], others: list[Time]) -> float:
+    """Return the median of the ratios of turns, which what else a machine does affects least."""
+    return statistics.median(one.wall / other.wall for one, other in zip(times, others, strict=True))
+
+
+def _table(rows: dict[str, Row]) -> str:
+    columns = [
+        ("ms a step", "seconds_per_step", lambda value: f"{1e3 * value:,.1f}"),
+        ("fastest", "fastest_step_s", lambda value: f"{1e3 * value:,.1f}"),
+        ("slowest", "slowest_step_s", lambda value: f"{1e3 * value:,.1f}"),
+        ("share of measured peak", "share_of_measured_matmul_rate", lambda value: f"{value:.1%}"),
+        ("peak memory, MB", "peak_memory_mb", lambda value: f"{value:,.0f}"),
+        ("ours / published", "ours_over_published", lambda value: f"{value:.3f}"),
+    ]
+    columns = [column for column in columns if any(column[1] in row for row in rows.values())]
+    heads = ("", *(head for head, _, _ in columns))
+    cells = [
+        (name, *(text(row[key]) if key in row else "" for _, key, text in columns))
+        for name, row in rows.items()
+    ]
+    return "\n".join(table([heads, *cells], "<>"))
+
+
+def _print(text: str, world: World) -> None:
+    if world.is_main:
+        print(text, flush=True)
 
 
 def _described(config: TrainConfig, metadata: DatasetMetadata, world: World) -> dict[str, object]:
