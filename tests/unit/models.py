@@ -49,10 +49,10 @@ def let_halting_vary(model: ACTModel) -> None:
     """Random Q-head and puzzle table; at first every Q-value is -5."""
     generator = torch.Generator().manual_seed(0)
     head = model.get_submodule("network.q_head")
-    nn.init.normal_(head.get_parameter("weight"), generator=generator)
     nn.init.zeros_(head.get_parameter("bias"))
     assert model.puzzle_emb is not None
-    nn.init.normal_(model.puzzle_emb.weights, generator=generator)
+    for tensor in (head.get_parameter("weight"), model.puzzle_emb.weights):
+        tensor.data.copy_(torch.randn(tensor.shape, generator=generator))
 
 
 def segment_loss(model: ACTModel, batch: Batch) -> Tensor:

@@ -92,7 +92,7 @@ def test_a_step_never_waits_for_the_device(cuda_graph: str) -> None:
 
 @pytest.mark.parametrize("compiles", [False, True])
 def test_a_step_copies_no_puzzle_table(compiles: bool) -> None:
-    metadata = METADATA._replace(num_puzzle_identifiers=2**22)
+    metadata = METADATA.model_copy(update={"num_puzzle_identifiers": 2**22})
     trainer = trainer_of(metadata, arch=arch_of("hrm"), compile=compiles)
     assert trainer.model.puzzle_emb is not None
     table_bytes = trainer.model.puzzle_emb.weights.nbytes
