@@ -56,8 +56,6 @@ def build_distributed_model(
     if config.activation_checkpointing:
         checkpoint_activations(network)
     use_attention_kernel(network, config.attention, config.arch, network.seq_len, world.device)
-    if config.compiles_on(world.device.type):
-        compile_network(network)
 
     def init_module(name: str, module: nn.Module, copy: CopyFn) -> None:
         initialize_module(f"{PREFIX}.{name}", module, copy, config.seed)
@@ -66,16 +64,13 @@ def build_distributed_model(
     table = place_table(config, metadata, world)
     with world.device:
         model = ACTModel(config.arch, metadata, table, engine.network)
+    if config.compiles_on(world.device.type):
+        model.compile_parts()
+        network.compile_parts(with_ends=config.engine == "ddp")
     for name, module in (("", model), ("puzzle_emb", model.puzzle_emb)):
         if module is not None:
             initialize_module(name, module, Tensor.copy_, config.seed)
     return model, engine
-
-
-def compile_network(network: Network) -> None:
-    """Let the network's levels be compiled when they first run, each without a graph break."""
-    for level in network.levels().values():
-        level.compile(fullgraph=True, dynamic=False)
 
 
 class Trainer:

@@ -84,6 +84,10 @@ class ACTModel(nn.Module):
             current_data={name: torch.zeros_like(value) for name, value in batch.items()},
         )
 
+    def compile_parts(self) -> None:
+        """Let what is outside of the network, and does not depend on its engine, be compiled when it first runs."""
+        self._refill = torch.compile(self._refill, fullgraph=True, dynamic=False)
+
     def _refill(self, carry: Carry, batch: Batch) -> Carry:
         """Give halted slots their sequence from the batch, to start over; the batch's other rows are unused."""
         halted = carry.halted
@@ -106,7 +110,8 @@ class ACTModel(nn.Module):
         Return the carry (without gradient) and `logits` [B, T, V], `q_halt_logits` [B], `q_continue_logits`
         [B] and, in training with `act_continue`, `target_q_continue` [B].
         """
-        carry = self._refill(carry, batch)
+        with torch.no_grad():  # as in evaluation, for which it is then not compiled again
+            carry = self._refill(carry, batch)
         data = carry.current_data
         rows = self.puzzle_emb(data["puzzle_identifiers"]) if self.puzzle_emb is not None else None
         segment: Segment = self.network(carry.inner_carry or None, data["inputs"], rows)
@@ -132,7 +137,9 @@ class ACTModel(nn.Module):
                 wants_to_halt = segment.q_halt_logits > threshold
                 halted = (is_last | wants_to_halt) & (steps >= min_halt_steps)
                 if self.arch.act_continue:
-                    outputs["target_q_continue"] = self._q_target(states, data["inputs"], rows, is_last)
+                    outputs["target_q_continue"] = self._q_target(
+                        states, data["inputs"], None if rows is None else rows.detach(), is_last
+                    )
         return Carry(states, steps, halted, data), outputs
 
     def _q_target(self, states: States, inputs: Tensor, rows: Tensor | None, is_last: Tensor) -> Tensor:

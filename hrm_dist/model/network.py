@@ -63,8 +63,18 @@ class Network(nn.Module):
         self.q_head = QHead(arch.hidden_size)
 
     def levels(self) -> dict[str, Level]:
-        """Return the levels of the recurrence by name; each is compiled by itself."""
+        """Return the levels of the recurrence by name."""
         return {name: level for name, level in self.recurrence.named_children() if isinstance(level, Level)}
+
+    def compile_parts(self, *, with_ends: bool) -> None:
+        """Let the network be compiled when it first runs, in parts that all its updates share, without graph breaks.
+
+        with_ends: the embedding too, which needs its weights whole outside of the modules that hold them.
+        """
+        for level in self.levels().values():
+            level.compile(fullgraph=True, dynamic=False)
+        if with_ends:
+            self._embed = torch.compile(self._embed, fullgraph=True, dynamic=False)
 
     def _embed(self, inputs_BT: Tensor, puzzle_rows: Tensor | None) -> Tensor:
         arch = self.arch

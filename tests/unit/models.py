@@ -9,7 +9,7 @@ from hrm_dist.config import ArchConfig
 from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.model import build_model
 from hrm_dist.model.act import ACTModel, Batch
-from hrm_dist.model.layers import checkpoint_activations
+from hrm_dist.model.layers import QHead, checkpoint_activations
 from hrm_dist.model.losses import act_loss
 
 METADATA = DatasetMetadata(
@@ -48,7 +48,7 @@ def random_batch(size: int, seed: int) -> Batch:
 def let_halting_vary(model: ACTModel) -> None:
     """Random Q-head and puzzle table; at first every Q-value is -5."""
     generator = torch.Generator().manual_seed(0)
-    head = model.get_submodule("network.q_head")
+    head = next(module for module in model.modules() if isinstance(module, QHead))
     nn.init.zeros_(head.get_parameter("bias"))
     assert model.puzzle_emb is not None
     for tensor in (head.get_parameter("weight"), model.puzzle_emb.weights):

@@ -96,7 +96,7 @@ def test_a_step_copies_no_puzzle_table(compiles: bool) -> None:
     trainer = trainer_of(metadata, arch=arch_of("hrm"), compile=compiles)
     assert trainer.model.puzzle_emb is not None
     table_bytes = trainer.model.puzzle_emb.weights.nbytes
-    assert table_bytes > 2**29
+    assert table_bytes >= 2**29
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     steps(trainer, NUM_STEPS)
