@@ -5,6 +5,7 @@ Shape legend. H and L name the two levels of the recurrence, so they are never d
   B sequences   S = P + T   P puzzle-embedding prefix   T tokens   D hidden_size   N heads   K head size
 """
 
+import functools
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -215,8 +216,9 @@ class Level(nn.Module):
     def blocks(self) -> list[Block]:
         return [block for block in self.layers if isinstance(block, Block)]
 
-    def forward(self, z_BSD: Tensor, injection_BSD: Tensor | float, rope: Rope | None) -> Tensor:
-        z_BSD = z_BSD + injection_BSD
+    def forward(self, z_BSD: Tensor, rope: Rope | None, *injected_BSD: Tensor) -> Tensor:
+        if injected_BSD:  # added up in here, so that compiled it is one pass over all of them
+            z_BSD = z_BSD + functools.reduce(torch.add, injected_BSD)
         for layer in self.layers:
             z_BSD = layer(z_BSD, rope)
         return z_BSD

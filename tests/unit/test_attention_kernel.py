@@ -31,7 +31,7 @@ def level_with(kernel: str, device: torch.device, dtype: str = "float32") -> Lev
 
 
 def run(level: Level, x_BSD: Tensor) -> Tensor:
-    return level(x_BSD, 0.0, rope_tables(SEQ_LEN, 16, 1e4, x_BSD.device))
+    return level(x_BSD, rope_tables(SEQ_LEN, 16, 1e4, x_BSD.device))
 
 
 def compiled_attention(level: Level, x_BSD: Tensor) -> list[str]:

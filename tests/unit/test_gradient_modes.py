@@ -57,10 +57,10 @@ def cut_by_hand(model: ACTModel) -> None:
     def forward(states: States, input_BSD: Tensor, rope: object) -> States:
         z_H, z_L = states
         for fast in range(1, 7):
-            z_L = L_level(z_L, z_H + input_BSD, rope)
+            z_L = L_level(z_L, rope, z_H, input_BSD)
             z_L = z_L if fast in FAST_WITH_GRADIENT[mode] else z_L.detach()
             if fast in (3, 6):
-                z_H = H_level(z_H, z_L, rope)
+                z_H = H_level(z_H, rope, z_L)
                 z_H = z_H if fast // 3 in SLOW_WITH_GRADIENT[mode] else z_H.detach()
         return z_H, z_L
 

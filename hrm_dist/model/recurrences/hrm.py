@@ -17,9 +17,9 @@ def refine(
 
     def update(number: int, states: States) -> States:
         z_H, z_L = states
-        z_L = L_level(z_L, z_H + input_BSD, rope)
+        z_L = L_level(z_L, rope, z_H, input_BSD)
         if number % arch.L_cycles == 0:
-            z_H = H_level(z_H, z_L, rope)
+            z_H = H_level(z_H, rope, z_L)
         return z_H, z_L
 
     return run_updates(arch, update, states)

@@ -17,4 +17,4 @@ class LoopedTransformerRecurrence(Recurrence):
 
     def forward(self, states: States, input_BSD: Tensor, rope: Rope | None) -> States:
         [z_H] = states
-        return (self.H_level(z_H, input_BSD, rope),)
+        return (self.H_level(z_H, rope, input_BSD),)

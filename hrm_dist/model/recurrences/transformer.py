@@ -15,4 +15,4 @@ class TransformerRecurrence(Recurrence):
     H_level: Level
 
     def forward(self, states: States, input_BSD: Tensor, rope: Rope | None) -> States:
-        return (self.H_level(input_BSD, 0.0, rope),)
+        return (self.H_level(input_BSD, rope),)

@@ -63,4 +63,4 @@ class URMRecurrence(Recurrence):
     level: Level
 
     def forward(self, states: States, input_BSD: Tensor, rope: Rope | None) -> States:
-        return run_updates(self.arch, lambda _, states: (self.level(states[0], input_BSD, rope),), states)
+        return run_updates(self.arch, lambda _, states: (self.level(states[0], rope, input_BSD),), states)
