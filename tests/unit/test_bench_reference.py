@@ -103,10 +103,10 @@ def test_an_operator_counts_once_whatever_it_calls() -> None:
 
 def test_what_a_backward_calls_counts_and_its_nodes_do_not() -> None:
     a = torch.ones(3, 3, requires_grad=True)
-    loss = a.sum()
+    loss = a.square().sum()
     a.grad = torch.zeros(3, 3)
-    # ones_like, expand, add_
-    assert host_work(loss.backward, CPU) == {"host_ops_per_step": 3}
+    # ones_like of the loss, expand for its sum, pow and two mul for the square, add_ to the gradient
+    assert host_work(loss.backward, CPU) == {"host_ops_per_step": 6}
 
 
 def event(name: str, start: int, end: int) -> FunctionEvent:

@@ -1,7 +1,7 @@
 """Take training steps of the published HRM, out of a checkout of it.
 
-Written for sapientinc/HRM at commit 42410da, whose modules are imported unchanged. What they need beyond torch, two CUDA
-extensions, is stood in for here: flash attention by torch's own attention, AdamATan2 by torch's foreach kernels.
+Written for sapientinc/HRM at commit 42410da, whose modules are imported unchanged. What they need beyond torch, two
+CUDA extensions, is stood in for here: flash attention by torch's own attention, AdamATan2 by torch's foreach kernels.
 """
 
 import importlib
