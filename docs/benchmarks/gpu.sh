@@ -61,7 +61,7 @@ timed() {
   if [ "$code" -ne 0 ]; then
     say "$name: failed with $code (124: took more than $limit s)"
     tail -n 15 "$out/$name.err"
-    return
+    return 1
   fi
   tail -n 1 "$out/$name.log" >>"$out/results.jsonl"
 }
@@ -84,11 +84,16 @@ for part in "${parts[@]}"; do
 done
 wait
 
-# Training steps.
-timed sudoku-96 train sudoku-96 --steps "$steps"
-timed sudoku-384 train sudoku-384 --steps "$steps"
-timed arc-96 train arc-96 --steps "$steps"
-timed trm-mlp-768 train trm-mlp-768 --steps "$steps"
+# training PART: time and profile its steps; where that fails, without recording them.
+training() {
+  timed "$1" train "$1" --steps "$steps" --profile && return
+  [ ${#no_graph[@]} -eq 0 ] || timed "$1-not-recorded" train "$1" --steps "$steps" --profile "${no_graph[@]}"
+}
+
+training sudoku-96
+training sudoku-384
+training arc-96
+training trm-mlp-768
 
 # Evaluation segments: `timed NAME FUNCTION PART ARGUMENTS...` calls `FUNCTION PART SECONDS ARGUMENTS...`.
 # (Sudoku 384 and ARC 96 x 900, as a share of the measured peak.)

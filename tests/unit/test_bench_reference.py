@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 
 from data_pipeline.base.errors import exit_code
@@ -19,9 +20,9 @@ from hrm_dist import optim
 from hrm_dist.distributed.process_group import World
 from tests.unit.models import METADATA
 from tools.bench_train import __main__ as bench_train
-from tools.bench_train.host_ops import count, host_work
 from tools.bench_train.reference import AdamATan2, flash_attn_func, published_batch
 from tools.bench_train.speed import RandomReader
+from tools.bench_train.step_profile import count, profile_step, time_table
 
 CPU = torch.device("cpu")
 
@@ -96,9 +97,10 @@ def test_files_that_do_not_hold_the_published_code_are_refused_in_a_line(
 
 def test_an_operator_counts_once_whatever_it_calls() -> None:
     a = torch.ones(3, 3)
-    assert host_work(lambda: None, CPU) == {"host_ops_per_step": 0}
-    assert host_work(lambda: a @ a, CPU) == {"host_ops_per_step": 1}  # aten::matmul, which calls aten::mm
-    assert host_work(lambda: (a @ a).sum(), CPU) == {"host_ops_per_step": 2}
+    assert profile_step(lambda: None, CPU).counts == {"host_ops_per_step": 0}
+    # aten::matmul, which calls aten::mm
+    assert profile_step(lambda: a @ a, CPU).counts == {"host_ops_per_step": 1}
+    assert profile_step(lambda: (a @ a).sum(), CPU).counts == {"host_ops_per_step": 2}
 
 
 def test_what_a_backward_calls_counts_and_its_nodes_do_not() -> None:
@@ -106,7 +108,7 @@ def test_what_a_backward_calls_counts_and_its_nodes_do_not() -> None:
     loss = a.square().sum()
     a.grad = torch.zeros(3, 3)
     # ones_like of the loss, expand for its sum, pow and two mul for the square, add_ to the gradient
-    assert host_work(loss.backward, CPU) == {"host_ops_per_step": 6}
+    assert profile_step(loss.backward, CPU).counts == {"host_ops_per_step": 6}
 
 
 def event(name: str, start: int, end: int) -> FunctionEvent:
@@ -123,3 +125,18 @@ def test_launches_count_as_operations_only_where_no_operator_makes_them() -> Non
         inner.cpu_parent = graph
     events = [graph, product, of_product, kernel, second, replay, copy]
     assert count(events) == {"host_ops_per_step": 5, "kernel_launches_per_step": 4}
+
+
+def test_on_a_gpu_its_kernels_are_listed_and_operators_are_not() -> None:
+    def kernel(name: str, start: int, end: int) -> FunctionEvent:
+        return FunctionEvent(start, name, 1, start, end, device_type=DeviceType.CUDA)
+
+    events = [event("aten::mm", 0, 9), kernel("gemm", 2, 4_002), kernel("add", 5_000, 6_000)]
+    events.append(kernel("gemm", 7_000, 11_000))
+    lines = time_table(events, on_gpu=True).splitlines()
+    assert [line.split() for line in lines] == [
+        ["ms", "calls", "kernels"],
+        ["9.00", "3", "all"],
+        ["8.00", "2", "gemm"],
+        ["1.00", "1", "add"],
+    ]

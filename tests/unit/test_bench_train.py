@@ -35,6 +35,17 @@ def test_a_step_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
     assert result["activation_checkpointing"] is True
 
 
+def test_a_profile_names_the_operators_that_take_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_train.main([*TINY, "--steps", "1", "--profile"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    [head] = [number for number, line in enumerate(lines) if line.split() == ["ms", "calls", "operators"]]
+    rows = [line.split(maxsplit=2) for line in lines[head + 1 : -1]]
+    times = [float(time) for time, _, _ in rows[1:]]
+    assert times == sorted(times, reverse=True)
+    assert sum(times) <= float(rows[0][0]) * 1.01
+    assert "aten::mm" in [name for _, _, name in rows]
+
+
 def test_memory_is_measured_and_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     picture = tmp_path / "memory.png"
     result = printed(capsys, "--memory", "--plot", str(picture))
@@ -83,7 +94,7 @@ def test_live_bytes_count_a_storage_once_and_until_it_is_freed() -> None:
         ("--memory --plot memory.txt", "ends in .png"),
         ("--memory --plot nowhere/memory.png", "nowhere is not a folder"),
         ("--memory --compile", "leave one of them out"),
-        ("--memory --reference .", "--reference: times training steps"),
+        ("--memory --reference .", "--reference: is about training steps"),
         ("--reference no-such-folder", "no models/hrm/hrm_act_v1.py there; give a checkout of"),
         ("--reference . arch.name=trm", "the published HRM has no arch.name=trm"),
         ("--reference . arch.act_continue=false", "the published HRM has no arch.act_continue=false"),

@@ -88,7 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.checkpoint:
             result = checkpoint_stall.measure(config, metadata, world, options.steps)
         else:
-            result = speed.measure(config, metadata, world, options.steps, options.compile, options.reference)
+            result = speed.measure(
+                config, metadata, world, options.steps, options.compile, options.reference, options.profile
+            )
         collectives.barrier()  # a launcher ends all processes when one leaves
         if world.is_main:
             print(json.dumps({**result, "machine": _machine(torch.__version__, torch.get_num_threads())}))
@@ -106,8 +108,9 @@ def _check(options: argparse.Namespace) -> None:
             raise InputError(f"--plot {options.plot}: {options.plot.parent} is not a folder; make it first.")
     if options.compile and options.memory:
         raise InputError("--compile: --memory measures uncompiled models only; leave one of them out.")
-    if options.reference is not None and (options.memory or options.checkpoint):
-        raise InputError("--reference: times training steps; leave --memory and --checkpoint out.")
+    for option in ("reference", "profile"):
+        if getattr(options, option) and (options.memory or options.checkpoint):
+            raise InputError(f"--{option}: is about training steps; leave --memory and --checkpoint out.")
     if options.checkpoint and (options.compile or options.memory):
         raise InputError("--checkpoint: measures checkpoints alone; leave --compile and --memory out.")
 
@@ -182,6 +185,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=path_argument,
         metavar="DIR",
         help="time a checkout of the published HRM in turns with ours",
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="print the kernels (on a CPU: operators) that a step takes most time for",
     )
     parser.add_argument("--memory", action="store_true", help="measure the peak of the activations instead")
     parser.add_argument("--checkpoint", action="store_true", help="measure what a checkpoint costs instead")

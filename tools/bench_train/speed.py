@@ -23,8 +23,8 @@ from hrm_dist.model.flops import flops_per_sequence, matmul_rate
 from hrm_dist.model.layers import DTYPES
 from hrm_dist.model.memory_estimate import num_parameters
 from hrm_dist.trainer import Trainer
-from tools.bench_train.host_ops import host_work
 from tools.bench_train.reference import PublishedTraining
+from tools.bench_train.step_profile import profile_step
 
 Step = Callable[[], object]
 """Takes one more training step."""
@@ -79,10 +79,12 @@ def measure(
     steps: int,
     compare: bool,
     reference: Path | None = None,
+    show_profile: bool = False,
 ) -> dict[str, object]:
     """Return the median time of a step and what follows from it.
 
     compare: time eager and compiled in turns. reference: a checkout of the published code, timed in turns with ours.
+    show_profile: print where the time of a step goes.
     """
     device, dtype = world.device, DTYPES[config.arch.forward_dtype]
     rate = matmul_rate(device, dtype)
@@ -117,8 +119,13 @@ def measure(
             rows[name]["ours_over_published"] = round(_ratio(timed[name], timed[PUBLISHED]), 3)
     _print(_table(rows), world)
     for name, mode in modes.items():
-        rows[name] |= host_work(mode.step, device)
-        _print(f"{name}: {rows[name]['host_ops_per_step']} operations issued by the host in a step", world)
+        profiled = profile_step(mode.step, device)
+        rows[name] |= profiled.counts
+        _print(
+            f"{name}: {profiled.counts['host_ops_per_step']} operations issued by the host in a step", world
+        )
+        if show_profile:
+            _print(profiled.time_table, world)
     return result | rows
 
 

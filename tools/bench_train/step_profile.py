@@ -1,33 +1,46 @@
-"""Count what the host issues in a training step."""
+"""Profile a training step: what the host issues, and where the device spends the time."""
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
+from data_pipeline.base.table import table
+
 _OF_AUTOGRAD = ("autograd::", "torch::autograd::")
 _GRAPH_CALL = "## Call CompiledFxGraph"  # what Inductor names a call, forward or backward
 _LAUNCH = re.compile(r"cu(da)?(Launch(Cooperative)?Kernel|GraphLaunch)")
+_MOST_ROWS = 20
 
 
-def host_work(step: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Take one more step and return `host_ops_per_step` and, on a GPU, `kernel_launches_per_step`; see `count`."""
+class StepProfile(NamedTuple):
+    """What a profile of a step tells."""
+
+    counts: dict[str, float]
+    """`host_ops_per_step` and, on a GPU, `kernel_launches_per_step`; see `count`."""
+    time_table: str
+    """The kernels of a GPU, or the operators of a CPU, that take the most time."""
+
+
+def profile_step(step: Callable[[], object], device: torch.device) -> StepProfile:
+    """Take one more step under a profiler."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or every profile writes lines on stderr
-    activities = [ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as profiler:
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
         step()
-        if device.type == "cuda":
+        if on_gpu:
             torch.cuda.synchronize(device)
-    counted = count(profiler.events() or ())
-    if device.type != "cuda":
-        del counted["kernel_launches_per_step"]
-    return counted
+    events = profiler.events() or ()
+    counts = count(events)
+    if not on_gpu:
+        del counts["kernel_launches_per_step"]
+    return StepProfile(counts, time_table(events, on_gpu))
 
 
 def count(events: Iterable[FunctionEvent]) -> dict[str, float]:
@@ -63,3 +76,19 @@ def _is_below_an_operator(event: FunctionEvent) -> bool:
             return True
         above = above.cpu_parent
     return False
+
+
+def time_table(events: Iterable[FunctionEvent], on_gpu: bool) -> str:
+    """Return what takes the most time, by the events of a profile: kernels of a GPU, or operators, less those below."""
+    calls: Counter[str] = Counter()
+    times: Counter[str] = Counter()
+    for event in events:
+        if event.is_user_annotation or event.device_type != (DeviceType.CUDA if on_gpu else DeviceType.CPU):
+            continue
+        calls[event.name] += 1
+        times[event.name] += event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total
+    rows = [("ms", "calls", "kernels" if on_gpu else "operators")]
+    rows.append((f"{times.total() / 1e3:.2f}", str(calls.total()), "all"))
+    for name, time in times.most_common(_MOST_ROWS):
+        rows.append((f"{time / 1e3:.2f}", str(calls[name]), name[:90]))
+    return "\n".join(table(rows, ">><"))
