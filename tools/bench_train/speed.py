@@ -105,13 +105,14 @@ def measure(
         **_described(config, metadata, world),
         "measured_matmul_teraflops_per_s": round(rate / 1e12, 3),
         "step_teraflops": round(flops / 1e12, 3),
-        "peak_memory_mb": round(_peak_bytes(device) / 1e6, 1),
         "steps": num_turns * per_turn,
     }
     rows = {
         name: _row(modes[name], times, config.global_batch_size, flops / rate)
         for name, times in timed.items()
     }
+    if device.type == "cpu":
+        result["peak_memory_mb"] = round(_peak_bytes(device) / 1e6, 1)  # of all modes together
     if compare:
         result["speedup_of_compiling"] = round(_ratio(timed["eager"], timed["compiled"]), 3)
     if reference is not None:
