@@ -44,7 +44,7 @@ def cut_by_hand(model: ACTModel) -> None:
     def forward_of_one_state(states: States, input_BSD: Tensor, rope: object) -> States:
         [z] = states
         for fast in range(1, 7):
-            z = recurrence.get_submodule("level")(z, input_BSD, rope)
+            z = recurrence.get_submodule("level")(z, rope, input_BSD)
             z = z if fast in FAST_WITH_GRADIENT[mode] else z.detach()
         return (z,)
 
