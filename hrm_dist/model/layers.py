@@ -7,7 +7,7 @@ Shape legend. H and L name the two levels of the recurrence, so they are never d
 
 import functools
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name the field uses)
@@ -19,6 +19,7 @@ from hrm_dist.config import ArchConfig
 from hrm_dist.model.initialization import InitFn, truncated_normal
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_ALIGNMENT = 8  # numbers of 2 bytes: what kernels read at a time
 
 
 class Rope(NamedTuple):
@@ -40,6 +41,44 @@ class CastedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
+
+
+class _PositionProduct(torch.autograd.Function):
+    """weight @ x of each sequence: [R, S] and [B, S, D] -> [B, R, D].
+
+    Every product reads and writes rows that are contiguous in a long dimension, however odd S is: kernels for rows at
+    odd addresses take several times as long. So the weight is laid out by columns, and so is its gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight_RS: Tensor, x_BSD: Tensor) -> Tensor:
+        weight = weight_RS.to(x_BSD.dtype)
+        if weight.shape[1] % _ALIGNMENT:
+            weight = weight.t().contiguous().t()
+        ctx.save_for_backward(weight, x_BSD)
+        ctx.weight_dtype = weight_RS.dtype
+        return torch.bmm(weight.expand(len(x_BSD), -1, -1), x_BSD)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        [gradient_BRD] = gradients
+        weight, x_BSD = ctx.saved_tensors
+        gradient_of_x = torch.bmm(weight.t().expand(len(x_BSD), -1, -1), gradient_BRD)
+        if weight.shape[1] % _ALIGNMENT:
+            # One product of each sequence, as a single product over all would have to copy both to be contiguous.
+            of_weight = torch.bmm(x_BSD, gradient_BRD.transpose(1, 2)).sum(0, dtype=ctx.weight_dtype).t()
+        else:
+            of_weight = torch.bmm(gradient_BRD, x_BSD.transpose(1, 2)).sum(0, dtype=ctx.weight_dtype)
+        return of_weight, gradient_of_x
+
+
+class PositionLinear(CastedLinear):
+    """A linear map over the positions, [B, S, D] -> [B, R, D]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":  # which has no slow kernels for odd rows; to the bit as published
+            return super().forward(x.transpose(1, 2)).transpose(1, 2)
+        return cast("Tensor", _PositionProduct.apply(self.weight, x))
 
 
 class QHead(nn.Module):
@@ -127,11 +166,13 @@ def swiglu_size(in_size: int, expansion: float) -> int:
 class SwiGLU(nn.Module):
     """Gated feed-forward layer over the last dimension."""
 
+    linear = CastedLinear
+
     def __init__(self, size: int, expansion: float) -> None:
         super().__init__()
         self.size, self.inner_size = size, swiglu_size(size, expansion)
-        self.gate_up_proj = CastedLinear(size, 2 * self.inner_size)
-        self.down_proj = CastedLinear(self.inner_size, size)
+        self.gate_up_proj = self.linear(size, 2 * self.inner_size)
+        self.down_proj = self.linear(self.inner_size, size)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
@@ -145,9 +186,27 @@ class SwiGLU(nn.Module):
         return num_rows * (self.size + 4 * self.inner_size)
 
 
+class PositionSwiGLU(SwiGLU):
+    """Gated feed-forward layer over the positions of [B, S, D]."""
+
+    linear = PositionLinear
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=1)
+        return self.down_proj(F.silu(gate) * up)
+
+
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """Apply RMSNorm over the last dimension without a weight, computed in float32."""
     return F.rms_norm(x.to(torch.float32), (x.shape[-1],), eps=eps).to(x.dtype)
+
+
+def rms_norm_over_positions(x_BSD: Tensor, eps: float) -> Tensor:
+    """Apply RMSNorm over the positions, which torch's own would make the contiguous dimension."""
+    if x_BSD.device.type == "cpu":
+        return rms_norm(x_BSD.transpose(1, 2), eps).transpose(1, 2)
+    x = x_BSD.to(torch.float32)
+    return (x * torch.rsqrt(x.square().mean(1, keepdim=True) + eps)).to(x_BSD.dtype)
 
 
 class Block(nn.Module):
@@ -157,7 +216,7 @@ class Block(nn.Module):
         super().__init__()
         self.arch, self.seq_len = arch, seq_len
         if arch.mlp_t:
-            self.mlp_t = SwiGLU(seq_len, arch.expansion)
+            self.mlp_t = PositionSwiGLU(seq_len, arch.expansion)
         else:
             self.self_attn = Attention(arch.hidden_size, arch.num_heads)
         self.mlp = feed_forward(arch.hidden_size, arch.expansion)
@@ -173,8 +232,7 @@ class Block(nn.Module):
         eps = self.arch.rms_norm_eps
         if self.arch.mlp_t:
             # As published, this norm is over the positions, not the channels.
-            x_BDS = x_BSD.transpose(1, 2)
-            x_BSD = rms_norm(x_BDS + self.mlp_t(x_BDS), eps).transpose(1, 2)
+            x_BSD = rms_norm_over_positions(x_BSD + self.mlp_t(x_BSD), eps)
         else:
             x_BSD = rms_norm(x_BSD + self.self_attn(x_BSD, rope), eps)
         return rms_norm(x_BSD + self.mlp(x_BSD), eps)
