@@ -31,8 +31,8 @@ Step = Callable[[], object]
 
 # As in training, a GPU is waited for once in several steps, so that the host may run ahead of it.
 _STEPS_PER_TURN = {"cpu": 1, "cuda": 5}
-# Not timed: compilation, and what a GPU needs until a step can be recorded.
-WARM_UP_STEPS = {"cpu": 2, "cuda": 6}
+# Not timed: compilation, and on a GPU the steps before one is recorded, which are 11, and that one.
+WARM_UP_STEPS = {"cpu": 2, "cuda": 15}
 PUBLISHED = "published"
 Row = dict[str, float]  # of a mode, by the names of the JSON object
 
