@@ -25,7 +25,7 @@ from webdataset.shardlists import SimpleShardList, split_by_node, split_by_worke
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.reader import open_dataset, to_tensors
+from data_pipeline.reader import open_dataset, to_tensors, widen
 from data_pipeline.schema import HOW_TO_HOLD_OUT, NOTHING_HELD_OUT, SplitIndex, SplitName
 from data_pipeline.shards.reader import read_shard
 from data_pipeline.shards.sample_format import NPY_HEADER
@@ -92,7 +92,7 @@ class _Stages:
             examples = cells.reshape(-1, 2, self.index.seq_len)
             identifier = int(sample["__key__"].rpartition("_p")[2])
             identifiers = np.full(len(examples), identifier, dtype=np.int32)
-            tensors = to_tensors(examples, identifiers, self.pad_id)
+            tensors = widen(to_tensors(examples, identifiers), self.pad_id)
             yield {"__key__": sample["__key__"], "puzzle_name": self.names[identifier], **tensors}
 
     def examples(self, samples: Iterable[Item]) -> Iterator[Item]:

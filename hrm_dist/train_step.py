@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from data_pipeline.reader import widen
 from data_pipeline.sampler import rank_slice
 from hrm_dist.checkpoint.train_state import TrainState
 from hrm_dist.config import TrainConfig
@@ -36,11 +37,16 @@ class TrainStep:
         engine: Engine,
         state: TrainState,
         skipped: SkippedUpdates,
+        pad_id: int,
     ) -> None:
+        """pad_id: what stands in labels where nothing is to be predicted."""
         self._config, self._world, self._model, self._engine = config, world, model, engine
         self._state, self._skipped = state, skipped
-        batch = {name: Spec.of(tensor) for name, tensor in state.carry.current_data.items()}
-        by_slot, number = batch["puzzle_identifiers"], Spec((), torch.float64)
+        tokens, by_slot = (
+            Spec.of(state.carry.current_data[name]) for name in ("inputs", "puzzle_identifiers")
+        )
+        tokens, number = tokens._replace(dtype=torch.uint8), Spec((), torch.float64)
+        batch = {"inputs": tokens, "labels": tokens, "puzzle_identifiers": by_slot}
         others = {
             "min_halt_steps": by_slot,
             "step": Spec((), torch.int64),
@@ -48,7 +54,8 @@ class TrainStep:
             "puzzle_emb_lr": number,
         }
         self._inputs = HostInputs(batch | others, world.device)
-        self._batch: Batch = {name: self._inputs[name] for name in batch}
+        self._bytes: Batch = {name: self._inputs[name] for name in batch}
+        self._pad_id = pad_id
         compiles = config.compiles_on(world.device.type)
         self._table_optimizer = None
         if model.puzzle_emb is not None:
@@ -99,11 +106,11 @@ class TrainStep:
         self._inputs.fill({**batch, "min_halt_steps": min_halt_steps, **tensors})
 
     def _micro_batches(self) -> list[tuple[slice, Batch]]:
-        """Return what is computed at a time: which slots, and their rows of the batch."""
-        num = self._config.gradient_accumulation_steps
+        """Return what is computed at a time: which slots, and their rows of the batch, no longer bytes."""
+        batch, num = widen(self._bytes, self._pad_id), self._config.gradient_accumulation_steps
         size = len(self._state.carry.steps) // num
         slices = [slice(start, start + size) for start in range(0, num * size, size)]
-        return [(slots, {name: tensor[slots] for name, tensor in self._batch.items()}) for slots in slices]
+        return [(slots, {name: tensor[slots] for name, tensor in batch.items()}) for slots in slices]
 
     def device_part(self) -> None:
         """Make the update that the inputs ask for; a function of tensors at fixed places alone."""

@@ -89,7 +89,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.state = TrainState(config, world, self.model, self.engine)
         self.skipped = SkippedUpdates(len(self.state.carry.steps), world.device)
-        self._step = TrainStep(config, world, self.model, self.engine, self.state, self.skipped)
+        self._step = TrainStep(
+            config, world, self.model, self.engine, self.state, self.skipped, self.reader.metadata.pad_id
+        )
         self._wandb: WandB | None = None  # on the main process, if asked for
         self.crowding = Crowding(world.device)
         self.writer = CheckpointWriter(

@@ -46,11 +46,11 @@ def answer(
     model.eval()
     try:
         for batch in batches:
-            fields = {key: batch[key] for key in ("inputs", "labels", "puzzle_identifiers")}
-            preds, q_halt_logits = predict(model, {key: tensor.to(device) for key, tensor in fields.items()})
+            fields = {key: batch[key].to(device) for key in ("inputs", "puzzle_identifiers")}
+            preds, q_halt_logits = predict(model, {key: tensor.int() for key, tensor in fields.items()})
             predictions = Predictions(
                 puzzle_identifiers=batch["puzzle_identifiers"].numpy(),
-                inputs=batch["inputs"].numpy().astype(np.uint8),
+                inputs=batch["inputs"].numpy(),
                 preds=preds.cpu().numpy(),
                 q_halt_logits=q_halt_logits.cpu().numpy(),
                 example_index=batch["example_index"].numpy(),

@@ -20,7 +20,7 @@ from data_pipeline.arc.dataset import ArcOptions
 from data_pipeline.arc.sources import bundled
 from data_pipeline.base.errors import InputError
 from data_pipeline.build import build
-from data_pipeline.reader import TestReader, TrainReader
+from data_pipeline.reader import TestReader, TrainReader, widen
 from data_pipeline.sampler import SamplePlan
 from data_pipeline.schema import IGNORE_LABEL_ID, SplitIndex, load_dataset_info, load_split_index
 from data_pipeline.shards.plan import Request
@@ -47,8 +47,8 @@ def test_batches_hold_the_examples_that_the_plan_names(dataset: Path) -> None:
     for step in (0, 3, 1000):
         batch, where = reader.batch(step), plan.batch(step)
         assert {key: (value.dtype, tuple(value.shape)) for key, value in batch.items()} == {
-            "inputs": (torch.int32, (32, CANVAS**2)),
-            "labels": (torch.int32, (32, CANVAS**2)),
+            "inputs": (torch.uint8, (32, CANVAS**2)),
+            "labels": (torch.uint8, (32, CANVAS**2)),
             "puzzle_identifiers": (torch.int32, (32,)),
         }
         first = index.groups.first_identifier[where.group]
@@ -65,7 +65,6 @@ def test_training_examples_are_augmented_pairs_of_their_task(dataset: Path) -> N
         task_id, augmentation = parse_name(names[identifier])
         task = tasks[task_id]
         pairs = task.demos if task.held_out else task.pairs
-        labels = np.where(labels == IGNORE_LABEL_ID, 0, labels)
         shown = (placed_grid(inputs), placed_grid(labels))
         expected = [
             tuple(apply(grid, augmentation).tolist() for grid in pair if grid is not None) for pair in pairs
@@ -110,10 +109,18 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_is_read() -> No
 
 
 def test_padding_is_ignored_in_labels_and_kept_in_inputs(dataset: Path) -> None:
+    stored = TrainReader(dataset, seed=0, global_batch_size=16).batch(0)
+    batch = widen(stored, pad_id=0)
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int32}
+    assert torch.equal(batch["labels"] == IGNORE_LABEL_ID, stored["labels"] == 0)
+    assert torch.equal(batch["labels"].clamp_min(0), stored["labels"].int())
+    assert torch.equal(batch["inputs"], stored["inputs"].int())
+
+
+def test_batches_are_bytes_until_they_are_widened(dataset: Path) -> None:
     batch = TrainReader(dataset, seed=0, global_batch_size=16).batch(0)
-    assert (batch["labels"] != 0).all()
-    assert (batch["labels"] == IGNORE_LABEL_ID).any()
-    assert (batch["inputs"] >= 0).all()
+    assert batch["inputs"].dtype == batch["labels"].dtype == torch.uint8
+    assert (batch["labels"] == 0).any()
 
 
 def test_the_cache_does_not_change_what_is_read(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

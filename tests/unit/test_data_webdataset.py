@@ -18,7 +18,7 @@ from webdataset.pipeline import DataPipeline
 from data_pipeline.arc.dataset import ArcOptions
 from data_pipeline.base.errors import InputError
 from data_pipeline.build import build
-from data_pipeline.reader import TestReader, TrainReader
+from data_pipeline.reader import TestReader, TrainReader, widen
 from data_pipeline.schema import load_split_index
 from data_pipeline.shards.plan import Request
 from data_pipeline.webdataset import open_split
@@ -54,7 +54,7 @@ def keys(items: DataPipeline | DataLoader[Any]) -> list[tuple[str, int]]:
 def held_out(dataset: Path) -> list[Example]:
     """The test split's examples, by our reader."""
     return [
-        content({key: values[i] for key, values in batch.items()})
+        content({key: values[i] for key, values in {**batch, "inputs": batch["inputs"].int()}.items()})
         for batch in TestReader(dataset).batches(7)
         for i in range(len(batch["inputs"]))
     ]
@@ -69,7 +69,7 @@ def test_the_examples_of_training_have_their_tensors(dataset: Path) -> None:
              for item in open_split(dataset, "train")}  # fmt: skip
     reader = TrainReader(dataset, seed=0, global_batch_size=16)
     for step in range(20):
-        batch = reader.batch(step)
+        batch = widen(reader.batch(step), reader.info.pad_id)
         for i, inputs in enumerate(batch["inputs"]):
             item = items[int(batch["puzzle_identifiers"][i]), tuple(inputs.tolist())]
             for name, values in batch.items():

@@ -73,7 +73,7 @@ def test_an_evaluation_whose_numbers_overflow_says_so(
 
 def test_predictions_are_the_model_s_after_halt_max_steps_segments(model: ACTModel, dataset: Path) -> None:
     [batch] = TestReader(dataset, num_aug=0).batches(100)
-    fields = {name: batch[name] for name in ("inputs", "labels", "puzzle_identifiers")}
+    fields = {name: batch[name].int() for name in ("inputs", "puzzle_identifiers")}
     [answers] = evaluation.answer(model, [batch], torch.device("cpu"))
     model.eval()
     carry = model.initial_carry(fields)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from data_pipeline.base.files import replace_file
 from data_pipeline.base.matplotlib_settings import plain_matplotlib
 from data_pipeline.base.table import table
+from data_pipeline.reader import widen
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed.process_group import World
@@ -107,7 +108,8 @@ def measure(
     """Return the peaks of every series at every number of cycles, and their estimates; draw the peaks into `plot`."""
     local_batch_size = config.global_batch_size // world.world_size
     reader = RandomReader(metadata, config.global_batch_size, world)
-    batch = {name: tensor.to(world.device) for name, tensor in reader.batch(0).items()}
+    on_device = {name: tensor.to(world.device) for name, tensor in reader.batch(0).items()}
+    batch = widen(on_device, metadata.pad_id)
     peaks: Peaks = {label: [] for label in SERIES}
     estimates: Peaks = {label: [] for label in SERIES}
     for label, (gradient, recomputes) in SERIES.items():

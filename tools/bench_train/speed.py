@@ -65,7 +65,6 @@ class RandomReader(TrainReader):
         self._batch = to_tensors(
             rank_slice(examples, world.rank, world.world_size),
             rank_slice(identifiers, world.rank, world.world_size),
-            metadata.pad_id,
         )
 
     def batch(self, step: int) -> dict[str, Tensor]:
