@@ -30,6 +30,7 @@ from hrm_dist.model.act import ACTModel, Batch
 from hrm_dist.model.attention_kernel import use_attention_kernel
 from hrm_dist.model.flops import flops_per_sequence, matmul_rate
 from hrm_dist.model.initialization import initialize_module
+from hrm_dist.model.kernels import use_fused_swiglu
 from hrm_dist.model.layers import checkpoint_activations
 from hrm_dist.model.network import Network
 from hrm_dist.model.puzzle_embedding import place_table
@@ -56,6 +57,7 @@ def build_distributed_model(
     if config.activation_checkpointing:
         checkpoint_activations(network)
     use_attention_kernel(network, config.attention, config.arch, network.seq_len, world.device)
+    use_fused_swiglu(network, config.fused_swiglu, network.dtype, world.device)
 
     def init_module(name: str, module: nn.Module, copy: CopyFn) -> None:
         initialize_module(f"{PREFIX}.{name}", module, copy, config.seed)

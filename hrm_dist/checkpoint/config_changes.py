@@ -42,7 +42,7 @@ NOT_IN_THE_RESULT = frozenset(
         "timeout_s",
         # what is computed where: the same up to rounding
         "engine", "gather_unit", "gradient_accumulation_steps", "activation_checkpointing", "puzzle_emb_shard",
-        "puzzle_emb_device", "device", "compile", "cuda_graph", "attention", "num_threads",
+        "puzzle_emb_device", "device", "compile", "cuda_graph", "attention", "fused_swiglu", "num_threads",
         # what is measured along the way
         "log_interval", "eval_interval", "eval_max_groups", "eval_num_aug", "eval_batch_size",
     }

@@ -202,6 +202,8 @@ class TrainConfig(Strict):
     """Micro-batches of a step, which a process computes one after the other; the result is the same."""
     attention: Literal["auto", "cudnn", "flash", "efficient", "math"] = "auto"
     """The kernel that computes attention; auto: the fastest that can run on the GPU, on a CPU torch's own choice."""
+    fused_swiglu: OnOff = "auto"
+    """Compute SiLU x up within its product where no gradient is recorded; auto: in bf16 on GPUs from Hopper on."""
     activation_checkpointing: bool = False
     """Keep only the input of each block for the backward pass and compute the block again there."""
     puzzle_emb_shard: bool | None = None

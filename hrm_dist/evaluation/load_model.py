@@ -10,6 +10,7 @@ from hrm_dist.checkpoint.reader import CheckpointState, dataset_identity, open_c
 from hrm_dist.config import ArchConfig
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.attention_kernel import use_attention_kernel
+from hrm_dist.model.kernels import use_fused_swiglu
 
 _CPU = torch.device("cpu")
 
@@ -29,6 +30,7 @@ def load_model(
         tensors |= checkpoint.tensors("ema")
     model.load_state_dict(tensors)
     use_attention_kernel(model, "auto", model.arch, model.seq_len, device)
+    use_fused_swiglu(model, "auto", model.dtype, device)
     return model.to(device).eval()
 
 

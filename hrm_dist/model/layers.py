@@ -163,20 +163,47 @@ def swiglu_size(in_size: int, expansion: float) -> int:
     return -(-round(expansion * in_size * 2 / 3) // 256) * 256
 
 
+def _silu_times(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
+
+
+class GateUp(CastedLinear):
+    """silu(gate) * up, where gate and up are the halves of a linear map's result."""
+
+    is_fused = False
+    """Whether updates without gradient take one kernel for it, as hrm_dist.model.kernels decides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_fused and not torch.is_grad_enabled():
+            return torch.ops.hrm_dist.silu_gate_up(x, self.weight.to(x.dtype))
+        return _silu_times(*super().forward(x).chunk(2, dim=-1))
+
+
+class PositionGateUp(PositionLinear):
+    """GateUp over the positions."""
+
+    is_fused = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_fused and not torch.is_grad_enabled():
+            return torch.ops.hrm_dist.silu_gate_up_over_positions(x, self.weight.to(x.dtype).t().contiguous())
+        return _silu_times(*super().forward(x).chunk(2, dim=1))
+
+
 class SwiGLU(nn.Module):
     """Gated feed-forward layer over the last dimension."""
 
-    linear = CastedLinear
+    gate_up: type[CastedLinear] = GateUp
+    down: type[CastedLinear] = CastedLinear
 
     def __init__(self, size: int, expansion: float) -> None:
         super().__init__()
         self.size, self.inner_size = size, swiglu_size(size, expansion)
-        self.gate_up_proj = self.linear(size, 2 * self.inner_size)
-        self.down_proj = self.linear(self.inner_size, size)
+        self.gate_up_proj = self.gate_up(size, 2 * self.inner_size)
+        self.down_proj = self.down(self.inner_size, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(self.gate_up_proj(x))
 
     def flops(self, num_rows: int) -> int:
         return num_rows * 6 * self.size * self.inner_size
@@ -189,11 +216,8 @@ class SwiGLU(nn.Module):
 class PositionSwiGLU(SwiGLU):
     """Gated feed-forward layer over the positions of [B, S, D]."""
 
-    linear = PositionLinear
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=1)
-        return self.down_proj(F.silu(gate) * up)
+    gate_up = PositionGateUp
+    down = PositionLinear
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:

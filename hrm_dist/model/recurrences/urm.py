@@ -45,8 +45,7 @@ class ConvSwiGLU(SwiGLU):
         self.dwconv = DepthwiseConv(self.inner_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(self.dwconv(F.silu(gate) * up)))
+        return self.down_proj(F.silu(self.dwconv(self.gate_up_proj(x))))
 
     def flops(self, num_rows: int) -> int:
         return super().flops(num_rows) + (num_rows + 1) * 4 * self.inner_size
