@@ -105,7 +105,7 @@ def _configs(
     ]
 
 
-_tuned_rows_kernel = triton.autotune(
+tuned_rows_kernel = triton.autotune(
     _configs(
         "BLOCK_M",
         [
@@ -120,7 +120,7 @@ _tuned_rows_kernel = triton.autotune(
     key=["M", "K", "I"],
 )(rows_kernel)
 
-_tuned_positions_kernel = triton.autotune(
+tuned_positions_kernel = triton.autotune(
     _configs(
         "BLOCK_D",
         [
@@ -157,7 +157,7 @@ def silu_gate_up(x: Tensor, weight: Tensor) -> Tensor:
         tiles = triton.cdiv(num_rows, a["BLOCK_M"]) * triton.cdiv(width, a["BLOCK_I"])
         return (min(cores * a["PER_CORE"], tiles),)
 
-    _tuned_rows_kernel[grid](*map(_descriptor, (rows, weight, out)), num_rows, rows.shape[1], width)
+    tuned_rows_kernel[grid](*map(_descriptor, (rows, weight, out)), num_rows, rows.shape[1], width)
     return out.unflatten(0, x.shape[:-1])
 
 
@@ -179,7 +179,7 @@ def silu_gate_up_over_positions(x_BSD: Tensor, weight: Tensor) -> Tensor:
         return (min(cores * a["PER_CORE"], tiles),)
 
     shape = (num_sequences, seq_len, hidden_size, width)
-    _tuned_positions_kernel[grid](*map(_descriptor, (x_BSD.contiguous(), weight, out)), *shape)
+    tuned_positions_kernel[grid](*map(_descriptor, (x_BSD.contiguous(), weight, out)), *shape)
     return out
 
 
