@@ -10,6 +10,7 @@ which clears the cache between runs; errors are the largest, relative to the lar
 """
 
 import argparse
+import functools
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ def _time(function: Callable[[], object]) -> float:
         began = time.perf_counter()
         function()
         return (time.perf_counter() - began) * 1e6
-    from triton.testing import do_bench
+    from triton.testing import do_bench  # pyright: ignore[reportMissingImports]
 
     median: Any = do_bench(function, warmup=20, rep=80, return_mode="median")
     return 1e3 * median
@@ -115,15 +116,11 @@ class _Bench:
                 inputs = [t.detach().float().requires_grad_(with_gradient) for t in (up, down)]
                 own = x.detach().requires_grad_(with_gradient)
                 mixed = torch.compile(_mixed, dynamic=False)
-                run = lambda mixed=mixed, own=own, inputs=inputs, product=product: mixed(
-                    own, *inputs, product
-                )
-                step = run
+                run = functools.partial(mixed, own, *inputs, product)
+                step: Callable[[], object] = run
                 if with_gradient:
                     gradient = self.randn(*x.shape)
-                    step = lambda run=run, own=own, inputs=inputs, g=gradient: torch.autograd.grad(  # noqa: E731
-                        run(), [own, *inputs], g
-                    )
+                    step = lambda run=run, of=[own, *inputs], g=gradient: torch.autograd.grad(run(), of, g)  # noqa: E731
                 try:
                     began = time.perf_counter()
                     error = _error(run(), exact)
