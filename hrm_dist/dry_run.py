@@ -24,7 +24,7 @@ def dry_run(path: Path, config: TrainConfig, world_size: int) -> str:
     from hrm_dist.model.memory_estimate import memory_per_rank, num_parameters
 
     lines = [to_yaml(config).rstrip(), ""]
-    metadata = _metadata(path, config, lines)
+    metadata = metadata_of(path, config, lines)
     if metadata is None:
         lines.append("parameters and memory: known once the dataset is there")
         return "\n".join(lines)
@@ -58,7 +58,7 @@ def _speed(config: TrainConfig, world_size: int) -> list[str]:
     return [f"a training step is {compiled}, and {step_text(config, device_type, world_size)}{note}"]
 
 
-def _metadata(path: Path, config: TrainConfig, lines: list[str]) -> DatasetMetadata | None:
+def metadata_of(path: Path, config: TrainConfig, lines: list[str]) -> DatasetMetadata | None:
     """Return what is known of the data, and add what there is to say of it."""
     try:
         info = load_dataset_info(Path(config.data_path))

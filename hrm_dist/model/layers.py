@@ -157,6 +157,13 @@ class Attention(nn.Module):
         """Count the input, the projected q, k and v, q and k rotated, and the output."""
         return num_rows * self.hidden_size * (7 if rotates else 5)
 
+    def working_bytes(self, num_rows: int, item: int, *, rotates: bool, compiled: bool) -> int:
+        """Return the most bytes alive in a forward that keeps nothing, beside its input; `item`: of a number."""
+        projected = num_rows * self.hidden_size * 3 * item
+        if rotates and not compiled:  # q and k, turned, each times its table, and their sum: all in float32
+            return projected + num_rows * 2 * self.hidden_size * 4 * (5 if item < 4 else 4)
+        return 2 * projected  # q and k rotated, and the output
+
 
 def swiglu_size(in_size: int, expansion: float) -> int:
     """Return the width of a SwiGLU's hidden layer: two thirds of the expansion, rounded up to a multiple of 256."""
@@ -208,9 +215,17 @@ class SwiGLU(nn.Module):
     def flops(self, num_rows: int) -> int:
         return num_rows * 6 * self.size * self.inner_size
 
-    def saved_numbers(self, num_rows: int) -> int:
-        """Count the input, gate and up, the activated gate, and their product."""
-        return num_rows * (self.size + 4 * self.inner_size)
+    def saved_numbers(self, num_rows: int, *, compiled: bool) -> int:
+        """Count the input, gate and up, their product and, where it is not computed again, the activated gate."""
+        return num_rows * (self.size + (3 if compiled else 4) * self.inner_size)
+
+    def working_numbers(self, num_rows: int, *, compiled: bool) -> int:
+        """Count the most numbers alive in a forward that keeps nothing, beside its input."""
+        return num_rows * (3 if compiled else 4) * self.inner_size
+
+    def gradient_numbers(self, num_rows: int) -> int:
+        """Count what the backward pass holds before it lets go of as much: the gradients of gate and up."""
+        return num_rows * 2 * self.inner_size
 
 
 class PositionSwiGLU(SwiGLU):
@@ -268,15 +283,41 @@ class Block(nn.Module):
         )
         return mixing + self.mlp.flops(self.seq_len)
 
-    def saved_bytes(self) -> int:
-        """Return the bytes kept of one sequence for the backward pass, the norms' float32 inputs among them."""
-        arch, seq_len = self.arch, self.seq_len
+    def saved_bytes(self, *, compiled: bool) -> int:
+        """Return the bytes kept of one sequence for the backward pass, the norms' inputs among them.
+
+        Compiled, those are in the dtype of the activations, each row with its float32 scale.
+        """
+        arch, seq_len, item = self.arch, self.seq_len, self._item
         if arch.mlp_t:
-            mixing = self.mlp_t.saved_numbers(arch.hidden_size)
+            mixing = self.mlp_t.saved_numbers(arch.hidden_size, compiled=compiled)
         else:
-            mixing = self.self_attn.saved_numbers(seq_len, rotates=arch.pos_encodings == "rope")
-        numbers = mixing + self.mlp.saved_numbers(seq_len)
-        return DTYPES[arch.forward_dtype].itemsize * numbers + 2 * 4 * seq_len * arch.hidden_size
+            mixing = self.self_attn.saved_numbers(seq_len, rotates=self._rotates)
+        numbers = mixing + self.mlp.saved_numbers(seq_len, compiled=compiled)
+        norm = item * arch.hidden_size + 4 if compiled else 4 * arch.hidden_size
+        return item * numbers + 2 * seq_len * norm
+
+    def working_bytes(self, *, compiled: bool) -> int:
+        """Return the most bytes alive of one sequence in a forward that keeps nothing."""
+        arch, seq_len, item = self.arch, self.seq_len, self._item
+        if arch.mlp_t:
+            mixing = item * self.mlp_t.working_numbers(arch.hidden_size, compiled=compiled)
+        else:
+            mixing = self.self_attn.working_bytes(seq_len, item, rotates=self._rotates, compiled=compiled)
+        mlp = item * self.mlp.working_numbers(seq_len, compiled=compiled)
+        return item * seq_len * arch.hidden_size + max(mixing, mlp)
+
+    def gradient_bytes(self) -> int:
+        """Return the most bytes of one sequence that its backward pass adds to what is kept."""
+        return self._item * self.mlp.gradient_numbers(self.seq_len)
+
+    @property
+    def _item(self) -> int:
+        return DTYPES[self.arch.forward_dtype].itemsize
+
+    @property
+    def _rotates(self) -> bool:
+        return self.arch.pos_encodings == "rope"
 
 
 def checkpoint_activations(network: nn.Module) -> None:

@@ -22,6 +22,10 @@ _IS_SPLIT = {
     "fsdp2": (True, True, True),
 }
 
+# cuBLAS has a workspace for each thread that calls it: one for the forward, another for the backward pass. They are of
+# this size on Hopper, smaller elsewhere.
+_WORKSPACES = 2 * 32 * 2**20
+
 
 def num_parameters(arch: ArchConfig, metadata: DatasetMetadata) -> int:
     """Return the number of trained weights, without the puzzle table."""
@@ -38,7 +42,10 @@ def _num_weights(module: nn.Module) -> int:
 
 
 def memory_per_rank(config: TrainConfig, metadata: DatasetMetadata, world_size: int) -> dict[str, int]:
-    """Return the estimated bytes that training holds on each rank, by purpose."""
+    """Return the estimated bytes that training holds on each rank, by purpose.
+
+    Of a device that is left open they are those on a GPU.
+    """
     arch, network = config.arch, _network(config.arch, metadata)
     weights = 4 * _num_weights(network)
     share = -(-weights // world_size)
@@ -58,6 +65,10 @@ def memory_per_rank(config: TrainConfig, metadata: DatasetMetadata, world_size: 
         "layer": [block for level in levels for block in level.blocks()],
     }[config.gather_unit]
     gathered = 8 * max(map(_num_weights, units)) if _IS_SPLIT[config.engine][0] else 0
+    activations = _bytes_of_a_pass(config, metadata, at_a_time)
+    if config.engine == "ddp" and world_size * config.gradient_accumulation_steps == 1:
+        # Without DDP's buckets a backward pass makes the gradients, in the place of activations that it is done with.
+        of_gradients = max(0, of_gradients - activations)
     return {
         "weights": of_weights + (share if config.engine.startswith("zero") else 0),
         "gathered": gathered,
@@ -66,8 +77,14 @@ def memory_per_rank(config: TrainConfig, metadata: DatasetMetadata, world_size: 
         "moving average": of_optimizer if config.ema else 0,
         "puzzle table": 4 * -(-metadata.num_puzzle_identifiers // num_blocks) * arch.puzzle_emb_width,
         "carry": len(arch.description.states) * state + batch_size * metadata.seq_len * 8,
-        "activations": _bytes_of_a_pass(config, metadata, at_a_time),
+        "activations": activations,
+        "libraries": _WORKSPACES if _device_type(config) == "cuda" else 0,
     }
+
+
+def _device_type(config: TrainConfig) -> str:
+    """Return the type of device, a GPU if it is left open."""
+    return "cpu" if config.device == "cpu" else "cuda"
 
 
 def _blocks(arch: ArchConfig, metadata: DatasetMetadata) -> list[tuple[Block, int]]:
@@ -77,15 +94,29 @@ def _blocks(arch: ArchConfig, metadata: DatasetMetadata) -> list[tuple[Block, in
 
 
 def _bytes_of_a_pass(config: TrainConfig, metadata: DatasetMetadata, local_batch_size: int) -> int:
-    """Return the bytes held for the backward pass, and by it, which are gone after it."""
-    arch, activation_checkpointing = config.arch, config.activation_checkpointing
+    """Return the bytes held for the backward pass, with the most that is computed along the way."""
+    arch, activation_checkpointing, compiled = (
+        config.arch,
+        config.activation_checkpointing,
+        config.compiles_on(_device_type(config)),
+    )
     blocks = _blocks(arch, metadata)
+    block = blocks[0][0]
     num_runs = sum(runs for _, runs in blocks)
-    block_weights = _num_weights(blocks[0][0])
-    size = local_batch_size * activation_bytes(arch, metadata, activation_checkpointing)
-    if activation_checkpointing or arch.has_q_target:
-        # While all is kept, one block is computed again, or the Q-target's blocks one after the other.
-        size += local_batch_size * blocks[0][0].saved_bytes()
+    block_weights = _num_weights(block)
+    state = block.seq_len * arch.hidden_size * DTYPES[arch.forward_dtype].itemsize
+    num_states = len(arch.description.states)
+    # The heads keep the answer's state, which is carried; the others are carried alone.
+    kept = activation_bytes(arch, metadata, activation_checkpointing, compiled=compiled)
+    kept += max(0, num_states - 1) * state
+    along_the_way = block.gradient_bytes()
+    if activation_checkpointing:  # a block is computed again, from an input that is kept
+        along_the_way += block.saved_bytes(compiled=compiled) - state
+    if arch.has_q_target:
+        # A segment whose input, states and their sum are there beside those that this one began with.
+        following = (2 * num_states + 2) * state + block.working_bytes(compiled=compiled)
+        along_the_way = max(along_the_way, following)
+    size = local_batch_size * (kept + along_the_way)
     if arch.forward_dtype != "float32":  # a run casts the weights, and keeps that too
         num_cast = 1 if activation_checkpointing else num_runs
         size += num_cast * DTYPES[arch.forward_dtype].itemsize * block_weights
@@ -96,9 +127,13 @@ def _bytes_of_a_pass(config: TrainConfig, metadata: DatasetMetadata, local_batch
 
 
 def activation_bytes(
-    arch: ArchConfig, metadata: DatasetMetadata, activation_checkpointing: bool = False
+    arch: ArchConfig,
+    metadata: DatasetMetadata,
+    activation_checkpointing: bool = False,
+    *,
+    compiled: bool = False,
 ) -> int:
-    """Return the bytes that one sequence keeps for the backward pass, uncompiled, to about 1%.
+    """Return the bytes that one sequence keeps for the backward pass, to about 1%.
 
     Every run of a block with gradient keeps its own, or its input alone where it is computed again. The lm_head keeps
     its input, a copy behind a prefix; the Q-head the answer's state whole. What the loss keeps, it says itself.
@@ -106,7 +141,7 @@ def activation_bytes(
     seq_len, state = metadata.seq_len, DTYPES[arch.forward_dtype].itemsize * arch.hidden_size
     num_positions = arch.prefix_len + seq_len
     blocks = sum(
-        runs * (num_positions * state if activation_checkpointing else block.saved_bytes())
+        runs * (num_positions * state if activation_checkpointing else block.saved_bytes(compiled=compiled))
         for block, runs in _blocks(arch, metadata)
     )
     heads = state * (num_positions + (seq_len if arch.prefix_len else 0))

@@ -11,6 +11,7 @@ from hrm_dist.model import build_model
 from hrm_dist.model.act import ACTModel, Batch
 from hrm_dist.model.layers import QHead, checkpoint_activations
 from hrm_dist.model.losses import act_loss
+from hrm_dist.model.network import Network
 
 METADATA = DatasetMetadata(
     seq_len=20,
@@ -60,11 +61,22 @@ def segment_loss(model: ACTModel, batch: Batch) -> Tensor:
     return act_loss(carry, outputs, model.arch.loss_type)[0]
 
 
-def saved_bytes(arch: ArchConfig, batch_size: int, checkpointing: bool = False) -> int:
-    """Bytes of all storages, parameters apart, that the graph of one segment and its loss holds."""
+def saved_bytes(
+    arch: ArchConfig, batch_size: int, checkpointing: bool = False, *, compiled: bool = False
+) -> int:
+    """Bytes of all storages, parameters apart, that the graph of one segment and its loss holds.
+
+    compiled: as the levels keep them that Inductor compiles, whose partitioner decides that.
+    """
     model = build_model(arch, METADATA)
     if checkpointing:
         checkpoint_activations(model)
+    if compiled:
+        torch._dynamo.reset()
+        network = model.get_submodule("network")
+        assert isinstance(network, Network)
+        for level in network.levels().values():
+            level.compile(backend="aot_eager_decomp_partition", fullgraph=True, dynamic=False)
     own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     storages: dict[int, torch.UntypedStorage] = {}
 

@@ -46,6 +46,20 @@ def test_activation_bytes_are_what_torch_saves_for_a_sequence_to_one_percent(
     assert activation_bytes(arch, METADATA, checkpointing) == pytest.approx(measured, rel=0.01)
 
 
+@pytest.mark.filterwarnings("default")  # torch warns of itself in compiling
+@pytest.mark.parametrize(
+    ("name", "checkpointing"),
+    [("no prefix", False), ("no prefix", True), ("mlp_t", False), ("urm, bfloat16", False)],
+)
+def test_activation_bytes_are_what_compiled_levels_save_to_one_percent(
+    name: str, checkpointing: bool
+) -> None:
+    arch = COSTED[name]
+    few, many = (saved_bytes(arch, size, checkpointing, compiled=True) for size in (2, 4))
+    estimate = activation_bytes(arch, METADATA, checkpointing, compiled=True)
+    assert estimate == pytest.approx((many - few) / 2, rel=0.01)
+
+
 @recomputed_or_not
 @every_arch
 def test_the_estimate_of_a_rank_is_near_the_peak_of_a_segment(arch: ArchConfig, checkpointing: bool) -> None:
@@ -54,7 +68,11 @@ def test_the_estimate_of_a_rank_is_near_the_peak_of_a_segment(arch: ArchConfig, 
         checkpoint_activations(model)
     peak = peak_activation_bytes(model, random_batch(32, seed=0))
     config = TrainConfig(
-        data_path="unused", arch=arch, global_batch_size=32, activation_checkpointing=checkpointing
+        data_path="unused",
+        arch=arch,
+        global_batch_size=32,
+        activation_checkpointing=checkpointing,
+        device="cpu",
     )
     estimate = memory_per_rank(config, METADATA, world_size=1)["activations"]
     # Left out: what the backward pass of a block takes on top, which shows where little is kept.

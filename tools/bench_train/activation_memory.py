@@ -121,7 +121,7 @@ def measure(
             if recomputes:
                 checkpoint_activations(model)
             peaks[label].append(peak_activation_bytes(model, batch))
-            changed = {"arch": arch, "activation_checkpointing": recomputes}
+            changed = {"arch": arch, "activation_checkpointing": recomputes, "compile": False}
             estimate = memory_per_rank(config.model_copy(update=changed), metadata, world.world_size)
             estimates[label].append(estimate["activations"])
     if world.is_main:

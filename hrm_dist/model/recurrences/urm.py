@@ -50,9 +50,9 @@ class ConvSwiGLU(SwiGLU):
     def flops(self, num_rows: int) -> int:
         return super().flops(num_rows) + (num_rows + 1) * 4 * self.inner_size
 
-    def saved_numbers(self, num_rows: int) -> int:
+    def saved_numbers(self, num_rows: int, *, compiled: bool) -> int:
         """Count the mixed numbers and what becomes of them, beside what SwiGLU keeps."""
-        return super().saved_numbers(num_rows) + (2 * num_rows + 1) * self.inner_size
+        return super().saved_numbers(num_rows, compiled=compiled) + (2 * num_rows + 1) * self.inner_size
 
 
 class URMRecurrence(Recurrence):
