@@ -1,0 +1,1 @@
+"""Find the batch sizes that fit a GPU; read __main__.py first."""
