@@ -65,7 +65,7 @@ class AdamATan2(torch.optim.Optimizer):
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         # The largest elements, whose squares go into the second moment.
         norms = torch._foreach_norm([p.grad for p in params if p.numel()], math.inf)
-        finite = torch.stack([self.finite, *(norm < _LARGEST for norm in norms)]).all()
+        finite = self.finite & (torch.stack(norms) < _LARGEST).all() if norms else self.finite
         self.update_applied = collectives.all_reduce_and(finite)
         self.num_updates += self.update_applied
         for group in self.param_groups:

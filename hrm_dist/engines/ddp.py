@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hrm_dist.config import TrainConfig
+from hrm_dist.cuda_graph import why_plain
 from hrm_dist.distributed import collectives
 from hrm_dist.engines.base import InitModuleFn, LocalEngine, named_parameters
 from hrm_dist.tensor_shards import TensorShard, partition_by_size
@@ -30,6 +31,7 @@ class DDPEngine(LocalEngine):
     def __init__(
         self, network: nn.Module, config: TrainConfig, device: torch.device, init_module: InitModuleFn
     ) -> None:
+        """Where steps are recorded, gradients are summed by one collective after the backward, without DDP."""
         network.to_empty(device=device)
         for name, module in network.named_modules():
             init_module(name, module, Tensor.copy_)
@@ -39,7 +41,9 @@ class DDPEngine(LocalEngine):
         sizes = {name: param.numel() for name, param in params.items()}
         self._writer_of = partition_by_size(sizes, collectives.world_size())
         self._ddp = None
-        if dist.is_initialized():
+        is_recorded = why_plain(config, device.type, collectives.world_size()) is None
+        self._sums_at_once = dist.is_initialized() and is_recorded
+        if dist.is_initialized() and not is_recorded:
             # The initial weights are a function of the seed and the same everywhere.
             self._ddp = DistributedDataParallel(network, init_sync=False, gradient_as_bucket_view=True)
             self._ddp.register_comm_hook(None, _sum_gradients)
@@ -57,6 +61,12 @@ class DDPEngine(LocalEngine):
             self._ddp.require_backward_grad_sync = is_last  # as DDP's no_sync() does
 
     def _update(self) -> None:
+        if self._sums_at_once:
+            grads = [param.grad for param in self.network.parameters() if param.grad is not None]
+            sums = torch.cat([grad.view(-1) for grad in grads])
+            dist.all_reduce(sums)
+            parts = sums.split([grad.numel() for grad in grads])
+            torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])
         self._optimizer.step()
         self._clear_gradients()
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import ArchConfig
-from hrm_dist.model.layers import DTYPES, CastedEmbedding, CastedLinear, Level, QHead, rope_tables
+from hrm_dist.model.layers import DTYPES, CastedEmbedding, CastedLinear, Level, QHead, Rope, rope_tables
 from hrm_dist.model.recurrences.base import Recurrence, States
 from hrm_dist.model.recurrences.hrm import HRMRecurrence
 from hrm_dist.model.recurrences.looped_transformer import LoopedTransformerRecurrence
@@ -61,6 +61,7 @@ class Network(nn.Module):
         self.recurrence = RECURRENCES[arch.name](arch, self.seq_len)
         self.lm_head = CastedLinear(arch.hidden_size, metadata.vocab_size)
         self.q_head = QHead(arch.hidden_size)
+        self._rope: Rope | None = None  # made by the first forward, on its device
 
     def levels(self) -> dict[str, Level]:
         """Return the levels of the recurrence by name."""
@@ -71,6 +72,8 @@ class Network(nn.Module):
 
         with_ends: the embedding too, which needs its weights whole outside of the modules that hold them.
         """
+        # Levels share their class's limit: with and without gradient, by what is injected, for each size of a batch.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for level in self.levels().values():
             level.compile(fullgraph=True, dynamic=False)
         if with_ends:
@@ -97,11 +100,10 @@ class Network(nn.Module):
         puzzle_rows: [B, puzzle_emb_ndim], or None without puzzle embeddings.
         """
         arch = self.arch
-        rope = None
-        if arch.pos_encodings == "rope" and not arch.mlp_t:
+        if self._rope is None and arch.pos_encodings == "rope" and not arch.mlp_t:
             head_size = arch.hidden_size // arch.num_heads
-            rope = rope_tables(self.seq_len, head_size, arch.rope_theta, inputs.device)
-        new_states: States = self.recurrence(states or (), self._embed(inputs, puzzle_rows), rope)
+            self._rope = rope_tables(self.seq_len, head_size, arch.rope_theta, inputs.device)
+        new_states: States = self.recurrence(states or (), self._embed(inputs, puzzle_rows), self._rope)
         answer = new_states[0]
         logits = self.lm_head(answer[:, arch.prefix_len :]) if want_logits else None
         # The Q-head reads the first position: the puzzle embedding's where there is one.
