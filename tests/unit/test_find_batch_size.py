@@ -119,7 +119,7 @@ def test_sizes_up_to_the_given_one_are_measured(
 def test_the_check_compares_each_case_compiled_and_eager(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(one_size, "look_at_device", lambda job: Device("cpu", 10**10, 1))
+    monkeypatch.setattr(one_size, "look_at_device", lambda job: Device("some GPU", 10**10, 1))
     monkeypatch.setattr(one_size, "measure", lambda job, size: row_of(job.estimate(size)))
     result = check.measure(["device=cpu"], check.CASES)
     cases = result["cases"]
@@ -149,6 +149,7 @@ def test_the_estimate_is_within_a_tenth_of_the_peak_on_a_gpu(compiles: str) -> N
         ("configs/arc1.yaml --seq-len 9", "--vocab-size is missing"),
         ("configs/arc1.yaml device=cpu --seq-len 9 --vocab-size 5", "--max-batch-size 64"),
         ("configs/arc1.yaml --check", "leave one of them out"),
+        ("--check device=cpu", "there is no GPU here"),
     ],
 )
 def test_what_cannot_be_measured_is_one_message_and_exit_code_2(

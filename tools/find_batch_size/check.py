@@ -16,8 +16,8 @@ _CONFIGS = Path(__file__).parents[2] / "configs"
 # Of the free memory, for processes side by side.
 _USABLE = 0.8
 _AT_A_TIME = 6
-_HEADS = ("configuration", "batch size", "", "measured", "estimated", "ratio", "ms per step")
-_WIDTHS = (22, 14, 10, 12, 12, 8, 14)
+_HEADS = ("configuration", "batch size", "", "measured", "estimated", "ratio")
+_WIDTHS = (22, 14, 10, 12, 12, 8)
 
 
 class Case(NamedTuple):
@@ -65,10 +65,12 @@ def measure(overrides: Sequence[str], cases: Sequence[Case]) -> dict[str, object
     """Measure each case compiled and eager, a process each and as many side by side as fit; print and return it all."""
     jobs = {(case, kind): _job(case, kind, overrides) for kind in ("compiled", "eager") for case in cases}
     device = one_size.look_at_device(next(iter(jobs.values())))
+    if device.name == "cpu":
+        raise InputError(
+            "--check: there is no GPU here, or device=cpu; the memory of a process on a CPU is more than its tensors'."
+        )
     memory = _Memory(_USABLE * device.free_bytes)
-    print(
-        f"{device.name}, {size_text(device.free_bytes)} free; training side by side, so that times say little"
-    )
+    print(f"{device.name}, {size_text(device.free_bytes)} free")
     _print_row(*_HEADS)
 
     def run(case: Case, job: Job) -> Row | None:
@@ -90,6 +92,7 @@ def _job(case: Case, kind: str, overrides: Sequence[str]) -> Job:
         str(_CONFIGS / f"{case.config}.yaml"),
         (*case.overrides, *overrides, *own),
         one_size.shape(case.seq_len, case.vocab_size),
+        num_turns=1,
     )
 
 
@@ -105,15 +108,13 @@ def _compared(case: Case, kind: str, job: Job, future: "Future[Row | None]") -> 
     try:
         row = future.result()
     except InputError as error:
-        _print_row(*cells, "failed", size_text(estimate), "", "")
+        _print_row(*cells, "failed", size_text(estimate), "")
         return {**result, "error": str(error)}
     if row is None:
-        _print_row(*cells, "too much", size_text(estimate), "", "")
+        _print_row(*cells, "too much", size_text(estimate), "")
         return result
     ratio = row.peak_bytes / estimate
-    _print_row(
-        *cells, size_text(row.peak_bytes), size_text(estimate), f"{ratio:.3f}", f"{1000 * row.seconds:.1f}"
-    )
+    _print_row(*cells, size_text(row.peak_bytes), size_text(estimate), f"{ratio:.3f}")
     return {**result, "measured_bytes": row.peak_bytes, "measured_by_estimated": round(ratio, 4)}
 
 

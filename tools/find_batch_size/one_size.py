@@ -9,17 +9,19 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from data_pipeline.base.errors import EXIT_BAD_INPUT, InputError, exit_code
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import TrainConfig, load_config
 
-# Steps that are not timed (compiling, and on a GPU those before a step is recorded), and steps timed at a time: on a
-# GPU the host runs ahead, as in training.
+if TYPE_CHECKING:
+    from hrm_dist.trainer import Trainer
+
+# Steps that are not timed: compiling, and on a GPU those before a step is recorded.
 _WARM_UP = {"cpu": 1, "cuda": 6}
-_AT_A_TIME = {"cpu": 1, "cuda": 5}
-_TIMES = 3
+# Timed together: on a GPU the host runs ahead, as in training.
+_STEPS_PER_TURN = {"cpu": 1, "cuda": 5}
 _KILLED = (-9, 137)
 _OUT_OF_MEMORY = ("out of memory", "alloc_failed")
 
@@ -67,6 +69,8 @@ class Job(NamedTuple):
     config: str
     overrides: tuple[str, ...]
     metadata: DatasetMetadata
+    num_turns: int = 3
+    """How often some steps are timed; the median counts."""
 
     def load(self, batch_size: int) -> TrainConfig:
         """Return the configuration with a batch size, of one process and without micro-batches."""
@@ -98,7 +102,8 @@ class Job(NamedTuple):
         """Return the job and the batch size of a command line."""
         fields = json.loads(text)
         metadata = DatasetMetadata.model_validate(fields["metadata"])
-        return cls(fields["config"], tuple(fields["overrides"]), metadata), fields["batch_size"]
+        job = cls(fields["config"], tuple(fields["overrides"]), metadata, fields["num_turns"])
+        return job, fields["batch_size"]
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, Any] | None:
@@ -170,12 +175,24 @@ def _train(job: Job, batch_size: int) -> Row:
             return (time.perf_counter() - began) / num
 
         seconds(_WARM_UP[device.type])
-        times = [seconds(_AT_A_TIME[device.type]) for _ in range(_TIMES)]
+        times = [seconds(_STEPS_PER_TURN[device.type]) for _ in range(job.num_turns)]
         if device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(device)
         else:
             peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        if config.eval_interval is not None:
+            _evaluate(trainer)
         return Row(batch_size, peak, statistics.median(times))
+
+
+def _evaluate(trainer: "Trainer") -> None:
+    """Run a segment as evaluation does, which needs memory beside that of a recorded training step."""
+    import torch
+
+    model = trainer.model.eval()
+    batch = {name: tensor.to(trainer.world.device) for name, tensor in trainer.reader.batch(0).items()}
+    with torch.no_grad():
+        model(model.initial_carry(batch), batch)
 
 
 def answer(job: Job, batch_size: int) -> dict[str, Any] | None:
