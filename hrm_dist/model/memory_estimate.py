@@ -113,8 +113,8 @@ def _bytes_of_a_pass(config: TrainConfig, metadata: DatasetMetadata, local_batch
     if activation_checkpointing:  # a block is computed again, from an input that is kept
         along_the_way += block.saved_bytes(compiled=compiled) - state
     if arch.has_q_target:
-        # A segment whose input, states and their sum are there beside those that this one began with.
-        following = (2 * num_states + 2) * state + block.working_bytes(compiled=compiled)
+        # A segment whose input and states are there beside those that this one began with.
+        following = (2 * num_states + 1) * state + block.working_bytes(compiled=compiled)
         along_the_way = max(along_the_way, following)
     size = local_batch_size * (kept + along_the_way)
     if arch.forward_dtype != "float32":  # a run casts the weights, and keeps that too

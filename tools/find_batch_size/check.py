@@ -70,7 +70,7 @@ def measure(overrides: Sequence[str], cases: Sequence[Case]) -> dict[str, object
             "--check: there is no GPU here, or device=cpu; the memory of a process on a CPU is more than its tensors'."
         )
     memory = _Memory(_USABLE * device.free_bytes)
-    print(f"{device.name}, {size_text(device.free_bytes)} free")
+    print(f"{device.name}, {size_text(device.free_bytes)} free", flush=True)
     _print_row(*_HEADS)
 
     def run(case: Case, job: Job) -> Row | None:

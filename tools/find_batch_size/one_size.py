@@ -18,8 +18,6 @@ from hrm_dist.config import TrainConfig, load_config
 if TYPE_CHECKING:
     from hrm_dist.trainer import Trainer
 
-# Steps that are not timed: compiling, and on a GPU those before a step is recorded.
-_WARM_UP = {"cpu": 1, "cuda": 6}
 # Timed together: on a GPU the host runs ahead, as in training.
 _STEPS_PER_TURN = {"cpu": 1, "cuda": 5}
 _KILLED = (-9, 137)
@@ -155,7 +153,7 @@ def _train(job: Job, batch_size: int) -> Row:
 
     from hrm_dist.distributed.process_group import process_group
     from hrm_dist.trainer import Trainer
-    from tools.bench_train.speed import RandomReader
+    from tools.bench_train.speed import WARM_UP_STEPS, RandomReader
 
     config = job.load(batch_size)
     if config.num_threads is not None:
@@ -174,7 +172,7 @@ def _train(job: Job, batch_size: int) -> Row:
                 torch.cuda.synchronize(device)
             return (time.perf_counter() - began) / num
 
-        seconds(_WARM_UP[device.type])
+        seconds(WARM_UP_STEPS[device.type])
         times = [seconds(_STEPS_PER_TURN[device.type]) for _ in range(job.num_turns)]
         if device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(device)
@@ -190,7 +188,7 @@ def _evaluate(trainer: "Trainer") -> None:
     import torch
 
     model = trainer.model.eval()
-    batch = {name: tensor.to(trainer.world.device) for name, tensor in trainer.reader.batch(0).items()}
+    batch = trainer.state.carry.current_data
     with torch.no_grad():
         model(model.initial_carry(batch), batch)
 

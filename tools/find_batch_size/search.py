@@ -31,7 +31,7 @@ def measure(job: Job, most: int | None) -> dict[str, object]:
             "not tried; give the largest size to try, such as --max-batch-size 64."
         )
     kind = "compiled" if config.compiles_on("cpu" if on_cpu else "cuda") else "eager"
-    print(f"{config.arch.name} ({kind}) on {device.name}, {size_text(device.free_bytes)} free")
+    print(f"{config.arch.name} ({kind}) on {device.name}, {size_text(device.free_bytes)} free", flush=True)
     _print_row(*_HEADS)
     rows: list[Row] = []
 
