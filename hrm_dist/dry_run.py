@@ -13,7 +13,7 @@ from hrm_dist.config import TrainConfig, to_yaml, total_steps
 from hrm_dist.config.data_command import data_command
 
 _GPU_SIZES_GB = (16, 24, 40, 80, 141)
-# Measured peaks are up to 1.11 times the estimate (docs/benchmarks/gpu_2026-11-26.md), and the driver takes some, too.
+# The rest is for what the estimate may miss, what the allocator holds in reserve, evaluation, and the driver.
 _USABLE = 0.85
 _NODE = 8
 

@@ -54,6 +54,10 @@ class ConvSwiGLU(SwiGLU):
         """Count the mixed numbers and what becomes of them, beside what SwiGLU keeps."""
         return super().saved_numbers(num_rows, compiled=compiled) + (2 * num_rows + 1) * self.inner_size
 
+    def gradient_numbers(self, num_rows: int) -> int:
+        """Count the gradients of the mixed numbers and of what becomes of them, too."""
+        return super().gradient_numbers(num_rows) + 2 * num_rows * self.inner_size
+
 
 class URMRecurrence(Recurrence):
     """Refine current_hidden; published with gradient in the last cycle."""
