@@ -13,8 +13,8 @@ from tools.find_batch_size import one_size
 from tools.find_batch_size.one_size import Job, Row
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
-# Of the free memory, for processes side by side.
-_USABLE = 0.8
+# Of the free memory, for processes side by side, each with half a GB of the driver and a reserve of the allocator.
+_USABLE = 0.7
 _AT_A_TIME = 6
 _HEADS = ("configuration", "batch size", "", "measured", "estimated", "ratio")
 _WIDTHS = (22, 14, 10, 12, 12, 8)
