@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from data_pipeline.base import signals
 from data_pipeline.base.command_line import command_parser
@@ -41,11 +40,13 @@ from hrm_dist.checkpoint.reader import identity, read_state
 from hrm_dist.distributed import collectives
 from hrm_dist.distributed.preemption import PreemptionHandler
 from hrm_dist.distributed.process_group import World, process_group
-from hrm_dist.evaluation.evaluate import Answers, answer, hits, score_fn
+from hrm_dist.evaluation.evaluate import Answers, answer, hits, num_slots, score_fn
 from hrm_dist.evaluation.load_model import load_model, refuse_other_dataset
 from hrm_dist.evaluation.output_dir import Evaluation, agree, claim, rows_per_file
 from hrm_dist.evaluation.predictions import Predictions, read_prediction_file, write_predictions
+from hrm_dist.evaluation.segment import EvaluationSegment
 from hrm_dist.model.act import ACTModel
+from hrm_dist.model.network import Network
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -64,6 +65,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="the EMA where the run kept one (default), or the raw weights")  # fmt: skip
     add("--part", type=parse_part, default=Part(), metavar="I/N", help="predict one of N parts, I from 0")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--compile", action=argparse.BooleanOptionalAction, help="compile the model (default: for a GPU)")
     options = parser.parse_args(arguments)
     for name, least in (("num_aug", 0), ("max_groups", 1), ("batch_size", 1)):
         value = getattr(options, name)
@@ -100,22 +102,20 @@ class _Predictor(NamedTuple):
     """Predict rows of the test split into files."""
 
     reader: TestReader
-    model: ACTModel
-    device: torch.device
-    batch_size: int
+    segment: EvaluationSegment
     checkpoint_id: str
     counts: Counter[str]
     """Of predictions made here, and of those among them that are lost."""
 
     def num_batches(self, files: Iterable[range]) -> int:
-        return sum(-(-len(rows) // self.batch_size) for rows in files)
+        return sum(-(-len(rows) // self.segment.num_slots) for rows in files)
 
     def predict(self, files: Mapping[Path, range]) -> Generator[int]:
         """Write the files; yield the number of examples after every batch."""
         for path, rows in files.items():
-            batches = self.reader.batches(self.batch_size, rows.start, rows.stop)
+            batches = self.reader.batches(self.segment.num_slots, rows.start, rows.stop)
             blocks: list[Predictions] = []
-            for answers in answer(self.model, batches, self.device, self.checkpoint_id):
+            for answers in answer(self.segment, batches, self.checkpoint_id):
                 blocks.append(answers.predictions)
                 self.counts["made"] += len(answers.labels)
                 self.counts["lost"] += int(np.isnan(answers.predictions.q_halt_logits).sum())
@@ -149,14 +149,8 @@ def main() -> int:
             evaluation = collectives.run_on_rank0(lambda: claim(out, asked, part))
             # Listed once for all ranks: one that looked later would already see files of the others.
             todo = collectives.run_on_rank0(lambda: _missing(evaluation.files(out), part))
-            predictor = _Predictor(
-                reader,
-                model,
-                world.device,
-                options.batch_size,
-                asked.checkpoint_id,
-                counts := Counter(),
-            )
+            segment = _segment(model, todo, options, world)
+            predictor = _Predictor(reader, segment, asked.checkpoint_id, counts := Counter())
             is_stopped = not _predict_together(predictor, todo, world, stop)
             stop.finish_vote()
             _warn_of_lost(collectives.gather_objects(counts))
@@ -173,6 +167,21 @@ def main() -> int:
             if part.count == 1 and score_fn(reader.info.kind) is None:
                 print(_accuracy(files, reader))
     return 0
+
+
+def _segment(
+    model: ACTModel, todo: Mapping[Path, range], options: argparse.Namespace, world: World
+) -> EvaluationSegment:
+    """Return what predicts; on a GPU compiled, unless that is not wanted, and recorded after its first calls."""
+    device = world.device
+    on_gpu = device.type == "cuda"
+    if on_gpu if options.compile is None else options.compile:
+        assert isinstance(model.network, Network)
+        model.compile_parts()
+        model.network.compile_parts(with_ends=True)
+        _say("compiling: the first batch takes a minute or so")
+    longest = max(map(len, todo.values()), default=1)
+    return EvaluationSegment(model, num_slots(longest, options.batch_size, device), device, records=on_gpu)
 
 
 def _missing(files: Mapping[Path, range], part: Part) -> dict[Path, range]:
@@ -203,11 +212,14 @@ def _predict_together(
 def _warn_of_lost(counts: Iterable[Counter[str]]) -> None:
     total = sum(counts, Counter[str]())
     if total["lost"]:
-        collectives.log_once(
-            lambda text: print(text, file=sys.stderr),
+        _say(
             f"warning: {total['lost']:,} of {total['made']:,} predictions are lost (q_halt_logits is NaN): the model's "
-            "numbers overflow; a vote leaves these out",
+            "numbers overflow; a vote leaves these out"
         )
+
+
+def _say(text: str) -> None:
+    collectives.log_once(lambda text: print(text, file=sys.stderr), text)
 
 
 def _summary(out: Path, files: Mapping[Path, range], part: Part, num_new: int) -> str:

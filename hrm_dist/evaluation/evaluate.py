@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from data_pipeline.kinds import kind_named
 from data_pipeline.reader import TestBatch, TestReader
@@ -17,7 +16,8 @@ from data_pipeline.schema import IGNORE_LABEL_ID, verify_document
 from hrm_dist.distributed import collectives
 from hrm_dist.evaluation import voting
 from hrm_dist.evaluation.predictions import Predictions
-from hrm_dist.model.act import ACTModel, Batch
+from hrm_dist.evaluation.segment import EvaluationSegment, Results
+from hrm_dist.model.act import ACTModel
 
 
 class Answers(NamedTuple):
@@ -27,38 +27,71 @@ class Answers(NamedTuple):
     labels: NDArray[np.int32]  # [N, T], -100 where ignored: everywhere, if the truth is hidden
 
 
-# Not inference_mode: FSDP2 trains with the buffers of a process's first forward, which may be one of these.
-@torch.no_grad()
-def predict(model: ACTModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Run halt_max_steps segments; return predicted tokens [B, T] uint8 and q_halt_logits [B] float32."""
-    carry = model.initial_carry(batch)
-    outputs: dict[str, Tensor] = {}
-    for _ in range(model.arch.halt_max_steps):
-        carry, outputs = model(carry, batch)
-    return outputs["logits"].argmax(-1).to(torch.uint8), outputs["q_halt_logits"]
+class _Predicted(NamedTuple):
+    """A batch, and what the device makes of it."""
+
+    batch: TestBatch
+    results: Results
+
+    def answers(self, checkpoint_id: str | None) -> Answers:
+        self.results.wait()
+        batch, size = self.batch, len(self.batch["inputs"])
+        predictions = Predictions(
+            puzzle_identifiers=batch["puzzle_identifiers"].numpy(),
+            inputs=batch["inputs"].numpy(),
+            preds=self.results.preds[:size].numpy().copy(),  # which is in memory that others wait for
+            q_halt_logits=self.results.q_halt_logits[:size].numpy().copy(),
+            example_index=batch["example_index"].numpy(),
+            checkpoint_id=checkpoint_id,
+        )
+        return Answers(predictions, batch["labels"].numpy())
+
+
+def predict(segment: EvaluationSegment, batch: TestBatch) -> Results:
+    """Run halt_max_steps segments on a batch; in one smaller than there are slots, examples come several times."""
+    inputs, identifiers = batch["inputs"], batch["puzzle_identifiers"]
+    if len(inputs) < segment.num_slots:
+        row = torch.arange(segment.num_slots) % len(inputs)
+        inputs, identifiers = inputs[row], identifiers[row]
+    everywhere = torch.ones(segment.num_slots, dtype=torch.bool)
+    segment.refill({"inputs": inputs, "puzzle_identifiers": identifiers}, everywhere)
+    for _ in range(segment.model.arch.halt_max_steps):
+        segment()
+    return segment.results()
 
 
 def answer(
-    model: ACTModel, batches: Iterable[TestBatch], device: torch.device, checkpoint_id: str | None = None
+    segment: EvaluationSegment, batches: Iterable[TestBatch], checkpoint_id: str | None = None
 ) -> Iterator[Answers]:
-    """Yield the model's answers to batches of the test split; it is in evaluation mode meanwhile."""
+    """Yield the model's answers to batches of the test split; it is in evaluation mode meanwhile.
+
+    The device has the next batch before an answer is waited for.
+    """
+    model = segment.model
     was_training = model.training
     model.eval()
     try:
+        previous: _Predicted | None = None
         for batch in batches:
-            fields = {key: batch[key].to(device) for key in ("inputs", "puzzle_identifiers")}
-            preds, q_halt_logits = predict(model, {key: tensor.int() for key, tensor in fields.items()})
-            predictions = Predictions(
-                puzzle_identifiers=batch["puzzle_identifiers"].numpy(),
-                inputs=batch["inputs"].numpy(),
-                preds=preds.cpu().numpy(),
-                q_halt_logits=q_halt_logits.cpu().numpy(),
-                example_index=batch["example_index"].numpy(),
-                checkpoint_id=checkpoint_id,
-            )
-            yield Answers(predictions, batch["labels"].numpy())
+            present = _Predicted(batch, predict(segment, batch))
+            if previous is not None:
+                yield previous.answers(checkpoint_id)
+            previous = present
+        if previous is not None:
+            yield previous.answers(checkpoint_id)
     finally:
         model.train(was_training)
+
+
+def num_slots(num_examples: int, batch_size: int, device: torch.device) -> int:
+    """Return how many examples to predict at a time, at most batch_size.
+
+    On a GPU as many as in training, for which compiled code is there; elsewhere so that the last batch lacks few.
+    """
+    if device.type == "cuda":
+        return min(batch_size, num_examples)
+    num_batches = -(-num_examples // batch_size)
+    return -(-num_examples // num_batches)
 
 
 def hits(answers: Answers) -> NDArray[np.float64]:
@@ -79,25 +112,29 @@ def evaluate(
     batch_size: int,
     device: torch.device,
     should_stop: Callable[[], bool] = lambda: False,
+    *,
+    records: bool = False,
 ) -> dict[str, float] | None:
     """Return the scores on what the reader covers, the same on every rank; the ranks share the work.
 
     `exact_accuracy` and `cell_accuracy` are per augmented example; `score_fn` adds those of a kind of puzzle. Empty
     if there are no examples, or no truth is known. None if `should_stop` says so, which is asked before every batch,
-    equally often on every rank; its answer must be the same on all.
+    equally often on every rank; its answer must be the same on all. records: see `EvaluationSegment`.
     """
     if not len(reader):
         return {}
     size, rank = collectives.world_size(), collectives.rank()
     start, stop = (len(reader) * r // size for r in (rank, rank + 1))
-    local_batch_size = max(1, batch_size // size)
     largest_share = -(-len(reader) // size)
-    num_batches, most = (-(-examples // local_batch_size) for examples in (stop - start, largest_share))
+    # The same on all ranks, which look up equally many rows of a table that is split among them.
+    slots = num_slots(largest_share, max(1, batch_size // size), device)
+    num_batches, most = (-(-examples // slots) for examples in (stop - start, largest_share))
     # All ranks must run the same number of batches: they agree on stopping before each, and an engine that splits the
     # weights gathers them in every forward.
-    padding = reader.batches(local_batch_size, 0, 1) if num_batches < most else ()
-    batches = itertools.chain(reader.batches(local_batch_size, start, stop), padding)
-    answers = list(answer(model, itertools.takewhile(lambda _: not should_stop(), batches), device))
+    padding = reader.batches(slots, 0, 1) if num_batches < most else ()
+    batches = itertools.chain(reader.batches(slots, start, stop), padding)
+    segment = EvaluationSegment(model, slots, device, records=records)
+    answers = list(answer(segment, itertools.takewhile(lambda _: not should_stop(), batches)))
     if len(answers) < most:
         return None
     gathered = collectives.gather_to_rank0(answers[:num_batches])

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import NamedTuple, Self
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from data_pipeline.schema import DatasetMetadata
@@ -98,7 +97,7 @@ class PuzzleEmbedding(nn.Module):
     def forward(self, identifiers: Tensor) -> Tensor:
         """Return the rows of the identifiers, [B, D] float32; in training, keep their gradient for `SignSGD`.
 
-        Of a sharded table all ranks look up at the same time, in training equally many rows.
+        Of a sharded table all ranks look up equally many rows at the same time.
         """
         rows = self._ask_all_ranks(identifiers) if self.is_sharded else self._local_rows(identifiers)
         if self.training:
@@ -122,13 +121,11 @@ class PuzzleEmbedding(nn.Module):
         Every rank sends and receives W * B * D numbers, all of the global batch, however many ranks there are.
         """
         size = len(identifiers)
-        # In evaluation ranks may have unequally many, the last ones.
-        padded_size = size if self.training else collectives.max_over_ranks(size)
-        asked = collectives.all_gather_rows(F.pad(identifiers, (0, padded_size - size)))  # [W * padded_size]
+        asked = collectives.all_gather_rows(identifiers)  # [W * B]
         answers = collectives.exchange_blocks(self._local_rows(asked))
         owner = identifiers // -(-self.num_identifiers // self.placement.num_blocks)
         slot = torch.arange(size, device=identifiers.device)
-        return answers.unflatten(0, (-1, padded_size))[owner, slot]
+        return answers.unflatten(0, (-1, size))[owner, slot]
 
     def _keep_gradient(self, identifiers: Tensor, rows: Tensor) -> None:
         """Collect the gradient once it is there: a forward without backward leaves nothing."""

@@ -10,11 +10,8 @@ import signal
 import sys
 from typing import Any
 
-import torch
-
 from hrm_dist import train
 from hrm_dist.evaluation import evaluate as evaluation
-from hrm_dist.model.act import ACTModel, Batch
 from hrm_dist.trainer import Trainer
 
 
@@ -29,14 +26,14 @@ def main() -> int:
         count = 0 if self.state.step == step else -1
         return evaluate(self, *arguments)
 
-    def signalled_predict(model: ACTModel, fields: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def signalled_predict(*arguments: Any) -> Any:
         nonlocal count
         if count >= 0:
             count += 1
             print(f"batch {count} of the evaluation after step {step}", flush=True)
             if is_signalled and count == batch:
                 os.kill(os.getpid(), signal.SIGUSR2)
-        return predict(model, fields)
+        return predict(*arguments)
 
     Trainer._evaluate, evaluation.predict = counted_evaluate, signalled_predict
     return train.main(sys.argv[4:])

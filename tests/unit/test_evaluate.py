@@ -28,6 +28,7 @@ from hrm_dist.evaluation.predictions import (
     read_prediction_file,
     read_predictions,
 )
+from hrm_dist.evaluation.segment import EvaluationSegment
 from hrm_dist.model.act import ACTModel, build_model
 from hrm_dist.tensor_shards import replicated
 from hrm_dist.train import main as train
@@ -74,7 +75,8 @@ def test_an_evaluation_whose_numbers_overflow_says_so(
 def test_predictions_are_the_model_s_after_halt_max_steps_segments(model: ACTModel, dataset: Path) -> None:
     [batch] = TestReader(dataset, num_aug=0).batches(100)
     fields = {name: batch[name].int() for name in ("inputs", "puzzle_identifiers")}
-    [answers] = evaluation.answer(model, [batch], torch.device("cpu"))
+    segment = EvaluationSegment(model, len(batch["inputs"]), torch.device("cpu"))
+    [answers] = evaluation.answer(segment, [batch])
     model.eval()
     carry = model.initial_carry(fields)
     with torch.no_grad():
@@ -88,7 +90,8 @@ def test_predictions_are_the_model_s_after_halt_max_steps_segments(model: ACTMod
 @pytest.mark.parametrize("training", [True, False])
 def test_an_evaluation_leaves_the_model_in_its_mode(model: ACTModel, dataset: Path, training: bool) -> None:
     model.train(training)
-    list(evaluation.answer(model, TestReader(dataset, 1, 0).batches(4), torch.device("cpu")))
+    segment = EvaluationSegment(model, 4, torch.device("cpu"))
+    list(evaluation.answer(segment, TestReader(dataset, 1, 0).batches(4)))
     assert model.training == training
 
 
