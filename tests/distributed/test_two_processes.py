@@ -10,6 +10,7 @@ from data_pipeline.reader import TestReader, TrainReader
 from tests.training import (
     Started,
     command_line,
+    digests,
     losses,
     num_rows,
     rows,
@@ -76,6 +77,14 @@ def test_two_processes_train_hrm_as_one(references: dict[str, Path], of_two: Pat
     assert len(rows(of_two)) == STEPS
     assert any("eval/exact_accuracy" in row for row in rows(of_two))
     assert_equal_to_1e_5(of_two, references["hrm"])
+
+
+def test_gradients_summed_at_once_are_those_that_ddp_sums(of_two: Path, config: Path, tmp_path: Path) -> None:
+    arguments = [config, f"checkpoint_path={tmp_path / 'run'}", *overrides("hrm")]
+    for rank in start_module_ranks(2, tmp_path / "run", "tests.distributed.sum_at_once", arguments):
+        finished = rank.finish()
+        assert finished.exit_code == 0, finished.output
+    assert digests(tmp_path / "run") == digests(of_two)
 
 
 def test_two_processes_train_trm_as_one(references: dict[str, Path], config: Path, tmp_path: Path) -> None:
