@@ -32,6 +32,9 @@ class Rope(NamedTuple):
 class CastedLinear(nn.Module):
     """A linear map with float32 weights that computes in its input's dtype; LeCun-normal start."""
 
+    cast_weight: Tensor | None = None
+    """The weight in the dtype of activations, while the updates without gradient share it."""
+
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
@@ -39,8 +42,14 @@ class CastedLinear(nn.Module):
     def init_weights(self, init: InitFn) -> None:
         init("weight", truncated_normal(self.weight.shape[1] ** -0.5))
 
+    def weight_for(self, x: Tensor) -> Tensor:
+        """Return the weight in its input's dtype; cast anew for each use with gradient, to sum those in float32."""
+        if self.cast_weight is None or torch.is_grad_enabled():
+            return self.weight.to(x.dtype)
+        return self.cast_weight
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return F.linear(x, self.weight_for(x))
 
 
 class _PositionProduct(torch.autograd.Function):
@@ -78,7 +87,8 @@ class PositionLinear(CastedLinear):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu":  # which has no slow kernels for odd rows; to the bit as published
             return super().forward(x.transpose(1, 2)).transpose(1, 2)
-        return cast("Tensor", _PositionProduct.apply(self.weight, x))
+        weight = self.weight if torch.is_grad_enabled() else self.weight_for(x)
+        return cast("Tensor", _PositionProduct.apply(weight, x))
 
 
 class QHead(nn.Module):
@@ -182,7 +192,7 @@ class GateUp(CastedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_fused and not torch.is_grad_enabled():
-            return torch.ops.hrm_dist.silu_gate_up(x, self.weight.to(x.dtype))
+            return torch.ops.hrm_dist.silu_gate_up(x, self.weight_for(x))
         return _silu_times(*super().forward(x).chunk(2, dim=-1))
 
 
@@ -193,7 +203,7 @@ class PositionGateUp(PositionLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_fused and not torch.is_grad_enabled():
-            return torch.ops.hrm_dist.silu_gate_up_over_positions(x, self.weight.to(x.dtype).t().contiguous())
+            return torch.ops.hrm_dist.silu_gate_up_over_positions(x, self.weight_for(x).t().contiguous())
         return _silu_times(*super().forward(x).chunk(2, dim=1))
 
 

@@ -119,6 +119,8 @@ def _bytes_of_a_pass(config: TrainConfig, metadata: DatasetMetadata, local_batch
     size = local_batch_size * (kept + along_the_way)
     if arch.forward_dtype != "float32":  # a run casts the weights, and keeps that too
         num_cast = 1 if activation_checkpointing else num_runs
+        if arch.has_q_target:  # whose updates share all weights, cast once
+            num_cast += len(blocks)
         size += num_cast * DTYPES[arch.forward_dtype].itemsize * block_weights
     if activation_checkpointing and num_runs > len(blocks):
         # The gradients of several uses of a weight add up apart. Where all is kept, what each use kept makes room.

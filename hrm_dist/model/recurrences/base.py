@@ -7,14 +7,15 @@ Shapes: B sequences, S positions, D hidden_size.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from hrm_dist.config import ArchConfig
 from hrm_dist.config.architectures import num_updates_with_gradient
-from hrm_dist.model.layers import Level, Rope, SwiGLU
+from hrm_dist.model.layers import DTYPES, CastedLinear, Level, Rope, SwiGLU
 
 States = tuple[Tensor, ...]
 """[B, S, D] each, in the order of the description; the heads read the first, also where none is carried."""
@@ -29,26 +30,48 @@ class Recurrence(nn.Module, ABC):
     def __init__(self, arch: ArchConfig, seq_len: int) -> None:
         super().__init__()
         self.arch = arch
+        self.casts_once = True
+        """Whether weights are whole, and stay as they are, as long as a segment lasts."""
         for name, level in arch.description.levels.items():
             num_layers = getattr(arch, level.num_layers)
             self.add_module(name, Level(arch, num_layers, seq_len, self.feed_forward))
 
+    @contextmanager
+    def _shared_casts(self) -> Iterator[None]:
+        """Let updates without gradient share weights that are cast once, unless `casts_once` is off."""
+        dtype = DTYPES[self.arch.forward_dtype]
+        if not self.casts_once or dtype == torch.float32:
+            yield
+            return
+        linears = [module for module in self.modules() if isinstance(module, CastedLinear)]
+        weights = [linear.weight.detach() for linear in linears]
+        casts = [torch.empty_like(weight, dtype=dtype) for weight in weights]
+        torch._foreach_copy_(casts, weights)
+        try:
+            for linear, weight in zip(linears, casts, strict=True):
+                linear.cast_weight = weight
+            yield
+        finally:
+            for linear in linears:
+                linear.cast_weight = None
+
+    def run_updates(self, update: Callable[[int, States], States], states: States) -> States:
+        """Run a segment's H_cycles * L_cycles updates, `update(number, states)` with numbers from 1.
+
+        Those that `arch.gradient` leaves out run without gradient: memory is flat in all cycles with one_step, flat in
+        H_cycles with last_cycle.
+        """
+        last = self.arch.H_cycles * self.arch.L_cycles
+        first = last - num_updates_with_gradient(self.arch) + 1
+        if not torch.is_grad_enabled():
+            first = last + 1
+        with torch.no_grad(), self._shared_casts():
+            for number in range(1, first):
+                states = update(number, states)
+        for number in range(first, last + 1):
+            states = update(number, states)
+        return states
+
     @abstractmethod
     def forward(self, states: States, input_BSD: Tensor, rope: Rope | None) -> States:
         """Run one segment."""
-
-
-def run_updates(arch: ArchConfig, update: Callable[[int, States], States], states: States) -> States:
-    """Run a segment's H_cycles * L_cycles updates, `update(number, states)` with numbers from 1.
-
-    Those that `arch.gradient` leaves out run without gradient: memory is flat in all cycles with one_step, flat in
-    H_cycles with last_cycle.
-    """
-    last = arch.H_cycles * arch.L_cycles
-    first = last - num_updates_with_gradient(arch) + 1
-    with torch.no_grad():
-        for number in range(1, first):
-            states = update(number, states)
-    for number in range(first, last + 1):
-        states = update(number, states)
-    return states

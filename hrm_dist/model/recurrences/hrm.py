@@ -5,24 +5,28 @@ Published in arXiv 2506.21734. Shapes: B sequences, S positions, D hidden_size.
 
 from torch import Tensor
 
-from hrm_dist.config import ArchConfig
 from hrm_dist.model.layers import Level, Rope
-from hrm_dist.model.recurrences.base import Recurrence, States, run_updates
+from hrm_dist.model.recurrences.base import Recurrence, States
 
 
 def refine(
-    arch: ArchConfig, H_level: Level, L_level: Level, states: States, input_BSD: Tensor, rope: Rope | None
+    recurrence: Recurrence,
+    H_level: Level,
+    L_level: Level,
+    states: States,
+    input_BSD: Tensor,
+    rope: Rope | None,
 ) -> States:
     """Run a segment's N = H_cycles slow updates of T = L_cycles fast updates each."""
 
     def update(number: int, states: States) -> States:
         z_H, z_L = states
         z_L = L_level(z_L, rope, z_H, input_BSD)
-        if number % arch.L_cycles == 0:
+        if number % recurrence.arch.L_cycles == 0:
             z_H = H_level(z_H, rope, z_L)
         return z_H, z_L
 
-    return run_updates(arch, update, states)
+    return recurrence.run_updates(update, states)
 
 
 class HRMRecurrence(Recurrence):
@@ -32,4 +36,4 @@ class HRMRecurrence(Recurrence):
     L_level: Level
 
     def forward(self, states: States, input_BSD: Tensor, rope: Rope | None) -> States:
-        return refine(self.arch, self.H_level, self.L_level, states, input_BSD, rope)
+        return refine(self, self.H_level, self.L_level, states, input_BSD, rope)

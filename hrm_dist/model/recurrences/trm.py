@@ -16,4 +16,4 @@ class TRMRecurrence(Recurrence):
     L_level: Level
 
     def forward(self, states: States, input_BSD: Tensor, rope: Rope | None) -> States:
-        return refine(self.arch, self.L_level, self.L_level, states, input_BSD, rope)
+        return refine(self, self.L_level, self.L_level, states, input_BSD, rope)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hrm_dist.model.initialization import InitFn, uniform
 from hrm_dist.model.layers import Level, Rope, SwiGLU
-from hrm_dist.model.recurrences.base import Recurrence, States, run_updates
+from hrm_dist.model.recurrences.base import Recurrence, States
 
 
 class DepthwiseConv(nn.Module):
@@ -66,4 +66,4 @@ class URMRecurrence(Recurrence):
     level: Level
 
     def forward(self, states: States, input_BSD: Tensor, rope: Rope | None) -> States:
-        return run_updates(self.arch, lambda _, states: (self.level(states[0], rope, input_BSD),), states)
+        return self.run_updates(lambda _, states: (self.level(states[0], rope, input_BSD),), states)
