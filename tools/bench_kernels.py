@@ -166,9 +166,9 @@ class _Bench:
             flops = size * sum(block.flops() for block in level.blocks())
             began = time.perf_counter()
             with torch.no_grad():
-                level(x, x, rope)
+                level(x, rope, x)
                 first = time.perf_counter() - began
-                spent = _time(lambda level=level: level(x, x, rope))
+                spent = _time(lambda level=level: level(x, rope, x))
             yield f"fused_swiglu={choice}: {_rate(spent, flops)} (first call {first:.0f} s)"
 
     def lm_head(self) -> Iterator[str]:
