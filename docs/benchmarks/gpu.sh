@@ -45,6 +45,14 @@ train() {
   timeout -k 5 "$2" "$python" -m tools.bench_train $(options "$1") compile=true "${@:3}" $extra
 }
 
+# evaluation PART SECONDS SETTINGS...: the same of segments of evaluation.
+evaluation() {
+  local shape=(configs/sudoku_extreme_1k.yaml --batch-size 384)
+  [ "$1" = arc-96 ] && shape=(configs/arc1.yaml --batch-size 96 --seq-len 900 --vocab-size 12)
+  # shellcheck disable=SC2086 # words on purpose
+  timeout -k 5 "$2" "$python" -m tools.bench_evaluate "${shape[@]}" "${@:3}" $extra
+}
+
 left() { echo $((end - SECONDS)); }
 say() { printf '\n[%3d s] %s\n' "$SECONDS" "$*"; }
 
@@ -95,7 +103,7 @@ training sudoku-384
 training arc-96
 training trm-mlp-768
 
-# Evaluation segments: `timed NAME FUNCTION PART ARGUMENTS...` calls `FUNCTION PART SECONDS ARGUMENTS...`.
-# (Sudoku 384 and ARC 96 x 900, as a share of the measured peak.)
+timed evaluation-sudoku-384 evaluation sudoku-384 --steps "$steps"
+timed evaluation-arc-96 evaluation arc-96 --steps "$steps"
 
 say "done; results in $out/results.jsonl"

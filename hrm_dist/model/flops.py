@@ -1,4 +1,4 @@
-"""Matmul operations that training takes, and the rate at which a device makes them."""
+"""Matmul operations that training and evaluation take, and the rate at which a device makes them."""
 
 import time
 
@@ -18,14 +18,31 @@ def flops_per_sequence(
     A backward costs two forwards, and a third where blocks are computed again. The Q-target costs a second
     forward of the segment.
     """
-    with torch.device("meta"):
-        levels = Network(arch, metadata).levels()
-    flops = 3 * 2 * metadata.seq_len * arch.hidden_size * metadata.vocab_size  # the head
+    of_level = _level_flops(arch, metadata)
+    flops = 3 * _head_flops(arch, metadata)
     for name, runs in level_runs(arch).items():
         forwards = (2 if arch.has_q_target else 1) * runs.total
         backwards = (3 if activation_checkpointing else 2) * runs.with_gradient
-        flops += (forwards + backwards) * sum(block.flops() for block in levels[name].blocks())
+        flops += (forwards + backwards) * of_level[name]
     return flops
+
+
+def evaluation_flops_per_sequence(arch: ArchConfig, metadata: DatasetMetadata) -> int:
+    """Return the matmul operations of one evaluation segment on one sequence."""
+    of_level = _level_flops(arch, metadata)
+    runs_of_level = level_runs(arch).items()
+    return _head_flops(arch, metadata) + sum(runs.total * of_level[name] for name, runs in runs_of_level)
+
+
+def _head_flops(arch: ArchConfig, metadata: DatasetMetadata) -> int:
+    return 2 * metadata.seq_len * arch.hidden_size * metadata.vocab_size
+
+
+def _level_flops(arch: ArchConfig, metadata: DatasetMetadata) -> dict[str, int]:
+    """Return the operations of one forward of each level on one sequence."""
+    with torch.device("meta"):
+        levels = Network(arch, metadata).levels()
+    return {name: sum(block.flops() for block in level.blocks()) for name, level in levels.items()}
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

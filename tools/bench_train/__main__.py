@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check what was asked, measure it, print it."""
     options = _parse(arguments)
     _check(options)
-    config = _config(options)
+    config = config_of(options)
     require_packages(config, is_main=False)
     metadata = DatasetMetadata(
         seq_len=options.seq_len,
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         collectives.barrier()  # a launcher ends all processes when one leaves
         if world.is_main:
-            print(json.dumps({**result, "machine": _machine(torch.__version__, torch.get_num_threads())}))
+            print(json.dumps({**result, "machine": machine(torch.__version__, torch.get_num_threads())}))
     return 0
 
 
@@ -138,7 +138,8 @@ def _check_reference(checkout: Path, config: TrainConfig) -> None:
             )
 
 
-def _config(options: argparse.Namespace) -> TrainConfig:
+def config_of(options: argparse.Namespace) -> TrainConfig:
+    """Return the configuration that a benchmark's `settings` name, at its batch size."""
     files = [text for text in options.settings if "=" not in text]
     if len(files) > 1:
         raise InputError(f"{' '.join(files)}: one configuration at a time; settings are written key=value.")
@@ -147,7 +148,8 @@ def _config(options: argparse.Namespace) -> TrainConfig:
     return load_config(files[0] if files else DEFAULT_CONFIG, overrides + batch)
 
 
-def _machine(torch_version: str, num_threads: int) -> dict[str, object]:
+def machine(torch_version: str, num_threads: int) -> dict[str, object]:
+    """Return what a benchmark ran on."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
