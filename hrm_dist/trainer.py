@@ -69,7 +69,7 @@ def build_distributed_model(
         model = ACTModel(config.arch, metadata, table, engine.network)
     if config.compiles_on(world.device.type):
         model.compile_parts()
-        network.compile_parts(with_ends=config.engine == "ddp")
+        network.compile_parts(with_ends=config.engine == "ddp", by_block=config.gather_unit == "layer")
     for name, module in (("", model), ("puzzle_emb", model.puzzle_emb)):
         if module is not None:
             initialize_module(name, module, Tensor.copy_, config.seed)

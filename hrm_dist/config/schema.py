@@ -17,7 +17,7 @@ from data_pipeline.build_spec import BuildSpec
 from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import load_dataset_info
 from hrm_dist.config.aliases import ALIASES
-from hrm_dist.config.architectures import ARCHITECTURES, Architecture, problems
+from hrm_dist.config.architectures import ARCHITECTURES, Architecture, level_runs, problems
 from hrm_dist.config.hints import HINTS, other_notation
 from hrm_dist.config.loader import Settings, TextKey
 
@@ -280,7 +280,13 @@ class TrainConfig(Strict):
 
     def compiles_on(self, device_type: str) -> bool:
         """Return whether torch.compile is used on a type of device, such as `cuda`."""
-        return device_type == "cuda" if self.compile is None else self.compile
+        return device_type == "cuda" and not self._gathers_in_blocks if self.compile is None else self.compile
+
+    @property
+    def _gathers_in_blocks(self) -> bool:
+        """Return whether an engine gathers weights one by one, in the midst of what is compiled together."""
+        carries_once = all(runs.with_gradient == 1 for runs in level_runs(self.arch).values())
+        return self.engine == "zero3" and self.gather_unit != "loop" and not carries_once
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -288,6 +294,12 @@ class TrainConfig(Strict):
             raise ValueError(
                 f"gather_unit={self.gather_unit} means nothing to engine={self.engine}, whose weights are whole all "
                 "the time; leave it out, or set engine to zero3 or fsdp2"
+            )
+        if self.compile and self._gathers_in_blocks:
+            raise ValueError(
+                f"compile=true: engine=zero3 with gather_unit={self.gather_unit} gathers weights one by one where they "
+                "carry gradient several times in a segment, which cannot be compiled; set gather_unit=loop, or leave "
+                "compile out"
             )
         if self.wandb_mode != "disabled":
             _check_name_for_wandb(self.project_name or "")

@@ -67,15 +67,18 @@ class Network(nn.Module):
         """Return the levels of the recurrence by name."""
         return {name: level for name, level in self.recurrence.named_children() if isinstance(level, Level)}
 
-    def compile_parts(self, *, with_ends: bool) -> None:
+    def compile_parts(self, *, with_ends: bool, by_block: bool = False) -> None:
         """Let the network be compiled when it first runs, in parts that all its updates share, without graph breaks.
 
-        with_ends: the embedding too, which needs its weights whole outside of the modules that hold them.
+        with_ends: the embedding too, which needs its weights whole outside of the modules that hold them. by_block:
+        blocks one by one in place of levels, between which an engine may gather weights.
         """
         # Levels share their class's limit: with and without gradient, by what is injected, for each size of a batch.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for level in self.levels().values():
-            level.compile(fullgraph=True, dynamic=False)
+            for module in level.blocks() if by_block else (level,):
+                # Not `module.compile()`, which would take in the hooks of an engine.
+                module.forward = torch.compile(module.forward, fullgraph=True, dynamic=False)
         if with_ends:
             self._embed = torch.compile(self._embed, fullgraph=True, dynamic=False)
 

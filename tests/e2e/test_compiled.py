@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 from hrm_dist.train import main
 from hrm_dist.trainer import Trainer
-from tests.training import rows
+from tests.training import command_line, losses, rows, train
 
 # torch's compiler warns of what it does itself.
 pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("default")]
@@ -66,3 +66,32 @@ def test_nothing_is_compiled_after_the_second_step(runs: Runs) -> None:
     assert set(counts[1:12]) == {counts[1]}
     assert set(counts[13:]) == {counts[13]}
     assert not any(runs.num_graphs["eager"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "engine=fsdp2 gather_unit=layer activation_checkpointing=true",
+        pytest.param("engine=zero3 gather_unit=layer", marks=pytest.mark.full),
+        pytest.param("engine=zero3 gather_unit=level", marks=pytest.mark.full),
+        pytest.param("engine=zero2", marks=pytest.mark.full),
+        pytest.param("engine=fsdp2 arch.gradient=bptt", marks=pytest.mark.full),
+    ],
+)
+def test_what_engines_hook_into_is_compiled_all_the_same(
+    settings: str, runs: Runs, config: Path, tmp_path: Path
+) -> None:
+    if "bptt" in settings:
+        reference = train(config, tmp_path / "eager", *SETTINGS, "arch.gradient=bptt", "max_steps=3")
+        assert reference.exit_code == 0, reference.output
+    arguments = [
+        *SETTINGS,
+        *settings.split(),
+        "compile=true",
+        "max_steps=3",
+        f"checkpoint_path={tmp_path / 'run'}",
+    ]
+    finished = command_line("-m", "hrm_dist.train", config, *arguments)
+    assert finished.exit_code == 0, finished.output
+    expected = losses(tmp_path / "eager" if "bptt" in settings else runs.folder / "eager")
+    assert losses(tmp_path / "run") == pytest.approx({step: expected[step] for step in (1, 2, 3)}, rel=1e-5)
