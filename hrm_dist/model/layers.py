@@ -33,7 +33,7 @@ class CastedLinear(nn.Module):
     """A linear map with float32 weights that computes in its input's dtype; LeCun-normal start."""
 
     cast_weight: Tensor | None = None
-    """The weight in the dtype of activations, while the updates without gradient share it."""
+    """The weight in the dtype of activations, `arranged`, while the updates without gradient share it."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -41,6 +41,10 @@ class CastedLinear(nn.Module):
 
     def init_weights(self, init: InitFn) -> None:
         init("weight", truncated_normal(self.weight.shape[1] ** -0.5))
+
+    def arranged(self, weight: Tensor) -> Tensor:
+        """Return a weight in the order of elements that updates without gradient take."""
+        return weight
 
     def weight_for(self, x: Tensor) -> Tensor:
         """Return the weight in its input's dtype; cast anew for each use with gradient, to sum those in float32."""
@@ -184,15 +188,24 @@ def _silu_times(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def _fused_weight(linear: CastedLinear, x: Tensor) -> Tensor:
+    shared = linear.cast_weight
+    return linear.arranged(linear.weight.to(x.dtype)) if shared is None else shared
+
+
 class GateUp(CastedLinear):
     """silu(gate) * up, where gate and up are the halves of a linear map's result."""
 
     is_fused = False
     """Whether updates without gradient take one kernel for it, as hrm_dist.model.kernels decides."""
 
+    def arranged(self, weight: Tensor) -> Tensor:
+        """Return it with gate and up in turns, as the fused kernel takes it."""
+        return weight.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1) if self.is_fused else weight
+
     def forward(self, x: Tensor) -> Tensor:
         if self.is_fused and not torch.is_grad_enabled():
-            return torch.ops.hrm_dist.silu_gate_up(x, self.weight_for(x))
+            return torch.ops.hrm_dist.silu_gate_up(x, _fused_weight(self, x))
         return _silu_times(*super().forward(x).chunk(2, dim=-1))
 
 
@@ -201,9 +214,13 @@ class PositionGateUp(PositionLinear):
 
     is_fused = False
 
+    def arranged(self, weight: Tensor) -> Tensor:
+        """Return it by columns, as the fused kernel takes it."""
+        return weight.t().contiguous() if self.is_fused else weight
+
     def forward(self, x: Tensor) -> Tensor:
         if self.is_fused and not torch.is_grad_enabled():
-            return torch.ops.hrm_dist.silu_gate_up_over_positions(x, self.weight_for(x).t().contiguous())
+            return torch.ops.hrm_dist.silu_gate_up_over_positions(x, _fused_weight(self, x))
         return _silu_times(*super().forward(x).chunk(2, dim=1))
 
 

@@ -37,9 +37,10 @@ def compare(kernel, x, weight, out, expected, blocks, sizes):
 
 for num_rows in (70, 64, 300):
     x, weight = (torch.randn(rows, 40, generator=generator).half() for rows in (num_rows, 128))
-    blocks = ([32, 16], [32, 16], [32, 32])
+    blocks = ([32, 16], [64, 16], [32, 32])
     out, expected = torch.empty(num_rows, 64).half(), plain(x, weight, -1)
-    compare(kernels.rows_kernel, x, weight, out, expected, blocks, (num_rows, 40, 64, 1, 32, 32, 16, 2))
+    in_turns = weight.view(2, 64, 40).transpose(0, 1).reshape(128, 40)
+    compare(kernels.rows_kernel, x, in_turns, out, expected, blocks, (num_rows, 40, 64, 1, 32, 32, 16, 2))
 x, weight = torch.randn(3, 19, 48, generator=generator).half(), torch.randn(19, 128, generator=generator).half()
 blocks = ([1, 16, 32], [16, 32], [1, 32, 32])
 out, expected = torch.empty(3, 64, 48).half(), plain(x.transpose(1, 2), weight.t(), -1).transpose(1, 2)

@@ -35,7 +35,10 @@ def rows_kernel(
     x, weight, out, M, K: tl.constexpr, I: tl.constexpr, PER_CORE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr = 8,
 ):  # fmt: skip
-    """out[M, I] = silu(x @ gate.T) * (x @ up.T), with weight[2I, K] = (gate, up)."""
+    """out[M, I] = silu(x @ gate.T) * (x @ up.T), with rows of gate and up in turns in weight[2I, K].
+
+    So one product makes both, and a thread has the two numbers that it multiplies.
+    """
     num_m, num_i = tl.cdiv(M, BLOCK_M), tl.cdiv(I, BLOCK_I)
     for tile in tl.range(tl.program_id(0), num_m * num_i, tl.num_programs(0), flatten=True):
         # Down a few tiles before the next column, so that what several of them read stays in the cache.
@@ -43,12 +46,10 @@ def rows_kernel(
         height = min(num_m - first, GROUP)
         within = tile % (GROUP * num_i)
         m, i = (first + within % height) * BLOCK_M, within // height * BLOCK_I
-        gate = tl.zeros((BLOCK_M, BLOCK_I), tl.float32)
-        up = tl.zeros((BLOCK_M, BLOCK_I), tl.float32)
+        both = tl.zeros((BLOCK_M, 2 * BLOCK_I), tl.float32)
         for k in range(tl.cdiv(K, BLOCK_K)):
-            rows = x.load([m, k * BLOCK_K])
-            gate = tl.dot(rows, weight.load([i, k * BLOCK_K]).T, gate)
-            up = tl.dot(rows, weight.load([I + i, k * BLOCK_K]).T, up)
+            both = tl.dot(x.load([m, k * BLOCK_K]), weight.load([2 * i, k * BLOCK_K]).T, both)
+        gate, up = tl.split(tl.reshape(both, (BLOCK_M, BLOCK_I, 2)))
         out.store([m, i], _silu_times(gate, up, out.dtype))
 
 
@@ -81,7 +82,7 @@ def _give_blocks(
 
 
 def _of_rows(a: Mapping[str, Any]) -> tuple[list[int], ...]:
-    return [a["BLOCK_M"], a["BLOCK_K"]], [a["BLOCK_I"], a["BLOCK_K"]], [a["BLOCK_M"], a["BLOCK_I"]]
+    return [a["BLOCK_M"], a["BLOCK_K"]], [2 * a["BLOCK_I"], a["BLOCK_K"]], [a["BLOCK_M"], a["BLOCK_I"]]
 
 
 def _of_positions(a: Mapping[str, Any]) -> tuple[list[int], ...]:
@@ -114,6 +115,7 @@ tuned_rows_kernel = triton.autotune(
             (256, 64, 64, 8, 3, 1),
             (128, 64, 64, 4, 3, 2),
             (128, 64, 64, 8, 3, 2),
+            (64, 128, 64, 4, 3, 2),
         ],
         _of_rows,
     ),
@@ -147,7 +149,7 @@ def _num_cores(device: torch.device) -> int:
 
 @torch.library.custom_op("hrm_dist::silu_gate_up", mutates_args=(), device_types="cuda")
 def silu_gate_up(x: Tensor, weight: Tensor) -> Tensor:
-    """Return silu(gate) * up, [..., I], with x[..., K] and weight[2I, K] = (gate, up), contiguous."""
+    """Return silu(gate) * up, [..., I], with x[..., K] and rows of gate and up in turns in weight[2I, K], contiguous."""
     rows = x.contiguous().flatten(0, -2)
     num_rows, width = len(rows), len(weight) // 2
     out = x.new_empty(num_rows, width)

@@ -49,7 +49,7 @@ class Recurrence(nn.Module, ABC):
         torch._foreach_copy_(casts, weights)
         try:
             for linear, weight in zip(linears, casts, strict=True):
-                linear.cast_weight = weight
+                linear.cast_weight = linear.arranged(weight)
             yield
         finally:
             for linear in linears:
