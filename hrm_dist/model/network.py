@@ -76,7 +76,8 @@ class Network(nn.Module):
         # Levels share their class's limit: with and without gradient, by what is injected, for each size of a batch.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for level in self.levels().values():
-            for module in level.blocks() if by_block else (level,):
+            modules: list[nn.Module] = [*level.blocks()] if by_block else [level]
+            for module in modules:
                 # Not `module.compile()`, which would take in the hooks of an engine.
                 module.forward = torch.compile(module.forward, fullgraph=True, dynamic=False)
         if with_ends:

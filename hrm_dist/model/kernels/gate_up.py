@@ -149,7 +149,7 @@ def _num_cores(device: torch.device) -> int:
 
 @torch.library.custom_op("hrm_dist::silu_gate_up", mutates_args=(), device_types="cuda")
 def silu_gate_up(x: Tensor, weight: Tensor) -> Tensor:
-    """Return silu(gate) * up, [..., I], with x[..., K] and rows of gate and up in turns in weight[2I, K], contiguous."""
+    """Return silu(gate) * up, [..., I], with x[..., K] and, in turns, rows of gate and up in weight[2I, K]."""
     rows = x.contiguous().flatten(0, -2)
     num_rows, width = len(rows), len(weight) // 2
     out = x.new_empty(num_rows, width)
