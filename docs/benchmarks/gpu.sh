@@ -98,12 +98,11 @@ training() {
   [ ${#no_graph[@]} -eq 0 ] || timed "$1-not-recorded" train "$1" --steps "$steps" --profile "${no_graph[@]}"
 }
 
-training sudoku-96
 training sudoku-384
 training arc-96
-training trm-mlp-768
-
 timed evaluation-sudoku-384 evaluation sudoku-384 --steps "$steps"
+training trm-mlp-768
+training sudoku-96
 timed evaluation-arc-96 evaluation arc-96 --steps "$steps"
 
 say "done; results in $out/results.jsonl"
