@@ -88,7 +88,6 @@ class _Bench:
         for rows in (7872, 31488, 87936):
             rows = -(-rows // self.scale)
             x, weight = self.randn(rows, inner), self.randn(2 * width, inner, std=inner**-0.5)
-            in_turns = weight.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
             flops = 4 * rows * inner * width
             yield from self._compare(
                 f"M={rows}",
@@ -96,7 +95,7 @@ class _Bench:
                 _plain_gate_up(x.float(), weight.float()),
                 product=lambda x=x, weight=weight: F.linear(x, weight),
                 compiled=lambda x=x, weight=weight: plain(x, weight),
-                fused=lambda x=x, weight=in_turns: torch.ops.hrm_dist.silu_gate_up(x, weight),
+                fused=lambda x=x, weight=weight: torch.ops.hrm_dist.silu_gate_up(x, weight),
             )
             if self.device.type == "cuda":
                 from hrm_dist.model.kernels import gate_up

@@ -199,10 +199,6 @@ class GateUp(CastedLinear):
     is_fused = False
     """Whether updates without gradient take one kernel for it, as hrm_dist.model.kernels decides."""
 
-    def arranged(self, weight: Tensor) -> Tensor:
-        """Return it with gate and up in turns, as the fused kernel takes it."""
-        return weight.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1) if self.is_fused else weight
-
     def forward(self, x: Tensor) -> Tensor:
         if self.is_fused and not torch.is_grad_enabled():
             return torch.ops.hrm_dist.silu_gate_up(x, _fused_weight(self, x))

@@ -2,8 +2,7 @@
 
 What the product writes otherwise, and an elementwise kernel reads, is twice as wide as the result. There is no
 backward: it is for updates that carry no gradient.
-Sums are float32. Gate and up are rounded as a product of their own would have rounded them, the outcome once more: as
-the compiled layer rounds.
+Sums are float32, and so are gate and up, which the plain path rounds: only the outcome is rounded, once.
 Needs Triton; meant for Hopper and later, whose tensor memory accelerator the descriptors speak to.
 Shapes: M rows, K inner dimension of the product, I width of the hidden layer; over the positions B sequences, S
 positions, D hidden_size.
@@ -26,8 +25,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 @triton.jit
 def _silu_times(gate, up, dtype: tl.constexpr):
-    gate = gate.to(dtype).to(tl.float32)
-    return (gate / (1.0 + tl.exp(-gate)) * up.to(dtype).to(tl.float32)).to(dtype)
+    # The square of an approximate root takes a few instructions, a division many, and nothing here hides them.
+    root = tl.rsqrt(1.0 + tl.exp(-gate))
+    return (gate * root * (up * root)).to(dtype)
 
 
 @triton.jit
@@ -35,10 +35,7 @@ def rows_kernel(
     x, weight, out, M, K: tl.constexpr, I: tl.constexpr, PER_CORE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr = 8,
 ):  # fmt: skip
-    """out[M, I] = silu(x @ gate.T) * (x @ up.T), with rows of gate and up in turns in weight[2I, K].
-
-    So one product makes both, and a thread has the two numbers that it multiplies.
-    """
+    """out[M, I] = silu(x @ gate.T) * (x @ up.T), with weight[2, I, K] = (gate, up)."""
     num_m, num_i = tl.cdiv(M, BLOCK_M), tl.cdiv(I, BLOCK_I)
     for tile in tl.range(tl.program_id(0), num_m * num_i, tl.num_programs(0), flatten=True):
         # Down a few tiles before the next column, so that what several of them read stays in the cache.
@@ -48,8 +45,10 @@ def rows_kernel(
         m, i = (first + within % height) * BLOCK_M, within // height * BLOCK_I
         both = tl.zeros((BLOCK_M, 2 * BLOCK_I), tl.float32)
         for k in range(tl.cdiv(K, BLOCK_K)):
-            both = tl.dot(x.load([m, k * BLOCK_K]), weight.load([2 * i, k * BLOCK_K]).T, both)
-        gate, up = tl.split(tl.reshape(both, (BLOCK_M, BLOCK_I, 2)))
+            columns = weight.load([0, i, k * BLOCK_K]).reshape(2 * BLOCK_I, BLOCK_K)
+            both = tl.dot(x.load([m, k * BLOCK_K]), columns.T, both)
+        # A thread has the same columns of both, so this moves nothing.
+        gate, up = both.reshape(BLOCK_M, 2, BLOCK_I).permute(0, 2, 1).split()
         out.store([m, i], _silu_times(gate, up, out.dtype))
 
 
@@ -82,7 +81,7 @@ def _give_blocks(
 
 
 def _of_rows(a: Mapping[str, Any]) -> tuple[list[int], ...]:
-    return [a["BLOCK_M"], a["BLOCK_K"]], [2 * a["BLOCK_I"], a["BLOCK_K"]], [a["BLOCK_M"], a["BLOCK_I"]]
+    return [a["BLOCK_M"], a["BLOCK_K"]], [2, a["BLOCK_I"], a["BLOCK_K"]], [a["BLOCK_M"], a["BLOCK_I"]]
 
 
 def _of_positions(a: Mapping[str, Any]) -> tuple[list[int], ...]:
@@ -115,7 +114,6 @@ tuned_rows_kernel = triton.autotune(
             (256, 64, 64, 8, 3, 1),
             (128, 64, 64, 4, 3, 2),
             (128, 64, 64, 8, 3, 2),
-            (64, 128, 64, 4, 3, 2),
         ],
         _of_rows,
     ),
@@ -126,11 +124,10 @@ tuned_positions_kernel = triton.autotune(
     _configs(
         "BLOCK_D",
         [
-            (128, 128, 32, 8, 4, 1),
-            (128, 128, 64, 8, 3, 1),
-            (256, 64, 32, 8, 4, 1),
+            (128, 64, 32, 4, 3, 3),
             (128, 64, 32, 4, 4, 2),
-            (128, 64, 64, 4, 3, 2),
+            (64, 64, 32, 4, 3, 4),
+            (128, 128, 32, 8, 4, 1),
         ],
         _of_positions,
     ),
@@ -149,7 +146,7 @@ def _num_cores(device: torch.device) -> int:
 
 @torch.library.custom_op("hrm_dist::silu_gate_up", mutates_args=(), device_types="cuda")
 def silu_gate_up(x: Tensor, weight: Tensor) -> Tensor:
-    """Return silu(gate) * up, [..., I], with x[..., K] and, in turns, rows of gate and up in weight[2I, K]."""
+    """Return silu(gate) * up, [..., I], with x[..., K] and weight[2I, K] = (gate, up), contiguous."""
     rows = x.contiguous().flatten(0, -2)
     num_rows, width = len(rows), len(weight) // 2
     out = x.new_empty(num_rows, width)
@@ -159,7 +156,9 @@ def silu_gate_up(x: Tensor, weight: Tensor) -> Tensor:
         tiles = triton.cdiv(num_rows, a["BLOCK_M"]) * triton.cdiv(width, a["BLOCK_I"])
         return (min(cores * a["PER_CORE"], tiles),)
 
-    tuned_rows_kernel[grid](*map(_descriptor, (rows, weight, out)), num_rows, rows.shape[1], width)
+    tuned_rows_kernel[grid](
+        *map(_descriptor, (rows, weight.unflatten(0, (2, width)), out)), num_rows, rows.shape[1], width
+    )
     return out.unflatten(0, x.shape[:-1])
 
 
