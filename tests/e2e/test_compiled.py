@@ -1,16 +1,20 @@
 """Compiled training against eager training, and how often anything is compiled."""
 
 import math
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from hrm_dist.evaluation.predictions import Predictions, read_prediction_file
 from hrm_dist.train import main
 from hrm_dist.trainer import Trainer
 from tests.training import command_line, losses, rows, train
+from tools import evaluate
 
 # torch's compiler warns of what it does itself.
 pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("default")]
@@ -95,3 +99,28 @@ def test_what_engines_hook_into_is_compiled_all_the_same(
     assert finished.exit_code == 0, finished.output
     expected = losses(tmp_path / "eager" if "bptt" in settings else runs.folder / "eager")
     assert losses(tmp_path / "run") == pytest.approx({step: expected[step] for step in (1, 2, 3)}, rel=1e-5)
+
+
+def test_a_compiled_evaluation_predicts_what_an_eager_one_does(
+    runs: Runs, dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch._dynamo.reset()
+    predicted: list[Predictions] = []
+    for compiles in ("--no-compile", "--compile"):
+        out = runs.folder / compiles
+        arguments = [
+            runs.folder / "eager" / "checkpoints" / "latest",
+            "--data",
+            dataset,
+            "--out",
+            out,
+            compiles,
+        ]
+        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
+        assert evaluate.main() == 0
+        predicted.append(read_prediction_file(out / "predictions_00000.npz"))
+        says_so = "compiling: the first batch takes" in capsys.readouterr().err
+        assert says_so == (compiles == "--compile")
+    eager, compiled = predicted
+    np.testing.assert_allclose(compiled.q_halt_logits, eager.q_halt_logits, rtol=1e-3, atol=1e-4)
+    assert (compiled.preds == eager.preds).mean() > 0.999

@@ -173,9 +173,9 @@ def test_recorded_segments_equal_plain_ones(compiles: bool) -> None:
     )
     for ours, expected in zip(recorded, plain, strict=True):
         assert_same(ours, expected)
+    segment = EvaluationSegment(model, NUM_SLOTS, device)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        segment = EvaluationSegment(model, NUM_SLOTS, device)
         predict(segment, batches[0])
     finally:
         torch.cuda.set_sync_debug_mode("default")
