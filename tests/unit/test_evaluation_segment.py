@@ -63,6 +63,7 @@ def test_a_segment_reads_nothing_back_from_the_device(name: str) -> None:
 
 def test_segments_are_the_same_operations_whichever_slots_begin() -> None:
     segment = EvaluationSegment(model_of(), NUM_SLOTS, CPU)
+    segment.device_part()  # tables of angles are made once
     calls = []
     for slots in ([True] * 4, [False] * 4, [True, False, False, True]):
         segment.refill(held_out(NUM_SLOTS, seed=1), torch.tensor(slots))
