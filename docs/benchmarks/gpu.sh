@@ -21,7 +21,7 @@ out=${OUT:-runs/gpu}
 steps=${STEPS:-30}
 end=$((60 * ${MINUTES:-5} - 10))
 extra=${EXTRA:-}
-export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-/tmp/hrm-dist-inductor}
 mkdir -p "$out"
 : >"$out/results.jsonl"
