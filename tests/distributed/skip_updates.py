@@ -50,7 +50,7 @@ def main() -> int:
                         if k == "train/loss"
                     },
                     "next_is_clean": trainer.skipped.report() is None,
-                    "carry_is_finite": all(trainer.state.carry.inner_carry.z_H.isfinite().all().item()),
+                    "carry_is_finite": bool(trainer.state.carry.inner_carry.z_H.isfinite().all()),
                 }
             )
         )
