@@ -7,9 +7,9 @@ examples:
       any configuration and shape; settings as for hrm_dist.train
 
 Segments run through what tools.evaluate uses: as they are (eager); compiled, on a GPU or with compile=true; and on a
-GPU compiled and recorded as a CUDA graph. They take turns, so that whatever else the machine does affects all. No
-dataset is needed: what a segment costs depends on shapes alone. Every input takes halt_max_steps segments, which
-inputs_per_s counts. The last line printed is one JSON object.
+GPU compiled and recorded as a CUDA graph, but for cuda_graph=off. They take turns, so that whatever else the machine
+does affects all. No dataset is needed: what a segment costs depends on shapes alone. Every input takes halt_max_steps
+segments, which inputs_per_s counts. The last line printed is one JSON object.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from hrm_dist.evaluation.segment import EvaluationSegment
 from hrm_dist.model.act import ACTModel, build_model
 from hrm_dist.model.attention_kernel import use_attention_kernel
 from hrm_dist.model.flops import evaluation_flops_per_sequence, matmul_rate
+from hrm_dist.model.kernels import use_fused_swiglu
 from hrm_dist.model.network import Network
 from tools.bench_train.__main__ import DEFAULT_CONFIG, config_of, machine
 from tools.bench_train.speed import timed_steps
@@ -109,7 +110,7 @@ def _segments(
         model.compile_parts()
         model.network.compile_parts(with_ends=True)
         segments["compiled"] = EvaluationSegment(model, size, device)
-        if device.type == "cuda":
+        if device.type == "cuda" and config.cuda_graph != "off":
             segments["recorded"] = EvaluationSegment(model, size, device, records=True)
     tokens = torch.randint(metadata.vocab_size, (size, metadata.seq_len), dtype=torch.uint8)
     batch = {"inputs": tokens, "puzzle_identifiers": torch.zeros(size, dtype=torch.int32)}
@@ -122,6 +123,7 @@ def _model(config: TrainConfig, metadata: DatasetMetadata, device: torch.device)
     with device:
         model = build_model(config.arch, metadata).eval()
     use_attention_kernel(model, config.attention, config.arch, model.seq_len, device)
+    use_fused_swiglu(model, config.fused_swiglu, model.dtype, device)
     return model
 
 
