@@ -79,8 +79,8 @@ def test_recorded_steps_equal_plain_ones(fields: dict[str, Any]) -> None:
 
 
 def test_recorded_steps_that_are_compiled_have_the_losses_of_plain_ones() -> None:
-    # Not each weight: compiled, an embedding's gradient is summed by atomic additions, in any order, and where it nearly
-    # vanishes AdamATan2 makes a whole step of what is left.
+    # Not each weight: compiled, an embedding's gradient is summed by atomic additions, in any order, and where it
+    # nearly vanishes AdamATan2 makes a whole step of what is left.
     plain, recorded = plain_and_recorded(arch=arch_of("hrm"), compile=True)
     torch.testing.assert_close(recorded.state.sums.values, plain.state.sums.values, rtol=1e-5, atol=1e-6)
 
