@@ -56,7 +56,7 @@ def build_distributed_model(
         network = Network(config.arch, metadata)
     if config.activation_checkpointing:
         checkpoint_activations(network)
-    network.recurrence.casts_once = config.gather_unit == "loop"
+    network.recurrence.casts_once = config.gather_unit == "loop" and world.device.type == "cuda"
     use_attention_kernel(network, config.attention, config.arch, network.seq_len, world.device)
     use_fused_swiglu(network, config.fused_swiglu, network.dtype, world.device)
 

@@ -124,6 +124,7 @@ def _model(config: TrainConfig, metadata: DatasetMetadata, device: torch.device)
         model = build_model(config.arch, metadata).eval()
     use_attention_kernel(model, config.attention, config.arch, model.seq_len, device)
     use_fused_swiglu(model, config.fused_swiglu, model.dtype, device)
+    model.recurrence.casts_once = device.type == "cuda"
     return model
 
 

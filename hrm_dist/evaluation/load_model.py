@@ -31,6 +31,7 @@ def load_model(
     model.load_state_dict(tensors)
     use_attention_kernel(model, "auto", model.arch, model.seq_len, device)
     use_fused_swiglu(model, "auto", model.dtype, device)
+    model.recurrence.casts_once = device.type == "cuda"
     return model.to(device).eval()
 
 

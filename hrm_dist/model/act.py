@@ -21,7 +21,7 @@ from hrm_dist.model.initialization import InitFn, initialize, truncated_normal
 from hrm_dist.model.layers import DTYPES
 from hrm_dist.model.network import Network, Segment
 from hrm_dist.model.puzzle_embedding import WHOLE_TABLE, PuzzleEmbedding, TablePlacement
-from hrm_dist.model.recurrences.base import States
+from hrm_dist.model.recurrences.base import Recurrence, States
 
 Batch = dict[str, Tensor]
 """inputs [B, T] int32, labels [B, T] int32 (-100 = ignored), puzzle_identifiers [B] int32"""
@@ -63,6 +63,12 @@ class ACTModel(nn.Module):
         self._new_states = inner_carry_type(arch.name)
         for name in arch.description.states.values():
             self.register_buffer(name, torch.empty(arch.hidden_size))
+
+    @property
+    def recurrence(self) -> Recurrence:
+        """Return the loop of the network, which must be a Network itself and no engine's wrapper of one."""
+        assert isinstance(self.network, Network)
+        return self.network.recurrence
 
     def initial_states(self) -> dict[str, Tensor]:
         """Return the buffers, [D] each, that the states of a sequence begin with at every position."""

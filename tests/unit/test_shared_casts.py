@@ -23,7 +23,7 @@ def model_of(kind: str, *, casts_once: bool) -> ACTModel:
     arch = arch_of(name, H_cycles=2, L_cycles=3, forward_dtype="bfloat16", **KINDS[kind])
     model = build_model(arch, METADATA, seed=1)
     let_halting_vary(model)
-    model.get_submodule("network.recurrence").casts_once = casts_once  # type: ignore[assignment]
+    model.recurrence.casts_once = casts_once
     return model
 
 
@@ -102,6 +102,8 @@ def test_where_weights_are_gathered_in_parts_each_use_casts(
         raise NotImplementedError
 
     monkeypatch.setattr("hrm_dist.trainer.build_engine", note)
+    for chosen_on_the_device in ("use_attention_kernel", "use_fused_swiglu"):
+        monkeypatch.setattr(f"hrm_dist.trainer.{chosen_on_the_device}", lambda *_: None)
     with pytest.raises(NotImplementedError):
-        build_distributed_model(config, METADATA, World(0, 1, torch.device("cpu")))
+        build_distributed_model(config, METADATA, World(0, 1, torch.device("cuda")))
     assert networks[0].recurrence.casts_once == casts_once

@@ -30,8 +30,9 @@ class Recurrence(nn.Module, ABC):
     def __init__(self, arch: ArchConfig, seq_len: int) -> None:
         super().__init__()
         self.arch = arch
-        self.casts_once = True
-        """Whether weights are whole, and stay as they are, as long as a segment lasts."""
+        self.casts_once = False
+        """Whether to cast weights once a segment. They must be whole, and stay as they are, as long as it lasts; and it
+        takes a GPU to be faster, as on a CPU memory for them is given back and fetched anew in every segment."""
         for name, level in arch.description.levels.items():
             num_layers = getattr(arch, level.num_layers)
             self.add_module(name, Level(arch, num_layers, seq_len, self.feed_forward))
