@@ -112,6 +112,7 @@ def train(path: Path, config: TrainConfig) -> int:
     from hrm_dist.distributed import collectives
     from hrm_dist.distributed.preemption import PreemptionHandler
     from hrm_dist.distributed.process_group import process_group
+    from hrm_dist.freed_memory import keep_freed_memory
     from hrm_dist.trainer import Trainer, TrainingError
 
     if config.num_threads is not None:
@@ -119,6 +120,7 @@ def train(path: Path, config: TrainConfig) -> int:
     group = process_group(config.device, config.engine != "ddp", config.timeout_s)
     run_dir = Path(config.checkpoint_path)
     with closing(PreemptionHandler()) as stop, group as world, ExitStack() as on_leaving:
+        keep_freed_memory(world.device)
         try:
             collectives.run_on_all_ranks(lambda: require_packages(config, is_main=world.is_main))
             collectives.run_on_all_ranks(lambda: check_divisible(config.global_batch_size, world.world_size))

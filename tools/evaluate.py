@@ -45,6 +45,7 @@ from hrm_dist.evaluation.load_model import load_model, refuse_other_dataset
 from hrm_dist.evaluation.output_dir import Evaluation, agree, claim, rows_per_file
 from hrm_dist.evaluation.predictions import Predictions, read_prediction_file, write_predictions
 from hrm_dist.evaluation.segment import EvaluationSegment
+from hrm_dist.freed_memory import keep_freed_memory
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.network import Network
 
@@ -137,6 +138,7 @@ def main() -> int:
     out: Path = options.out
     part: Part = options.part
     with closing(PreemptionHandler()) as stop, process_group(options.device) as world:
+        keep_freed_memory(world.device)
         reader = TestReader(options.data, options.max_groups, options.num_aug)
         metadata = reader.info.metadata("train")
         asked = evaluation_asked_for(options, reader, part.count)

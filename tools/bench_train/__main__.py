@@ -75,12 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from hrm_dist.distributed import collectives
     from hrm_dist.distributed.process_group import process_group
+    from hrm_dist.freed_memory import keep_freed_memory
     from tools.bench_train import activation_memory, checkpoint_stall, speed
 
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     with process_group(config.device, even_alone=config.engine != "ddp") as world:
         check_divisible(config.global_batch_size, world.world_size)
+        keep_freed_memory(world.device)
         if options.reference is not None and world.world_size > 1:
             raise InputError("--reference: the published code is timed in one process; start one.")
         if options.memory:
