@@ -86,7 +86,7 @@ def test_recorded_steps_that_are_compiled_have_the_losses_of_plain_ones() -> Non
 
 
 @pytest.mark.usefixtures("group")
-def test_steps_with_ddp_are_recorded_too() -> None:
+def test_recorded_steps_of_a_group_equal_those_of_ddp() -> None:
     assert_recorded_equals_plain(arch=arch_of("hrm"))
 
 
