@@ -30,7 +30,7 @@ from hrm_dist.model.act import ACTModel, Batch
 from hrm_dist.model.attention_kernel import use_attention_kernel
 from hrm_dist.model.flops import flops_per_sequence, matmul_rate
 from hrm_dist.model.initialization import initialize_module
-from hrm_dist.model.kernels import use_fused_swiglu
+from hrm_dist.model.kernels import require_c_compiler, use_fused_swiglu
 from hrm_dist.model.layers import checkpoint_activations
 from hrm_dist.model.network import Network
 from hrm_dist.model.puzzle_embedding import place_table
@@ -113,6 +113,8 @@ class Trainer:
             )
         sequences_per_process(config, self.world.world_size)
         why_plain(config, self.world.device.type, self.world.world_size)
+        if config.compiles_on(self.world.device.type):
+            require_c_compiler(self.world.device, "set compile=false")
 
     # The loop
 

@@ -47,6 +47,7 @@ from hrm_dist.evaluation.predictions import Predictions, read_prediction_file, w
 from hrm_dist.evaluation.segment import EvaluationSegment
 from hrm_dist.freed_memory import keep_freed_memory
 from hrm_dist.model.act import ACTModel
+from hrm_dist.model.kernels import require_c_compiler
 from hrm_dist.model.network import Network
 
 
@@ -178,6 +179,7 @@ def _segment(
     device = world.device
     on_gpu = device.type == "cuda"
     if on_gpu if options.compile is None else options.compile:
+        require_c_compiler(device, "give --no-compile")
         assert isinstance(model.network, Network)
         model.compile_parts()
         model.network.compile_parts(with_ends=True)

@@ -140,6 +140,7 @@ def test_a_run_that_hangs_is_ended(tmp_path: Path) -> None:
         (["lr=fast"], "lr=fast: Input should be a valid number"),
         (["global_batch_size=6"], "global_batch_size=6 is not divisible by world_size=4"),
         (["--keep", "KEEP", "max_steps=3"], "sets max_steps"),
+        (["--engines", "zero3,ddp", "gather_unit=layer"], "gather_unit=layer means nothing to engine=ddp"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_made(
@@ -155,6 +156,19 @@ def test_bad_input_is_refused_before_anything_is_made(
     assert exit_code(check_engines.main) == 2
     assert reason in capsys.readouterr().err
     assert not keep.exists()
+
+
+def test_settings_need_only_suit_the_engines_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RunFailed("the settings were good")
+
+    monkeypatch.setattr(check_engines, "train", fail)
+    arguments = ["--device", "cpu", "--engines", "zero3", "gather_unit=layer", "puzzle_emb_shard=true"]
+    monkeypatch.setattr(sys, "argv", ["check_engines", *arguments])
+    assert exit_code(check_engines.main) == 1
+    assert "the settings were good" in capsys.readouterr().out
 
 
 def test_a_folder_that_exists_is_not_written_to(

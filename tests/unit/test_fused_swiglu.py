@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hrm_dist.config import ConfigError
 from hrm_dist.model.initialization import initialize
-from hrm_dist.model.kernels import use_fused_swiglu
+from hrm_dist.model.kernels import require_c_compiler, use_fused_swiglu
 from hrm_dist.model.layers import GateUp, PositionGateUp
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -119,3 +119,13 @@ def test_a_cpu_takes_the_plain_path() -> None:
 def test_where_it_cannot_run_on_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"fused_swiglu=on: .* no GPU of Hopper"):
         use_fused_swiglu(GateUp(8, 16), "on", torch.bfloat16, torch.device("cpu"))
+
+
+def test_without_a_c_compiler_compiling_for_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "nowhere")
+    monkeypatch.setenv("PATH", "")
+    require_c_compiler(torch.device("cpu"), "set compile=false")
+    with pytest.raises(ConfigError, match=r"no gcc, no clang(.|\n)*or set compile=false"):
+        require_c_compiler(torch.device("cuda"), "set compile=false")
+    monkeypatch.setenv("CC", sys.executable)
+    require_c_compiler(torch.device("cuda"), "set compile=false")

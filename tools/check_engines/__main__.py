@@ -161,15 +161,17 @@ def _check_cell(
 
 def _check_settings(path: Path, config: TrainConfig, options: argparse.Namespace) -> None:
     """Refuse settings that are not good, or that the check makes itself."""
-    changed = load_config(path, options.settings)
-    for key in _OWN_SETTINGS:
-        if getattr(changed, key) != getattr(config, key):
-            raise ConfigError(
-                f"{' '.join(options.settings)}: sets {key}, which the check itself has to set; leave it out, or see "
-                "the options in --help."
-            )
-    for world_size in options.world_sizes:
-        check_divisible(changed.global_batch_size, world_size)
+    for engine in options.engines:  # some settings mean nothing to some
+        changed = load_config(path, [f"engine={engine}", *options.settings])
+        expected = config.model_copy(update={"engine": engine})
+        for key in _OWN_SETTINGS:
+            if getattr(changed, key) != getattr(expected, key):
+                raise ConfigError(
+                    f"{' '.join(options.settings)}: sets {key}, which the check itself has to set; leave it out, or "
+                    "see the options in --help."
+                )
+        for world_size in options.world_sizes:
+            check_divisible(changed.global_batch_size, world_size)
 
 
 def _most_processes(device: str) -> float:

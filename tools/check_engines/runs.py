@@ -68,6 +68,7 @@ def write_config(path: Path, data: Path, arch: str, precision: str, device: str,
         "precision": precision,
         "device": device,
         "num_threads": 1,
+        "compile": False,  # which would take longer than the runs
         "global_batch_size": batch_size,
         "epochs": 1_000_000,  # only bounds the steps: the learning rate is constant
         "lr": LR,

@@ -1,6 +1,8 @@
 """Kernels of our own, for where they are faster than what the compiler makes."""
 
 import importlib.util
+import os
+import shutil
 
 import torch
 from torch import nn
@@ -34,4 +36,19 @@ def _why_not(dtype: torch.dtype, device: torch.device) -> str | None:
         return "precision is not bf16"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+    if not _has_c_compiler():
+        return "Triton finds no C compiler"
     return None
+
+
+def require_c_compiler(device: torch.device, remedy: str) -> None:
+    """Raise ConfigError if compiling for a device takes a C compiler and there is none; remedy: what else to do."""
+    if device.type == "cuda" and not _has_c_compiler():
+        raise ConfigError(
+            "to compile for a GPU Triton takes a C compiler, and there is no gcc, no clang, and none that CC names; "
+            f"install one, or {remedy}"
+        )
+
+
+def _has_c_compiler() -> bool:
+    return any(map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang"))))
