@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hrm_dist.config import ConfigError, TrainConfig
 
-# In the first calls libraries compile, choose kernels and take their workspaces; DDP times its first ten, which waits.
+# In the first of these calls libraries compile, choose kernels and take their workspaces.
 _PLAIN_CALLS = 11
 _ALIGNMENT = 256  # bytes
 
@@ -25,7 +25,6 @@ class Program:
     def __init__(self, function: Callable[[], None], device: torch.device, *, records: bool) -> None:
         """records: whether to record it, after some calls that run as they are; on a GPU only."""
         self._function = function
-        self._records = records
         self._stream = torch.cuda.Stream(device) if records else None
         self._num_plain = 0
         self._graph: torch.cuda.CUDAGraph | None = None
