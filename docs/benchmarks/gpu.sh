@@ -1,17 +1,19 @@
 #!/bin/bash
-# Time training on one GPU, ours and the published code in turns, in under five minutes.
+# Time training and evaluation on one GPU, ours and the published code in turns. In two calls of under five minutes:
 #
-#   bash docs/benchmarks/gpu.sh [DIR]
+#   PARTS="sudoku-384 arc-96 evaluation-sudoku-384" bash docs/benchmarks/gpu.sh [DIR]
+#   PARTS="sudoku-96 trm-mlp-768 evaluation-arc-96" bash docs/benchmarks/gpu.sh [DIR]
 #
 # DIR is a checkout of sapientinc/HRM (commit 42410da); without it, ours is timed alone. Run it in the root of the
-# project, on a GPU that does nothing else. First all shapes are compiled side by side, so that the timed runs after
-# them find everything in the cache; then they are timed one after another, and two of them are profiled. A part that
-# fails, or takes too long, stops no other.
+# project, on a GPU that does nothing else. First all parts are compiled side by side, so that the timed runs after
+# them find everything in the cache; then they are timed one after another, and profiled. A part that fails, or takes
+# too long, stops no other.
 #
+# PARTS="..."    what to time, in this order (default: all six, which take eight minutes)
 # OUT=FOLDER     logs, and results.jsonl with a JSON object for each part (default: runs/gpu)
 # PYTHON=PATH    the interpreter (default: python)
 # STEPS=N        timed steps of each mode (default: 30)
-# MINUTES=N      after which no further part is begun, and the one that runs is ended (default: 5)
+# MINUTES=N      after which no further part is begun, and the one that runs is ended (default: 10)
 # EXTRA="..."    settings and options for every part, such as "device=cpu arch.hidden_size=32 --batch-size 2" to try it
 set -uo pipefail
 
@@ -19,8 +21,9 @@ reference=${1:-}
 python=${PYTHON:-python}
 out=${OUT:-runs/gpu}
 steps=${STEPS:-30}
-end=$((60 * ${MINUTES:-5} - 10))
+end=$((60 * ${MINUTES:-10} - 10))
 extra=${EXTRA:-}
+read -ra parts <<<"${PARTS:-sudoku-384 arc-96 evaluation-sudoku-384 trm-mlp-768 sudoku-96 evaluation-arc-96}"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-/tmp/hrm-dist-inductor}
 mkdir -p "$out"
@@ -29,28 +32,24 @@ mkdir -p "$out"
 published=()
 [ -n "$reference" ] && published=(--reference "$reference")
 
-# The options of a part. ARC has the published number of puzzles, whose table takes 1.8 GB.
-options() {
+# The benchmark of a part with its options. ARC has the published number of puzzles, whose table takes 1.8 GB.
+benchmark() {
+  local arc=(configs/arc1.yaml --batch-size 96 --seq-len 900 --vocab-size 12)
   case $1 in
-    sudoku-96) echo configs/sudoku_extreme_1k.yaml --batch-size 96 "${published[@]}" ;;
-    sudoku-384) echo configs/sudoku_extreme_1k.yaml --batch-size 384 "${published[@]}" ;;
-    arc-96) echo configs/arc1.yaml --batch-size 96 --seq-len 900 --vocab-size 12 --num-puzzles 876406 "${published[@]}" ;;
-    trm-mlp-768) echo configs/trm_sudoku_mlp.yaml --batch-size 768 ;;
+    sudoku-96) echo bench_train configs/sudoku_extreme_1k.yaml --batch-size 96 "${published[@]}" ;;
+    sudoku-384) echo bench_train configs/sudoku_extreme_1k.yaml --batch-size 384 "${published[@]}" ;;
+    arc-96) echo bench_train "${arc[@]}" --num-puzzles 876406 "${published[@]}" ;;
+    trm-mlp-768) echo bench_train configs/trm_sudoku_mlp.yaml --batch-size 768 ;;
+    evaluation-sudoku-384) echo bench_evaluate configs/sudoku_extreme_1k.yaml --batch-size 384 ;;
+    evaluation-arc-96) echo bench_evaluate "${arc[@]}" ;;
+    *) echo "no_part_is_called_$1" ;;
   esac
 }
 
-# train PART SECONDS SETTINGS...: run the benchmark of a part, for so long at most.
-train() {
+# run PART SECONDS SETTINGS...: run the benchmark of a part, for so long at most.
+run() {
   # shellcheck disable=SC2046,SC2086 # words on purpose
-  timeout -k 5 "$2" "$python" -m tools.bench_train $(options "$1") compile=true "${@:3}" $extra
-}
-
-# evaluation PART SECONDS SETTINGS...: the same of segments of evaluation.
-evaluation() {
-  local shape=(configs/sudoku_extreme_1k.yaml --batch-size 384)
-  [ "$1" = arc-96 ] && shape=(configs/arc1.yaml --batch-size 96 --seq-len 900 --vocab-size 12)
-  # shellcheck disable=SC2086 # words on purpose
-  timeout -k 5 "$2" "$python" -m tools.bench_evaluate "${shape[@]}" "${@:3}" $extra
+  timeout -k 5 "$2" "$python" -m tools.$(benchmark "$1") compile=true "${@:3}" $extra
 }
 
 left() { echo $((end - SECONDS)); }
@@ -80,29 +79,19 @@ nvidia-smi --query-gpu=name,driver_version,memory.used --format=csv,noheader 2>/
 "$python" -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)'
 
 # Compile. Without recording, as memory of recorded steps is not shared between the processes.
-no_graph=()
-grep -q '^    cuda_graph:' hrm_dist/config/schema.py && no_graph=(cuda_graph=off)
-parts=(arc-96 sudoku-384 sudoku-96 trm-mlp-768)
 say "compiling side by side: ${parts[*]}"
 for part in "${parts[@]}"; do
   {
-    train "$part" 150 --steps 1 "${no_graph[@]}" >"$out/compile-$part.log" 2>&1
-    say "compiled $part: exit code $?; $(grep -h 'first step' "$out/compile-$part.log" | tr '\n' ';')"
+    run "$part" 150 --steps 1 cuda_graph=off >"$out/compile-$part.log" 2>&1
+    say "compiled $part: exit code $?; $(grep -h '^[a-z]*: first' "$out/compile-$part.log" | tr '\n' ';')"
   } &
 done
 wait
 
-# training PART: time and profile its steps; where that fails, without recording them.
-training() {
-  timed "$1" train "$1" --steps "$steps" --profile && return
-  [ ${#no_graph[@]} -eq 0 ] || timed "$1-not-recorded" train "$1" --steps "$steps" --profile "${no_graph[@]}"
-}
-
-training sudoku-384
-training arc-96
-timed evaluation-sudoku-384 evaluation sudoku-384 --steps "$steps"
-training trm-mlp-768
-training sudoku-96
-timed evaluation-arc-96 evaluation arc-96 --steps "$steps"
+for part in "${parts[@]}"; do
+  profile=(--profile)
+  [[ $part = evaluation-* ]] && profile=()
+  timed "$part" run "$part" --steps "$steps" "${profile[@]}"
+done
 
 say "done; results in $out/results.jsonl"
