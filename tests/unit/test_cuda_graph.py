@@ -78,11 +78,18 @@ def test_recorded_steps_equal_plain_ones(fields: dict[str, Any]) -> None:
     assert_recorded_equals_plain(**fields)
 
 
-def test_recorded_steps_that_are_compiled_have_the_losses_of_plain_ones() -> None:
-    # Not each weight: compiled, an embedding's gradient is summed by atomic additions, in any order, and where it
-    # nearly vanishes AdamATan2 makes a whole step of what is left.
-    plain, recorded = plain_and_recorded(arch=arch_of("hrm"), compile=True)
-    torch.testing.assert_close(recorded.state.sums.values, plain.state.sums.values, rtol=1e-5, atol=1e-6)
+def test_recorded_compiled_steps_differ_no_more_than_plain_ones_do_among_themselves() -> None:
+    """Weight by weight, as for steps that are not compiled, beyond what two plain runs differ by.
+
+    Compared to the tolerances of those alone, it failed on an H200; why is not known yet.
+    """
+    fields: dict[str, Any] = {"arch": arch_of("hrm"), "compile": True}
+    plain, recorded = plain_and_recorded(**fields)
+    again = steps(trainer_of(cuda_graph="off", **fields), NUM_STEPS)
+    runs = (trainer.state.tensor_shards() for trainer in (plain, recorded, again))
+    for one, other, repeated in zip(*runs, strict=True):
+        spread = (one.data.double() - repeated.data.double()).abs().max().item()
+        torch.testing.assert_close(one.data, other.data, rtol=1e-4, atol=max(1e-5, 2 * spread), msg=one.key)
 
 
 @pytest.mark.usefixtures("group")
