@@ -105,6 +105,8 @@ def test_a_step_never_waits_for_the_device(cuda_graph: str) -> None:
         steps(trainer, 3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert trainer.engine.num_updates() == NUM_STEPS + 3
+    assert trainer._step.is_recorded == (cuda_graph == "on")
 
 
 @pytest.mark.parametrize("compiles", [False, True])

@@ -192,4 +192,4 @@ def test_a_run_may_be_beside_its_data_and_other_runs(tmp_path: Path) -> None:
         (tmp_path / file).write_text("{}")
     for folder in ("run", "other", "checkpoints"):
         with locked(tmp_path / folder):
-            pass
+            assert (tmp_path / folder / ".lock").exists()
