@@ -96,7 +96,7 @@ def _has_effect(key: str, arch: Architecture) -> bool:
     counts = {level.num_layers for known in ARCHITECTURES.values() for level in known.levels.values()}
     if key in counts:
         return key in {level.num_layers for level in arch.levels.values()}
-    if key in ("halt_exploration_prob", "act_continue"):
+    if key in ("halting", "halt_exploration_prob", "act_continue"):
         return arch.fixed.get("halt_max_steps") != 1
     return key != "gradient" or "L_cycles" not in arch.fixed
 

@@ -73,6 +73,8 @@ class ArchConfig(Strict):
     """Prefix positions the row is spread over, zero-padded; 0: as few as hold it."""
     halt_max_steps: int = Field(default=16, ge=1)
     """Most segments a sequence may run before it is halted (M_max in the paper)."""
+    halting: Literal["learned", "fixed"] = "learned"
+    """Whether the Q-head ends a sequence in training; fixed: each runs halt_max_steps segments (no ACT)."""
     halt_exploration_prob: float = Field(default=0.1, ge=0, le=1)
     """Chance that a sequence must run a random minimum of segments (epsilon in the paper)."""
     forward_dtype: Literal["bfloat16", "float32"] = "bfloat16"

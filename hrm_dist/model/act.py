@@ -135,18 +135,23 @@ class ACTModel(nn.Module):
             halted = is_last
             # Evaluation always runs to halt_max_steps.
             if self.training and self.arch.halt_max_steps > 1:
-                if min_halt_steps is None:
-                    explores = torch.rand_like(steps, dtype=torch.float32) < self.arch.halt_exploration_prob
-                    least = torch.randint_like(steps, 2, self.arch.halt_max_steps + 1, dtype=torch.int64)
-                    min_halt_steps = torch.where(explores, least, 0)
-                threshold = segment.q_continue_logits if self.arch.act_continue else 0.0
-                wants_to_halt = segment.q_halt_logits > threshold
-                halted = (is_last | wants_to_halt) & (steps >= min_halt_steps)
+                if self.arch.halting == "learned":
+                    halted = is_last | self._wants_to_halt(segment)
+                    halted &= steps >= (self._explored(steps) if min_halt_steps is None else min_halt_steps)
                 if self.arch.act_continue:
                     outputs["target_q_continue"] = self._q_target(
                         states, data["inputs"], None if rows is None else rows.detach(), is_last
                     )
         return Carry(states, steps, halted, data), outputs
+
+    def _wants_to_halt(self, segment: Segment) -> Tensor:
+        return segment.q_halt_logits > (segment.q_continue_logits if self.arch.act_continue else 0.0)
+
+    def _explored(self, steps: Tensor) -> Tensor:
+        """Draw the segments before which a slot may not halt, [B]."""
+        explores = torch.rand_like(steps, dtype=torch.float32) < self.arch.halt_exploration_prob
+        least = torch.randint_like(steps, 2, self.arch.halt_max_steps + 1, dtype=torch.int64)
+        return torch.where(explores, least, 0)
 
     def _q_target(self, states: States, inputs: Tensor, rows: Tensor | None, is_last: Tensor) -> Tensor:
         """Bootstrap the value of continuing: the better of the next segment's two values."""
@@ -161,7 +166,7 @@ def explore_halting(arch: ArchConfig, seed: int, step: int, global_batch_size: i
     A pure function of (seed, step): every rank draws the whole batch and takes its slice, so halting does
     not depend on the world size. 0 = free to halt.
     """
-    if arch.halt_max_steps == 1:
+    if arch.halt_max_steps == 1 or arch.halting == "fixed":
         return np.zeros(global_batch_size, dtype=np.int32)
     generator = np.random.Generator(np.random.Philox(key=[seed, step]))
     explores = generator.random(global_batch_size) < arch.halt_exploration_prob

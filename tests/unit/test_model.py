@@ -153,6 +153,20 @@ def test_one_segment_leaves_nothing_to_explore() -> None:
     assert not explore_halting(arch_of("hrm", halt_max_steps=1), 0, 0, 4).any()
 
 
+def test_fixed_halting_runs_every_sequence_to_the_last_segment() -> None:
+    fixed = arch_of("hrm", halt_max_steps=3, halting="fixed", halt_exploration_prob=1.0)
+    model = build_model(fixed, METADATA).train()
+    let_halting_vary(model)
+    batch = random_batch(16, seed=1)
+    carry = model.initial_carry(batch)
+    for step in range(6):
+        minimum = torch.from_numpy(explore_halting(fixed, 0, step, 16))
+        with torch.no_grad():
+            carry, outputs = model(carry, batch, minimum)
+        assert (outputs["q_halt_logits"] > outputs["q_continue_logits"]).any()
+        assert carry.halted.tolist() == [step % 3 == 2] * 16
+
+
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_halting_does_not_depend_on_the_world_size(world_size: int) -> None:
     model = build_model(EXPLORING, METADATA).train()
