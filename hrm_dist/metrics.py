@@ -173,6 +173,7 @@ class RunLog:
             "", "step", last_step, shown=collectives.is_main(), done=step, warm_up=_WARM_UP_STEPS
         )
         self._first_step, self._began, self._untimed_s = step, time.perf_counter(), 0.0
+        self._paused_at: float | None = None  # within what is untimed
         self._start_timing()
 
     def _start_timing(self) -> None:
@@ -186,10 +187,11 @@ class RunLog:
     @contextmanager
     def untimed(self) -> Iterator[None]:
         """Leave the time of the block, an evaluation or a checkpoint, out of the time that training takes."""
-        began = time.perf_counter()
+        self._paused_at = began = time.perf_counter()
         with self._progress.untimed():
             yield
         self._untimed_s += time.perf_counter() - began
+        self._paused_at = None
 
     def write_row(self, row: Row) -> None:
         """Write a row of training with the speed since the last one, and show it."""
@@ -223,13 +225,18 @@ class RunLog:
             if isinstance(sink, JsonLines):
                 sink.flush()
 
+    def seconds_trained(self) -> float:
+        """Return how long this process has trained, without what was `untimed`."""
+        now = time.perf_counter() if self._paused_at is None else self._paused_at
+        return now - self._began - self._untimed_s
+
     def describe_work(self) -> str:
         """Return how many steps this process has made, how long it took and how fast it was."""
         seconds = time.perf_counter() - self._began
         num_steps = self._progress.done - self._first_step
         if not num_steps:
             return "no step was left to do"
-        speed = num_steps * self._batch_size / max(1e-9, seconds - self._untimed_s)
+        speed = num_steps * self._batch_size / max(1e-9, self.seconds_trained())
         since = f", from step {self._first_step:,} on" if self._first_step else ""
         steps = "1 step" if num_steps == 1 else f"{num_steps:,} steps"
         return f"{steps} in {duration(seconds)}{since}, {speed_text(speed)} examples/s in training"

@@ -7,10 +7,10 @@
     accelerate launch --config_file configs/accelerate/gpu_n.yaml -m hrm_dist.train configs/arc1.yaml
     srun --ntasks-per-node 8 python -m hrm_dist.train configs/arc1.yaml
 
-The run folder (checkpoint_path) gets config.yaml, metrics.jsonl and checkpoints/. The same command resumes after
-an interruption; one with other settings does, too, as long as steps remain, and config_changes.jsonl keeps what
-changed at which step. Exit codes: 0 done, 2 bad configuration or input, 75 stopped by a signal with the state
-saved (the same command resumes), 69 another process is gone without a word, 1 anything else.
+The run folder (checkpoint_path) gets config.yaml, run.json, metrics.jsonl and checkpoints/. The same command
+resumes after an interruption; one with other settings does, too, as long as steps remain, and config_changes.jsonl
+keeps what changed at which step. Exit codes: 0 done, 2 bad configuration or input, 75 stopped by a signal with the
+state saved (the same command resumes), 69 another process is gone without a word, 1 anything else.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -46,6 +45,7 @@ from hrm_dist.distributed.launch_env import launch_env
 from hrm_dist.distributed.network_env import check_network
 from hrm_dist.dry_run import dry_run
 from hrm_dist.run_lock import locked
+from hrm_dist.run_record import installed_version
 
 logger = logging.getLogger(__name__)
 
@@ -175,15 +175,10 @@ def _settings(config: TrainConfig, device_type: str) -> Mapping[str, object]:
     values = flat_settings(config.model_dump(mode="json"))
     packages = ["hrm-dist", "torch", "numpy", *(["deepspeed"] if config.engine.startswith("zero") else [])]
     return (
-        values | {"the device": device_type} | {f"the version of {name}": _version(name) for name in packages}
+        values
+        | {"the device": device_type}
+        | {f"the version of {name}": installed_version(name) for name in packages}
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # ours, where it is used without being installed
-        return "unknown"
 
 
 def _dataset(config: TrainConfig) -> Mapping[str, object]:

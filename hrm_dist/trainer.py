@@ -34,6 +34,7 @@ from hrm_dist.model.kernels import require_c_compiler, use_fused_swiglu
 from hrm_dist.model.layers import checkpoint_activations
 from hrm_dist.model.network import Network
 from hrm_dist.model.puzzle_embedding import place_table
+from hrm_dist.run_record import Hardware, RunRecorder, dataset_of, hardware_of, this_start
 from hrm_dist.run_summary import print_summary
 from hrm_dist.schedule import Schedule
 from hrm_dist.skipped_updates import SkippedUpdates
@@ -96,6 +97,7 @@ class Trainer:
             config, world, self.model, self.engine, self.state, self.skipped, self.reader.metadata.pad_id
         )
         self._wandb: WandB | None = None  # on the main process, if asked for
+        self._recorder: RunRecorder | None = None  # on the main process, once the run has begun
         self.crowding = Crowding(world.device)
         self.writer = CheckpointWriter(
             self.run_dir / "checkpoints",
@@ -127,7 +129,8 @@ class Trainer:
             self._step.warm_up_backward(self.reader.batch(self.state.step))
         if self.config.wandb_mode != "disabled":
             collectives.run_on_rank0(self._begin_wandb)
-        collectives.run_on_rank0(lambda: resume.start_run_folder(self.config, self.run_dir, start))
+        hardware = hardware_of(self.world)
+        collectives.run_on_rank0(lambda: self._begin_run_folder(start, hardware))
         with closing(self._open_log()) as log, closing(self.writer):
             is_behind = self.state.row_is_due or self.state.evaluation_is_due
             stopping = is_behind and self._complete_step(log, stop)
@@ -143,6 +146,8 @@ class Trainer:
         stop.finish_vote()
         is_done = self.schedule.is_last(self.state.step) and not self.state.evaluation_is_due
         if is_done:
+            if self._recorder is not None:
+                self._recorder.finish()
             print_summary(self.config, self.state.step, log.describe_work())
         collectives.barrier()  # a launcher ends all processes when one leaves, and rank 0 may still log
         return is_done
@@ -170,9 +175,15 @@ class Trainer:
                 is_best = self._evaluate(log, stop)
             stopping = self.state.evaluation_is_due or stop.agreed()
             if stopping or self.schedule.saves(self.state.step):
-                log.flush()
-                self.save(is_best)
+                self._save_with_records(log, is_best)
         return stopping
+
+    def _save_with_records(self, log: RunLog, is_best: bool = False, *, prunes: bool = True) -> None:
+        """Write a checkpoint, after the records of the run that tell of its step."""
+        log.flush()
+        if self._recorder is not None:
+            self._recorder.save(self.state.step, log.seconds_trained())
+        self.save(is_best, prunes=prunes)
 
     def save(self, is_best: bool = False, *, prunes: bool = True) -> None:
         """Write a checkpoint of the present step, and delete old ones if it `prunes`."""
@@ -206,6 +217,16 @@ class Trainer:
         if device_type == "cuda":
             how = step_text(self.config, device_type, world_size)
             collectives.log_once(logger.info, f"a training step is {how}")
+
+    def _begin_run_folder(self, start: resume.Start | None, hardware: Hardware) -> None:
+        resume.start_run_folder(self.config, self.run_dir, start)
+        self._recorder = RunRecorder(
+            self.run_dir,
+            this_start(hardware),
+            dataset_of(self.config),
+            self.state.step,
+            self.schedule.last_step,
+        )
 
     def _begin_wandb(self) -> None:
         self._wandb = WandB(self.config, self.run_dir, self.state.step)
@@ -256,8 +277,7 @@ class Trainer:
         limit = self.config.max_skipped_updates
         if limit is None or skipped.in_a_row < limit:
             return
-        log.flush()
-        self.save(prunes=False)  # an older checkpoint may be what helps
+        self._save_with_records(log, prunes=False)  # an older checkpoint may be what helps
         self.writer.wait()
         raise TrainingError(
             f"stopped at step {step}: {message}. That makes {skipped.in_a_row} in a row, max_skipped_updates="

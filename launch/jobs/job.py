@@ -27,6 +27,7 @@ import submitit
 from submitit.helpers import DelayedSubmission
 
 from data_pipeline.base.errors import EXIT_INTERRUPTED, EXIT_LOST
+from data_pipeline.base.revision import git_revision
 from hrm_dist.checkpoint import pointer
 from launch.jobs import log, slurm
 from launch.jobs.last_error import last_error
@@ -57,7 +58,7 @@ class Job(NamedTuple):
         log_start = own_log.stat().st_size if own_log.exists() else 0
         if environment.global_rank != 0:
             sys.exit(self._as_another_rank(environment, log_start))
-        revision, hosts = log.git_revision(), list(environment.hostnames)
+        revision, hosts = git_revision(), list(environment.hostnames)
         started = Started(job_id=job_id, hosts=hosts, git_revision=revision, log_start=log_start)
         started.saved, started.restarts = self._saved(), len(self._starts(job_id))
         self._note(started)

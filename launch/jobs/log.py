@@ -3,7 +3,6 @@
 The folder is that of what the jobs make: of a run, of a dataset, of predictions. A job that was killed has no end.
 """
 
-import subprocess
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,15 +77,6 @@ class Ended(_Event):
 
 Event = Submitted | Started | Failed | Ended
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
-
-
-def git_revision() -> str | None:
-    """Return the commit of this code's working tree, with `-dirty` after changes; None outside of git."""
-    describe = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    with suppress(OSError, subprocess.SubprocessError):
-        cwd, quiet = Path(__file__).parent, subprocess.DEVNULL
-        return subprocess.check_output(describe, cwd=cwd, stderr=quiet, text=True, timeout=30).strip()
-    return None
 
 
 def jobs_folder(folder: Path) -> Path:

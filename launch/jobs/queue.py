@@ -19,6 +19,7 @@ from submitit.core.utils import FailedJobError
 from data_pipeline.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError
 from data_pipeline.base.files import replace_file
 from data_pipeline.base.progress import progress_bar
+from data_pipeline.base.revision import git_revision
 from launch.jobs import log, slurm, storage
 from launch.jobs.cluster import Cluster, executor
 from launch.jobs.job import Job
@@ -137,7 +138,7 @@ def _queue(
     except FailedJobError as error:
         raise slurm.SlurmError(f"Slurm refuses the job: {slurm.explained(str(error))}") from error
     packages = {name: version(name) for name in ("torch", "numpy", "deepspeed", "accelerate", "submitit")}
-    revision = log.git_revision()
+    revision = git_revision()
     for handle, command in zip(handles, commands, strict=True):
         event = Submitted(
             job_id=handle.job_id,

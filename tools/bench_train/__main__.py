@@ -45,6 +45,7 @@ from data_pipeline.base.paths import path_argument
 from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import TrainConfig, load_config
+from hrm_dist.run_record import cpu_model
 from hrm_dist.train import require_packages
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "sudoku_extreme_1k.yaml"
@@ -152,11 +153,8 @@ def config_of(options: argparse.Namespace) -> TrainConfig:
 
 def machine(torch_version: str, num_threads: int) -> dict[str, object]:
     """Return what a benchmark ran on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": names[0] if names else platform.machine(),
+        "cpu": cpu_model(),
         "cpus": os.cpu_count(),
         "threads": num_threads,
         "load": os.getloadavg()[0],
