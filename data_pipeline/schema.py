@@ -43,6 +43,8 @@ DOCUMENTS = ("identifiers.json", "test_puzzles.json", "train/index.json", "test/
 SPLITS: tuple[SplitName, SplitName] = ("train", "test")
 BUILDING = "building"
 """Folder in that of a dataset with what is needed only until the dataset is complete."""
+SHOWN_HASH = 12
+"""Digits of a subset's hash that people see."""
 BLANK_NAME = "<blank>"
 """Name of puzzle identifier 0, which no task may take."""
 NOTHING_HELD_OUT = "nothing is held out of training"
@@ -159,6 +161,21 @@ class Splits(Strict):
     test: SplitInfo
 
 
+class SubsetInfo(Strict):
+    """The puzzles of a split as they were before augmentation, by which anybody can tell the same set."""
+
+    name: str | None = None
+    """That of data_pipeline.subsets, where it is one of these."""
+    num: int
+    sha256: str
+    """Of the set, whatever its order; see data_pipeline.subsets."""
+
+
+class Subsets(Strict):
+    train: SubsetInfo
+    test: SubsetInfo
+
+
 class DatasetHead(Strict):
     """What dataset.json says before the sizes of the splits are known."""
 
@@ -183,15 +200,22 @@ class DatasetHead(Strict):
     """A row per source; none in datasets of new puzzles and of earlier versions."""
     left_out_tests: dict[str, int] = Field(default_factory=dict)
     """Held-out tasks that were read but are not in the dataset, and how many test inputs each has."""
+    subsets: Subsets | None = None
+    """None in datasets of earlier versions."""
 
     @property
     def identity(self) -> Identity:
         """Return what decided its bytes."""
         return Identity(kind=self.kind, options=self.options, seed=self.seed, sources=self.sources)
 
+    def subset(self, split: SplitName) -> str:
+        """Return which puzzles a split holds, as NAME@HASH or else KIND@HASH; empty where that is not known."""
+        found = getattr(self.subsets, split, None)
+        return f"{found.name or self.kind}@{found.sha256[:SHOWN_HASH]}" if found and found.num else ""
+
 
 # What earlier versions, which built the same datasets, did not report.
-_REPORTED = ("readings", "left_out_tests")
+_REPORTED = ("readings", "left_out_tests", "subsets")
 
 
 class DatasetInfo(DatasetHead):
@@ -211,7 +235,7 @@ class DatasetInfo(DatasetHead):
 
     def content(self) -> bytes:
         """Return dataset.json as it would be without what the build only reports: the same for equal datasets."""
-        bare = self.model_copy(update={"readings": (), "left_out_tests": {}})
+        bare = self.model_copy(update={"readings": (), "left_out_tests": {}, "subsets": None})
         fields = bare.model_dump(exclude=set(_REPORTED)) | {"sha256": bare.digest()}
         return json_bytes(fields)
 

@@ -1,6 +1,7 @@
 """An ARC dataset: which tasks are in it, what is held out, what each split consists of."""
 
 import dataclasses
+import json
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from data_pipeline import subsets
 from data_pipeline.arc import sources as arc
 from data_pipeline.arc.copies import decides, is_copy, merge
-from data_pipeline.arc.json_format import task_json
+from data_pipeline.arc.json_format import pair_json, task_json
 from data_pipeline.arc.leaks import TaskLeaks, drop_from_training, find_in_tasks
 from data_pipeline.arc.rows import SplitPlan, plan_groups
 from data_pipeline.arc.source_files import true_name
@@ -31,6 +33,8 @@ from data_pipeline.schema import (
     SourceInfo,
     SourceReading,
     SplitName,
+    SubsetInfo,
+    Subsets,
 )
 from data_pipeline.shards.plan import DatasetPlan, Request
 
@@ -77,6 +81,9 @@ class ArcContent:
         groups = plan_groups(self.tasks, self.options.num_aug, self.identity.seed)
         names = [BLANK_NAME, *(name for group in groups for name in group.names())]
         canvas = self.options.canvas
+        rows: dict[SplitName, SplitPlan] = {
+            split: SplitPlan(split, groups, canvas, self.identity.seed) for split in SPLITS
+        }
         head = DatasetHead(
             **dict(self.identity),
             canvas=canvas,
@@ -89,10 +96,8 @@ class ArcContent:
             leaks=self.leaks,
             readings=self.readings,
             left_out_tests=self.left_out_tests,
+            subsets=Subsets(train=_subset(rows["train"]), test=_subset(rows["test"])),
         )
-        rows: dict[SplitName, SplitPlan] = {
-            split: SplitPlan(split, groups, canvas, self.identity.seed) for split in SPLITS
-        }
         return DatasetPlan(
             head,
             rows,
@@ -101,6 +106,24 @@ class ArcContent:
                 "test_puzzles.json": {task.id: task_json(task) for task in self.tasks if task.held_out},
             },
         )
+
+
+def _subset(rows: SplitPlan) -> SubsetInfo:
+    """Return the set of a split's tasks: what trains of them, or the held-out pairs with their demonstrations."""
+    return subsets.described(
+        json.dumps(
+            {
+                "id": group.task.id,
+                "demonstrations": [pair_json(pair) for pair in group.task.demos]
+                if rows.split == "test"
+                else [],
+                "pairs": [pair_json(pair) for pair in group.pairs(rows.split)],
+            },
+            sort_keys=True,
+            separators=(",", ":"),
+        ).encode()
+        for group in rows.groups
+    )
 
 
 def read(request: Request) -> ArcContent:

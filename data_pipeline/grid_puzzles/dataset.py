@@ -38,6 +38,7 @@ from data_pipeline.schema import (
     SourceInfo,
     SourceReading,
     SplitName,
+    Subsets,
 )
 from data_pipeline.shards.plan import DatasetPlan, Request
 
@@ -86,6 +87,7 @@ class PuzzleContent:
             num_puzzle_identifiers=1,
             leaks=self.leaks,
             readings=self.readings,
+            subsets=Subsets(train=rows["train"].subset(), test=rows["test"].subset()),
         )
         return DatasetPlan(head, rows, {"identifiers.json": [BLANK_NAME], "test_puzzles.json": {}})
 

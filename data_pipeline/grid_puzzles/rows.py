@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline import subsets
 from data_pipeline.base.random import stream_key, words_at
 from data_pipeline.grid_puzzles import scratch
 from data_pipeline.grid_puzzles.puzzle_type import Examples, PuzzleType
-from data_pipeline.schema import GroupTable
+from data_pipeline.schema import GroupTable, SubsetInfo
 from data_pipeline.shards.sample_format import Samples
 from data_pipeline.shards.writer import Compression
+
+_BLOCK = 16384  # puzzles at a time
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,14 @@ class PuzzleRows:
         ones = np.ones(scratch.num_bytes(self.file) // self._bytes_of_puzzle, dtype=np.int32)
         return GroupTable(
             num_puzzles=ones * (1 + self.num_aug), num_examples=ones, first_identifier=0 * ones, names=None
+        )
+
+    def subset(self) -> SubsetInfo:
+        """Return the set of the originals: of each its input and then its label, a token a byte."""
+        size = self._bytes_of_puzzle
+        blocks = scratch.blocks(self.file, _BLOCK * size)
+        return subsets.described(
+            block[start : start + size] for block in blocks for start in range(0, len(block), size)
         )
 
     def samples(self, row: int, groups: NDArray[np.int64]) -> Samples:

@@ -1,7 +1,7 @@
 """Arrays that a build needs on disk until it is complete. A file holds their bytes, and then the sha256 of these."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,3 +49,9 @@ def num_bytes(path: Path) -> int:
 def read(path: Path, count: int, offset: int = 0) -> NDArray[np.uint8]:
     """Read some of the bytes of a sound file, [count]."""
     return np.fromfile(path, dtype=np.uint8, count=count, offset=offset)
+
+
+def blocks(path: Path, size: int) -> Iterator[bytes]:
+    """Yield the bytes of a sound file, `size` at a time."""
+    for start in range(0, num_bytes(path), size):
+        yield read(path, min(size, num_bytes(path) - start), start).tobytes()
