@@ -11,6 +11,7 @@ bracket or a quote, like `data_paths=[data/arc1]`.
 """
 # pyright: strict
 
+import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -72,36 +73,14 @@ class Settings:
 
     def read_file(self, path: Path) -> None:
         """Take a YAML file's entries; a key that is given twice is an error."""
-        duplicates: list[str] = []
-        self.file_unusable = True
-        try:
-            with path.open("rb") as file:
-                content = file.read(_MOST_BYTES + 1)
-            if len(content) > _MOST_BYTES:
-                self.errors.append(
-                    f"{path}: is larger than {_MOST_BYTES >> 10} KiB; give the path of a YAML file"
-                )
-                return
-            entries = _parsed(content.decode(), duplicates)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            self.errors.append(f"{path}: cannot be read ({reason}); give the path of a YAML file")
-            return
-        except (yaml.YAMLError, RecursionError) as error:
-            mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-            self.errors.append(f"{path}{f':{mark.line + 1}' if mark else ''}: {_yaml_problem(error)}")
-            return
-        if not isinstance(entries, dict | None):
-            self.errors.append(f"{path}: should hold `key: value` lines (got {shown(entries)})")
-            return
-        self.file_unusable = False
-        self.errors.extend(f"{path}:{duplicate}" for duplicate in duplicates)
+        entries = read_entries(path, self.errors)
+        self.file_unusable = entries is None
         for key, value in _leaves(entries or {}):
             self._put(key, Setting(value, str(path), f"{path}: {key}"), replace=False)
 
-    def read_override(self, override: str) -> None:
+    def read_override(self, override: str, origin: str = "command line") -> None:
         """Take one `key=value`, which replaces what was there; Hydra's leading `+` is allowed."""
-        source = f"command line: {override}"
+        source = f"{origin}: {override}"
         name, equals, text = override.partition("=")
         name = name.strip().lstrip("+")
         if not name or not equals:
@@ -169,6 +148,42 @@ class Settings:
                 del self._settings[other]
             self._settings.pop(name.rpartition(".")[0], None)
             self._settings[name] = setting._replace(value=value)
+
+
+def read_entries(path: Path, errors: list[str]) -> Entries | None:
+    """Return a YAML file's entries, scalars as text; None where it cannot be used. Add what is wrong to `errors`."""
+    duplicates: list[str] = []
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            errors.append(f"{path}: is larger than {_MOST_BYTES >> 10} KiB; give the path of a YAML file")
+            return None
+        entries = _parsed(content.decode(), duplicates)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        errors.append(f"{path}: cannot be read ({reason}); give the path of a YAML file")
+        return None
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        errors.append(f"{path}{f':{mark.line + 1}' if mark else ''}: {_yaml_problem(error)}")
+        return None
+    if not isinstance(entries, dict | None):
+        errors.append(f"{path}: should hold `key: value` lines (got {shown(entries)})")
+        return None
+    errors.extend(f"{path}:{duplicate}" for duplicate in duplicates)
+    return entries or {}
+
+
+def overrides_of(entries: Entries) -> list[str]:
+    """Return a file's entries as the `key=value` that say the same."""
+    return [f"{key}={_override_text(value)}" for key, value in _leaves(entries)]
+
+
+def _override_text(value: Value) -> str:
+    if value is None:
+        return "null"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _value(text: str, key: TextKey | None) -> Value:

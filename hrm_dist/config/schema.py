@@ -382,12 +382,15 @@ _TEXT_KEYS = {
 }
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a YAML file, put `key=value` overrides over it, and report every problem at once."""
+def load_config(path: str | Path, overrides: Sequence[str] = (), origin: str = "command line") -> TrainConfig:
+    """Read a YAML file, put `key=value` overrides over it, and report every problem at once.
+
+    origin: where the overrides come from, in words for messages.
+    """
     settings = Settings(ALIASES, _VALID_KEYS, _TEXT_KEYS, HINTS)
     settings.read_file(Path(path))
     for override in overrides:
-        settings.read_override(override)
+        settings.read_override(override, origin)
     if settings.file_unusable:
         raise ConfigError("\n".join(settings.errors))
     tree = settings.tree()
@@ -402,7 +405,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     try:
         config = TrainConfig.model_validate(tree)
     except ValidationError as invalid:
-        settings.add_invalid(invalid, f"{path} with the command line" if overrides else str(path))
+        settings.add_invalid(invalid, f"{path} with the {origin}" if overrides else str(path))
     else:
         if not settings.errors:
             return config

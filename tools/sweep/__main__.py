@@ -1,0 +1,140 @@
+"""Compare settings over several seeds: train every combination, and say what the difference is, with intervals.
+
+    python -m tools.sweep configs/sweeps/outer_loops.yaml
+    python -m tools.sweep sweep.yaml --jobs 2            # so many runs at a time; each gets its share of the cores
+    python -m tools.sweep sweep.yaml --table             # table and plot of what is there, training nothing
+    python -m tools.sweep sweep.yaml --part 0/4          # every fourth run, as in jobs of an array
+
+A sweep file names a configuration, settings over it, and seeds:
+
+    config: configs/debug.yaml
+    set: {max_steps: 50}                    # over the configuration, in all settings; keys as on the command line
+    settings:                               # by name, what is over that
+      baseline: {}
+      no ACT: {arch.halt_max_steps: 1}
+    matrix: {lr: [1e-4, 1e-3]}              # every combination of values, with every setting if there are both
+    baseline: baseline                      # what the others are compared with (the first setting)
+    seeds: [0, 1, 2]
+    score: eval/exact_accuracy              # (the one by which checkpoints are compared)
+    at: last                                # the last step's score, or that of the `best` evaluation
+    out: runs/sweeps/NAME                   # results.json, table.md (runs/sweeps/, after the file's name)
+    pool: runs/sweeps/pool                  # the run folders
+
+Everything is checked before anything starts. Datasets that are missing are built first, where `dataset` says how.
+Runs are shared by all sweeps of a pool: what has been trained, for this sweep or another, is not trained again.
+Ctrl-C lets all runs save; the same command resumes. A run that fails does not stop the others.
+
+Exit codes: 0 done, 2 bad input, 75 stopped by a signal (the same command resumes), 1 a run has failed.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from data_pipeline.base import locks, signals
+from data_pipeline.base.command_line import command_parser, whole_number
+from data_pipeline.base.errors import EXIT_INTERRUPTED, exit_code
+from data_pipeline.base.files import make_folder
+from data_pipeline.base.parallel import Part, parse_part
+from data_pipeline.base.paths import path_argument
+from hrm_dist.train import build_if_missing
+from tools.sweep import pool, results
+from tools.sweep.running import Slots, Training
+from tools.sweep.spec import Sweep, digest, load_sweep
+
+logger = logging.getLogger(__name__)
+
+# Another sweep that builds a dataset of this pool.
+_BUILD_WAIT_S = 24 * 3600.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the sweep, train what is missing, and say what came out."""
+    options = _parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    sweep = load_sweep(options.sweep)
+    if options.table:
+        return _show(sweep)
+    try:
+        _build_data(sweep)
+    except KeyboardInterrupt:
+        print("interrupted while data was built; the same command resumes it", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return _train(sweep, options.part, options.jobs)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_parser("tools.sweep", __doc__)
+    add = parser.add_argument
+    add("sweep", type=path_argument, metavar="SWEEP.yaml")
+    jobs_help = "runs at a time (one per core, or per GPU where runs may use them)"
+    add("--jobs", type=whole_number(1), metavar="N", help=jobs_help)
+    add(
+        "--part",
+        type=parse_part,
+        default=Part(),
+        metavar="I/N",
+        help="train one of N parts of the runs, I from 0",
+    )
+    add("--table", action="store_true", help="only make table and plot of the runs that are done")
+    return parser.parse_args(arguments)
+
+
+def _build_data(sweep: Sweep) -> None:
+    """Build the datasets that are missing, each once: other sweeps of the pool wait."""
+    configs = {setting.config.data_path: setting.config for setting in sweep.settings}
+    missing = [config for path, config in configs.items() if not (Path(path) / "dataset.json").exists()]
+    if not missing:
+        return
+    handlers = signals.catch(signal.default_int_handler)
+    try:
+        make_folder(sweep.pool)
+        with locks.hold(sweep.pool / ".building", _BUILD_WAIT_S, _say_who_builds):
+            for config in missing:
+                build_if_missing(config)
+    finally:
+        signals.restore(handlers)
+
+
+def _say_who_builds(owner: str) -> None:
+    logger.info("another sweep builds data (%s); waiting for its end", owner)
+
+
+def _train(sweep: Sweep, part: Part, jobs: int | None) -> int:
+    """Train the runs of a part that are not done; return the exit code."""
+    runs = list({digest(run.config): run for run in reversed(part.share(sweep.runs))}.values())[::-1]
+    missing = [run for run in runs if not pool.find(sweep.pool, run).is_done]
+    logger.info("%d of %d runs are done%s", len(runs) - len(missing), len(runs), _of_part(part))
+    slots = Slots.of_this_machine(missing, jobs)
+    with logging_redirect_tqdm():  # lines go above the bar
+        training = Training(sweep, missing, slots, lambda: results.write(results.collect(sweep)))
+        outcome = training.finish()
+    code = _show(sweep)
+    for name, folder in outcome.elsewhere.items():
+        print(f"running elsewhere: {name}, in {folder}", file=sys.stderr)
+    for name, error in outcome.failed.items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+    if outcome.was_stopped:
+        print("stopped, with all states saved; the same command resumes", file=sys.stderr)
+    return outcome.exit_code or code
+
+
+def _of_part(part: Part) -> str:
+    return "" if part.count == 1 else f" (of part {part.number} of {part.count})"
+
+
+def _show(sweep: Sweep) -> int:
+    """Write and print what is known."""
+    found = results.collect(sweep)
+    results.write(found)
+    print(results.as_table(found), flush=True)
+    return 1 if found.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
