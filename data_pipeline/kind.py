@@ -30,9 +30,12 @@ class Token(NamedTuple):
     meaning: str
     colour: str
     text: str = ""
+    """What a picture writes into its cells."""
+    letter: str = ""
+    """What stands for it in plain text; its text, where there is none."""
 
 
-PADDING = Token("padding", "#e4e4e4")
+PADDING = Token("padding", "#e4e4e4", letter="_")
 
 
 class Look(NamedTuple):
@@ -44,6 +47,8 @@ class Look(NamedTuple):
     """Inputs and labels to what is counted of them, by the name of the histogram."""
     box: tuple[int, int] | None = None
     """Rows and columns of cells that a picture draws heavy lines around."""
+    blank: int | None = None
+    """The token of cells that the answer fills in, all others being given; None where the answer is another grid."""
 
 
 class Kind(NamedTuple):

@@ -161,12 +161,19 @@ class TestReader:
     __test__ = False  # it is no test, whatever pytest thinks of the name
 
     def __init__(
-        self, dataset_dir: Path | str, max_groups: int | None = None, num_aug: int | None = None
+        self,
+        dataset_dir: Path | str,
+        max_groups: int | None = None,
+        num_aug: int | None = None,
+        split: SplitName = "test",
     ) -> None:
-        """Keep to the first `max_groups` groups, and to the original and `num_aug` augmentations of each."""
+        """Keep to the first `max_groups` groups, and to the original and `num_aug` augmentations of each.
+
+        split: `train` goes through what trains in the same way, for people to look at.
+        """
         self.info, indexes = open_dataset(Path(dataset_dir))
-        self.metadata: DatasetMetadata = self.info.metadata("test")
-        self._shards = _Shards(Path(dataset_dir), indexes["test"])
+        self.metadata: DatasetMetadata = self.info.metadata(split)
+        self._shards = _Shards(Path(dataset_dir), indexes[split])
         index = self._shards.index
         groups = range(len(index.groups))[:max_groups]
         self.group_names = list(index.groups.names or ())[:max_groups]

@@ -26,8 +26,8 @@ def _expect(request: Request) -> DatasetMetadata:
 
 
 def _look(canvas: int) -> Look:
-    eos = Token("end of a row or column", "#5f5f5f")
-    colours = (Token(f"colour {i}, {name}", code) for i, (name, code) in enumerate(COLOURS))
+    eos = Token("end of a row or column", "#5f5f5f", letter="+")
+    colours = (Token(f"colour {i}, {name}", code, letter=str(i)) for i, (name, code) in enumerate(COLOURS))
     return Look((PADDING, eos, *colours), "longer side of the grids", _longer_sides)
 
 

@@ -76,9 +76,10 @@ class MazeType(PuzzleType):
 
     def look(self) -> Look:
         cells = (
-            Token(f"{char!r} {name}", code) for char, (name, code) in zip(maze.CHARSET, _CELLS, strict=True)
+            Token(f"{char!r} {name}", code, letter=char)
+            for char, (name, code) in zip(maze.CHARSET, _CELLS, strict=True)
         )
-        return Look((PADDING, *cells), "length of the path", _path_lengths)
+        return Look((PADDING, *cells), "length of the path", _path_lengths, blank=maze.FREE_ID)
 
 
 def _path_lengths(inputs: Boards, labels: Boards) -> Measured:

@@ -75,8 +75,8 @@ class SudokuType(PuzzleType):
     def look(self) -> Look:
         boxes = sudoku.BOX_SHAPES.get(self.side)
         digits = (Token(f"digit {i}", "white", str(i)) for i in range(1, self.side + 1))
-        tokens = (PADDING, Token("blank", "white"), *digits)
-        return Look(tokens, "givens", _num_givens, boxes and (boxes.rows, boxes.cols))
+        tokens = (PADDING, Token("blank", "white", letter="."), *digits)
+        return Look(tokens, "givens", _num_givens, boxes and (boxes.rows, boxes.cols), sudoku.FIRST_TOKEN_ID)
 
     @property
     def _boxes(self) -> sudoku.BoxShape:
