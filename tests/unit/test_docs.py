@@ -85,6 +85,13 @@ def test_the_tree_names_every_file_of_the_packages() -> None:
     assert named == files
 
 
+def test_every_file_that_the_deviations_name_is_there() -> None:
+    text = (ROOT / "docs" / "DEVIATIONS.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:configs|data_pipeline|hrm_dist|tests|tools)/[\w/.*]*)`", text)
+    assert len(named) > 50
+    assert [name for name in named if not list(ROOT.glob(name))] == []
+
+
 def commands(document: Path) -> list[tuple[str, list[str]]]:
     """The commands of ours in the code blocks of a document, by module and arguments."""
     found: list[tuple[str, list[str]]] = []
