@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 Row = dict[str, float | int | str]
 
-_SHOWN_SCORES = ("task/pass@1", "task/pass@2", "exact_accuracy", "cell_accuracy")
 # A process's first steps, which compile and allocate, do not count in the time left.
 _WARM_UP_STEPS = 3
 
@@ -204,13 +203,10 @@ class RunLog:
         exact = f"exact {row['train/exact_accuracy']:.1%}"
         self._progress.notes = [f"loss {row['train/loss']:.3f}", exact, f"{speed_text(speed)} examples/s"]
 
-    def write_scores(self, step: int, scores: Mapping[str, float], seconds: float) -> None:
-        """Write a row of scores, if there are any, and show it; seconds: what the evaluation took."""
+    def write_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Write a row of scores, if there are any."""
         self._write(
             {"step": step, **{f"eval/{name}": score for name, score in scores.items()}} if scores else {}
-        )
-        collectives.log_once(
-            logger.info, f"evaluation at step {step:,} in {duration(seconds)}: {scores_text(scores)}"
         )
 
     def _write(self, row: Row) -> None:
@@ -245,10 +241,3 @@ class RunLog:
         self._progress.close()
         for sink in self._sinks:
             sink.close()
-
-
-def scores_text(scores: Mapping[str, float]) -> str:
-    """Return what counts most of them, by name; all are in metrics.jsonl."""
-    names = [name for name in _SHOWN_SCORES if name in scores] or list(scores)
-    tasks = f" ({scores['tasks']:.0f} tasks)" if "tasks" in scores else ""
-    return ", ".join(f"{name} {scores[name]:.4f}" for name in names) + tasks or "nothing could be scored"

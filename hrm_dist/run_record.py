@@ -71,6 +71,11 @@ class Dataset(_Part):
 
     data_path: str
     kind: str
+    canvas: int = 0
+    """Side of its grids."""
+    sources: tuple[str, ...] = ()
+    options: dict[str, Any] = Field(default_factory=dict)
+    """With which it was built."""
     sha256: str
     """In its dataset.json, of all the rest of that."""
     train_groups: int
@@ -87,6 +92,8 @@ class RunRecord(_Part):
     starts: tuple[Start, ...]
     """In the order in which they came first; equal ones are one."""
     dataset: Dataset
+    num_parameters: int | None = None
+    """Without the puzzle table."""
     first_step: int
     """Where the record begins: 0, or the step of another run's checkpoint, or of an earlier version's."""
     step: int
@@ -118,7 +125,15 @@ def read_record(run_dir: Path) -> RunRecord | None:
 class RunRecorder:
     """Keep a run's record up to date, on the main process alone. Whatever becomes of it, training goes on."""
 
-    def __init__(self, run_dir: Path, start: Start, dataset: Dataset, step: int, last_step: int) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        start: Start,
+        dataset: Dataset,
+        step: int,
+        last_step: int,
+        num_parameters: int | None = None,
+    ) -> None:
         """step: the one at which the run starts now, which is noted."""
         self._run_dir = run_dir
         starts, first_step, seconds_at = (start,), step, dict[int, float]()
@@ -132,6 +147,7 @@ class RunRecorder:
             RunRecord(
                 starts=starts,
                 dataset=dataset,
+                num_parameters=num_parameters,
                 first_step=first_step,
                 step=step,
                 last_step=last_step,
@@ -231,6 +247,9 @@ def dataset_of(config: TrainConfig) -> Dataset:
     return Dataset(
         data_path=config.data_path,
         kind=info.kind,
+        canvas=info.canvas,
+        sources=tuple(source.name for source in info.sources),
+        options=dict(info.options),
         sha256=info.sha256,
         train_groups=info.splits.train.total_groups,
         test_groups=info.splits.test.total_groups,

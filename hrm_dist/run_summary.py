@@ -1,54 +1,52 @@
 """What a finished run says at its end: its scores, where everything is, and the next command."""
 
-import json
 import re
 import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from data_pipeline.base import jsonl
 from data_pipeline.base.errors import InputError
+from data_pipeline.base.progress import duration
 from data_pipeline.schema import load_dataset_info
 from hrm_dist.config import TrainConfig
 from hrm_dist.distributed import collectives
-from hrm_dist.metrics import scores_text
+from hrm_dist.evaluation.scores import SCORES_FILE, Scores, count_text, scores_by_step, scores_text
+from hrm_dist.run_record import read_record
 
 
-def print_summary(config: TrainConfig, step: int, work: str) -> None:
-    """Print it, on rank 0 alone; work: what this process did."""
+def print_summary(config: TrainConfig, step: int, work: str, *, is_resumed: bool) -> None:
+    """Print it, on rank 0 alone; work: what this process did; is_resumed: whether others did some before."""
     if collectives.is_main():
         with suppress(OSError, ValueError, InputError):  # the run is complete, whatever can be said of it
-            print(_summary(config, step, work), flush=True)
+            print(_summary(config, step, work, is_resumed), flush=True)
 
 
-def _summary(config: TrainConfig, step: int, work: str) -> str:
+def _summary(config: TrainConfig, step: int, work: str, is_resumed: bool) -> str:
     run = Path(config.checkpoint_path)
     checkpoints = run / "checkpoints"
-    scores = _scores_by_step(run / "metrics.jsonl")
+    scores = scores_by_step(run / "metrics.jsonl")
     best = checkpoints / "best"
     names = ["latest", "best"] if best.exists() else ["latest"]
-    lines = [f"finished at step {step:,}: {work}"]
+    record = read_record(run) if is_resumed else None
+    in_all = f"; {duration(record.seconds_trained)} of training in all" if record else ""
+    lines = [f"finished at step {step:,}: {work}{in_all}"]
     if step in scores:
-        lines.append(f"scores: {scores_text(scores[step])}")
+        lines.append(f"scores: {_scores_text(scores[step])}")
     best_step = _step_of(best)
     if best_step in scores and best_step != step:
-        lines.append(f"best, at step {best_step:,}: {scores_text(scores[best_step])}")
-    places = [run / "metrics.jsonl", *(checkpoints / name for name in names)]
-    lines.append(f"run folder: {run}, with {', '.join(str(place.relative_to(run)) for place in places)}")
+        lines.append(f"best, at step {best_step:,}: {_scores_text(scores[best_step])}")
+    places = [
+        "metrics.jsonl",
+        *(f"checkpoints/{name} (step {_step_of(checkpoints / name):,})" for name in names),
+    ]
+    lines.append(f"run folder: {run}, with {', '.join(places)}")
     lines += [f"next: {command}" for command in _next_commands(config, checkpoints / names[-1])]
     return "\n".join(lines)
 
 
-def _scores_by_step(metrics: Path) -> dict[int, dict[str, float]]:
-    found: dict[int, dict[str, float]] = {}
-    for line in jsonl.lines(metrics):
-        with suppress(ValueError, KeyError, TypeError):
-            row = json.loads(line)
-            scores = {key.removeprefix("eval/"): row[key] for key in row if key.startswith("eval/")}
-            if scores:
-                found[int(row["step"])] = scores
-    return found
+def _scores_text(scores: Scores) -> str:
+    return "; ".join(filter(None, (scores_text(scores), count_text(scores, with_interval=True))))
 
 
 def _step_of(link: Path) -> int:
@@ -66,5 +64,8 @@ def _next_commands(config: TrainConfig, checkpoint: Path) -> Iterator[str]:
     predictions = str(Path(run) / "predictions" / checkpoint.resolve().name)
     yield shlex.join(["python", "-m", "tools.evaluate", str(checkpoint), *data, "--out", predictions])
     if info.kind == "arc":
-        submission = str(Path(run) / "submission.json")
-        yield shlex.join(["python", "-m", "tools.vote", predictions, *data, "--out", submission])
+        scores = ["--scores", str(Path(run) / SCORES_FILE)]
+        metrics = ["--metrics", str(Path(run) / "metrics.jsonl")]
+        for tool, out, more in (("vote", "submission.json", scores), ("report", "report.html", metrics)):
+            out_path = str(Path(run) / out)
+            yield shlex.join(["python", "-m", f"tools.{tool}", predictions, *data, "--out", out_path, *more])

@@ -25,6 +25,7 @@ from hrm_dist.distributed.process_group import World, report_step
 from hrm_dist.engines.base import PREFIX, CopyFn, Engine
 from hrm_dist.engines.build import build_engine
 from hrm_dist.evaluation import evaluate as evaluation
+from hrm_dist.evaluation.scores import evaluation_text, headline, last_scores
 from hrm_dist.metrics import RunLog
 from hrm_dist.model.act import ACTModel, Batch
 from hrm_dist.model.attention_kernel import use_attention_kernel
@@ -32,6 +33,7 @@ from hrm_dist.model.flops import flops_per_sequence, matmul_rate
 from hrm_dist.model.initialization import initialize_module
 from hrm_dist.model.kernels import require_c_compiler, use_fused_swiglu
 from hrm_dist.model.layers import checkpoint_activations
+from hrm_dist.model.memory_estimate import num_parameters
 from hrm_dist.model.network import Network
 from hrm_dist.model.puzzle_embedding import place_table
 from hrm_dist.run_record import Hardware, RunRecorder, dataset_of, hardware_of, this_start
@@ -148,7 +150,7 @@ class Trainer:
         if is_done:
             if self._recorder is not None:
                 self._recorder.finish()
-            print_summary(self.config, self.state.step, log.describe_work())
+            print_summary(self.config, self.state.step, log.describe_work(), is_resumed=start is not None)
         collectives.barrier()  # a launcher ends all processes when one leaves, and rank 0 may still log
         return is_done
 
@@ -226,6 +228,7 @@ class Trainer:
             dataset_of(self.config),
             self.state.step,
             self.schedule.last_step,
+            num_parameters(self.config.arch, self.reader.metadata),
         )
 
     def _begin_wandb(self) -> None:
@@ -302,14 +305,19 @@ class Trainer:
         if scores is None:
             return False
         state.evaluation_is_due = False
-        log.write_scores(state.step, scores, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        before = last_scores(self.run_dir / "metrics.jsonl") if self.world.is_main else None
+        log.write_scores(state.step, scores)
+        collectives.log_once(
+            logger.info, evaluation_text(state.step, scores, seconds, before, state.best_score)
+        )
         if not scores and len(reader):
             collectives.log_once(
                 logger.warning,
                 f"step {state.step}: all outputs in the test split are hidden, so nothing is scored and no checkpoint "
                 f"is the best; take {self.run_dir / 'checkpoints' / 'latest'}",
             )
-        score = evaluation.headline(scores)
+        score = headline(scores)
         # Of equal scores the last: where nothing is solved yet, it has trained most.
         is_best = score is not None and (state.best_score is None or score >= state.best_score)
         if is_best:

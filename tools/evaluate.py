@@ -41,6 +41,7 @@ from hrm_dist.distributed import collectives
 from hrm_dist.distributed.preemption import PreemptionHandler
 from hrm_dist.distributed.process_group import World, process_group
 from hrm_dist.evaluation.evaluate import Answers, answer, hits, num_slots, score_fn
+from hrm_dist.evaluation.intervals import interval_text, share_interval
 from hrm_dist.evaluation.load_model import load_model, refuse_other_dataset
 from hrm_dist.evaluation.output_dir import Evaluation, agree, claim, rows_per_file
 from hrm_dist.evaluation.predictions import Predictions, read_prediction_file, write_predictions
@@ -168,7 +169,7 @@ def main() -> int:
         if world.is_main:
             print(_summary(out, files, part, num_new=len(todo)))
             if part.count == 1 and score_fn(reader.info.kind) is None:
-                print(_accuracy(files, reader))
+                print(accuracy_text(files, reader))
     return 0
 
 
@@ -237,16 +238,17 @@ def _summary(out: Path, files: Mapping[Path, range], part: Part, num_new: int) -
     )
 
 
-def _accuracy(files: Mapping[Path, range], reader: TestReader) -> str:
+def accuracy_text(files: Mapping[Path, range], reader: TestReader) -> str:
     """Return how many of the predictions are right, in words."""
     total = np.zeros(3)
     for path, rows in files.items():
         [batch] = reader.batches(len(rows), rows.start, rows.stop)
         total += hits(Answers(read_prediction_file(path), batch["labels"].numpy()))
     examples, exact, cells = total.tolist()
+    interval = interval_text(share_interval(exact, round(examples)))
     return (
-        f"exact accuracy {exact / examples:.2%} ({exact:.0f} of {examples:.0f} puzzles right in every cell), "
-        f"cell accuracy {cells / examples:.2%}"
+        f"exact accuracy {interval} ({exact:.0f} of {examples:.0f} puzzles right in every cell), "
+        f"cell accuracy {cells / examples:.1%}"
     )
 
 

@@ -31,6 +31,7 @@ from data_pipeline.base.files import replace_file
 from data_pipeline.base.matplotlib_settings import plain_matplotlib
 from data_pipeline.base.paths import path_argument
 from data_pipeline.base.sizes import size_text
+from hrm_dist.evaluation.scores import count_text
 from hrm_dist.evaluation.voting import Candidate, attempts
 from tools.vote import (
     ALL_TASKS,
@@ -81,6 +82,7 @@ def render_report(
         result=result,
         overall=result.scores[ALL_TASKS],
         meanings=SCORE_MEANINGS,
+        count_text=count_text,
         pass_columns=pass_columns(result.scores[ALL_TASKS]),
         curves=curves,
         tasks=tasks[:max_tasks],

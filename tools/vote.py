@@ -3,13 +3,15 @@
 PREDICTIONS are the *.npz files of tools.evaluate, or folders of them. The tasks come from the dataset folder
 that they were made from. Every task and every test input gets two attempts, predicted or not; so does
 every held-out task that the dataset's sources had and --canvas or --limit-groups left out. Scores are
-printed as a table and, as the last line, as one JSON object; inputs with a hidden truth are not scored.
+printed as a table and, as the last line, as one JSON object; inputs with a hidden truth are not scored. An interval
+is Wilson's, at 95 %, over test inputs: what other inputs might have given. --scores keeps the object for tools.results.
 
 examples:
   python -m tools.vote runs/demo/predictions --data data/demo --out runs/demo/submission.json
   python -m tools.vote preds.0.npz preds.1.npz --identifiers identifiers.json --tasks test_puzzles.json \\
       --out submission.json
-  python -m tools.vote runs/demo/predictions --data data/demo --out submission.json --subsets halves.json
+  python -m tools.vote runs/demo/predictions --data data/demo --out submission.json --subsets halves.json \\
+      --scores runs/demo/scores.json
 """
 
 import argparse
@@ -27,8 +29,10 @@ from data_pipeline.base.paths import path_argument
 from data_pipeline.base.progress import progress_bar
 from data_pipeline.base.table import table
 from data_pipeline.schema import load_dataset_info, verify_document
+from hrm_dist.evaluation.intervals import share_interval
 from hrm_dist.evaluation.output_dir import missing_files
 from hrm_dist.evaluation.predictions import Predictions, prediction_files, read_predictions
+from hrm_dist.evaluation.scores import count_text
 from hrm_dist.evaluation.voting import Votes, scores, submission, vote
 
 ALL_TASKS = "all tasks"
@@ -172,12 +176,33 @@ def score_table(by_set: dict[str, dict[str, float]]) -> str:
         if not columns:
             lines.append("  no test input has a known truth")
             continue
+        count = count_text(values, with_interval=True)
+        lines.append(f"  {count}")
         rows = [
             (kind, *(f"{values[f'{kind}/{column}']:.2%}" for column in columns)) for kind in SCORE_MEANINGS
         ]
         lines += table([("", *columns), *rows], "<>", indent="  ")
     lines += [f"{kind}: {meaning}" for kind, meaning in SCORE_MEANINGS.items()]
     return "\n".join(lines)
+
+
+def summary(result: VoteResult) -> dict[str, Any]:
+    """Return the scores and what they are of; intervals are of the shares of test inputs."""
+    return {
+        "scores": result.scores,
+        "intervals": {name: input_intervals(values) for name, values in result.scores.items()},
+        "predictions": {name: count for name, count in result.votes._asdict().items() if name != "tasks"},
+        "checkpoint_ids": result.checkpoint_ids,
+    }
+
+
+def input_intervals(values: dict[str, float]) -> dict[str, tuple[float, float]]:
+    """Return the bounds of the interval of each share of test inputs."""
+    keys = [f"input/{column}" for column in pass_columns(values)]
+    intervals = {
+        key: share_interval(round(values[key] * values["inputs"]), round(values["inputs"])) for key in keys
+    }
+    return {key: (interval.low, interval.high) for key, interval in intervals.items()}
 
 
 def warn_of_ignored(result: VoteResult) -> None:
@@ -250,10 +275,10 @@ def run(args: argparse.Namespace) -> int:
     warn_of_ignored(result)
     print(score_table(result.scores))
     print(f"submission: {args.out}")
-    counts = {name: count for name, count in result.votes._asdict().items() if name != "tasks"}
-    print(
-        json.dumps({"scores": result.scores, "predictions": counts, "checkpoint_ids": result.checkpoint_ids})
-    )
+    content = json.dumps(summary(result))
+    if args.scores:
+        replace_file(args.scores, f"{content}\n".encode())
+    print(content)
     return 0
 
 
@@ -263,6 +288,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     parser.add_argument(
         "--out", type=path_argument, required=True, metavar="F", help="the submission file to write"
+    )
+    parser.add_argument(
+        "--scores", type=path_argument, metavar="F", help="also write the JSON object to a file"
     )
     return exit_code(lambda: run(parser.parse_args(argv)))
 

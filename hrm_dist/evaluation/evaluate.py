@@ -117,9 +117,10 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Return the scores on what the reader covers, the same on every rank; the ranks share the work.
 
-    `exact_accuracy` and `cell_accuracy` are per augmented example; `score_fn` adds those of a kind of puzzle. Empty
-    if there are no examples, or no truth is known. None if `should_stop` says so, which is asked before every batch,
-    equally often on every rank; its answer must be the same on all. records: see `EvaluationSegment`.
+    `exact_accuracy` and `cell_accuracy` are shares of `examples`, the augmented ones whose truth is known; `score_fn`
+    adds those of a kind of puzzle. Empty if there are no examples, or no truth is known. None if `should_stop` says so,
+    which is asked before every batch, equally often on every rank; its answer must be the same on all. records: see
+    `EvaluationSegment`.
     """
     if not len(reader):
         return {}
@@ -144,7 +145,11 @@ def evaluate(
         examples, exact, cells = np.sum([hits(block) for block in blocks], axis=0)
         if not examples:
             return {}
-        scores = {"exact_accuracy": float(exact / examples), "cell_accuracy": float(cells / examples)}
+        scores = {
+            "examples": float(examples),
+            "exact_accuracy": float(exact / examples),
+            "cell_accuracy": float(cells / examples),
+        }
         if add_scores := score_fn(reader.info.kind):
             scores |= add_scores((block.predictions for block in blocks), reader, data_path)
         return scores
@@ -170,8 +175,3 @@ def score_votes(predictions: Iterable[Predictions], reader: TestReader, data_pat
     )
     covered = {task: puzzles[task] for task in reader.group_names}
     return voting.scores(voting.vote(predictions, identifiers, covered), covered, ks=(1, 2))
-
-
-def headline(scores: dict[str, float]) -> float | None:
-    """Return the score by which checkpoints are compared: ARC's pass@2 by task, otherwise exact accuracy."""
-    return scores.get("task/pass@2", scores.get("exact_accuracy"))

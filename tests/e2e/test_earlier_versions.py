@@ -35,7 +35,8 @@ def test_a_run_begun_by_an_earlier_version_ends_the_same(name: str, earlier: Pat
     assert finished.exit_code == 0, finished.output
     assert f"at step {CHECKPOINT_STEP} of {LAST_STEP}" in finished.output
     for row, before in zip(rows(run), uninterrupted, strict=True):
-        assert row == pytest.approx(before, rel=1e-4, abs=1e-6), before["step"]
+        known = {key: row[key] for key in before}  # rows tell more than they did
+        assert known == pytest.approx(before, rel=1e-4, abs=1e-6), before["step"]
 
 
 @pytest.mark.parametrize("kind", ["arc", "sudoku", "maze"])

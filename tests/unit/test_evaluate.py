@@ -27,6 +27,7 @@ from hrm_dist.evaluation.predictions import (
     Predictions,
     read_prediction_file,
     read_predictions,
+    write_predictions,
 )
 from hrm_dist.evaluation.segment import EvaluationSegment
 from hrm_dist.model.act import ACTModel, build_model
@@ -100,6 +101,21 @@ def test_scores_do_not_depend_on_the_batch_size(model: ACTModel, dataset: Path) 
     scores = [evaluation.evaluate(model, reader, dataset, n, torch.device("cpu")) for n in (108, 7)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
     assert {"exact_accuracy", "cell_accuracy", "task/pass@2"} <= scores[0].keys()
+    assert scores[0]["examples"] == len(reader)
+
+
+def test_accuracy_is_told_with_its_interval_and_the_number_of_puzzles(tmp_path: Path) -> None:
+    """Of four Sudokus, one with a wrong cell."""
+    reader = TestReader(Path(__file__).parents[1] / "golden" / "earlier" / "sudoku")
+    [batch] = reader.batches(4)
+    preds = batch["labels"].numpy().astype(np.uint8)
+    preds[0, 0] ^= 1
+    arrays = [batch[name].numpy() for name in ("puzzle_identifiers", "inputs")]
+    rest = (np.zeros(4, dtype=np.float32), batch["example_index"].numpy())
+    write_predictions(tmp_path / "p.npz", Predictions(*arrays, preds, *rest, "step_1"))
+    assert evaluate.accuracy_text({tmp_path / "p.npz": range(4)}, reader) == (
+        "exact accuracy 75.0 % [30.1, 95.4] (3 of 4 puzzles right in every cell), cell accuracy 98.4%"
+    )
 
 
 def test_every_held_out_example_is_predicted_once_in_order(

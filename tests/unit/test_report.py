@@ -73,6 +73,7 @@ def test_the_published_vote_becomes_a_page_with_every_task(tmp_path: Path) -> No
     for task in content["tasks"]:
         assert f"<h2>{task}</h2>" in page
     assert "81.25 %" in page
+    assert "13 of 16 test inputs right by two attempts, 81.2 % [57.0, 93.4]" in page
     assert page.count('class="badge solved"') == 13
     assert page.count('class="badge unsolved"') == 3
 

@@ -132,6 +132,10 @@ def test_a_training_run_tells_how_it_came_about(config: Path, dataset: Path, tmp
     assert 0 < seconds[2] < seconds[4]
     info = load_dataset_info(dataset)
     assert (record.dataset.kind, record.dataset.sha256) == ("arc", info.sha256)
+    assert (record.dataset.canvas, record.dataset.sources) == (6, ("arc-agi-1",))
+    assert record.dataset.options["num_aug"] == 8
+    assert record.num_parameters is not None
+    assert record.num_parameters > 1000
     assert record.dataset.test_examples == info.splits.test.num_examples
 
 

@@ -427,11 +427,14 @@ def test_the_command_writes_a_submission_and_ends_with_its_scores(data: Path, tm
     out = tmp_path / "submission.json"
     command = [sys.executable, "-m", "tools.vote", str(tmp_path / "p.npz"), "--out", str(out)]
     command += ["--identifiers", str(data / "identifiers.json"), "--tasks", str(data / "test_puzzles.json")]
-    command += ["--subsets", str(tmp_path / "subsets.json")]
+    command += ["--subsets", str(tmp_path / "subsets.json"), "--scores", str(tmp_path / "scores.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["scores"]["all tasks"]["task/pass@2"] == 0.75
     assert summary["scores"]["second half"]["task_all/pass@2"] == 1
+    assert summary["intervals"]["all tasks"]["input/pass@2"] == pytest.approx([0.208, 0.939], abs=1e-3)
+    assert "  2 of 3 test inputs right by two attempts, 66.7 % [20.8, 93.9]" in done.stdout.splitlines()
+    assert json.loads((tmp_path / "scores.json").read_text()) == summary
     assert summary["predictions"]["counted"] == 2
     assert summary["checkpoint_ids"] == ["step_1"]
     assert "warning: 2 test inputs have no prediction" in done.stderr
