@@ -7,9 +7,12 @@ examples:
       the same with another 160 tasks, all of which train
   python -m data_pipeline.build arc --source arc-agi_test_challenges.json --holdout all --out data/test
       tasks of a file alone
-  python -m data_pipeline.build sudoku --source hub:sapientinc/sudoku-extreme --subsample 1000 --num-aug 1000 \\
-      --out data/sudoku-extreme-1k-aug-1000
-      the published Sudoku data
+  python -m data_pipeline.build sudoku --subset sudoku-extreme-1k --num-aug 1000 --out data/sudoku-extreme-1k-aug-1000
+      1,000 puzzles of the published Sudoku data, drawn with a fixed seed; `--subset NAME@HASH` refuses any others
+  python -m data_pipeline.build --subsets
+      lists the subsets that have a name
+  python -m data_pipeline.build sudoku --source hub:sapientinc/sudoku-extreme --subsample 500 --out data/sudoku-500
+      a draw of one's own
   python -m data_pipeline.build maze --num-train 1000 --num-test 1000 --out data/mazes
       new mazes of 30 x 30 with shortest paths of more than 110 steps
 
@@ -34,6 +37,7 @@ from annotated_types import Ge, Le
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from data_pipeline import subsets
 from data_pipeline.base import signals
 from data_pipeline.base.command_line import command_parser, whole_number
 from data_pipeline.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, exit_code
@@ -51,6 +55,10 @@ from data_pipeline.shards.plan import Content, Request
 from data_pipeline.shards.writer import shard_ids, write_shards
 
 _SOURCE_FORM = "PATH[:train|:evaluation]"
+_SUBSET_HELP = (
+    "the puzzles of a benchmark by name (see `python -m data_pipeline.build --subsets`); with 8 or more digits of its "
+    "hash, any others are refused"
+)
 
 
 def main() -> int:
@@ -85,6 +93,8 @@ def build(request: Request) -> DatasetInfo | None:
     content = read(request)
     info = build_dir.find(request.out, content.identity)
     if info is not None:
+        if request.subset is not None:
+            subsets.check(info.subsets, request.subset)
         _say(request, f"{request.out}: already built")
         return info
     num_written = _write_missing(request, content)
@@ -112,7 +122,11 @@ def _write_missing(request: Request, content: Content) -> int:
         content.write_scratch(request.out / BUILDING)
         plan = content.plan(request.out / BUILDING)
         layouts = plan.layouts()
-        build_dir.write_layouts(request.out, plan.head, layouts.values(), plan.documents)
+        head = plan.head
+        if head.subsets is not None:
+            named = subsets.named(head.subsets, request.subset)
+            head = head.model_copy(update={"subsets": named})
+        build_dir.write_layouts(request.out, head, layouts.values(), plan.documents)
         ids = request.part.share([shard_id for layout in layouts.values() for shard_id in shard_ids(layout)])
         written = build_dir.written_shards(request.out)
         missing = [shard_id for shard_id in ids if shard_id not in written]
@@ -145,6 +159,7 @@ def summary(out: Path, info: DatasetInfo) -> str:
     if info.leaks.num_pairs:
         fate = "removed from training" if info.leaks.dropped else "which stay in training"
         lines.append(f"  held-out pairs that also stood in the training data: {info.leaks.num_pairs}, {fate}")
+    lines += [f"  subset: {text}" for text in [info.subset_of_both()] if text]
     lines.append(f"  {size_text(train.size_bytes + test.size_bytes)}")
     return "\n".join(lines)
 
@@ -152,6 +167,7 @@ def summary(out: Path, info: DatasetInfo) -> str:
 def parse_arguments(arguments: Sequence[str] | None = None) -> Request:
     """Return what the command line asks for; end the process where it is wrong."""
     parser = command_parser("data_pipeline.build", __doc__)
+    parser.add_argument("--subsets", action=_ListSubsets, help="list the subsets of benchmarks, and exit")
     presets = parser.add_subparsers(dest="preset", metavar="PRESET", required=True)
     for kind in KINDS:
         for preset, what in kind.presets.items():
@@ -171,12 +187,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Request:
         parser.error(
             "; ".join(f"{', '.join(names)}: {why}" if names else why for why, names in flags.items())
         )
-    return Request(spec.preset, list(spec.source), out, spec.options, spec.seed, workers, quiet, part)
+    return spec.request(out, workers=workers, quiet=quiet, part=part)
 
 
 def _add_arguments(parser: argparse.ArgumentParser, kind: Kind) -> None:
     add = parser.add_argument
     add("--source", action="append", default=[], metavar=_SOURCE_FORM, help=kind.source_help)
+    add("--subset", metavar="NAME[@HASH]", help=_SUBSET_HELP)
     fields = {name: option.field for name, option in kind.options.by_name().items()}
     for name, field in {**fields, "seed": BuildSpec.model_fields["seed"]}.items():
         _add_option(parser, name, field)
@@ -186,6 +203,17 @@ def _add_arguments(parser: argparse.ArgumentParser, kind: Kind) -> None:
     part_help = "build one of N parts, I from 0; see data_pipeline.merge"
     add("--part", type=parse_part, default=Part(), metavar="I/N", help=part_help)
     add("--quiet", action="store_true", help="no progress bar, no summary")
+
+
+class _ListSubsets(argparse.Action):
+    """Print the subsets, and end the process."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(subsets.subset_table())
+        parser.exit()
 
 
 def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:

@@ -172,8 +172,13 @@ class SubsetInfo(Strict):
 
 
 class Subsets(Strict):
+    """The puzzles of both splits."""
+
     train: SubsetInfo
     test: SubsetInfo
+
+    def __getitem__(self, split: SplitName) -> SubsetInfo:
+        return self.train if split == "train" else self.test
 
 
 class DatasetHead(Strict):
@@ -210,8 +215,17 @@ class DatasetHead(Strict):
 
     def subset(self, split: SplitName) -> str:
         """Return which puzzles a split holds, as NAME@HASH or else KIND@HASH; empty where that is not known."""
-        found = getattr(self.subsets, split, None)
+        found = self.subsets and self.subsets[split]
         return f"{found.name or self.kind}@{found.sha256[:SHOWN_HASH]}" if found and found.num else ""
+
+    def subset_of_both(self) -> str:
+        """Return the puzzles of both splits as `--subset` takes them, or as KIND@HASH+HASH; empty if not known."""
+        if self.subsets is None:
+            return ""
+        names = {self.subsets[split].name for split in SPLITS if self.subsets[split].num}
+        name = names.pop() if len(names) == 1 else None
+        shown = (self.subsets[split].sha256[:SHOWN_HASH] for split in SPLITS if self.subsets[split].num)
+        return f"{name or self.kind}@{'+'.join(shown)}"
 
 
 # What earlier versions, which built the same datasets, did not report.

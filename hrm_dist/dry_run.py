@@ -8,7 +8,6 @@ from data_pipeline.base.sizes import size_text
 from data_pipeline.base.table import table
 from data_pipeline.kinds import KIND_OF_PRESET
 from data_pipeline.schema import NOTHING_HELD_OUT, DatasetMetadata, load_dataset_info
-from data_pipeline.shards.plan import Request
 from hrm_dist.config import TrainConfig, to_yaml, total_steps
 from hrm_dist.config.data_command import data_command
 
@@ -76,9 +75,7 @@ def _expected(path: Path, config: TrainConfig, error: InputError, lines: list[st
     """Return what the data will be when it is built, where the configuration says how."""
     spec, command = config.dataset, data_command(path, config)
     if spec is not None:
-        request = Request(
-            spec.preset, list(spec.source), Path(config.data_path), spec.options, spec.seed, 1, True
-        )
+        request = spec.request(Path(config.data_path), workers=1, quiet=True)
         lines.append(f"data: {config.data_path} is missing; training builds it first, as `dataset` says")
     elif command is not None:
         request = command.request

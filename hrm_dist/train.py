@@ -32,7 +32,6 @@ from data_pipeline.kinds import kind_named
 from data_pipeline.options import side_by_side
 from data_pipeline.sampler import check_divisible
 from data_pipeline.schema import NOTHING_HELD_OUT, load_dataset_info
-from data_pipeline.shards.plan import Request
 from hrm_dist.config import (
     TrainConfig,
     as_found,
@@ -73,7 +72,7 @@ def build_if_missing(config: TrainConfig) -> None:
     if spec is None:
         return
     if not (path / "dataset.json").exists():
-        build(Request(spec.preset, list(spec.source), path, spec.options, spec.seed, workers=1, quiet=False))
+        build(spec.request(path, workers=1, quiet=False))
     elif as_found(config).dataset is None:
         info = load_dataset_info(path)
         built = " ".join(f"{key}={value}" for key, value in side_by_side(info.options).items())

@@ -196,8 +196,8 @@ def _read_files(
     for split in SPLITS:
         if not files[split]:
             continue
-        subsample = options.subsample if split == "train" else None  # as published
-        selection = Selection(options.min_difficulty, subsample, request.seed)
+        draw = (options.subsample, "") if split == "train" else (options.subsample_test, "-test")
+        selection = Selection(options.min_difficulty, draw[0], request.seed, f"--subsample{draw[1]}")
         found, fates[split] = read_puzzles(
             files[split],
             puzzle_type.read_block,

@@ -2,11 +2,11 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from data_pipeline.base.random import Bits, random_bits
 from data_pipeline.grid_puzzles.csv_source import Cells, CsvBlock
@@ -40,12 +40,22 @@ class PuzzleOptions(Options):
     """Augmentations per training puzzle."""
     subsample: Annotated[int | None, OF_SOURCE] = Field(default=None, ge=1)
     """Keep N of the training puzzles, drawn at random."""
+    subsample_test: Annotated[int | None, OF_SOURCE] = Field(default=None, ge=1)
+    """Keep N of the test puzzles, drawn at random."""
     min_difficulty: int | None = Field(default=None, ge=0)
     """Smallest rating to keep."""
     limit_groups: int | None = Field(default=None, ge=1)
     """Keep the first N puzzles of each split."""
     leaks: LeakPolicy = "refuse"
     generator: NewPuzzles | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave out what earlier versions did not have, so that their datasets are those of today."""
+        values = cast("dict[str, object]", dump(self))
+        return {
+            name: value for name, value in values.items() if name != "subsample_test" or value is not None
+        }
 
 
 @dataclass(frozen=True)

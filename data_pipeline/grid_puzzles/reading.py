@@ -24,6 +24,8 @@ class Selection(NamedTuple):
     subsample: int | None = None
     """How many to keep, if there are more."""
     seed: int = 0
+    drawn_by: str = "--subsample"
+    """What a user calls that."""
 
 
 Decode = Callable[[CsvBlock], tuple[Cells, Cells]]
@@ -146,7 +148,7 @@ class _Kept:
         if self._puzzles is not None:
             chosen = np.sort(np.argsort(self._words, kind="stable")[:size])
             self._puzzles, self._words = self._puzzles.take(chosen), self._words[chosen]
-            leave_out(self.fates, "not drawn by --subsample", chosen)
+            leave_out(self.fates, f"not drawn by {self._selection.drawn_by}", chosen)
 
 
 def _extended(puzzles: Puzzles, more: Puzzles) -> Puzzles:

@@ -113,9 +113,9 @@ def _refuse_other(out: Path, verb: str, there: Identity, asked: Identity) -> Non
             {"seed": side.seed, **side_by_side(side.options)} for side in (there, asked)
         )
         differences += [
-            f"with {key}={settings_there.get(key)}, not {value}"
-            for key, value in settings.items()
-            if settings_there.get(key) != value
+            f"with {key}={settings_there.get(key)}, not {settings.get(key)}"
+            for key in settings_there | settings
+            if settings_there.get(key) != settings.get(key)
         ]
     raise InputError(f"{out}: was {verb} {' and '.join(differences)}; choose another --out or delete it.")
 

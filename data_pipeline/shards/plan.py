@@ -22,6 +22,8 @@ class Request(NamedTuple):
     workers: int
     quiet: bool
     part: Part = Part()
+    subset: str | None = None
+    """Which of data_pipeline.subsets it has to be, as NAME[@HASH[+HASH]]."""
 
     def identity(self, kind: str, sources: tuple[SourceInfo, ...]) -> Identity:
         """Return what decides the bytes, now that the sources have been read."""

@@ -135,7 +135,7 @@ def test_a_key_like_no_other_lists_the_valid_ones(tmp_path: Path) -> None:
         "run.yaml: unknown key 'dataset.zzz'; valid keys are dataset.canvas, dataset.conflicts, dataset.holdout, "
         "dataset.leaks, dataset.limit_groups, dataset.max_steps, dataset.min_difficulty, dataset.min_steps, "
         "dataset.num_aug, dataset.num_test, dataset.num_train, dataset.preset, dataset.seed, dataset.side, "
-        "dataset.source, dataset.subsample"
+        "dataset.source, dataset.subsample, dataset.subsample_test, dataset.subset"
     )
 
 

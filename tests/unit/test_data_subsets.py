@@ -10,12 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipeline import subsets
+from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import Part
-from data_pipeline.build import build
+from data_pipeline.build import build, parse_arguments, read
+from data_pipeline.build_spec import BuildSpec
 from data_pipeline.merge import merge
-from data_pipeline.schema import Subsets, load_dataset_info
+from data_pipeline.schema import SPLITS, SplitName, Subsets, load_dataset_info
 from data_pipeline.shards.plan import Request
-from data_pipeline.subsets import described
+from data_pipeline.subsets import Subset, described
+from hrm_dist.config import as_found, load_config, to_yaml
+from hrm_dist.train import build_if_missing
 from tests.unit import test_data_build as arc
 from tests.unit import test_data_puzzle_dataset as grids
 
@@ -127,3 +132,181 @@ def test_one_changed_colour_changes_the_hash_of_tasks(part: str, side: str, tmp_
     assert before.test.sha256 != after.test.sha256
     # Held out, a test pair does not train.
     assert (before.train.sha256 != after.train.sha256) == (part == "train")
+
+
+# Subsets by name
+
+
+def asked(tmp_path: Path, line: str) -> Request:
+    """What a command line asks for."""
+    return parse_arguments([*line.split(), "--workers", "1", "--quiet", "--out", str(tmp_path / "out")])
+
+
+def planned(request: Request, folder: Path) -> Subsets:
+    """Those of the dataset that this would build, without building it."""
+    content = read(request)
+    folder.mkdir()
+    content.write_scratch(folder)
+    found = content.plan(folder).head.subsets
+    assert found is not None
+    return found
+
+
+SLOW = ("sudoku-6x6", "maze-unique-1k")
+
+
+@pytest.mark.parametrize(
+    "subset",
+    [
+        pytest.param(subset, id=subset.name, marks=[pytest.mark.full] if subset.name in SLOW else [])
+        for subset in subsets.SUBSETS
+        if not subset.source
+    ],
+)
+def test_a_subset_is_built_again_with_its_hash(subset: Subset, tmp_path: Path) -> None:
+    request = asked(tmp_path, f"{subset.preset} --subset {subset.name} --num-aug 0")
+    found = planned(request, tmp_path / "scratch")
+    assert {split: found[split].sha256 for split in SPLITS} == subset.sha256
+
+
+def test_subsets_that_need_no_download_have_their_hashes() -> None:
+    assert all(len(subset.sha256) == (0 if subset.source else 2) for subset in subsets.SUBSETS)
+
+
+@pytest.mark.parametrize("subset", subsets.SUBSETS, ids=lambda subset: subset.name)
+def test_a_subset_says_what_to_build(subset: Subset) -> None:
+    spec = BuildSpec.model_validate({"subset": subset.name})
+    assert (spec.preset, spec.source) == (subset.preset, subset.source)
+    given = spec.options.given()
+    assert {name: given[name] for name in subset.options} == subset.options
+    assert BuildSpec.model_validate(spec.model_dump()) == spec
+
+
+def test_a_named_subset_has_the_bytes_of_its_options(tmp_path: Path) -> None:
+    build(asked(tmp_path, "sudoku --subset sudoku-4x4 --num-aug 1"))
+    (tmp_path / "out").rename(tmp_path / "named")
+    build(asked(tmp_path, "sudoku --side 4 --num-train 200 --num-test 100 --num-aug 1"))
+    assert arc.checksums(tmp_path / "out") == arc.checksums(tmp_path / "named")
+
+
+def test_a_section_of_a_configuration_names_a_subset(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        f"data_path: {tmp_path}/data\ndataset: {{subset: sudoku-4x4, num_aug: 2}}"
+    )
+    config = load_config(tmp_path / "run.yaml")
+    (tmp_path / "resolved.yaml").write_text(to_yaml(config))
+    build_if_missing(load_config(tmp_path / "resolved.yaml"))
+    info = load_dataset_info(tmp_path / "data")
+    assert info.subset("test") == "sudoku-4x4@096c3ae992e5"
+    assert info.splits.train.num_puzzles == 200 * 3
+    assert as_found(config).dataset is not None
+
+
+def test_a_section_with_another_hash_does_not_describe_a_dataset(tmp_path: Path) -> None:
+    build(asked(tmp_path, "sudoku --subset sudoku-4x4"))
+    info = load_dataset_info(tmp_path / "out")
+    described_by = [
+        BuildSpec.model_validate({"subset": name}).describes(info)
+        for name in ("sudoku-4x4", "sudoku-4x4@096c3ae9", "sudoku-4x4@096c3ae8")
+    ]
+    assert described_by == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("sudoku --subset sudoku-4x4 --side 6", "--side: is 4 in subset sudoku-4x4"),
+        ("sudoku --subset sudoku-4x4 --seed 1", "--seed: is 42 in subset sudoku-4x4"),
+        ("sudoku --subset sudoku-4x4 --min-difficulty 1", "--min-difficulty: is null in"),
+        ("sudoku --subset sudoku-4x4 --source x.csv", "--source: is empty in subset"),
+        ("sudoku --subset sudoku-extreme-1k --source x.csv", "sudoku-extreme-1k@TRAIN+TEST"),
+        ("arc-agi-1 --subset arc-agi-1-6x6 --canvas 7", "--canvas: is 6 in subset"),
+        ("maze --subset sudoku-4x4", "--subset: sudoku-4x4 is of preset sudoku, not of maze"),
+        ("sudoku --subset sudoku-5x5", "'sudoku-5x5' is unknown here; use one of sudoku-extreme-1k"),
+        ("sudoku --subset sudoku-4x4@123", "8 or more digits"),
+    ],
+)
+def test_what_contradicts_a_subset_is_refused(
+    line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        asked(tmp_path, line)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "ending", ["", "@0e9ef5e7bac8", "@096c3ae9", "@0e9ef5e7+096c3ae9", "@096c3ae9+0e9ef5e7"]
+)
+def test_hashes_of_either_split_and_of_both_are_checked(ending: str, tmp_path: Path) -> None:
+    build(asked(tmp_path, "sudoku --side 4 --num-train 200 --num-test 100"))
+    build(asked(tmp_path, f"sudoku --subset sudoku-4x4{ending}"))  # which is there already
+
+
+@pytest.mark.parametrize("ending", ["@0e9ef5e8", "@0e9ef5e7+096c3ae8"])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_another_hash_is_refused_and_nothing_left(ending: str, is_there: bool, tmp_path: Path) -> None:
+    if is_there:
+        build(asked(tmp_path, "sudoku --subset sudoku-4x4"))
+    with pytest.raises(InputError, match=r"no split has the hash [0-9a-f]+8, as there are 200 to train on"):
+        build(asked(tmp_path, f"sudoku --subset sudoku-4x4{ending}"))
+    assert (tmp_path / "out").exists() == is_there
+
+
+def test_a_canvas_that_loses_tasks_of_a_subset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match="in its train split, but the puzzles here are others, 59 to train on"
+    ):
+        build(asked(tmp_path, "arc-agi-1 --subset arc-agi-1 --canvas 6 --num-aug 0"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_that_does_not_note_its_puzzles_is_no_known_subset() -> None:
+    with pytest.raises(InputError, match="by a version that did not note its puzzles"):
+        subsets.check(None, "sudoku-4x4")
+    subsets.check(None, "sudoku-extreme-1k")  # of which nothing is known
+
+
+def test_tasks_beside_those_of_a_benchmark_leave_the_name_to_what_is_evaluated(
+    tasks: Path, tmp_path: Path
+) -> None:
+    request = asked(tmp_path, f"arc-agi-1 --source {tasks}/training/task0.json --num-aug 0")
+    found = subsets.named(planned(request, tmp_path / "scratch"), None)
+    assert (found.train.name, found.test.name) == (None, "arc-agi-1")
+
+
+@pytest.fixture
+def downloaded(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Subset:
+    """A subset of puzzles that are not generated, whose hashes are known."""
+    found = subsets_of(grids.request("sudoku", source, tmp_path / "known"))
+    hashes: dict[SplitName, str] = {split: found[split].sha256 for split in SPLITS}
+    subset = Subset("toy", "sudoku", ("hub:nobody/toy",), sha256=hashes)
+    monkeypatch.setitem(subsets._BY_NAME, "toy", subset)  # pyright: ignore[reportPrivateUsage]
+    return subset
+
+
+def test_puzzles_from_elsewhere_are_taken_if_they_are_the_same(
+    downloaded: Subset, source: Path, tmp_path: Path
+) -> None:
+    build(asked(tmp_path, f"sudoku --subset toy --source {source}"))
+    assert load_dataset_info(tmp_path / "out").subset("train").startswith("toy@")
+
+
+def test_other_puzzles_from_elsewhere_are_refused(downloaded: Subset, source: Path, tmp_path: Path) -> None:
+    grids.write_csv(tmp_path / "train.csv", SUDOKU, grids.new_puzzles(SUDOKU, "train", 21))
+    line = f"sudoku --subset toy --source {tmp_path}/train.csv --source {source}/test.csv"
+    with pytest.raises(InputError, match="the puzzles here are others, 21 to train on"):
+        build(asked(tmp_path, line))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_drawn_test_split_is_as_large_as_asked_for_and_the_same_again(source: Path, tmp_path: Path) -> None:
+    drawn = [
+        subsets_of(grids.request("sudoku", source, tmp_path / str(number), subsample_test=3))
+        for number in range(2)
+    ]
+    whole = subsets_of(grids.request("sudoku", source, tmp_path / "whole"))
+    assert drawn[0] == drawn[1]
+    assert (drawn[0].test.num, drawn[0].train) == (3, whole.train)
+    with pytest.raises(InputError, match="with subsample_test=3, not None"):
+        build(grids.request("sudoku", source, tmp_path / "0"))

@@ -451,7 +451,7 @@ def test_without_its_dataset_a_configuration_trains_on_nothing_but_says_what_bui
     settings = [f"data_path={tmp_path / 'my data'}", f"checkpoint_path={tmp_path / 'run'}", "device=cpu"]
     (tmp_path / "run").mkdir()
     command = (
-        "python -m data_pipeline.build sudoku --source hub:sapientinc/sudoku-extreme --subsample 1000 --num-aug 1000 "
+        "python -m data_pipeline.build sudoku --subset sudoku-extreme-1k --num-aug 1000 "
         f"--out '{tmp_path / 'my data'}'"
     )
     assert f"{tmp_path / 'my data'}: no dataset here; `{command}` builds it" in refusal(published, *settings)
