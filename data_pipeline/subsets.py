@@ -52,9 +52,9 @@ SUBSETS = (
         "train": "73328fdbe72b04d97bcf21ba6b5c8b4230f03e13e837ff70405aaf506bbc42b1",
         "test": "fc069003032b4c22d74f7b63dbcbd4375468b73781393fe748bb3e0696eada3d",
     }),
-    Subset("sudoku-4x4", "sudoku", (), {"side": 4, "num_train": 200, "num_test": 100}, _SEED, {
+    Subset("sudoku-4x4", "sudoku", (), {"side": 4, "num_train": 200, "num_test": 500}, _SEED, {
         "train": "0e9ef5e7bac88c7d07bf6a88312b7efda6336366dc6c6f055bd70b7b9ce1ae2e",
-        "test": "096c3ae992e51ce46067ed7589a3dbaa794db895cb48c53a741ad134d8896ab3",
+        "test": "7aaad74326eaae1fffc013ec9767c132753d691ca2ccfdb83261c9996895e0f8",
     }),
     Subset("maze-hard-1k", "maze", ("hub:sapientinc/maze-30x30-hard-1k",)),
     Subset("maze-unique-1k", "maze-unique", (), {}, _SEED, {
