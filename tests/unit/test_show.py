@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from data_pipeline.base.errors import exit_code
 from data_pipeline.kinds import kind_named
 from data_pipeline.reader import TestReader
-from data_pipeline.schema import IGNORE_LABEL_ID, load_dataset_info
+from data_pipeline.schema import IGNORE_LABEL_ID
+from hrm_dist.checkpoint.reader import open_checkpoint
+from hrm_dist.checkpoint.writer import CheckpointWriter
 from hrm_dist.evaluation.evaluate import answer
 from hrm_dist.evaluation.load_model import load_model
 from hrm_dist.evaluation.segment import EvaluationSegment
+from hrm_dist.tensor_shards import replicated
 from hrm_dist.train import main as train
 from tests.training import command_line
 from tools import show
@@ -126,6 +129,11 @@ def test_mazes_are_drawn_as_they_are_written(kind: str) -> None:
     lines = show.drawn(puzzle, kind_named(kind).look(3), 80, in_colour=False)
     assert [line[6:].split() for line in lines[:3]] == [["#", "S", "#"], ["#", "o", "o"], ["#", "#", "G"]]
     assert lines[1].startswith("#      ")
+    without_path_and_wall = Answer(np.where(cells == 1, 2, cells), 1.0, halts=True)
+    lines = show.drawn(
+        puzzle._replace(answers=[without_path_and_wall]), kind_named(kind).look(3), 80, in_colour=False
+    )
+    assert lines[1].startswith("#       ! * *")
 
 
 def arc(label: np.ndarray, preds: np.ndarray) -> list[str]:
@@ -216,8 +224,8 @@ def shown(
 ) -> Shown:
     monkeypatch.setenv("COLUMNS", "200")
 
-    def run(*options: object) -> tuple[int, str]:
-        arguments = [str(checkpoint), "--data", str(dataset), *map(str, options)]
+    def run(*options: object, checkpoint: Path = checkpoint, data: Path = dataset) -> tuple[int, str]:
+        arguments = [str(checkpoint), "--data", str(data), *map(str, options)]
         code = exit_code(lambda: show.main(arguments))
         captured = capsys.readouterr()
         return code, captured.out + captured.err
@@ -243,6 +251,20 @@ def test_what_is_shown_is_what_an_evaluation_predicts(
         q_halt = torch.tensor(expected.predictions.q_halt_logits[number]).sigmoid().item()
         assert puzzle.answers[-1].q_halt == pytest.approx(q_halt, rel=1e-5)
         assert [said.halts for said in puzzle.answers] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(("halt_bias", "states"), [(1.0, ["halts"] * 4), (-1.0, ["goes on"] * 3 + ["halts"])])
+def test_a_segment_halts_where_halting_is_worth_more_or_at_the_limit(
+    halt_bias: float, states: list[str], checkpoint: Path, tmp_path: Path, shown: Shown
+) -> None:
+    opened = open_checkpoint(checkpoint)
+    tensors = opened.tensors("model")
+    [bias] = [name for name in tensors if name.endswith("q_head.bias")]
+    tensors[bias] = torch.tensor([halt_bias, 0.0])
+    shards = [replicated(f"model.{name}", tensor) for name, tensor in tensors.items()]
+    CheckpointWriter(tmp_path, keep=1, in_background=False).write(opened.state, shards)
+    code, text = shown(checkpoint=tmp_path / "latest")
+    assert (code, re.findall("halts|goes on", text)) == (0, states)
 
 
 def test_the_first_held_out_example_is_shown_with_its_name(shown: Shown, dataset: Path) -> None:
@@ -272,34 +294,28 @@ def test_an_example_that_is_not_there_is_refused_before_torch_is_loaded(dataset:
     assert done.output.endswith("2 False\n")
 
 
-def test_bad_input_is_refused(shown: Shown, dataset: Path, tmp_path: Path) -> None:
-    code, text = shown("--data", tmp_path / "nowhere")
+def test_bad_input_is_refused(shown: Shown, tmp_path: Path) -> None:
+    code, text = shown(data=tmp_path / "nowhere")
     assert (code, "dataset.json: not found" in text) == (2, True)
+    code, text = shown(checkpoint=tmp_path / "nowhere")
+    assert (code, "no checkpoint here" in text) == (2, True)
     with pytest.raises(SystemExit, match="2"):
         shown("--puzzle", "-1")
-    missing = command_line("-m", "tools.show", tmp_path / "nowhere", "--data", dataset)
-    assert (missing.exit_code, "no checkpoint here" in missing.output) == (2, True)
 
 
-def test_a_trained_sudoku_is_shown_from_the_command_line(config: Path, tmp_path: Path) -> None:
-    data, run = tmp_path / "data", tmp_path / "run"
-    flags = "--side 4 --num-train 9 --num-test 5 --num-aug 2 --workers 1 --quiet"
-    for command in (
-        ["data_pipeline.build", "sudoku", *flags.split(), "--out", data],
-        ["hrm_dist.train", config, f"data_path={data}", f"checkpoint_path={run}", "max_steps=1"],
-    ):
-        finished = command_line("-m", *command)
-        assert finished.exit_code == 0, finished.output
-    done = command_line(
-        "-m", "tools.show", run / "checkpoints/latest", "--data", data, "--puzzle", 0, 4,
-        environment={"COLUMNS": "40"},
-    )  # fmt: skip
-    assert done.exit_code == 0, done.output
-    grids = [line for line in done.output.splitlines() if re.match(r"[.\d] |--|input|seg", line)]
+def test_a_trained_sudoku_is_shown_on_a_narrow_terminal(
+    shown: Shown, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    section = "dataset: {preset: sudoku, side: 4, num_train: 9, num_test: 5, num_aug: 2}"
+    own = tmp_path / "sudoku.yaml"
+    own.write_text(f"{config.read_text()}\n{section}\n")
+    run = tmp_path / "run"
+    assert train([str(own), f"data_path={data}", f"checkpoint_path={run}", "max_steps=1"]) == 0
+    monkeypatch.setenv("COLUMNS", "40")
+    code, text = shown("--puzzle", 0, 4, checkpoint=run / "checkpoints/latest", data=data)
+    assert code == 0
+    grids = [line for line in text.splitlines() if re.match(r"[.\d] |--|input|seg", line)]
     assert max(map(len, grids)) <= 40
-    info = load_dataset_info(data)
-    assert info.splits.test.num_examples == 5
-    assert len(re.findall(r"^not solved: \d+ of 16 cells are wrong after segment 4$", done.output, re.M)) == 2
-    assert re.search(
-        r"^solved 0 of 2; cells right after each segment: ([\d.]+%, ){3}[\d.]+%$", done.output, re.M
-    )
+    assert len(re.findall(r"^not solved: \d+ of 16 cells are wrong after segment 4$", text, re.M)) == 2
+    assert re.search(r"^solved 0 of 2; cells right after each segment: ([\d.]+%, ){3}[\d.]+%$", text, re.M)
