@@ -133,7 +133,7 @@ def test_mazes_are_drawn_as_they_are_written(kind: str) -> None:
     lines = show.drawn(
         puzzle._replace(answers=[without_path_and_wall]), kind_named(kind).look(3), 80, in_colour=False
     )
-    assert lines[1].startswith("#       ! * *")
+    assert lines[1].startswith("#        ! * *")
 
 
 def arc(label: np.ndarray, preds: np.ndarray) -> list[str]:
