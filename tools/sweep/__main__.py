@@ -2,6 +2,7 @@
 
     python -m tools.sweep configs/sweeps/outer_loops.yaml
     python -m tools.sweep sweep.yaml --jobs 2            # so many runs at a time; each gets its share of the cores
+    python -m tools.sweep sweep.yaml --dry-run           # what there is to train, and how long it will take
     python -m tools.sweep sweep.yaml --table             # table and plot of what is there, training nothing
     python -m tools.sweep sweep.yaml --part 0/4          # every fourth run, as in jobs of an array
 
@@ -17,7 +18,7 @@ A sweep file names a configuration, settings over it, and seeds:
     seeds: [0, 1, 2]
     score: eval/exact_accuracy              # (the one by which checkpoints are compared)
     at: last                                # the last step's score, or that of the `best` evaluation
-    out: runs/sweeps/NAME                   # results.json, table.md (runs/sweeps/, after the file's name)
+    out: runs/sweeps/NAME                   # results.json, table.md, plot.png (runs/sweeps/, after the file's name)
     pool: runs/sweeps/pool                  # the run folders
 
 Everything is checked before anything starts. Datasets that are missing are built first, where `dataset` says how.
@@ -32,20 +33,22 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import cache
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data_pipeline.base import locks, signals
 from data_pipeline.base.command_line import command_parser, whole_number
-from data_pipeline.base.errors import EXIT_INTERRUPTED, exit_code
+from data_pipeline.base.errors import EXIT_INTERRUPTED, InputError, exit_code
+from data_pipeline.base.extras import require
 from data_pipeline.base.files import make_folder
 from data_pipeline.base.parallel import Part, parse_part
 from data_pipeline.base.paths import path_argument
 from hrm_dist.train import build_if_missing
-from tools.sweep import pool, results
+from tools.sweep import plot, pool, results
+from tools.sweep.cost import dry_run, operations_per_step
 from tools.sweep.running import Slots, Training
-from tools.sweep.spec import Sweep, digest, load_sweep
+from tools.sweep.spec import Sweep, is_built, load_sweep, unique
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     sweep = load_sweep(options.sweep)
+    if options.dry_run:
+        print(dry_run(sweep, options.jobs))
+        return 0
     if options.table:
         return _show(sweep)
     try:
@@ -81,6 +87,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="I/N",
         help="train one of N parts of the runs, I from 0",
     )
+    add(
+        "--dry-run", action="store_true", help="say what there is to train, and what it will cost; do nothing"
+    )
     add("--table", action="store_true", help="only make table and plot of the runs that are done")
     return parser.parse_args(arguments)
 
@@ -88,7 +97,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _build_data(sweep: Sweep) -> None:
     """Build the datasets that are missing, each once: other sweeps of the pool wait."""
     configs = {setting.config.data_path: setting.config for setting in sweep.settings}
-    missing = [config for path, config in configs.items() if not (Path(path) / "dataset.json").exists()]
+    missing = [config for config in configs.values() if not is_built(config)]
     if not missing:
         return
     handlers = signals.catch(signal.default_int_handler)
@@ -107,12 +116,14 @@ def _say_who_builds(owner: str) -> None:
 
 def _train(sweep: Sweep, part: Part, jobs: int | None) -> int:
     """Train the runs of a part that are not done; return the exit code."""
-    runs = list({digest(run.config): run for run in reversed(part.share(sweep.runs))}.values())[::-1]
+    runs = unique(part.share(sweep.runs))
     missing = [run for run in runs if not pool.find(sweep.pool, run).is_done]
     logger.info("%d of %d runs are done%s", len(runs) - len(missing), len(runs), _of_part(part))
     slots = Slots.of_this_machine(missing, jobs)
     with logging_redirect_tqdm():  # lines go above the bar
-        training = Training(sweep, missing, slots, lambda: results.write(results.collect(sweep)))
+        training = Training(
+            sweep, missing, slots, lambda run: operations_per_step(run.config), lambda: _write(sweep)
+        )
         outcome = training.finish()
     code = _show(sweep)
     for name, folder in outcome.elsewhere.items():
@@ -130,10 +141,28 @@ def _of_part(part: Part) -> str:
 
 def _show(sweep: Sweep) -> int:
     """Write and print what is known."""
-    found = results.collect(sweep)
-    results.write(found)
+    found = _write(sweep)
     print(results.as_table(found), flush=True)
     return 1 if found.problems else 0
+
+
+def _write(sweep: Sweep) -> results.Results:
+    """Write results.json, table.md and plot.png of what is known, and return it."""
+    found = results.collect(sweep)
+    results.write(found)
+    if _can_plot():
+        plot.draw(found)
+    return found
+
+
+@cache
+def _can_plot() -> bool:
+    try:
+        require("report", "plot.png")
+    except InputError as error:
+        logger.warning("there is no plot: %s", error)
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from data_pipeline.schema import load_dataset_info
 from hrm_dist import run_lock
 from hrm_dist.run_record import RunRecord, read_record
 from hrm_dist.schedule import Schedule
-from tools.sweep.spec import Run, digest, folder_name
+from tools.sweep.spec import Run, digest, folder_name, is_built
 
 Scores = dict[str, float]
 State = Literal["done", "running", "stopped", "not started"]
@@ -50,12 +50,11 @@ class Found(NamedTuple):
 
 def find(pool: Path, run: Run) -> Found:
     """Return what the pool has of a run, whichever sweep has trained it. Raise InputError where it cannot be read."""
-    key = digest(run.config)
-    if key is None:
+    if not is_built(run.config):
         return Found(run, None, None, 0, {}, None)
     metadata = load_dataset_info(Path(run.config.data_path)).metadata("train")
     last_step = Schedule(run.config, metadata).last_step
-    folder = next(iter(sorted(pool.glob(f"*-{key}"))), None)
+    folder = next(iter(sorted(pool.glob(f"*-{digest(run.config)}"))), None)
     if folder is None:
         return Found(run, None, last_step, 0, {}, None)
     step, scores = 0, dict[int, Scores]()

@@ -14,7 +14,7 @@ from data_pipeline.base.table import table
 from data_pipeline.schema import load_dataset_info
 from hrm_dist.evaluation.intervals import Interval, difference_interval, interval_text, mean_interval
 from tools.sweep import pool
-from tools.sweep.operations import operations_per_step
+from tools.sweep.cost import operations_per_step, operations_text
 from tools.sweep.pool import Found
 from tools.sweep.spec import Setting, Sweep
 
@@ -152,7 +152,7 @@ def _setting_as_json(result: Result, score: str) -> dict[str, Any]:
         "operations": result.operations,
         "mean": _interval_as_json(result.mean),
         "difference": _interval_as_json(result.difference),
-        "dataset": dataset_of(result.setting),
+        "dataset": dataset_of(result),
         "runs": [
             {
                 "seed": found.run.seed,
@@ -175,21 +175,30 @@ def _interval_as_json(interval: Interval | None) -> dict[str, float | None] | No
     return {key: None if math.isnan(value) else value for key, value in interval._asdict().items()}
 
 
-def dataset_of(setting: Setting) -> dict[str, Any] | None:
+def dataset_of(result: Result) -> dict[str, Any] | None:
     """Return what a setting is trained and scored on; None while that is not built."""
-    config = setting.config
+    config = result.setting.config
     try:
         info = load_dataset_info(Path(config.data_path))
     except InputError:
         return None
-    from data_pipeline.reader import TestReader  # torch is slow to load
-
     return {
         "data_path": config.data_path,
         "sha256": info.sha256,
         "subsets": info.model_dump(mode="json").get("subsets"),
-        "inputs": len(TestReader(config.data_path, config.eval_max_groups, config.eval_num_aug)),
+        "inputs": _num_inputs(result),
     }
+
+
+def _num_inputs(result: Result) -> int:
+    """Return how many inputs a score is of: of ARC the test inputs themselves, without their augmentations."""
+    for found in result.done:
+        if (num := found.scores[found.step].get("eval/inputs")) is not None:
+            return int(num)
+    from data_pipeline.reader import TestReader  # torch is slow to load
+
+    config = result.setting.config
+    return len(TestReader(config.data_path, config.eval_max_groups, config.eval_num_aug))
 
 
 # The table
@@ -197,7 +206,16 @@ def dataset_of(setting: Setting) -> dict[str, Any] | None:
 
 def as_table(results: Results) -> str:
     """Return the table in Markdown, its columns as wide as they are in plain text, with what belongs to it below."""
-    heads = ["setting", _name(results), "difference", "seeds", "steps", "operations", "examples/s", "time"]
+    heads = [
+        "setting",
+        score_name(results),
+        "difference",
+        "seeds",
+        "steps",
+        "operations",
+        "examples/s",
+        "time",
+    ]
     rows = [_cells(result, results) for result in results.settings]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     rule = ["-" * width for width in widths]
@@ -212,12 +230,13 @@ def _columns(line: str, widths: Sequence[int]) -> list[str]:
     return [line[start : start + width].ljust(width) for start, width in zip(starts, widths, strict=True)]
 
 
-def _name(results: Results) -> str:
+def score_name(results: Results) -> str:
+    """Return the score's name for people."""
     return results.score.removeprefix("eval/")
 
 
 def _cells(result: Result, results: Results) -> list[str]:
-    percent = _is_share(results)
+    percent = is_share(results)
     is_baseline = result.setting.name == results.sweep.baseline
     last_steps = [found.last_step for found in result.runs if found.last_step is not None]
     speed, seconds = result.averaged("examples_per_s"), result.averaged("seconds")
@@ -236,14 +255,10 @@ def _cells(result: Result, results: Results) -> list[str]:
     ]
 
 
-def _is_share(results: Results) -> bool:
+def is_share(results: Results) -> bool:
+    """Return whether scores are shown in percent."""
     values = [value for result in results.settings for value in result.values.values()]
     return all(0 <= value <= 1 for value in values)
-
-
-def operations_text(operations: float) -> str:
-    """Return a number of operations as people read it: 3.2e14."""
-    return f"{operations:.2g}".replace("e+", "e")
 
 
 def _notes(results: Results) -> list[str]:
@@ -253,7 +268,7 @@ def _notes(results: Results) -> list[str]:
     lines = [f"{results.num_done} of {len(sweep.runs)} runs are done. Scores are those of {step}. {NOTE}"]
     inputs: dict[str, list[str]] = {}
     for result in results.settings:
-        if (dataset := dataset_of(result.setting)) is not None:
+        if (dataset := dataset_of(result)) is not None:
             text = f"{dataset['inputs']:,} held-out inputs of {dataset['data_path']}"
             text += f" (sha256 {dataset['sha256'][:12]}{_subset_text(dataset['subsets'])})"
             inputs.setdefault(text, []).append(result.setting.name)

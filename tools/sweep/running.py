@@ -16,7 +16,6 @@ from data_pipeline.base.progress import Progress, duration
 from hrm_dist import run_lock
 from hrm_dist.config import load_config
 from tools.sweep import pool
-from tools.sweep.operations import operations_per_step
 from tools.sweep.spec import Run, Sweep, digest
 
 logger = logging.getLogger(__name__)
@@ -85,9 +84,14 @@ class Training:
     """The processes of a sweep; `finish` starts them all and waits for their end."""
 
     def __init__(
-        self, sweep: Sweep, runs: Sequence[Run], slots: Slots, on_change: Callable[[], None]
+        self,
+        sweep: Sweep,
+        runs: Sequence[Run],
+        slots: Slots,
+        operations: Callable[[Run], int],
+        on_change: Callable[[], object],
     ) -> None:
-        """runs: what is to be trained, each once; on_change: called after each run that has ended."""
+        """runs: what is to be trained, each once; operations: of a step; on_change: called after each run that ends."""
         self._sweep, self._slots, self._on_change = sweep, slots, on_change
         self._pending = list(runs)
         self._children: list[_Child] = []
@@ -96,7 +100,7 @@ class Training:
         self._folders: dict[str, Path] = {}
         self._num_runs, self._num_done = len(runs), 0
         found = {run.name: pool.find(sweep.pool, run) for run in runs}
-        self._operations = {run.name: operations_per_step(run.config) for run in runs}
+        self._operations = {run.name: operations(run) for run in runs}
         self._steps = {name: one.step for name, one in found.items()}
         last_steps = {name: one.last_step or 0 for name, one in found.items()}
         total = sum(last_steps[name] * self._operations[name] for name in found) // _UNIT

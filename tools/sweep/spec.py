@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -159,7 +159,7 @@ def load_sweep(path: Path) -> Sweep:
         raise ConfigError("\n".join(_refusals(path, invalid))) from None
     settings: list[Setting] = []
     for name, own in _named(file).items():
-        overrides = overrides_of({**file.set, **own})
+        overrides = [*_overrides(file.set), *_overrides(own)]
         try:
             config = load_config(
                 file.config, [*overrides, f"seed={file.seeds[0]}"], f"setting {name!r} of {path}"
@@ -167,7 +167,7 @@ def load_sweep(path: Path) -> Sweep:
         except ConfigError as error:
             errors += str(error).splitlines()
         else:
-            settings.append(Setting(name, overrides_of(own), overrides, config))
+            settings.append(Setting(name, _overrides(own), overrides, config))
     if not errors:
         errors += _problems_of_data(path, Path(file.config), settings)
     names = list(_named(file))
@@ -214,6 +214,13 @@ def _named(file: SweepFile) -> dict[str, Entries]:
     return named
 
 
+def _overrides(entries: Entries) -> list[str]:
+    """Return entries as `key=value`. A whole `dataset` section takes the place of the one before, which may be of
+    another kind with other options.
+    """
+    return ["dataset=null", *overrides_of(entries)] if entries.get("dataset") else overrides_of(entries)
+
+
 def _word(value: Value) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -233,7 +240,7 @@ def _problems_of_data(path: Path, config_path: Path, settings: list[Setting]) ->
             yield f"{where}: eval_interval=null: there would be no scores to compare; set it, however large"
         try:
             refuse_missing_data(config_path, config)
-            if config.dataset is None or (Path(config.data_path) / "dataset.json").exists():
+            if config.dataset is None or is_built(config):
                 yield from (f"{where}: {problem}" for problem in _problems_of_dataset(config))
         except InputError as error:
             yield f"{where}: {error}"
@@ -253,15 +260,17 @@ def _problems_of_dataset(config: TrainConfig) -> Iterator[str]:
         yield f"epochs={config.epochs}: fills no batch of global_batch_size={config.global_batch_size}; raise epochs"
 
 
-def digest(config: TrainConfig) -> str | None:
-    """Return what tells runs apart, for those of the same scores the same; None while the dataset is not built.
+def is_built(config: TrainConfig) -> bool:
+    """Return whether the dataset of a configuration is there."""
+    return (Path(config.data_path) / "dataset.json").exists()
+
+
+def digest(config: TrainConfig) -> str:
+    """Return what tells runs apart, for those of the same scores the same. It changes when the dataset is built.
 
     It covers the settings that differ from the defaults, so that a new one which changes nothing by default leaves
     the runs of earlier versions in use, and the content of the dataset.
     """
-    data = Path(config.data_path)
-    if not (data / "dataset.json").exists():
-        return None
     defaults = flat_settings(TrainConfig(data_path="-").model_dump(mode="json"))
     settings = flat_settings(config.model_dump(mode="json"))
     counting = {
@@ -269,9 +278,20 @@ def digest(config: TrainConfig) -> str | None:
         for key, value in settings.items()
         if key.partition(".")[0] not in (*_NOT_IN_THE_SCORES, "dataset") and value != defaults.get(key)
     }
-    content = hashlib.sha256(load_dataset_info(data).content()).hexdigest()
+    if is_built(config):
+        content: object = hashlib.sha256(load_dataset_info(Path(config.data_path)).content()).hexdigest()
+    else:
+        content = [config.data_path, config.dataset.model_dump(mode="json") if config.dataset else None]
     text = json.dumps([sorted(counting.items()), content])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def unique(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs without those that are the same as one before them."""
+    keys = [
+        digest(run.config) or run.name for run in runs
+    ]  # of data that is not there, nothing is known to be the same
+    return [run for i, run in enumerate(runs) if keys[i] not in keys[:i]]
 
 
 def folder_name(run: Run) -> str:
