@@ -253,6 +253,12 @@ class DatasetInfo(DatasetHead):
         fields = bare.model_dump(exclude=set(_REPORTED)) | {"sha256": bare.digest()}
         return json_bytes(fields)
 
+    def evaluated(self, max_groups: int | None = None) -> str:
+        """Return of which puzzles a score is, that of all held-out groups or of the first; empty if not known."""
+        subset, num = self.subset("test"), self.splits.test.total_groups
+        is_whole = max_groups is None or max_groups >= num
+        return subset if is_whole or not subset else f"the first {max_groups:,} of {subset}"
+
     def metadata(self, split: SplitName) -> DatasetMetadata:
         """Return the published view of one split."""
         known = dict(self) | dict(self.splits.train if split == "train" else self.splits.test)

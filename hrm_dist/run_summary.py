@@ -31,8 +31,9 @@ def _summary(config: TrainConfig, step: int, work: str, is_resumed: bool) -> str
     record = read_record(run) if is_resumed else None
     in_all = f"; {duration(record.seconds_trained)} of training in all" if record else ""
     lines = [f"finished at step {step:,}: {work}{in_all}"]
+    subset = load_dataset_info(Path(config.data_path)).evaluated(config.eval_max_groups)
     if step in scores:
-        lines.append(f"scores: {_scores_text(scores[step])}")
+        lines.append(f"scores{subset and f' on {subset}'}: {_scores_text(scores[step])}")
     best_step = _step_of(best)
     if best_step in scores and best_step != step:
         lines.append(f"best, at step {best_step:,}: {_scores_text(scores[best_step])}")

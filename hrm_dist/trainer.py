@@ -308,9 +308,9 @@ class Trainer:
         seconds = time.perf_counter() - began
         before = last_scores(self.run_dir / "metrics.jsonl") if self.world.is_main else None
         log.write_scores(state.step, scores)
-        collectives.log_once(
-            logger.info, evaluation_text(state.step, scores, seconds, before, state.best_score)
-        )
+        subset = reader.info.evaluated(config.eval_max_groups)
+        text = evaluation_text(state.step, scores, seconds, before, state.best_score, subset)
+        collectives.log_once(logger.info, text)
         if not scores and len(reader):
             collectives.log_once(
                 logger.warning,

@@ -169,7 +169,7 @@ def main() -> int:
         if world.is_main:
             print(_summary(out, files, part, num_new=len(todo)))
             if part.count == 1 and score_fn(reader.info.kind) is None:
-                print(accuracy_text(files, reader))
+                print(accuracy_text(files, reader, options.max_groups))
     return 0
 
 
@@ -238,7 +238,7 @@ def _summary(out: Path, files: Mapping[Path, range], part: Part, num_new: int) -
     )
 
 
-def accuracy_text(files: Mapping[Path, range], reader: TestReader) -> str:
+def accuracy_text(files: Mapping[Path, range], reader: TestReader, max_groups: int | None = None) -> str:
     """Return how many of the predictions are right, in words."""
     total = np.zeros(3)
     for path, rows in files.items():
@@ -246,9 +246,10 @@ def accuracy_text(files: Mapping[Path, range], reader: TestReader) -> str:
         total += hits(Answers(read_prediction_file(path), batch["labels"].numpy()))
     examples, exact, cells = total.tolist()
     interval = interval_text(share_interval(exact, round(examples)))
+    subset = reader.info.evaluated(max_groups)
     return (
         f"exact accuracy {interval} ({exact:.0f} of {examples:.0f} puzzles right in every cell), "
-        f"cell accuracy {cells / examples:.1%}"
+        f"cell accuracy {cells / examples:.1%}{subset and f', on {subset}'}"
     )
 
 

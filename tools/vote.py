@@ -56,6 +56,9 @@ class VoteResult(NamedTuple):
     """Prediction files that an evaluation has yet to write."""
     left_out: dict[str, int]
     """Held-out tasks that are not in the dataset, and how many test inputs each has."""
+    evaluated_on: str | None
+    """The dataset's test split, by name and hash; None where that is not known."""
+    trained_on: str | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,8 +123,13 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
     by_set = {ALL_TASKS: scores(votes, test_puzzles)}
     by_set |= {name: scores(votes, test_puzzles, tasks=tasks) for name, tasks in subsets.items()}
     missing = [file for path in map(Path, args.predictions) if path.is_dir() for file in missing_files(path)]
-    left_out = {} if args.tasks or not _is_dataset(args.data) else load_dataset_info(args.data).left_out_tests
-    return VoteResult(votes, test_puzzles, by_set, subsets, sorted(checkpoint_ids), missing, left_out)
+    info = None if args.tasks or not _is_dataset(args.data) else load_dataset_info(args.data)
+    return VoteResult(
+        votes, test_puzzles, by_set, subsets, sorted(checkpoint_ids), missing,
+        left_out=info.left_out_tests if info else {},
+        evaluated_on=(info and info.subset("test")) or None,
+        trained_on=(info and info.subset("train")) or None,
+    )  # fmt: skip
 
 
 def read_identifiers(path: Path) -> list[str]:
@@ -189,6 +197,8 @@ def score_table(by_set: dict[str, dict[str, float]]) -> str:
 def summary(result: VoteResult) -> dict[str, Any]:
     """Return the scores and what they are of; intervals are of the shares of test inputs."""
     return {
+        "evaluated_on": result.evaluated_on,
+        "trained_on": result.trained_on,
         "scores": result.scores,
         "intervals": {name: input_intervals(values) for name, values in result.scores.items()},
         "predictions": {name: count for name, count in result.votes._asdict().items() if name != "tasks"},
@@ -273,6 +283,8 @@ def run(args: argparse.Namespace) -> int:
     content = json.dumps(submission(result.votes, result.left_out), separators=(",", ":"))
     replace_file(args.out, content.encode())
     warn_of_ignored(result)
+    if result.evaluated_on:
+        print(f"evaluated on {result.evaluated_on}, trained on {result.trained_on or 'nothing'}")
     print(score_table(result.scores))
     print(f"submission: {args.out}")
     content = json.dumps(summary(result))

@@ -155,6 +155,8 @@ def _head(info: DatasetInfo) -> list[str]:
     for source in info.sources:
         checksum = f"sha256 {source.sha256[:16]}..."
         lines.append(f"  source       {source.name}: {source.num_tasks:,} entries, {checksum}")
+    if subset := info.subset_of_both():
+        lines.append(f"  subset       {subset}")
     if info.num_tasks_left_out and not info.readings:  # of an earlier version
         lines.append(f"  left out     {info.num_tasks_left_out:,} tasks with a grid larger than the canvas")
     if not info.splits.test.total_groups:

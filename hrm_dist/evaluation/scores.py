@@ -64,11 +64,17 @@ def last_scores(metrics: Path) -> dict[str, float] | None:
 
 
 def evaluation_text(
-    step: int, scores: Scores, seconds: float, before: Scores | None, best_score: float | None
+    step: int,
+    scores: Scores,
+    seconds: float,
+    before: Scores | None,
+    best_score: float | None,
+    subset: str = "",
 ) -> str:
     """Return what an evaluation has found; seconds: what it took; before: the scores of the last one."""
     parts = [scores_text(scores, before), count_text(scores), _compared(headline(scores), best_score)]
-    return f"evaluation at step {step:,} in {duration(seconds)}: {'; '.join(filter(None, parts))}"
+    on = f" on {subset}" if subset else ""
+    return f"evaluation at step {step:,}{on} in {duration(seconds)}: {'; '.join(filter(None, parts))}"
 
 
 def _compared(score: float | None, best_score: float | None) -> str:

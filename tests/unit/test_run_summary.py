@@ -28,13 +28,16 @@ def test_a_run_prints_its_evaluations_and_ends_with_commands_that_work(
     train([str(config), f"checkpoint_path={run}", "max_steps=8", "log_interval=1", "eval_interval=1"])
     first, second = [line for line in caplog.messages if line.startswith("evaluation at step ")]
     assert re.fullmatch(
-        r"evaluation at step 4 in .*: task/pass@1 .* %, .*; \d+ of 12 test inputs right .*", first
+        r"evaluation at step 4 on arc@[0-9a-f]{12} in .*: task/pass@1 .* %, .*; \d+ of 12 test inputs right .*",
+        first,
     )
-    assert re.fullmatch(r"evaluation at step 8 in .*: task/pass@1 .* % \([+-].*\), .*; .* so far.*", second)
+    assert re.fullmatch(
+        r"evaluation at step 8 on arc@.* in .*: task/pass@1 .* % \([+-].*\), .*; .* so far.*", second
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("finished at step 8: 8 steps in ")
     assert re.fullmatch(
-        r"scores: task/pass@1 .* %, .*; \d+ of 12 test inputs right .*, .* % \[.*\]", lines[1]
+        r"scores on arc@.*: task/pass@1 .* %, .*; \d+ of 12 test inputs right .*, .* % \[.*\]", lines[1]
     )
     places = "metrics.jsonl, checkpoints/latest (step 8), checkpoints/best (step 8)"
     assert f"run folder: {run}, with {places}" in lines
