@@ -185,7 +185,7 @@ def test_a_subset_says_what_to_build(subset: Subset) -> None:
 def test_a_named_subset_has_the_bytes_of_its_options(tmp_path: Path) -> None:
     build(asked(tmp_path, "sudoku --subset sudoku-4x4 --num-aug 1"))
     (tmp_path / "out").rename(tmp_path / "named")
-    build(asked(tmp_path, "sudoku --side 4 --num-train 200 --num-test 100 --num-aug 1"))
+    build(asked(tmp_path, "sudoku --side 4 --num-train 200 --num-test 500 --num-aug 1"))
     assert arc.checksums(tmp_path / "out") == arc.checksums(tmp_path / "named")
 
 
@@ -239,7 +239,7 @@ def test_what_contradicts_a_subset_is_refused(
     "ending", ["", "@0e9ef5e7bac8", "@7aaad743", "@0e9ef5e7+7aaad743", "@7aaad743+0e9ef5e7"]
 )
 def test_hashes_of_either_split_and_of_both_are_checked(ending: str, tmp_path: Path) -> None:
-    build(asked(tmp_path, "sudoku --side 4 --num-train 200 --num-test 100"))
+    build(asked(tmp_path, "sudoku --side 4 --num-train 200 --num-test 500"))
     build(asked(tmp_path, f"sudoku --subset sudoku-4x4{ending}"))  # which is there already
 
 
