@@ -48,8 +48,8 @@ SUBSETS = (
     Subset("sudoku-extreme-1k", "sudoku", _EXTREME, {"subsample": 1000}, _SEED),
     Subset("sudoku-extreme-1k-test-10k", "sudoku", _EXTREME, {"subsample": 1000, "subsample_test": 10_000}, _SEED),
     Subset("sudoku-extreme-full", "sudoku", _EXTREME),
-    Subset("sudoku-6x6", "sudoku", (), {"side": 6, "num_train": 2000, "num_test": 1000}, _SEED, {
-        "train": "73328fdbe72b04d97bcf21ba6b5c8b4230f03e13e837ff70405aaf506bbc42b1",
+    Subset("sudoku-6x6", "sudoku", (), {"side": 6, "num_train": 10_000, "num_test": 1000}, _SEED, {
+        "train": "efc57da1ade15a5329d959d274f419041fcf83b89570f7d1a74782cbd8ccff93",
         "test": "fc069003032b4c22d74f7b63dbcbd4375468b73781393fe748bb3e0696eada3d",
     }),
     Subset("sudoku-4x4", "sudoku", (), {"side": 4, "num_train": 200, "num_test": 500}, _SEED, {
