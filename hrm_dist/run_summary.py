@@ -57,12 +57,16 @@ def _step_of(link: Path) -> int:
 
 
 def _next_commands(config: TrainConfig, checkpoint: Path) -> Iterator[str]:
-    """Yield what makes predictions and, of tasks, a submission of the run; nothing without held-out examples."""
+    """Yield what shows the model at work, makes predictions and, of tasks, a submission and a report.
+
+    Nothing without held-out examples.
+    """
     info = load_dataset_info(Path(config.data_path))
     if not info.splits.test.total_groups:
         return
     run, data = config.checkpoint_path, ["--data", config.data_path]
     predictions = str(Path(run) / "predictions" / checkpoint.resolve().name)
+    yield shlex.join(["python", "-m", "tools.show", str(checkpoint), *data])
     yield shlex.join(["python", "-m", "tools.evaluate", str(checkpoint), *data, "--out", predictions])
     if info.kind == "arc":
         scores = ["--scores", str(Path(run) / SCORES_FILE)]

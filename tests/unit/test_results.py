@@ -11,13 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.base.errors import InputError
+from hrm_dist.config import ArchConfig
 from hrm_dist.evaluation.intervals import interval_text, mean_interval, share_interval
 from hrm_dist.run_record import FILE as RECORD_FILE
 from hrm_dist.run_record import Dataset
 from hrm_dist.train import main as train
 from tools.results.__main__ import main
 from tools.results.page import common_facts, table_text, with_blocks
-from tools.results.run_folder import UNKNOWN, commit_text, puzzles_text, read_run, score_cell, subset_text
+from tools.results.run_folder import (
+    UNKNOWN,
+    architecture_facts,
+    commit_text,
+    puzzles_text,
+    read_run,
+    score_cell,
+    subset_text,
+)
+from tools.sweep.__main__ import main as sweep_main
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +210,18 @@ def test_a_row_tells_all_of_a_source_from_a_part_of_it(
     assert puzzles_text(dataset_with(sources=sources, options=options)) == text
 
 
+@pytest.mark.parametrize(
+    ("arch", "text"),
+    [
+        ({"halt_max_steps": 1}, "hrm (attention), 4 + 4 layers of 512, 2 x 2 cycles, 1 segment"),
+        ({"halting": "fixed"}, "hrm (attention), 4 + 4 layers of 512, 2 x 2 cycles, 16 segments"),
+        ({"name": "trm", "mlp_t": True}, "trm (MLP), 2 layers of 512, 3 x 6 cycles, up to 16 segments"),
+    ],
+)
+def test_an_architecture_is_told_with_its_size_and_its_loops(arch: dict[str, Any], text: str) -> None:
+    assert ", ".join(architecture_facts(ArchConfig(**arch)).values()) == text
+
+
 @pytest.mark.parametrize("damage", ["nothing", "no config", "damaged record", "damaged scores"])
 def test_a_folder_that_cannot_be_read_is_refused_and_nothing_written(
     damage: str, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -254,6 +276,22 @@ def test_a_sweep_has_a_row_for_each_setting(sweep: Path, tmp_path: Path) -> None
     heads, _, *rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("|")]
     assert heads == ["setting", "input/pass@2", "difference to none", "seeds"]
     assert rows == [["none", "25.0 % [12.5, 37.5]", "", "2 of 2"], ["some", "6.2 %", "+6.2 points", "0 of 2"]]
+
+
+def test_what_a_sweep_writes_can_be_read(config: Path, tmp_path: Path) -> None:
+    content = {
+        "config": str(config),
+        "set": {"eval_interval": 1000},
+        "matrix": {"lr": [1e-4, 1e-3]},
+        "seeds": [0],
+    }
+    places = {"out": str(tmp_path / "found"), "pool": str(tmp_path / "pool")}
+    (tmp_path / "rates.yaml").write_text(yaml.safe_dump(content | places))
+    sweep_main([str(tmp_path / "rates.yaml"), "--table"])
+    page = page_of(tmp_path / "page.md", tmp_path / "found")
+    assert "<!-- tools.results: rates -->" in page
+    assert "| lr=0.0001 | not trained | 0 of 1 |" in page
+    assert "| lr=0.001 | not trained | 0 of 1 |" in page
 
 
 def test_what_all_settings_have_in_common_stands_above_the_table(sweep: Path, tmp_path: Path) -> None:

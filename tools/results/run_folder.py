@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipeline.base.errors import InputError, unreadable
+from data_pipeline.schema import SHOWN_HASH
 from hrm_dist.checkpoint.config_changes import NOT_IN_THE_RESULT
 from hrm_dist.config import ArchConfig, TrainConfig, flat_settings, load_config
 from hrm_dist.evaluation.intervals import interval_text, mean_interval, share_interval
@@ -14,7 +15,6 @@ from hrm_dist.evaluation.scores import SCORES_FILE, Count, Scores, count_right, 
 from hrm_dist.run_record import Dataset, RunRecord, read_record
 
 UNKNOWN = "unknown"
-_SHOWN_HASH = 12
 _SHOWN_COMMIT = 10
 
 Row = dict[str, str]
@@ -139,7 +139,7 @@ def subset_text(dataset: Dataset) -> str:
     if not subsets:
         return UNKNOWN
     names = [subset.get("name") or dataset.kind for subset in subsets]
-    hashes = [subset["sha256"][:_SHOWN_HASH] for subset in subsets]
+    hashes = [subset["sha256"][:SHOWN_HASH] for subset in subsets]
     if len(set(names)) == 1:
         return f"{names[0]}@{'+'.join(hashes)}"
     return ", ".join(f"{name}@{digits}" for name, digits in zip(names, hashes, strict=True))
@@ -148,12 +148,12 @@ def subset_text(dataset: Dataset) -> str:
 def architecture_facts(arch: ArchConfig) -> Row:
     """Return what an architecture is, its size and its loops, each in words that can stand alone."""
     layers = " + ".join(str(getattr(arch, level.num_layers)) for level in arch.description.levels.values())
-    segments = arch.halt_max_steps
+    segments = f"{arch.halt_max_steps} segment{'s' * (arch.halt_max_steps > 1)}"
     return {
         "architecture": f"{arch.name} ({'MLP' if arch.mlp_t else 'attention'})",
         "layers": f"{layers} layers of {arch.hidden_size}",
         "cycles": f"{arch.H_cycles} x {arch.L_cycles} cycles",
-        "segments": "1 segment" if segments == 1 else f"up to {segments} segments",
+        "segments": segments if arch.halt_max_steps == 1 or arch.halting == "fixed" else f"up to {segments}",
     }
 
 
