@@ -128,9 +128,8 @@ class Training:
                 child.process.wait()
             signals.restore(handlers)
             self._progress.close()
-        self._outcome.elsewhere.update({run.name: self._folder(run) for run in self._pending})
-        if self._received:
-            self._outcome.elsewhere.clear()
+        if not self._received:
+            self._outcome.elsewhere.update({run.name: self._folder(run) for run in self._pending})
         return self._outcome._replace(was_stopped=bool(self._received))
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
