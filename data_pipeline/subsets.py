@@ -135,7 +135,7 @@ def check(found: Subsets | None, text: str) -> Asked:
     if found is None:
         if subset.sha256 or hashes:
             raise InputError(
-                f"--subset {text}: the dataset was built by a version that did not note its puzzles; {REBUILD}."
+                f"subset {text}: the dataset was built by a version that did not note its puzzles; {REBUILD}."
             )
         return asked
     there = " and ".join(
@@ -145,13 +145,13 @@ def check(found: Subsets | None, text: str) -> Asked:
     for split, digest in subset.sha256.items():
         if digest != found[split].sha256:
             raise InputError(
-                f"--subset {text}: is {digest[:SHOWN_HASH]} in its {split} split, but the puzzles here are others, "
-                f"{there}; give options and sources of the subset, or build without --subset."
+                f"subset {text}: is {digest[:SHOWN_HASH]} in its {split} split, but the puzzles here are others, "
+                f"{there}; give options and sources of the subset, or leave the subset out."
             )
     for digits in hashes:
         if not any(found[split].sha256.startswith(digits) for split in SPLITS):
             raise InputError(
-                f"--subset {text}: no split has the hash {digits}, as there are {there}; correct it, or leave it out."
+                f"subset {text}: no split has the hash {digits}, as there are {there}; correct it, or leave it out."
             )
     return asked
 

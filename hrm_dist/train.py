@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from data_pipeline import subsets
 from data_pipeline.base import signals
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError, exit_code
@@ -73,8 +74,14 @@ def build_if_missing(config: TrainConfig) -> None:
         return
     if not (path / "dataset.json").exists():
         build(spec.request(path, workers=1, quiet=False))
-    elif as_found(config).dataset is None:
-        info = load_dataset_info(path)
+        return
+    info = load_dataset_info(path)
+    if spec.subset is not None and info.subsets is not None:
+        try:
+            subsets.check(info.subsets, spec.subset)
+        except InputError as error:
+            raise InputError(f"data_path={path}: {error}") from None
+    if as_found(config).dataset is None:
         built = " ".join(f"{key}={value}" for key, value in side_by_side(info.options).items())
         sources = ", ".join(source.name for source in info.sources) or "new puzzles"
         logger.warning(

@@ -152,7 +152,7 @@ def planned(request: Request, folder: Path) -> Subsets:
     return found
 
 
-SLOW = ("sudoku-6x6", "maze-unique-1k")
+SLOW = ("sudoku-6x6", "sudoku-6x6-test-500", "maze-unique-1k")
 
 
 @pytest.mark.parametrize(
@@ -210,6 +210,15 @@ def test_a_section_with_another_hash_does_not_describe_a_dataset(tmp_path: Path)
         for name in ("sudoku-4x4", "sudoku-4x4@7aaad743", "sudoku-4x4@7aaad748")
     ]
     assert described_by == [True, True, False]
+
+
+def test_training_refuses_other_puzzles_than_those_of_its_subset(tmp_path: Path) -> None:
+    build(asked(tmp_path, "sudoku --side 4 --num-train 199 --num-test 100"))
+    (tmp_path / "run.yaml").write_text(f"data_path: {tmp_path}/out\ndataset: {{subset: sudoku-4x4}}")
+    with pytest.raises(
+        InputError, match=r"data_path=.*: subset sudoku-4x4: is 0e9ef5e7bac8 in its train split"
+    ):
+        build_if_missing(load_config(tmp_path / "run.yaml"))
 
 
 @pytest.mark.parametrize(
