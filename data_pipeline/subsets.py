@@ -61,6 +61,12 @@ SUBSETS = (
         "train": "8d6a7acced9da584d9817cfd6b99f6d140cff7cf8d8c346fc46daa230ecebc8a",
         "test": "1e76e8859aa3c746fcc37cccdb64bfe95f7f5ecd7ce191a23a69c93e7ebf805a",
     }),
+    Subset("maze-unique-6x6", "maze-unique", (), {
+        "side": 6, "num_train": 2000, "num_test": 500, "min_steps": 6,
+    }, _SEED, {
+        "train": "9b410e6c5df593801e198eb65d131e2d25cba64455a24ee31fca4d42fcb8756e",
+        "test": "62702e98edc64d2521b779ee91f22bc176b4ac2d1a279d36878d49ab8bb45663",
+    }),
     Subset("arc-agi-1", "arc-agi-1", sha256={
         "train": "4578065f1fe1c2bc8db28d445612828e37118f5528ca5b372578d554b71d9286",
         "test": "cdf13a19fd0111f82d5109c46ebb5d64f417f4317171449127cefb229cedccbb",
