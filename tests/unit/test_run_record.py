@@ -55,7 +55,9 @@ def test_seconds_of_steps_made_again_do_not_count(tmp_path: Path) -> None:
     before = start(tmp_path, 0)
     before.save(100, 10.0)
     before.save(200, 99.0)
-    start(tmp_path, 100).save(200, 11.0)
+    again = start(tmp_path, 100)
+    assert record_of(tmp_path).seconds_at == {100: 10.0}
+    again.save(200, 11.0)
     assert record_of(tmp_path).seconds_trained == 21.0
 
 
