@@ -212,7 +212,7 @@ def input_intervals(values: dict[str, float]) -> dict[str, tuple[float, float]]:
     intervals = {
         key: share_interval(round(values[key] * values["inputs"]), round(values["inputs"])) for key in keys
     }
-    return {key: (interval.low, interval.high) for key, interval in intervals.items()}
+    return {key: (round(interval.low, 6), round(interval.high, 6)) for key, interval in intervals.items()}
 
 
 def warn_of_ignored(result: VoteResult) -> None:
