@@ -1,4 +1,4 @@
-"""Run a training, an evaluation or a build on a Slurm cluster, or as jobs on this machine.
+"""Run a training, an evaluation, a build or a sweep on a Slurm cluster, or as jobs on this machine.
 
     python -m launch.submit train configs/arc1.yaml lr=1e-4 --nodes 2 --gpus-per-node 8 --partition gpu --time-min 1440
     python -m launch.submit train configs/arc1.yaml --profile configs/cluster/gpu.yaml --dry-run
@@ -6,12 +6,14 @@
     python -m launch.submit build arc-agi-2 --out data/arc2 --parts 16 --profile configs/cluster/cpu.yaml
     python -m launch.submit evaluate runs/arc1/checkpoints/best --data data/arc1 --out predictions --parts 8 \\
         --gpus-per-node 1 --partition gpu
+    python -m launch.submit sweep configs/sweeps/outer_loops.yaml --gpus-per-node 1 --partition gpu
     python -m launch.submit build arc-agi-2 --out data/arc2 --parts 16 --retry-failed
 
 A training that reaches its time limit, is preempted or loses a node saves a checkpoint, goes back to the queue, and on
-from there: its length does not depend on time limits. Builds and evaluations are arrays of parts; when all have
-succeeded, a last job merges them, and --retry-failed submits those again that did not. What is wrong is said before
-anything is queued. Scripts, logs and the record of what was submitted are in `jobs` in the run's or output's folder.
+from there: its length does not depend on time limits. So does a part of a sweep. Builds, evaluations and sweeps are
+arrays of parts; when all have succeeded, a last job merges them, and --retry-failed submits those again that did not.
+What is wrong is said before anything is queued. Scripts, logs and the record of what was submitted are in `jobs` in the
+run's or output's folder.
 
 Exit codes: 0 submitted; 2 bad configuration or input, or refused by Slurm, and nothing is queued. With --wait, and for
 parts on this machine, that of the work: 75 is stopped with the state saved, and the same command goes on.
@@ -35,6 +37,7 @@ _KINDS = {
         "CHECKPOINT --data DIR --out DIR [options of tools.evaluate]",
     ),
     "build": ("build a dataset, in parts", "PRESET --out DIR [options of data_pipeline.build]"),
+    "sweep": ("train the runs of a sweep, in parts", "SWEEP.yaml [options of tools.sweep]"),
 }
 
 
@@ -48,7 +51,9 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         of_kind = kinds.add_parser(kind, help=text, description=text, usage=usage, allow_abbrev=False)
         add = of_kind.add_argument
         if kind != "train":
-            add("--parts", type=int, default=8, metavar="N", help="jobs to share the work (8)")
+            usual = ("one per run", None) if kind == "sweep" else ("8", 8)
+            help_text = f"jobs to share the work ({usual[0]})"
+            add("--parts", type=int, default=usual[1], metavar="N", help=help_text)
             retry_help = "submit the parts again that did not succeed, and no others"
             add("--retry-failed", action="store_true", help=retry_help)
         add("--dry-run", action="store_true", help="check everything, print what would run, submit nothing")
@@ -79,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.kind == "train":
         asked = spec.training(rest, cluster)
     else:
-        asked = (spec.build if options.kind == "build" else spec.evaluation)(rest, options.parts, cluster)
+        of_kind = {"build": spec.build, "evaluate": spec.evaluation, "sweep": spec.sweep}[options.kind]
+        asked = of_kind(rest, options.parts, cluster)
     once = ("--dry-run", "--wait", "--retry-failed", "resume=never")
     again = [word for word in arguments if word not in once]
     asked = asked._replace(resubmit=[*again, *(["--retry-failed"] if asked.is_array else [])])

@@ -15,7 +15,7 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import make_folder
 from data_pipeline.shards.build_dir import JOBS
 
-Kind = Literal["train", "evaluate", "build"]
+Kind = Literal["train", "evaluate", "build", "sweep"]
 
 
 def now() -> datetime:

@@ -155,6 +155,39 @@ def evaluation(rest: Sequence[str], num_parts: int, cluster: Cluster) -> JobSpec
     return JobSpec("evaluate", options.out.absolute(), parts, missing, about, join, inputs)
 
 
+def sweep(rest: Sequence[str], num_parts: int | None, cluster: Cluster) -> JobSpec:
+    """Return the runs of a sweep, by default a part for each; `rest` is as for tools.sweep. Raise InputError."""
+    from tools.sweep import pool
+    from tools.sweep.__main__ import parse_arguments
+    from tools.sweep.spec import load_sweep
+
+    options = parse_arguments(rest)
+    if options.table:
+        raise InputError("--table: the last job makes the table; leave it out.")
+    if cluster.cluster == "local":
+        raise InputError("cluster=local: python -m tools.sweep itself trains on this machine; run that.")
+    asked = load_sweep(options.sweep)
+    num_parts = len(asked.runs) if num_parts is None else num_parts
+    _check_parts(rest, num_parts, cluster)
+    if num_parts > len(asked.runs):
+        raise InputError(f"--parts {num_parts}: there are {len(asked.runs)} runs; give no more parts.")
+    if cluster.num_tasks_per_node > 1:
+        each = f"gpus_per_node={cluster.gpus_per_node}" if cluster.gpus_per_node else "tasks_per_node"
+        raise InputError(f"{each}: a run of a sweep is one process; give 1.")
+    for setting in asked.settings:
+        _check_training(setting.config, cluster)
+    folder = asked.out.absolute()
+    _check_folder(folder)
+    parts = _parts("tools.sweep", rest, num_parts)
+    is_done = [pool.find(asked.pool, run).is_done for run in asked.runs]
+    missing = [i for i in range(num_parts) if not all(Part(i, num_parts).share(is_done))]
+    join = ["tools.sweep", *rest, "--table"] if num_parts > 1 and missing else None
+    about = [f"parts      {len(missing)} of {num_parts} to train, with {is_done.count(False)} runs"]
+    data = {Path(setting.config.data_path) for setting in asked.settings}
+    inputs = [asked.path, asked.config, asked.pool, *data]
+    return JobSpec("sweep", folder, parts, missing, about, join, inputs)
+
+
 def _means(argument: str, path: Path) -> bool:
     """Return whether a word of a command line is this path, however it is written."""
     try:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from hrm_dist.run_lock import locked
-from tests.training import Finished, Started, num_rows, rows
+from tests.training import TIMEOUT, Finished, Started, num_rows, rows
 from tools.sweep import pool
 from tools.sweep.spec import load_sweep
 
@@ -48,13 +48,19 @@ class SweepOf:
         return Started(log, "tools.sweep", [self.path, *options], {})
 
     def run(self, *options: object) -> Finished:
-        return self.start(*options).finish()
+        return finish(self.start(*options))
 
     def folders(self) -> list[Path]:
         return sorted(path for path in self.pool.iterdir() if path.is_dir())
 
     def results(self) -> dict[str, Any]:
         return json.loads((self.out / "results.json").read_text())
+
+
+def finish(started: Started) -> Finished:
+    """Wait for a sweep, which starts several processes one after the other."""
+    started.process.join(3 * TIMEOUT)
+    return started.finish()
 
 
 def test_an_interrupted_sweep_resumes_and_nothing_is_trained_twice(config: Path, tmp_path: Path) -> None:
@@ -64,7 +70,7 @@ def test_an_interrupted_sweep_resumes_and_nothing_is_trained_twice(config: Path,
         lambda: sweep.pool.exists() and any(num_rows(folder) > 1 for folder in sweep.folders())
     )
     started.signal(signal.SIGINT)
-    stopped = started.finish()
+    stopped = finish(started)
     assert stopped.exit_code == 75, stopped.output
     assert len(sweep.folders()) < 4  # those that had not begun were left
     assert any(0 < num_rows(folder) < STEPS for folder in sweep.folders())
@@ -99,7 +105,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_trained(config: Path, tmp_
     settings = {"good": {}, "bad": {"device": "cuda", "lr": 0.5}}
     done = SweepOf(tmp_path, config, "sweep", settings, [0]).run("--jobs", 1)
     assert done.exit_code == 1, done.output
-    [line] = [line for line in done.output.splitlines() if line.startswith("failed: bad, seed 0: ")]
+    [line] = [line for line in done.output.splitlines() if line.startswith("error: bad, seed 0 failed: ")]
     assert "cuda" in line
     assert "1 of 2 runs are done" in done.output
 
@@ -122,7 +128,7 @@ def test_parts_train_their_own_runs_and_build_data_once(config: Path, tmp_path: 
     sweep = SweepOf(tmp_path, config, "sweep", settings)
     others = [SweepOf(tmp_path, config, f"part{i}", settings) for i in range(2)]
     parts = [one.start("--part", f"{i}/2") for i, one in enumerate(others)]
-    finished = [part.finish() for part in parts]
+    finished = [finish(part) for part in parts]
     assert [one.exit_code for one in finished] == [0, 0], finished
     assert [one.output.count("started in") for one in finished] == [1, 1]
     assert sum(one.output.count("16 groups") for one in finished) == 1

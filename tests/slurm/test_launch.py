@@ -259,6 +259,38 @@ def test_an_evaluation_in_parts_equals_one_that_is_whole(
     assert len(list((tmp_path / "parts").glob("*.npz"))) == 2
 
 
+def test_a_sweep_in_parts_goes_on_after_a_requeue_and_ends_with_a_table(
+    slurm: Cluster, config: Path, tmp_path: Path
+) -> None:
+    out, pool = tmp_path / "out", tmp_path / "pool"
+    sweep = tmp_path / "sweep.yaml"
+    lines = [
+        f"config: {config}",
+        f"out: {out}",
+        f"pool: {pool}",
+        "settings: {act: {}, no ACT: {arch.halt_max_steps: 1}}",
+        "seeds: [0]",
+        "set: {max_steps: 60, eval_interval: 1000, arch.hidden_size: 64}",
+    ]
+    sweep.write_text("\n".join(lines))
+    command = ["sweep", sweep]
+    shown = submit(*command, "--dry-run")
+    assert "#SBATCH --array=0-1" in shown.output, shown.output
+    assert not out.exists()
+    job_id = submitted(*command)
+    run = Run(slurm, out, job_id)
+    run.wait(lambda: pool.exists() and any(num_rows(folder) > 3 for folder in pool.iterdir()))
+    slurm.command("scancel", "--signal=USR2", job_id)
+    run.wait(lambda: (out / "table.md").exists() and "2 of 2 runs" in (out / "table.md").read_text())
+    run.wait(lambda: len([end for end in events(out, Ended) if end.exit_code == 0]) == 3)  # with the table
+    assert any(end.requeued and end.exit_code == 75 for end in events(out, Ended))
+    for folder in (path for path in pool.iterdir() if path.is_dir()):
+        assert [row["step"] for row in rows(folder)] == list(range(1, 61))
+    status = command_line("-m", "launch.status", out)
+    assert "2 of 2 parts done" in status.output, status.output
+    assert "nothing to submit" in submit(*command, "--retry-failed").output
+
+
 # What cannot run
 
 

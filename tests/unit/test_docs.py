@@ -21,7 +21,12 @@ DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = "hrm_dist|data_pipeline|launch|configs|tools|tests|docs"
 # `python -m MODULE ...`, whatever starts it.
 COMMAND = re.compile(r"(?:^|\s)-m ((?:hrm_dist|data_pipeline|launch|tools)[\w.]*)(.*)$")
-MODULE_OF_JOB = {"train": "hrm_dist.train", "build": "data_pipeline.build", "evaluate": "tools.evaluate"}
+MODULE_OF_JOB = {
+    "train": "hrm_dist.train",
+    "build": "data_pipeline.build",
+    "evaluate": "tools.evaluate",
+    "sweep": "tools.sweep",
+}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -58,7 +58,7 @@ _BUILD_WAIT_S = 24 * 3600.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the sweep, train what is missing, and say what came out."""
-    options = _parse(arguments)
+    options = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     sweep = load_sweep(options.sweep)
     if options.dry_run:
@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _train(sweep, options.part, options.jobs)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of a command line; end the process where it is wrong."""
     parser = command_parser("tools.sweep", __doc__)
     add = parser.add_argument
     add("sweep", type=path_argument, metavar="SWEEP.yaml")
@@ -129,7 +130,7 @@ def _train(sweep: Sweep, part: Part, jobs: int | None) -> int:
     for name, folder in outcome.elsewhere.items():
         print(f"running elsewhere: {name}, in {folder}", file=sys.stderr)
     for name, error in outcome.failed.items():
-        print(f"failed: {name}: {error}", file=sys.stderr)
+        print(f"error: {name} failed: {error.removeprefix('error: ')}", file=sys.stderr)
     if outcome.was_stopped:
         print("stopped, with all states saved; the same command resumes", file=sys.stderr)
     return outcome.exit_code or code

@@ -45,7 +45,7 @@ class Slots(NamedTuple):
 
 def num_cores() -> int:
     """Return how many cores this process may use."""
-    of_job = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    of_job = os.environ.get("SLURM_CPUS_ON_NODE", "")
     cores = len(os.sched_getaffinity(0))
     return min(cores, int(of_job)) if of_job.isdecimal() else cores
 
@@ -161,11 +161,12 @@ class Training:
                 self._on_change()
                 continue
             try:
-                self._children.append(self._start(run))
+                self._start(run)
             except InputError as error:
+                self._num_done += 1
                 self._outcome.failed[run.name] = str(error)
 
-    def _start(self, run: Run) -> _Child:
+    def _start(self, run: Run) -> None:
         sweep, slots = self._sweep, self._slots
         folder = self._folder(run)
         slot = min(set(range(slots.jobs)) - {child.slot for child in self._children})
@@ -189,12 +190,11 @@ class Training:
                 env=environment,
                 process_group=0,  # Ctrl-C in a terminal reaches the sweep alone, which passes it on once
             )
-        child = _Child(run, folder, process, slot, log_start, time.monotonic())
+        self._children.append(_Child(run, folder, process, slot, log_start, time.monotonic()))
         for number in self._received:  # it came while there was nobody to pass it to
             process.send_signal(number)
         since = f" from step {self._steps[run.name]:,} on" if self._steps[run.name] else ""
         logger.info("%s: started%s in %s", run.name, since, folder)
-        return child
 
     # Ending
 
