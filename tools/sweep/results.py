@@ -18,7 +18,10 @@ from tools.sweep.cost import operations_per_step, operations_text
 from tools.sweep.pool import Found
 from tools.sweep.spec import Setting, Sweep
 
-NOTE = "Intervals are Student's at 95 %, over seeds; differences are taken seed by seed."
+NOTE = (
+    "Intervals are Student's at 95 %, over seeds, and may reach beyond what is possible; differences are taken seed by "
+    "seed."
+)
 
 
 class Result(NamedTuple):
