@@ -20,7 +20,7 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import replace_file
 from data_pipeline.base.models import reason_of
 from data_pipeline.base.revision import git_revision
-from data_pipeline.schema import load_dataset_info
+from data_pipeline.schema import Subsets, load_dataset_info
 from hrm_dist.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Dataset(_Part):
     test_groups: int
     test_examples: int
     """Held out, whether or not evaluations take all of them."""
-    subsets: dict[str, Any] | None = None
+    subsets: Subsets | None = None
     """As in dataset.json."""
 
 
@@ -254,5 +254,5 @@ def dataset_of(config: TrainConfig) -> Dataset:
         train_groups=info.splits.train.total_groups,
         test_groups=info.splits.test.total_groups,
         test_examples=info.splits.test.num_examples,
-        subsets=info.model_dump(mode="json").get("subsets"),
+        subsets=info.subsets,
     )

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.base.errors import InputError
+from data_pipeline.subsets import SUBSETS
 from hrm_dist.config import ArchConfig
 from hrm_dist.evaluation.intervals import interval_text, mean_interval, share_interval
 from hrm_dist.run_record import FILE as RECORD_FILE
@@ -20,7 +21,7 @@ from tools.results.__main__ import main
 from tools.results.page import common_facts, table_text, with_blocks
 from tools.results.run_folder import (
     UNKNOWN,
-    architecture_facts,
+    architecture_text,
     commit_text,
     puzzles_text,
     read_run,
@@ -80,7 +81,7 @@ def test_a_row_says_what_was_trained_where_and_how_long(runs: list[Path], tmp_pa
     [start] = json.loads((runs[0] / RECORD_FILE).read_text())["starts"]
     assert row["task"] == "arc 6 x 6, arc-agi-1"
     assert row["training puzzles"] == "8, 8 augmentations each"
-    assert row["architecture"] == "hrm (attention), 1 + 1 layers of 32, 2 x 2 cycles, up to 4 segments"
+    assert row["architecture"] == "hrm (attention), layers 1 + 1, 32 wide, cycles 2 x 2, segments up to 4"
     assert row["steps"] == "3"
     assert row["minutes"] == "1.5"
     assert row["hardware"] == f"1 thread on {start['hardware']['cpu']}"
@@ -191,6 +192,13 @@ def test_subsets_are_spelled_as_a_build_takes_them(
     assert subset_text(dataset_with(subsets=named)) == text
 
 
+def test_puzzles_have_their_name_even_where_the_dataset_is_older_than_it() -> None:
+    name, digest = next((known.name, known.sha256["train"]) for known in SUBSETS if known.sha256)
+    unnamed = {"name": None, "num": 8, "sha256": digest}
+    subsets = {"train": unnamed, "test": {**unnamed, "num": 0}}
+    assert subset_text(dataset_with(subsets=subsets)).startswith(f"{name}@")
+
+
 def dataset_with(**values: Any) -> Dataset:
     sizes = {"train_groups": 1000, "test_groups": 4, "test_examples": 4}
     return Dataset(**{"data_path": "data/x", "kind": "sudoku", "sha256": "0", **sizes, **values})
@@ -213,13 +221,13 @@ def test_a_row_tells_all_of_a_source_from_a_part_of_it(
 @pytest.mark.parametrize(
     ("arch", "text"),
     [
-        ({"halt_max_steps": 1}, "hrm (attention), 4 + 4 layers of 512, 2 x 2 cycles, 1 segment"),
-        ({"halting": "fixed"}, "hrm (attention), 4 + 4 layers of 512, 2 x 2 cycles, 16 segments"),
-        ({"name": "trm", "mlp_t": True}, "trm (MLP), 2 layers of 512, 3 x 6 cycles, up to 16 segments"),
+        ({"halt_max_steps": 1}, "hrm (attention), layers 4 + 4, 512 wide, cycles 2 x 2, segments 1"),
+        ({"halting": "fixed"}, "hrm (attention), layers 4 + 4, 512 wide, cycles 2 x 2, segments 16"),
+        ({"name": "trm", "mlp_t": True}, "trm (MLP), layers 2, 512 wide, cycles 3 x 6, segments up to 16"),
     ],
 )
 def test_an_architecture_is_told_with_its_size_and_its_loops(arch: dict[str, Any], text: str) -> None:
-    assert ", ".join(architecture_facts(ArchConfig(**arch)).values()) == text
+    assert architecture_text(ArchConfig(**arch)) == text
 
 
 @pytest.mark.parametrize("damage", ["nothing", "no config", "damaged record", "damaged scores"])

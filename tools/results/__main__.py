@@ -28,6 +28,7 @@ from tools.results.page import NEW_PAGE, table_text, with_blocks
 from tools.results.run_folder import (
     Row,
     RunFolder,
+    architecture_text,
     command_text,
     facts,
     lacking,
@@ -89,10 +90,8 @@ def run_rows(runs: Sequence[RunFolder]) -> list[Row]:
         groups.setdefault(run.key, []).append(run)
     rows: list[Row] = []
     for group in groups.values():
-        known = facts(group)
+        known = facts(group, {"architecture": architecture_text(group[0].config.arch)})
         commit = known.pop("commit")
-        words = [known.pop(head) for head in ("layers", "cycles", "segments")]
-        known["architecture"] = ", ".join([known["architecture"], *words])
         rows.append({**known, "score": score_cell(group), "command": command_text(group), "commit": commit})
     return rows
 

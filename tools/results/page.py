@@ -11,9 +11,10 @@ NEW_PAGE = """\
 
 `python -m tools.results` makes the tables from run folders; all else here is written by hand, and stays. In brackets is
 an interval at 95 %: beside the score of one run Wilson's over its inputs, what other inputs might have given with the
-same weights; beside a mean over seeds Student's, what other seeds might have given on the same inputs. A difference is
-taken seed by seed. Minutes are of training alone, without evaluations, the mean over seeds. Parameters are without the
-puzzle table. `NAME@TRAIN+TEST` names the puzzles of both splits and their hashes (docs/data.md).
+same weights; beside a mean over seeds Student's, what other seeds might have given on the same inputs (it knows nothing
+of 0 and 100 %, and is wide where seeds are few and differ). A difference is taken seed by seed. Minutes are of training
+alone, without evaluations, the mean over seeds. Parameters are without the puzzle table. `NAME@TRAIN+TEST` names the
+puzzles of both splits and their hashes (docs/data.md).
 """
 
 

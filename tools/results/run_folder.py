@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipeline.base.errors import InputError, unreadable
-from data_pipeline.schema import SHOWN_HASH
+from data_pipeline.schema import SHOWN_HASH, SPLITS
+from data_pipeline.subsets import named
 from hrm_dist.checkpoint.config_changes import NOT_IN_THE_RESULT
 from hrm_dist.config import ArchConfig, TrainConfig, flat_settings, load_config
 from hrm_dist.evaluation.intervals import interval_text, mean_interval, share_interval
@@ -97,8 +98,8 @@ def read_object(path: Path) -> dict[str, Any]:
 # The facts of a row
 
 
-def facts(runs: Sequence[RunFolder]) -> Row:
-    """Return what is known of runs that differ by their seed alone, but for their scores."""
+def facts(runs: Sequence[RunFolder], architecture: Row) -> Row:
+    """Return what is known of runs that differ by their seed alone, but for their scores; architecture: its cells."""
     config, records = runs[0].config, [run.record for run in runs if run.record]
     dataset = records[0].dataset if records else None
     starts = [start for record in records for start in record.starts]
@@ -108,7 +109,7 @@ def facts(runs: Sequence[RunFolder]) -> Row:
         "task": task_text(dataset) if dataset else UNKNOWN,
         "training puzzles": puzzles_text(dataset) if dataset else UNKNOWN,
         "subset": subset_text(dataset) if dataset else UNKNOWN,
-        **architecture_facts(config.arch),
+        **architecture,
         "parameters": f"{parameters:,}" if parameters else UNKNOWN,
         "steps": " / ".join(dict.fromkeys(map(_steps_text, runs))),
         "batch": f"{config.global_batch_size:,}",
@@ -135,26 +136,36 @@ def puzzles_text(dataset: Dataset) -> str:
 
 def subset_text(dataset: Dataset) -> str:
     """Return the puzzles of both splits, NAME@HASH each, as `--subset` takes them."""
-    subsets = [subset for subset in (dataset.subsets or {}).values() if subset and subset.get("num")]
-    if not subsets:
+    found = dataset.subsets
+    if found is None:
         return UNKNOWN
-    names = [subset.get("name") or dataset.kind for subset in subsets]
-    hashes = [subset["sha256"][:SHOWN_HASH] for subset in subsets]
-    if len(set(names)) == 1:
-        return f"{names[0]}@{'+'.join(hashes)}"
-    return ", ".join(f"{name}@{digits}" for name, digits in zip(names, hashes, strict=True))
+    known = named(found, None)  # a dataset may be older than the name of its puzzles
+    shown = [
+        (found[split].name or known[split].name or dataset.kind, found[split].sha256[:SHOWN_HASH])
+        for split in SPLITS
+        if found[split].num
+    ]
+    if len({name for name, _ in shown}) == 1:
+        return f"{shown[0][0]}@{'+'.join(digits for _, digits in shown)}"
+    return ", ".join("@".join(one) for one in shown)
 
 
 def architecture_facts(arch: ArchConfig) -> Row:
-    """Return what an architecture is, its size and its loops, each in words that can stand alone."""
+    """Return what an architecture is, its size and its loops."""
     layers = " + ".join(str(getattr(arch, level.num_layers)) for level in arch.description.levels.values())
-    segments = f"{arch.halt_max_steps} segment{'s' * (arch.halt_max_steps > 1)}"
+    is_fixed = arch.halt_max_steps == 1 or arch.halting == "fixed"
     return {
         "architecture": f"{arch.name} ({'MLP' if arch.mlp_t else 'attention'})",
-        "layers": f"{layers} layers of {arch.hidden_size}",
-        "cycles": f"{arch.H_cycles} x {arch.L_cycles} cycles",
-        "segments": segments if arch.halt_max_steps == 1 or arch.halting == "fixed" else f"up to {segments}",
+        "layers": f"{layers}, {arch.hidden_size} wide",
+        "cycles": f"{arch.H_cycles} x {arch.L_cycles}",
+        "segments": f"{'' if is_fixed else 'up to '}{arch.halt_max_steps}",
     }
+
+
+def architecture_text(arch: ArchConfig) -> str:
+    """Return that in one cell."""
+    known = architecture_facts(arch)
+    return ", ".join([known.pop("architecture"), *(f"{head} {cell}" for head, cell in known.items())])
 
 
 def commit_text(revision: str | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from data_pipeline.base.errors import InputError
 from hrm_dist.evaluation.intervals import Interval, interval_text
 from tools.results.page import common_facts, table_text
-from tools.results.run_folder import Row, RunFolder, facts, lacking, read_object, read_run
+from tools.results.run_folder import Row, RunFolder, architecture_facts, facts, lacking, read_object, read_run
 
 FILE = "results.json"
 _PLOTS = ("plot.png", "plot.svg")
@@ -75,7 +75,7 @@ def _scores(sweep: SweepFolder, name: str) -> Row:
 def _facts(sweep: SweepFolder, name: str) -> Row:
     content, setting, runs = sweep.content, sweep.content["settings"][name], sweep.runs[name]
     inputs, operations = (setting["dataset"] or {}).get("inputs"), setting["operations"]
-    known = facts(runs) if runs else {}
+    known = facts(runs, architecture_facts(runs[0].config.arch)) if runs else {}
     known.pop("seeds", None)
     return {
         "inputs evaluated": f"{inputs:,}" if inputs else "",
