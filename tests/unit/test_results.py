@@ -283,7 +283,10 @@ def test_a_sweep_has_a_row_for_each_setting(sweep: Path, tmp_path: Path) -> None
     assert "<!-- tools.results: loops -->" in page
     heads, _, *rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("|")]
     assert heads == ["setting", "input/pass@2", "difference to none", "seeds"]
-    assert rows == [["none", "25.0 % [12.5, 37.5]", "", "2 of 2"], ["some", "6.2 %", "+6.2 points", "0 of 2"]]
+    assert rows == [
+        ["none", "25.0 % [12.5, 37.5]", "", "0, 1"],
+        ["some", "6.2 %", "+6.2 points", "none (of 2)"],
+    ]
 
 
 def test_what_a_sweep_writes_can_be_read(config: Path, tmp_path: Path) -> None:
@@ -298,8 +301,8 @@ def test_what_a_sweep_writes_can_be_read(config: Path, tmp_path: Path) -> None:
     sweep_main([str(tmp_path / "rates.yaml"), "--table"])
     page = page_of(tmp_path / "page.md", tmp_path / "found")
     assert "<!-- tools.results: rates -->" in page
-    assert "| lr=0.0001 | not trained | 0 of 1 |" in page
-    assert "| lr=0.001 | not trained | 0 of 1 |" in page
+    assert "| lr=0.0001 | not trained | none (of 1) |" in page
+    assert "| lr=0.001 | not trained | none (of 1) |" in page
 
 
 def test_what_all_settings_have_in_common_stands_above_the_table(sweep: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What the folder of a sweep says: a row for every setting, its score over seeds and its difference to the baseline."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,8 +68,13 @@ def _scores(sweep: SweepFolder, name: str) -> Row:
         "setting": name,
         content["score"].removeprefix("eval/"): _interval_text(setting["mean"]) or "not trained",
         f"difference to {baseline}": _difference_text(setting["difference"]),
-        "seeds": f"{len(sweep.runs[name])} of {len(setting['runs'])}",
+        "seeds": _seeds_text(setting["runs"]),
     }
+
+
+def _seeds_text(runs: Sequence[Mapping[str, Any]]) -> str:
+    done = [str(run["seed"]) for run in runs if run["state"] == "done"]
+    return ", ".join(done) if len(done) == len(runs) else f"{', '.join(done) or 'none'} (of {len(runs)})"
 
 
 def _facts(sweep: SweepFolder, name: str) -> Row:
