@@ -154,11 +154,14 @@ def check(found: Subsets | None, text: str) -> Asked:
                 f"subset {text}: is {digest[:SHOWN_HASH]} in its {split} split, but the puzzles here are others, "
                 f"{there}; give options and sources of the subset, or leave the subset out."
             )
+    left = {split: found[split].sha256 for split in SPLITS}
     for digits in hashes:
-        if not any(found[split].sha256.startswith(digits) for split in SPLITS):
+        split = next((split for split, digest in left.items() if digest.startswith(digits)), None)
+        if split is None:
             raise InputError(
                 f"subset {text}: no split has the hash {digits}, as there are {there}; correct it, or leave it out."
             )
+        del left[split]  # the other hash is of the other split
     return asked
 
 

@@ -319,3 +319,10 @@ def test_a_drawn_test_split_is_as_large_as_asked_for_and_the_same_again(source: 
     assert (drawn[0].test.num, drawn[0].train) == (3, whole.train)
     with pytest.raises(InputError, match="with subsample_test=3, not None"):
         build(grids.request("sudoku", source, tmp_path / "0"))
+
+
+def test_one_hash_given_twice_does_not_stand_for_both_splits(tmp_path: Path) -> None:
+    found = subsets_of(asked(tmp_path, "sudoku --subset sudoku-4x4"))
+    digits = found.train.sha256[:12]
+    with pytest.raises(InputError, match=f"no split has the hash {digits}"):
+        subsets.check(found, f"sudoku-4x4@{digits}+{digits}")
