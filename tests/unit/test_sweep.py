@@ -1,6 +1,7 @@
 """Sweeps: which settings a file means, which runs are one, and what is said of their scores."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from data_pipeline.base.parallel import Part
 from hrm_dist.evaluation.evaluate import headline
 from hrm_dist.evaluation.intervals import difference_interval, interval_text, mean_interval
 from hrm_dist.run_lock import locked
+from launch.jobs import spec as jobs
+from launch.jobs.cluster import Cluster
 from tools.sweep import plot, pool, results
 from tools.sweep.__main__ import main
 from tools.sweep.running import last_error
@@ -358,3 +361,35 @@ def test_the_last_error_of_a_log_is_found(tmp_path: Path, log: str, line: str | 
     path = tmp_path / "log"
     path.write_text("error: of an earlier start\n" + log)
     assert last_error(path, len("error: of an earlier start\n")) == line
+
+
+# As an array
+
+
+def test_a_part_is_missing_as_long_as_one_of_its_runs_is(finished: Sweep) -> None:
+    spec = jobs.sweep([str(finished.path)], 2, Cluster())
+    assert [part[-2:] for part in spec.parts] == [["--part", "0/2"], ["--part", "1/2"]]
+    assert spec.missing == [0]  # which has the third and the ninth run
+    alone = jobs.sweep([str(finished.path)], None, Cluster())
+    assert len(alone.parts) == 9
+    assert alone.missing == [2, 8]
+    assert alone.join == ["tools.sweep", str(finished.path), "--table"]
+
+
+@pytest.mark.parametrize(
+    ("rest", "num_parts", "cluster", "why"),
+    [
+        (["--part", "0/2"], None, {}, "--part: the launcher numbers the parts"),
+        (["--table"], None, {}, "--table: the last job makes the table"),
+        ([], 10, {}, "--parts 10: there are 9 runs"),
+        ([], None, {"nodes": 2}, "nodes=2: a part runs on one node"),
+        ([], None, {"tasks_per_node": 2}, "a run of a sweep is one process"),
+        ([], None, {"gpus_per_node": 1}, "device=cpu: gpus_per_node=1 would idle"),
+        ([], None, {"cluster": "local"}, "python -m tools.sweep itself trains on this machine"),
+    ],
+)
+def test_what_no_array_can_train_is_refused(
+    finished: Sweep, rest: list[str], num_parts: int | None, cluster: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(why)):
+        jobs.sweep([str(finished.path), *rest], num_parts, Cluster.model_validate(cluster))
