@@ -58,7 +58,8 @@ def sweep_text(sweep: SweepFolder) -> str:
         {**_scores(sweep, name), **{head: cell for head, cell in row.items() if head not in common}}
         for name, row in zip(settings, known, strict=True)
     ]
-    return "\n".join([*(f"- {head}: {cell}" for head, cell in common.items()), "", table_text(rows)])
+    shared = "; ".join(f"{head}: {cell}" for head, cell in common.items())
+    return "\n".join([f"All: {shared}.", "", table_text(rows)])
 
 
 def _scores(sweep: SweepFolder, name: str) -> Row:
