@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import Part
-from hrm_dist.evaluation.evaluate import headline
 from hrm_dist.evaluation.intervals import difference_interval, interval_text, mean_interval
+from hrm_dist.evaluation.scores import headline
 from hrm_dist.run_lock import locked
 from launch.jobs import spec as jobs
 from launch.jobs.cluster import Cluster

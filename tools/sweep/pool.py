@@ -18,7 +18,7 @@ Scores = dict[str, float]
 State = Literal["done", "running", "stopped", "not started"]
 
 HEADLINES = ("eval/task/pass@2", "eval/exact_accuracy")
-"""The first that a row has is the score by which checkpoints are compared (hrm_dist.evaluation.evaluate.headline)."""
+"""The first that a row has is the score by which checkpoints are compared (hrm_dist.evaluation.scores.headline)."""
 _LOCK_WAIT_S = 60.0
 
 
