@@ -25,6 +25,7 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.base.models import Strict, problems
 from data_pipeline.base.paths import PathText
 from data_pipeline.schema import NOTHING_HELD_OUT, load_dataset_info
+from hrm_dist.checkpoint.config_changes import NOT_IN_THE_RESULT
 from hrm_dist.config import ConfigError, TrainConfig, as_found, flat_settings, load_config, total_steps
 from hrm_dist.config.data_command import refuse_missing_data
 from hrm_dist.config.hints import unknown_key
@@ -33,17 +34,11 @@ from hrm_dist.config.loader import Entries, Value, overrides_of, read_entries
 _OF_THE_SWEEP = ("seed", "checkpoint_path", "resume", "run_name")
 """Keys that the sweep itself sets."""
 
-# Changes nothing of a run's rows but their speed: where data and outputs are (what the data is, counts by content),
-# when the run saves and gives up, and what is computed where.
-_NOT_IN_THE_SCORES = frozenset(
-    {
-        "data_path", "checkpoint_path", "project_name", "run_name", "wandb_mode", "resume", "checkpoint_interval",
-        "keep_checkpoints", "async_checkpoint", "save_carry", "max_skipped_updates", "timeout_s", "engine",
-        "gather_unit", "gradient_accumulation_steps", "activation_checkpointing", "puzzle_emb_shard",
-        "puzzle_emb_device", "device", "compile", "cuda_graph", "attention", "fused_swiglu", "num_threads",
-        "eval_batch_size",
-    }
-)  # fmt: skip
+# Besides what changes nothing of the weights, but for what counts in their scores: how far a run goes, what it is
+# evaluated on, and when. What the data is, counts by content.
+_NOT_IN_THE_SCORES = NOT_IN_THE_RESULT - {
+    "max_steps", "log_interval", "eval_interval", "eval_max_groups", "eval_num_aug",
+}  # fmt: skip
 
 
 def _empty_if_null(value: object) -> object:
@@ -276,7 +271,7 @@ def digest(config: TrainConfig) -> str:
     counting = {
         key: value
         for key, value in settings.items()
-        if key.partition(".")[0] not in (*_NOT_IN_THE_SCORES, "dataset") and value != defaults.get(key)
+        if key.partition(".")[0] not in _NOT_IN_THE_SCORES and value != defaults.get(key)
     }
     if is_built(config):
         content: object = hashlib.sha256(load_dataset_info(Path(config.data_path)).content()).hexdigest()
@@ -288,9 +283,7 @@ def digest(config: TrainConfig) -> str:
 
 def unique(runs: Sequence[Run]) -> list[Run]:
     """Return the runs without those that are the same as one before them."""
-    keys = [
-        digest(run.config) or run.name for run in runs
-    ]  # of data that is not there, nothing is known to be the same
+    keys = [digest(run.config) for run in runs]
     return [run for i, run in enumerate(runs) if keys[i] not in keys[:i]]
 
 
