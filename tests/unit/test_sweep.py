@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tools.sweep.__main__ as sweep_command
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import Part
 from hrm_dist.evaluation.intervals import difference_interval, interval_text, mean_interval
@@ -133,6 +135,7 @@ def test_every_problem_is_said_at_once_with_its_setting(write: WriteSweep) -> No
         ({"settings": {"a": {}}, "score": "exact"}, "score: "),
         ({"settings": {"a": {}}, "sedes": [1]}, "unknown key 'sedes'; did you mean 'seeds'?"),
         ({"matrix": {"lr": ["1e-3", "1e-3"]}}, "two settings have one name"),
+        ({"settings": {"a": {"lr": 1}}, "matrix": {"lr": [1, 2]}}, "a: lr is in matrix too"),
         ({"settings": {"a": {"eval_interval": None}}}, "eval_interval=null: there would be no scores"),
         ({"settings": {"a": {"epochs": 1, "global_batch_size": 8000}}}, "fills no batch"),
         ({"settings": {"a": {"data_path": "nowhere"}}}, "setting 'a'"),
@@ -140,6 +143,23 @@ def test_every_problem_is_said_at_once_with_its_setting(write: WriteSweep) -> No
 )
 def test_what_cannot_be_compared_is_refused(write: WriteSweep, entries: dict[str, Any], why: str) -> None:
     assert why in refusal(write(**entries))
+
+
+def test_a_configuration_that_starts_from_another_run_is_refused(write: WriteSweep, tmp_path: Path) -> None:
+    config = tmp_path / "from.yaml"
+    config.write_text("data_path: x\nresume: runs/x/checkpoints/best\n")
+    assert f"{config}: resume=runs/x/checkpoints/best: " in refusal(
+        write(config=str(config), settings={"a": {}})
+    )
+
+
+def test_the_example_of_the_help_can_be_read(tmp_path: Path) -> None:
+    assert sweep_command.__doc__
+    example = sweep_command.__doc__.split("and seeds:\n")[1].split("\n\nEverything")[0]
+    path = tmp_path / "example.yaml"
+    path.write_text(textwrap.dedent(example))
+    sweep = load_sweep(path)
+    assert (len(sweep.settings), sweep.baseline) == (4, "baseline, lr=1e-4")
 
 
 def test_a_dataset_that_is_not_what_a_setting_says_is_refused(write: WriteSweep) -> None:

@@ -13,8 +13,8 @@ A sweep file names a configuration, settings over it, and seeds:
     settings:                               # by name, what is over that
       baseline: {}
       no ACT: {arch.halt_max_steps: 1}
-    matrix: {lr: [1e-4, 1e-3]}              # every combination of values, with every setting if there are both
-    baseline: baseline                      # what the others are compared with (the first setting)
+    matrix: {lr: [1e-4, 1e-3]}              # every combination of values, and each with every setting
+    baseline: baseline, lr=1e-4             # what the others are compared with (the first setting)
     seeds: [0, 1, 2]
     score: eval/exact_accuracy              # (the one by which checkpoints are compared)
     at: last                                # the last step's score, or that of the `best` evaluation

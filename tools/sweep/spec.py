@@ -90,6 +90,12 @@ class SweepFile(Strict):
             for key in entries
             if key in _OF_THE_SWEEP
         ]
+        lines += [
+            f"{name}: {key} is in matrix too, which would count; leave one of them out"
+            for name, entries in self.settings.items()
+            for key in entries
+            if key in self.matrix
+        ]
         if lines:
             raise ValueError("\n".join(lines))
         return self
@@ -164,7 +170,7 @@ def load_sweep(path: Path) -> Sweep:
         else:
             settings.append(Setting(name, _overrides(own), overrides, config))
     if not errors:
-        errors += _problems_of_data(path, Path(file.config), settings)
+        errors += _problems_of_training(path, Path(file.config), settings)
     names = list(_named(file))
     if len(names) < _num_settings(file):
         errors.append(f"{path}: two settings have one name; give each value of the matrix once")
@@ -220,8 +226,8 @@ def _word(value: Value) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _problems_of_data(path: Path, config_path: Path, settings: list[Setting]) -> Iterator[str]:
-    """Yield what keeps settings from being trained and scored on their datasets."""
+def _problems_of_training(path: Path, config_path: Path, settings: list[Setting]) -> Iterator[str]:
+    """Yield what keeps settings from being trained and scored as they say."""
     first_of: dict[str, Setting] = {}
     for setting in settings:
         config, where = setting.config, f"setting {setting.name!r} of {path}"
@@ -230,6 +236,10 @@ def _problems_of_data(path: Path, config_path: Path, settings: list[Setting]) ->
             yield (
                 f"{where}: data_path={config.data_path} is that of {other.name} too, whose `dataset` says something "
                 "else; give each dataset a data_path"
+            )
+        if config.resume not in ("auto", "never"):
+            yield (
+                f"{config_path}: resume={config.resume}: runs of a sweep start from their own first step; take it out"
             )
         if config.eval_interval is None:
             yield f"{where}: eval_interval=null: there would be no scores to compare; set it, however large"
