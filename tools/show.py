@@ -154,7 +154,8 @@ def _answer(options: argparse.Namespace, names: Sequence[str], num_examples: int
         segment()
         results = segment.results()
         threshold = segment.q_continue_logits if model.arch.act_continue else 0.0
-        halts = (results.q_halt_logits > threshold) | (number >= most)
+        wants_to_halt = (results.q_halt_logits > threshold) & (model.arch.halting == "learned")
+        halts = wants_to_halt | (number >= most)
         for i, of_puzzle in enumerate(answers):
             q_halt = results.q_halt_logits[i].sigmoid().item()
             of_puzzle.append(Answer(results.preds[i].numpy().reshape(side), q_halt, bool(halts[i])))

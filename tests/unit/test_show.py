@@ -253,11 +253,19 @@ def test_what_is_shown_is_what_an_evaluation_predicts(
         assert [said.halts for said in puzzle.answers] == [False, False, False, True]
 
 
-@pytest.mark.parametrize(("halt_bias", "states"), [(1.0, ["halts"] * 4), (-1.0, ["goes on"] * 3 + ["halts"])])
+@pytest.mark.parametrize(
+    ("halt_bias", "halting", "states"),
+    [
+        (1.0, "learned", ["halts"] * 4),
+        (-1.0, "learned", ["goes on"] * 3 + ["halts"]),
+        (1.0, "fixed", ["goes on"] * 3 + ["halts"]),
+    ],
+)
 def test_a_segment_halts_where_halting_is_worth_more_or_at_the_limit(
-    halt_bias: float, states: list[str], checkpoint: Path, tmp_path: Path, shown: Shown
+    halt_bias: float, halting: str, states: list[str], checkpoint: Path, tmp_path: Path, shown: Shown
 ) -> None:
     opened = open_checkpoint(checkpoint)
+    opened.state.config["arch"]["halting"] = halting
     tensors = opened.tensors("model")
     [bias] = [name for name in tensors if name.endswith("q_head.bias")]
     tensors[bias] = torch.tensor([halt_bias, 0.0])
