@@ -17,7 +17,7 @@ from hrm_dist.evaluation.intervals import interval_text, mean_interval, share_in
 from hrm_dist.run_record import FILE as RECORD_FILE
 from hrm_dist.run_record import Dataset
 from hrm_dist.train import main as train
-from tools.results.__main__ import main
+from tools.results.__main__ import main, run_rows
 from tools.results.page import common_facts, table_text, with_blocks
 from tools.results.run_folder import (
     UNKNOWN,
@@ -104,6 +104,12 @@ def test_runs_that_differ_by_seed_are_a_row_with_the_interval_over_seeds(
     assert row["score"].startswith(f"pass@2 {mean}, mean of 2 seeds, 12 test inputs<br>")
     assert row["seeds"] == "0, 1"
     assert row["command"].endswith("; likewise with seed 1")
+
+
+def test_one_seed_twice_is_two_rows_and_no_interval_over_seeds(runs: list[Path], tmp_path: Path) -> None:
+    again = Path(shutil.copytree(runs[0], tmp_path / "again", symlinks=True))
+    rows = run_rows([read_run(run) for run in (*runs, again)])
+    assert [row["seeds"] for row in rows] == ["0, 1", "0"]
 
 
 @pytest.mark.parametrize("changes", [{"lr": 0.5}, {"ema": True}, {"eval_num_aug": 1}])
@@ -204,11 +210,16 @@ def dataset_with(**values: Any) -> Dataset:
     return Dataset(**{"data_path": "data/x", "kind": "sudoku", "sha256": "0", **sizes, **values})
 
 
+ALL_OF_A_FILE = {"subsample": None, "min_difficulty": None, "limit_groups": None}
+
+
 @pytest.mark.parametrize(
     ("sources", "options", "text"),
     [
-        (["x.csv"], {"subsample": None, "num_aug": 0}, "full: 1,000"),
-        (["x.csv"], {"subsample": 1000, "num_aug": 1000}, "1,000, 1,000 augmentations each"),
+        (["x.csv"], {**ALL_OF_A_FILE, "num_aug": 0}, "full: 1,000"),
+        (["x.csv"], {**ALL_OF_A_FILE, "subsample": 1000, "num_aug": 1000}, "1,000, 1,000 augmentations each"),
+        (["x.csv"], {**ALL_OF_A_FILE, "min_difficulty": 20}, "1,000"),
+        (["x.csv"], {**ALL_OF_A_FILE, "limit_groups": 1000}, "1,000"),
         ([], {"subsample": None, "num_aug": 0}, "1,000"),
     ],
 )

@@ -16,6 +16,7 @@ input.
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -85,9 +86,14 @@ def run(options: argparse.Namespace) -> int:
 
 def run_rows(runs: Sequence[RunFolder]) -> list[Row]:
     """Return a row for all runs that differ by their seed alone, in the order in which they are given."""
-    groups: dict[str, list[RunFolder]] = {}
+    groups: dict[tuple[str, int], list[RunFolder]] = {}
+    before: Counter[tuple[str, int]] = Counter()
     for run in runs:
-        groups.setdefault(run.key, []).append(run)
+        same = run.key, run.config.seed
+        groups.setdefault((run.key, before[same]), []).append(
+            run
+        )  # a seed that comes again tells nothing of others
+        before[same] += 1
     rows: list[Row] = []
     for group in groups.values():
         known = facts(group, {"architecture": architecture_text(group[0].config.arch)})

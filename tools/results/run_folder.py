@@ -128,7 +128,8 @@ def task_text(dataset: Dataset) -> str:
 
 def puzzles_text(dataset: Dataset) -> str:
     """Return how many puzzles train, whether these are all of a source, and how often each is augmented."""
-    is_full = dataset.sources and dataset.options.get("subsample", 0) is None
+    chosen_by = ("subsample", "min_difficulty", "limit_groups")
+    is_full = dataset.sources and all(dataset.options.get(name, 0) is None for name in chosen_by)
     num_aug = dataset.options.get("num_aug")
     augmented = f", {num_aug:,} augmentations each" if num_aug else ""
     return f"{'full: ' if is_full else ''}{dataset.train_groups:,}{augmented}"
