@@ -61,3 +61,9 @@ def interval_text(interval: Interval, *, percent: bool = True) -> str:
     value, low, high = (100 * number if percent else number for number in interval)
     unit = " %" if percent else ""
     return f"{value:.1f}{unit}" + ("" if low != low else f" [{low:.1f}, {high:.1f}]")
+
+
+def difference_text(interval: Interval, *, percent: bool = True) -> str:
+    """Spell a difference with its sign, such as `+4.2 points [1.0, 7.4]`: of two shares in points of percent."""
+    text = interval_text(interval, percent=percent).replace(" %", " points")
+    return text if text.startswith("-") else f"+{text}"

@@ -10,6 +10,7 @@ from scipy import stats
 
 from hrm_dist.evaluation.intervals import (
     difference_interval,
+    difference_text,
     interval_text,
     mean_interval,
     share_interval,
@@ -65,3 +66,9 @@ def test_settings_of_other_seeds_are_not_paired() -> None:
 
 def test_intervals_are_spelled_in_percent() -> None:
     assert interval_text(share_interval(8, 69)) == "11.6 % [6.0, 21.2]"
+
+
+def test_differences_are_spelled_with_their_sign_in_points() -> None:
+    assert difference_text(difference_interval([0.5, 0.7], [0.4, 0.6])) == "+10.0 points [10.0, 10.0]"
+    assert difference_text(difference_interval([0.4], [0.5])) == "-10.0 points"
+    assert difference_text(difference_interval([3.0], [1.0]), percent=False) == "+2.0"

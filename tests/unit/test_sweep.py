@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 import tools.sweep.__main__ as sweep_command
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import Part
-from hrm_dist.evaluation.intervals import difference_interval, interval_text, mean_interval
+from hrm_dist.evaluation.intervals import difference_interval, difference_text, interval_text, mean_interval
 from hrm_dist.evaluation.scores import headline
 from hrm_dist.run_lock import locked
+from hrm_dist.run_record import RunRecord
 from launch.jobs import spec as jobs
 from launch.jobs.cluster import Cluster
 from tools.sweep import plot, pool, results
@@ -278,10 +279,10 @@ def test_the_table_says_how_much_it_is_made_of(finished: Sweep, dataset: Path) -
     heads, _, a, b, c, *notes = results.as_table(results.collect(finished)).splitlines()
     assert cells(heads)[:4] == ["setting", "exact_accuracy", "difference", "seeds"]
     of_a, of_b = [0.9, 0.2, 0.5], [0.8, 0.1, 0.3]
-    difference = interval_text(difference_interval(of_a, of_b))
-    assert cells(a)[:4] == ["a", interval_text(mean_interval(of_a)), f"+{difference}", "3 of 3"]
+    difference = difference_text(difference_interval(of_a, of_b))
+    assert cells(a)[:4] == ["a", interval_text(mean_interval(of_a)), difference, "3 of 3"]
     assert cells(b)[:4] == ["b", interval_text(mean_interval(of_b)), "(baseline)", "3 of 3"]
-    assert cells(c)[:4] == ["c", "70.0 %", "+60.0 %", "1 of 3"]
+    assert cells(c)[:4] == ["c", "70.0 %", "+60.0 points", "1 of 3"]
     text = "\n".join(notes)
     assert "7 of 9 runs are done" in text
     assert "Student's at 95 %, over seeds" in text
@@ -290,6 +291,22 @@ def test_the_table_says_how_much_it_is_made_of(finished: Sweep, dataset: Path) -
 
 def cells(line: str) -> Sequence[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_settings_whose_runs_are_the_same_are_told(write: WriteSweep) -> None:
+    sweep = load_sweep(write(settings={"a": {}, "b": {"lr": 0.5}, "c": {"num_threads": 3}}, seeds=[0]))
+    pretend(sweep, "a", 0, 0.5)
+    table = results.as_table(results.collect(sweep))
+    assert "c has the runs of a, time included" in table
+    assert "b has the runs" not in table
+
+
+def test_the_speed_of_a_run_is_that_of_the_steps_whose_time_is_known(write: WriteSweep) -> None:
+    sweep = load_sweep(write(settings={"a": {}}, seeds=[0]))
+    pretend(sweep, "a", 0, 0.5)  # at step 4, killed before its checkpoint was noted
+    record = RunRecord.model_construct(first_step=1, step=3, seconds_at={3: 4.0})
+    found = pool.find(sweep.pool, sweep.runs[0])._replace(record=record)
+    assert results.figures(found)["examples_per_s"] == 2 / 4 * sweep.runs[0].config.global_batch_size
 
 
 def test_the_inputs_of_an_arc_score_are_the_test_inputs(write: WriteSweep) -> None:

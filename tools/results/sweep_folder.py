@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipeline.base.errors import InputError
-from hrm_dist.evaluation.intervals import Interval, interval_text
+from hrm_dist.evaluation.intervals import Interval, difference_text, interval_text
 from tools.results.page import common_facts, table_text
 from tools.results.run_folder import Row, RunFolder, architecture_facts, facts, lacking, read_object, read_run
 
@@ -64,11 +64,11 @@ def sweep_text(sweep: SweepFolder) -> str:
 
 def _scores(sweep: SweepFolder, name: str) -> Row:
     content, setting = sweep.content, sweep.content["settings"][name]
-    baseline = content["baseline"]
+    mean, difference = setting["mean"], setting["difference"]
     return {
         "setting": name,
-        content["score"].removeprefix("eval/"): _interval_text(setting["mean"]) or "not trained",
-        f"difference to {baseline}": _difference_text(setting["difference"]),
+        content["score"].removeprefix("eval/"): interval_text(_interval(mean)) if mean else "not trained",
+        f"difference to {content['baseline']}": difference_text(_interval(difference)) if difference else "",
         "seeds": _seeds_text(setting["runs"]),
     }
 
@@ -92,17 +92,10 @@ def _facts(sweep: SweepFolder, name: str) -> Row:
     }
 
 
-def _interval_text(value: Mapping[str, float | None] | None) -> str:
-    """Return an interval as results.json has it, in words; its bounds are null where one seed alone is done."""
-    if value is None:
-        return ""
+def _interval(value: Mapping[str, float | None]) -> Interval:
+    """Return an interval as results.json has it, whose bounds are null where one seed alone is done."""
     bounds = (value[key] for key in Interval._fields)
-    return interval_text(Interval(*(math.nan if bound is None else bound for bound in bounds)))
-
-
-def _difference_text(value: Mapping[str, float | None] | None) -> str:
-    text = _interval_text(value).replace(" %", " points")
-    return f"+{text}" if text and not text.startswith("-") else text
+    return Interval(*(math.nan if bound is None else bound for bound in bounds))
 
 
 def notes_of(sweep: SweepFolder) -> list[str]:

@@ -12,11 +12,17 @@ from data_pipeline.base.progress import duration, speed_text
 from data_pipeline.base.revision import git_revision
 from data_pipeline.base.table import table
 from data_pipeline.schema import load_dataset_info
-from hrm_dist.evaluation.intervals import Interval, difference_interval, interval_text, mean_interval
+from hrm_dist.evaluation.intervals import (
+    Interval,
+    difference_interval,
+    difference_text,
+    interval_text,
+    mean_interval,
+)
 from tools.sweep import pool
 from tools.sweep.cost import operations_per_step, operations_text
 from tools.sweep.pool import Found
-from tools.sweep.spec import Setting, Sweep
+from tools.sweep.spec import Setting, Sweep, digest
 
 NOTE = (
     "Intervals are Student's at 95 %, over seeds, and may reach beyond what is possible; differences are taken seed by "
@@ -110,13 +116,13 @@ def _values(runs: Sequence[Found], score: str, at: str) -> dict[int, float]:
 
 def figures(found: Found) -> dict[str, Any]:
     """Return what a run took, as far as it is known."""
-    seconds = found.record.seconds_trained if found.record is not None else 0.0
-    first_step = found.record.first_step if found.record is not None else 0
-    size = found.run.config.global_batch_size
+    record, size = found.record, found.run.config.global_batch_size
+    seconds = record.seconds_trained if record is not None else 0.0
+    steps = record.step - record.first_step if record is not None else 0
     return {
         "step": found.step,
         "seconds": seconds or None,
-        "examples_per_s": (found.step - first_step) * size / seconds if seconds else None,
+        "examples_per_s": steps * size / seconds if seconds else None,
     }
 
 
@@ -243,9 +249,7 @@ def _cells(result: Result, results: Results) -> list[str]:
     is_baseline = result.setting.name == results.sweep.baseline
     last_steps = [found.last_step for found in result.runs if found.last_step is not None]
     speed, seconds = result.averaged("examples_per_s"), result.averaged("seconds")
-    difference = "" if result.difference is None else interval_text(result.difference, percent=percent)
-    if result.difference is not None and result.difference.value >= 0:
-        difference = f"+{difference}"
+    difference = "" if result.difference is None else difference_text(result.difference, percent=percent)
     return [
         result.setting.name,
         "" if result.mean is None else interval_text(result.mean, percent=percent),
@@ -278,6 +282,14 @@ def _notes(results: Results) -> list[str]:
     for text, names in inputs.items():
         of = "" if len(inputs) == 1 else f" ({', '.join(names)})"
         lines.append(f"Evaluated on {text}{of}.")
+    first_of: dict[str, str] = {}
+    for result in results.settings:
+        name = result.setting.name
+        first = first_of.setdefault(digest(result.setting.config), name)
+        if first != name:
+            lines.append(
+                f"{name} has the runs of {first}, time included: what they differ in changes no scores."
+            )
     lines.append("Operations are the matrix products of a run's training; time is that of training alone.")
     return [*lines, *(f"error: {problem}" for problem in results.problems)]
 
