@@ -15,16 +15,22 @@ from hypothesis import strategies as st
 import tools.sweep.__main__ as sweep_command
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import Part
+from hrm_dist.config import as_found
+from hrm_dist.dry_run import metadata_of
 from hrm_dist.evaluation.intervals import difference_interval, difference_text, interval_text, mean_interval
 from hrm_dist.evaluation.scores import headline
 from hrm_dist.run_lock import locked
 from hrm_dist.run_record import RunRecord
+from hrm_dist.schedule import Schedule
 from launch.jobs import spec as jobs
 from launch.jobs.cluster import Cluster
 from tools.sweep import plot, pool, results
 from tools.sweep.__main__ import main
+from tools.sweep.cost import operations_per_step
 from tools.sweep.running import last_error
 from tools.sweep.spec import Sweep, digest, folder_name, load_sweep
+
+SWEEPS = Path(__file__).parents[2] / "configs" / "sweeps"
 
 WriteSweep = Callable[..., Path]
 
@@ -173,6 +179,18 @@ def test_two_datasets_in_one_place_are_refused(write: WriteSweep, tmp_path: Path
     settings = {name: {"dataset": {**sudoku, "num_train": 2**i}} for i, name in enumerate("ab", 3)}
     text = refusal(write(set={"data_path": str(tmp_path / "d")}, settings=settings))
     assert "is that of a too, whose `dataset` says something else" in text
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.rglob("architectures*.yaml")), ids=lambda path: path.stem)
+def test_architectures_are_compared_at_equal_operations(path: Path) -> None:
+    sweep = load_sweep(path)
+    operations: list[int] = []
+    for setting in sweep.settings:
+        metadata = metadata_of(sweep.config, as_found(setting.config), [])
+        assert metadata is not None
+        steps = Schedule(setting.config, metadata).last_step
+        operations.append(steps * operations_per_step(setting.config, metadata))
+    assert max(operations) < 1.1 * min(operations)
 
 
 # Which runs are one
