@@ -20,7 +20,7 @@ from hrm_dist.dry_run import metadata_of
 from hrm_dist.evaluation.intervals import difference_interval, difference_text, interval_text, mean_interval
 from hrm_dist.evaluation.scores import headline
 from hrm_dist.run_lock import locked
-from hrm_dist.run_record import RunRecord
+from hrm_dist.run_record import RunRecord, Start
 from hrm_dist.schedule import Schedule
 from launch.jobs import spec as jobs
 from launch.jobs.cluster import Cluster
@@ -317,6 +317,27 @@ def test_settings_whose_runs_are_the_same_are_told(write: WriteSweep) -> None:
     table = results.as_table(results.collect(sweep))
     assert "c has the runs of a, time included" in table
     assert "b has the runs" not in table
+
+
+def test_runs_of_several_commits_are_told(write: WriteSweep) -> None:
+    sweep = load_sweep(write(settings={"a": {}}, seeds=[0, 1]))
+    pretend(sweep, "a", 0, 0.5)
+    pretend(sweep, "a", 1, 0.5)
+    found = results.collect(sweep)
+
+    def trained_by(*commits: str) -> str:
+        records = [
+            RunRecord.model_construct(
+                starts=(Start.model_construct(git_revision=commit),), first_step=0, step=0
+            )
+            for commit in commits
+        ]
+        [setting] = found.settings
+        runs = [run._replace(record=record) for run, record in zip(setting.runs, records, strict=True)]
+        return results.as_table(found._replace(settings=[setting._replace(runs=runs)]))
+
+    assert "several commits" not in trained_by("c0ffee", "c0ffee")
+    assert "Runs are of several commits of the code: c0ffee, decade." in trained_by("decade", "c0ffee")
 
 
 def test_the_speed_of_a_run_is_that_of_the_steps_whose_time_is_known(write: WriteSweep) -> None:

@@ -25,7 +25,8 @@ Everything is checked before anything starts. Datasets that are missing are buil
 Runs are shared by all sweeps of a pool: what has been trained, for this sweep or another, is not trained again.
 Ctrl-C lets all runs save; the same command resumes. A run that fails does not stop the others.
 
-Exit codes: 0 done, 2 bad input, 75 stopped by a signal (the same command resumes), 1 a run has failed.
+Exit codes: 0 done, but for runs that another process trains, which are named; 2 bad input; 75 stopped by a signal (the
+same command resumes); 1 a run has failed.
 """
 
 import argparse

@@ -290,8 +290,20 @@ def _notes(results: Results) -> list[str]:
             lines.append(
                 f"{name} has the runs of {first}, time included: what they differ in changes no scores."
             )
+    commits = _commits(results.settings)
+    if len(commits) > 1:
+        lines.append(f"Runs are of several commits of the code: {', '.join(commits)}.")
     lines.append("Operations are the matrix products of a run's training; time is that of training alone.")
     return [*lines, *(f"error: {problem}" for problem in results.problems)]
+
+
+def _commits(settings: Sequence[Result]) -> list[str]:
+    """Return the commits of the code that trained the runs, as far as they are known."""
+    starts = (
+        start for one in settings for found in one.done if found.record for start in found.record.starts
+    )
+    full = (start.git_revision.partition("-") for start in starts if start.git_revision is not None)
+    return sorted({f"{commit[:10]}{dash}{dirty}" for commit, dash, dirty in full})
 
 
 def _subset_text(subsets: Mapping[str, Any] | None) -> str:

@@ -191,7 +191,7 @@ class Training:
                 process_group=0,  # Ctrl-C in a terminal reaches the sweep alone, which passes it on once
             )
         self._children.append(_Child(run, folder, process, slot, log_start, time.monotonic()))
-        for number in self._received:  # it came while there was nobody to pass it to
+        for number in tuple(self._received):  # it came while there was nobody to pass it to
             process.send_signal(number)
         since = f" from step {self._steps[run.name]:,} on" if self._steps[run.name] else ""
         logger.info("%s: started%s in %s", run.name, since, folder)
