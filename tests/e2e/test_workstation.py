@@ -46,7 +46,7 @@ def test_the_page_goes_from_kaggles_files_to_a_submission_of_the_test_tasks(
     delivered.mkdir()
     here.mkdir()
     deliver(delivered)
-    [block] = [block for block in re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S) if DELIVERED in block]
+    [block] = [block for block in re.findall(r"^```\w*\n(.*?)^```", PAGE, re.M | re.S) if DELIVERED in block]
     block = block.replace(DELIVERED, str(delivered)).replace("--num-aug 300", "--num-aug 2")
     for command in block.replace("\\\n", "").splitlines():
         program, *arguments = shlex.split(command)
