@@ -446,7 +446,7 @@ def test_the_command_builds_says_so_and_is_content_the_second_time(source: Path,
     first, second = run(*arguments, cwd=tmp_path), run(*arguments, cwd=tmp_path)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert "6 groups, 12 puzzles\n" in first.stdout
-    assert re.search(rf"(?m)^  {tasks.name} +7 +3 +3 +1$", first.stdout)
+    assert re.search(rf"(?m)^  {source.name} +7 +3 +3 +1$", first.stdout)
     assert "left out: 1 larger than the canvas (big)\n" in first.stdout
     assert "hidden outputs, so predicted but not scored: 1\n" in first.stdout
     assert "already built" in second.stdout
