@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -80,6 +81,8 @@ def _run(module: str, arguments: list[str], environment: dict[str, str], log: Pa
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
+    # The fork server may have been started by a build, which keeps signals from its workers.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     sys.argv = [module, *arguments]
     warnings.simplefilter("error")
     imported = importlib.import_module(module)
