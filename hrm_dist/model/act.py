@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from data_pipeline.schema import DatasetMetadata
@@ -20,6 +21,7 @@ from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.model.initialization import InitFn, initialize, truncated_normal
 from hrm_dist.model.layers import DTYPES
 from hrm_dist.model.network import Network, Segment
+from hrm_dist.model.packing import Packing, inside_windows, pack_rows
 from hrm_dist.model.puzzle_embedding import WHOLE_TABLE, PuzzleEmbedding, TablePlacement
 from hrm_dist.model.recurrences.base import Recurrence, States
 
@@ -51,10 +53,18 @@ class ACTModel(nn.Module):
         metadata: DatasetMetadata,
         table: TablePlacement = WHOLE_TABLE,
         network: nn.Module | None = None,
+        windows: Tensor | None = None,
     ) -> None:
-        """`network`: what to call in place of a new Network, such as an engine's wrapper of one."""
+        """Make it from a dataset's metadata.
+
+        network: what to call in place of a new Network, such as an engine's wrapper of one. windows: to compute no
+        padding, the height and width of each puzzle's window, [num_puzzle_identifiers, 2] uint8.
+        """
         super().__init__()
         self.arch = arch
+        self._pad_id = metadata.pad_id
+        # No part of the state: it is the dataset's.
+        self.register_buffer("windows", windows, persistent=False)
         self.dtype = DTYPES[arch.forward_dtype]
         self.seq_len = arch.prefix_len + metadata.seq_len
         self.network = Network(arch, metadata) if network is None else network
@@ -92,7 +102,25 @@ class ACTModel(nn.Module):
 
     def compile_parts(self) -> None:
         """Let what is outside of the network, and does not depend on its engine, be compiled when it first runs."""
-        self._refill = torch.compile(self._refill, fullgraph=True, dynamic=False)
+        for name in ("_refill", "_packing", "lengths"):
+            setattr(self, name, torch.compile(getattr(self, name), fullgraph=True, dynamic=False))
+
+    def _is_inside(self, data: Batch) -> Tensor:
+        """Return which positions of its sequences are computed, [B, S] bool: the prefix, and what windows hold."""
+        assert self.windows is not None
+        sizes = self.windows[data["puzzle_identifiers"]]
+        is_inside = F.pad(
+            inside_windows(data["inputs"], sizes, self._pad_id), (self.arch.prefix_len, 0), value=True
+        )
+        is_inside[:, 0] = True  # which the Q-head reads
+        return is_inside
+
+    def lengths(self, data: Batch) -> Tensor:
+        """Return how many positions of each sequence are computed, [B] int64."""
+        return self._is_inside(data).sum(1)
+
+    def _packing(self, data: Batch, num_rows: int) -> Packing:
+        return pack_rows(self._is_inside(data), num_rows)
 
     def _refill(self, carry: Carry, batch: Batch) -> Carry:
         """Give halted slots their sequence from the batch, to start over; the batch's other rows are unused."""
@@ -107,12 +135,17 @@ class ACTModel(nn.Module):
         return Carry(states, torch.where(halted, 0, carry.steps), halted, data)
 
     def forward(
-        self, carry: Carry, batch: Batch, min_halt_steps: Tensor | None = None
+        self,
+        carry: Carry,
+        batch: Batch,
+        min_halt_steps: Tensor | None = None,
+        num_rows: int | None = None,
     ) -> tuple[Carry, dict[str, Tensor]]:
         """Run one segment on every slot.
 
         min_halt_steps: [B] segments before which a slot may not halt (exploration, training only); drawn
-        from torch's global generator when not given.
+        from torch's global generator when not given. num_rows: where padding is not computed, room for all positions
+        that are; None for room for any.
         Return the carry (without gradient) and `logits` [B, T, V], `q_halt_logits` [B], `q_continue_logits`
         [B] and, in training with `act_continue`, `target_q_continue` [B].
         """
@@ -120,7 +153,11 @@ class ACTModel(nn.Module):
             carry = self._refill(carry, batch)
         data = carry.current_data
         rows = self.puzzle_emb(data["puzzle_identifiers"]) if self.puzzle_emb is not None else None
-        segment: Segment = self.network(carry.inner_carry or None, data["inputs"], rows)
+        packing = None
+        if self.windows is not None:
+            with torch.no_grad():
+                packing = self._packing(data, num_rows or len(carry.steps) * self.seq_len)
+        segment: Segment = self.network(carry.inner_carry or None, data["inputs"], rows, packing=packing)
         assert segment.logits is not None
         outputs = {
             "logits": segment.logits,
@@ -140,7 +177,7 @@ class ACTModel(nn.Module):
                     halted &= steps >= (self._explored(steps) if min_halt_steps is None else min_halt_steps)
                 if self.arch.act_continue:
                     outputs["target_q_continue"] = self._q_target(
-                        states, data["inputs"], None if rows is None else rows.detach(), is_last
+                        states, data["inputs"], None if rows is None else rows.detach(), is_last, packing
                     )
         return Carry(states, steps, halted, data), outputs
 
@@ -153,9 +190,16 @@ class ACTModel(nn.Module):
         least = torch.randint_like(steps, 2, self.arch.halt_max_steps + 1, dtype=torch.int64)
         return torch.where(explores, least, 0)
 
-    def _q_target(self, states: States, inputs: Tensor, rows: Tensor | None, is_last: Tensor) -> Tensor:
+    def _q_target(
+        self,
+        states: States,
+        inputs: Tensor,
+        rows: Tensor | None,
+        is_last: Tensor,
+        packing: Packing | None,
+    ) -> Tensor:
         """Bootstrap the value of continuing: the better of the next segment's two values."""
-        following: Segment = self.network(states, inputs, rows, want_logits=False)
+        following: Segment = self.network(states, inputs, rows, want_logits=False, packing=packing)
         best = torch.maximum(following.q_halt_logits, following.q_continue_logits)
         return torch.sigmoid(torch.where(is_last, following.q_halt_logits, best))
 
@@ -175,9 +219,16 @@ def explore_halting(arch: ArchConfig, seed: int, step: int, global_batch_size: i
 
 
 def build_model(
-    arch_config: ArchConfig, metadata: DatasetMetadata, seed: int = 0, table: TablePlacement = WHOLE_TABLE
+    arch_config: ArchConfig,
+    metadata: DatasetMetadata,
+    seed: int = 0,
+    table: TablePlacement = WHOLE_TABLE,
+    windows: Tensor | None = None,
 ) -> ACTModel:
-    """Make the model of a configuration for a dataset, initialised from the seed, on the current default device."""
-    model = ACTModel(arch_config, metadata, table)
+    """Make the model of a configuration for a dataset, initialised from the seed, on the current default device.
+
+    windows: see ACTModel.
+    """
+    model = ACTModel(arch_config, metadata, table, windows=windows)
     initialize(model, seed)
     return model

@@ -54,6 +54,7 @@ def initialize_module(
     `copy` writes values, which are whole and on the CPU, to a tensor that may be split.
     """
     own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+    own = {name: tensor for name, tensor in own.items() if name not in module._non_persistent_buffers_set}
     missing = set(own)
 
     def init(tensor_name: str, fill: FillFn | float) -> None:

@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from hrm_dist.config import ArchConfig
 from hrm_dist.model.initialization import InitFn, truncated_normal
+from hrm_dist.model.packed_attention import packed_attention
+from hrm_dist.model.packing import Packing
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _ALIGNMENT = 8  # numbers of 2 bytes: what kernels read at a time
@@ -27,6 +29,18 @@ class Rope(NamedTuple):
 
     cos_SK: Tensor
     sin_SK: Tensor
+
+
+class Positions(NamedTuple):
+    """What blocks know of the positions that they compute.
+
+    Packed, their input is [1, N, D], and N takes the place of S everywhere.
+    """
+
+    rope: Rope | None = None
+    """None where positions enter otherwise."""
+    packing: Packing | None = None
+    """None where all positions of B sequences are there."""
 
 
 class CastedLinear(nn.Module):
@@ -152,12 +166,15 @@ class Attention(nn.Module):
         self.qkv_proj = CastedLinear(hidden_size, 3 * hidden_size)
         self.o_proj = CastedLinear(hidden_size, hidden_size)
 
-    def forward(self, x_BSD: Tensor, rope: Rope | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, positions: Positions) -> Tensor:
         qkv = self.qkv_proj(x_BSD).unflatten(-1, (3 * self.num_heads, -1))
         qk_BSNK, v_BSNK = qkv.split((2 * self.num_heads, self.num_heads), dim=2)
-        if rope is not None:
-            qk_BSNK = _rotate(qk_BSNK, rope)
+        if positions.rope is not None:
+            qk_BSNK = _rotate(qk_BSNK, positions.rope)
         q_BSNK, k_BSNK = qk_BSNK.chunk(2, dim=2)
+        if positions.packing is not None:
+            mixed = packed_attention(q_BSNK[0], k_BSNK[0], v_BSNK[0], positions.packing)
+            return self.o_proj(mixed.flatten(1).unsqueeze(0))
         with nullcontext() if self.kernel is None else sdpa_kernel(self.kernel):
             mixed_BNSK = F.scaled_dot_product_attention(
                 q_BSNK.transpose(1, 2), k_BSNK.transpose(1, 2), v_BSNK.transpose(1, 2)
@@ -232,7 +249,8 @@ class SwiGLU(nn.Module):
         self.gate_up_proj = self.gate_up(size, 2 * self.inner_size)
         self.down_proj = self.down(self.inner_size, size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """Map x; `packing` is for those that mix positions."""
         return self.down_proj(self.gate_up_proj(x))
 
     def flops(self, num_rows: int) -> int:
@@ -284,20 +302,20 @@ class Block(nn.Module):
         self.mlp = feed_forward(arch.hidden_size, arch.expansion)
         self.activation_checkpointing = False
 
-    def forward(self, x_BSD: Tensor, rope: Rope | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, positions: Positions) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
             # Inside the module: an engine's hooks, which gather its weights, are not run again with it.
-            return checkpoint(self._compute, x_BSD, rope, use_reentrant=False, preserve_rng_state=False)
-        return self._compute(x_BSD, rope)
+            return checkpoint(self._compute, x_BSD, positions, use_reentrant=False, preserve_rng_state=False)
+        return self._compute(x_BSD, positions)
 
-    def _compute(self, x_BSD: Tensor, rope: Rope | None) -> Tensor:
+    def _compute(self, x_BSD: Tensor, positions: Positions) -> Tensor:
         eps = self.arch.rms_norm_eps
         if self.arch.mlp_t:
             # As published, this norm is over the positions, not the channels.
             x_BSD = rms_norm_over_positions(x_BSD + self.mlp_t(x_BSD), eps)
         else:
-            x_BSD = rms_norm(x_BSD + self.self_attn(x_BSD, rope), eps)
-        return rms_norm(x_BSD + self.mlp(x_BSD), eps)
+            x_BSD = rms_norm(x_BSD + self.self_attn(x_BSD, positions), eps)
+        return rms_norm(x_BSD + self.mlp(x_BSD, positions.packing), eps)
 
     def flops(self) -> int:
         """Return the matmul operations of a forward on one sequence (a multiply and an add are two)."""
@@ -362,9 +380,9 @@ class Level(nn.Module):
     def blocks(self) -> list[Block]:
         return [block for block in self.layers if isinstance(block, Block)]
 
-    def forward(self, z_BSD: Tensor, rope: Rope | None, *injected_BSD: Tensor) -> Tensor:
+    def forward(self, z_BSD: Tensor, positions: Positions, *injected_BSD: Tensor) -> Tensor:
         if injected_BSD:  # added up in here, so that compiled it is one pass over all of them
             z_BSD = z_BSD + functools.reduce(torch.add, injected_BSD)
         for layer in self.layers:
-            z_BSD = layer(z_BSD, rope)
+            z_BSD = layer(z_BSD, positions)
         return z_BSD

@@ -14,7 +14,17 @@ from torch import Tensor, nn
 
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import ArchConfig
-from hrm_dist.model.layers import DTYPES, CastedEmbedding, CastedLinear, Level, QHead, Rope, rope_tables
+from hrm_dist.model.layers import (
+    DTYPES,
+    CastedEmbedding,
+    CastedLinear,
+    Level,
+    Positions,
+    QHead,
+    Rope,
+    rope_tables,
+)
+from hrm_dist.model.packing import Packing, pack, unpack
 from hrm_dist.model.recurrences.base import Recurrence, States
 from hrm_dist.model.recurrences.hrm import HRMRecurrence
 from hrm_dist.model.recurrences.looped_transformer import LoopedTransformerRecurrence
@@ -59,6 +69,7 @@ class Network(nn.Module):
         if arch.pos_encodings == "learned":
             self.embed_pos = CastedEmbedding(self.seq_len, arch.hidden_size, self.dtype)
         self.recurrence = RECURRENCES[arch.name](arch, self.seq_len)
+        self.pad_id = metadata.pad_id
         self.lm_head = CastedLinear(arch.hidden_size, metadata.vocab_size)
         self.q_head = QHead(arch.hidden_size)
         self._rope: Rope | None = None  # made by the first forward, on its device
@@ -82,6 +93,8 @@ class Network(nn.Module):
                 module.forward = torch.compile(module.forward, fullgraph=True, dynamic=False)
         if with_ends:
             self._embed = torch.compile(self._embed, fullgraph=True, dynamic=False)
+        for name in ("_pack", "_unpack_states", "_unpack_logits"):
+            setattr(self, name, torch.compile(getattr(self, name), fullgraph=True, dynamic=False))
 
     def _embed(self, inputs_BT: Tensor, puzzle_rows: Tensor | None) -> Tensor:
         arch = self.arch
@@ -96,19 +109,52 @@ class Network(nn.Module):
         return math.sqrt(arch.hidden_size) * embedding
 
     def forward(
-        self, states: States | None, inputs: Tensor, puzzle_rows: Tensor | None, want_logits: bool = True
+        self,
+        states: States | None,
+        inputs: Tensor,
+        puzzle_rows: Tensor | None,
+        want_logits: bool = True,
+        packing: Packing | None = None,
     ) -> Segment:
         """Run one segment.
 
         states: None where none is carried, as FSDP2 cannot move an empty tuple to a GPU. inputs: [B, T] tokens.
-        puzzle_rows: [B, puzzle_emb_ndim], or None without puzzle embeddings.
+        puzzle_rows: [B, puzzle_emb_ndim], or None without puzzle embeddings. packing: the positions to compute, or None
+        for all; others keep the states that they have, and are predicted as padding.
         """
         arch = self.arch
         if self._rope is None and arch.pos_encodings == "rope" and not arch.mlp_t:
             head_size = arch.hidden_size // arch.num_heads
             self._rope = rope_tables(self.seq_len, head_size, arch.rope_theta, inputs.device)
-        new_states: States = self.recurrence(states or (), self._embed(inputs, puzzle_rows), self._rope)
+        embedding = self._embed(inputs, puzzle_rows)
+        if packing is not None:
+            return self._packed(states or (), embedding, packing, want_logits)
+        new_states: States = self.recurrence(states or (), embedding, Positions(self._rope))
         answer = new_states[0]
         logits = self.lm_head(answer[:, arch.prefix_len :]) if want_logits else None
         # The Q-head reads the first position: the puzzle embedding's where there is one.
         return Segment(new_states, logits, self.q_head(answer[:, 0]).to(torch.float32))
+
+    def _packed(self, states: States, embedding_BSD: Tensor, packing: Packing, want_logits: bool) -> Segment:
+        packed, positions = self._pack((embedding_BSD, *states), packing)
+        new_states: States = self.recurrence(packed[1:], packed[0], positions)
+        answer = new_states[0].squeeze(0)
+        logits = self._unpack_logits(self.lm_head(answer), packing) if want_logits else None
+        q_logits = self.q_head(answer[packing.first_rows]).to(torch.float32)
+        return Segment(self._unpack_states(new_states, states, packing), logits, q_logits)
+
+    def _pack(self, tensors: States, packing: Packing) -> tuple[States, Positions]:
+        """Return [B, S, D] each as [1, N, D], and what blocks need to know of their positions."""
+        rope = None
+        if self._rope is not None:
+            place = packing.position_N % self.seq_len
+            rope = Rope(*(table[place] for table in self._rope))
+        return tuple(pack(tensor, packing).unsqueeze(0) for tensor in tensors), Positions(rope, packing)
+
+    def _unpack_states(self, new: States, old: States, packing: Packing) -> States:
+        carried = zip(new[: len(old)], old, strict=True)
+        return tuple(unpack(state.detach().squeeze(0), before, packing) for state, before in carried)
+
+    def _unpack_logits(self, logits_NV: Tensor, packing: Packing) -> Tensor:
+        of_padding = (torch.arange(logits_NV.shape[1], device=logits_NV.device) == self.pad_id).to(logits_NV)
+        return unpack(logits_NV, of_padding, packing)[:, self.arch.prefix_len :]

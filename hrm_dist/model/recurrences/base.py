@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hrm_dist.config import ArchConfig
 from hrm_dist.config.architectures import num_updates_with_gradient
-from hrm_dist.model.layers import DTYPES, CastedLinear, Level, Rope, SwiGLU
+from hrm_dist.model.layers import DTYPES, CastedLinear, Level, Positions, SwiGLU
 
 States = tuple[Tensor, ...]
 """[B, S, D] each, in the order of the description; the heads read the first, also where none is carried."""
@@ -74,5 +74,5 @@ class Recurrence(nn.Module, ABC):
         return states
 
     @abstractmethod
-    def forward(self, states: States, input_BSD: Tensor, rope: Rope | None) -> States:
+    def forward(self, states: States, input_BSD: Tensor, positions: Positions) -> States:
         """Run one segment."""

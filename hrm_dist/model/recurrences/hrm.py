@@ -5,7 +5,7 @@ Published in arXiv 2506.21734. Shapes: B sequences, S positions, D hidden_size.
 
 from torch import Tensor
 
-from hrm_dist.model.layers import Level, Rope
+from hrm_dist.model.layers import Level, Positions
 from hrm_dist.model.recurrences.base import Recurrence, States
 
 
@@ -15,15 +15,15 @@ def refine(
     L_level: Level,
     states: States,
     input_BSD: Tensor,
-    rope: Rope | None,
+    positions: Positions,
 ) -> States:
     """Run a segment's N = H_cycles slow updates of T = L_cycles fast updates each."""
 
     def update(number: int, states: States) -> States:
         z_H, z_L = states
-        z_L = L_level(z_L, rope, z_H, input_BSD)
+        z_L = L_level(z_L, positions, z_H, input_BSD)
         if number % recurrence.arch.L_cycles == 0:
-            z_H = H_level(z_H, rope, z_L)
+            z_H = H_level(z_H, positions, z_L)
         return z_H, z_L
 
     return recurrence.run_updates(update, states)
@@ -35,5 +35,5 @@ class HRMRecurrence(Recurrence):
     H_level: Level
     L_level: Level
 
-    def forward(self, states: States, input_BSD: Tensor, rope: Rope | None) -> States:
-        return refine(self, self.H_level, self.L_level, states, input_BSD, rope)
+    def forward(self, states: States, input_BSD: Tensor, positions: Positions) -> States:
+        return refine(self, self.H_level, self.L_level, states, input_BSD, positions)

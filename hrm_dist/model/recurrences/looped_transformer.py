@@ -6,7 +6,7 @@ Shapes: B sequences, S positions, D hidden_size.
 
 from torch import Tensor
 
-from hrm_dist.model.layers import Level, Rope
+from hrm_dist.model.layers import Level, Positions
 from hrm_dist.model.recurrences.base import Recurrence, States
 
 
@@ -15,6 +15,6 @@ class LoopedTransformerRecurrence(Recurrence):
 
     H_level: Level
 
-    def forward(self, states: States, input_BSD: Tensor, rope: Rope | None) -> States:
+    def forward(self, states: States, input_BSD: Tensor, positions: Positions) -> States:
         [z_H] = states
-        return (self.H_level(z_H, rope, input_BSD),)
+        return (self.H_level(z_H, positions, input_BSD),)

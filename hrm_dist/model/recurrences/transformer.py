@@ -5,7 +5,7 @@ Nothing is carried to another pass. Shapes: B sequences, S positions, D hidden_s
 
 from torch import Tensor
 
-from hrm_dist.model.layers import Level, Rope
+from hrm_dist.model.layers import Level, Positions
 from hrm_dist.model.recurrences.base import Recurrence, States
 
 
@@ -14,5 +14,5 @@ class TransformerRecurrence(Recurrence):
 
     H_level: Level
 
-    def forward(self, states: States, input_BSD: Tensor, rope: Rope | None) -> States:
-        return (self.H_level(input_BSD, rope),)
+    def forward(self, states: States, input_BSD: Tensor, positions: Positions) -> States:
+        return (self.H_level(input_BSD, positions),)

@@ -5,7 +5,7 @@ Shapes: B sequences, S positions, D hidden_size.
 
 from torch import Tensor
 
-from hrm_dist.model.layers import Level, Rope
+from hrm_dist.model.layers import Level, Positions
 from hrm_dist.model.recurrences.base import Recurrence, States
 from hrm_dist.model.recurrences.hrm import refine
 
@@ -15,5 +15,5 @@ class TRMRecurrence(Recurrence):
 
     L_level: Level
 
-    def forward(self, states: States, input_BSD: Tensor, rope: Rope | None) -> States:
-        return refine(self, self.L_level, self.L_level, states, input_BSD, rope)
+    def forward(self, states: States, input_BSD: Tensor, positions: Positions) -> States:
+        return refine(self, self.L_level, self.L_level, states, input_BSD, positions)

@@ -1,7 +1,7 @@
 """URM's recurrence: one network, one state, a convolution in every feed-forward layer.
 
 Published in arXiv 2512.14693.
-Shapes: B sequences, S positions, D hidden_size, I inner width of the feed-forward layer.
+Shapes: B sequences, S positions, D hidden_size, I inner width of the feed-forward layer, N rows (see packing.py).
 """
 
 import torch
@@ -9,7 +9,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from hrm_dist.model.initialization import InitFn, uniform
-from hrm_dist.model.layers import Level, Rope, SwiGLU
+from hrm_dist.model.layers import Level, Positions, SwiGLU
+from hrm_dist.model.packing import Packing
 from hrm_dist.model.recurrences.base import Recurrence, States
 
 
@@ -29,12 +30,20 @@ class DepthwiseConv(nn.Module):
         for name in ("weight", "bias"):
             init(name, uniform(2**-0.5))
 
-    def forward(self, x_BSI: Tensor) -> Tensor:
+    def forward(self, x_BSI: Tensor, packing: Packing | None = None) -> Tensor:
+        if packing is not None:
+            return self._of_packed(x_BSI, packing)
         # In two dimensions, as a one-dimensional convolution would copy its input to have the channels first.
         x_BI1S = x_BSI.transpose(1, 2).unsqueeze(2)
         weight, bias = self.weight.unsqueeze(2).to(x_BSI.dtype), self.bias.to(x_BSI.dtype)
         mixed_BI1S = F.conv2d(x_BI1S, weight, bias, padding=(0, 1), groups=len(bias))
         return mixed_BI1S[..., :-1].squeeze(2).transpose(1, 2)
+
+    def _of_packed(self, x_NI: Tensor, packing: Packing) -> Tensor:
+        """Mix what is packed: a position before that is not there counts as zero, whatever is in the row before."""
+        of_before, of_own = self.weight.squeeze(1).to(x_NI.dtype).unbind(-1)
+        before = torch.where(packing.continues_N[:, None], F.pad(x_NI[:, :-1], (0, 0, 1, 0)), 0)
+        return before * of_before + x_NI * of_own + self.bias.to(x_NI.dtype)
 
 
 class ConvSwiGLU(SwiGLU):
@@ -44,8 +53,8 @@ class ConvSwiGLU(SwiGLU):
         super().__init__(size, expansion)
         self.dwconv = DepthwiseConv(self.inner_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.dwconv(self.gate_up_proj(x))))
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        return self.down_proj(F.silu(self.dwconv(self.gate_up_proj(x), packing)))
 
     def flops(self, num_rows: int) -> int:
         return super().flops(num_rows) + (num_rows + 1) * 4 * self.inner_size
@@ -65,5 +74,5 @@ class URMRecurrence(Recurrence):
     feed_forward = ConvSwiGLU
     level: Level
 
-    def forward(self, states: States, input_BSD: Tensor, rope: Rope | None) -> States:
-        return self.run_updates(lambda _, states: (self.level(states[0], rope, input_BSD),), states)
+    def forward(self, states: States, input_BSD: Tensor, positions: Positions) -> States:
+        return self.run_updates(lambda _, states: (self.level(states[0], positions, input_BSD),), states)
