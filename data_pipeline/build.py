@@ -53,6 +53,7 @@ from data_pipeline.schema import BUILDING, HOW_TO_HOLD_OUT, NOTHING_HELD_OUT, Da
 from data_pipeline.shards import build_dir
 from data_pipeline.shards.plan import Content, Request
 from data_pipeline.shards.writer import shard_ids, write_shards
+from data_pipeline.windows import load_windows, told_of_windows
 
 _SOURCE_FORM = "PATH[:train|:evaluation]"
 _SUBSET_HELP = (
@@ -159,6 +160,7 @@ def summary(out: Path, info: DatasetInfo) -> str:
     if info.leaks.num_pairs:
         fate = "removed from training" if info.leaks.dropped else "which stay in training"
         lines.append(f"  held-out pairs that also stood in the training data: {info.leaks.num_pairs}, {fate}")
+    lines += [f"  windows: {text}" for text in told_of_windows(load_windows(out, info))]
     lines += [f"  subset: {text}" for text in [info.subset_of_both()] if text]
     lines.append(f"  {size_text(train.size_bytes + test.size_bytes)}")
     return "\n".join(lines)

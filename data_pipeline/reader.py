@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from data_pipeline.base.errors import InputError
 from data_pipeline.sampler import SamplePlan, check_divisible, rank_slice
 from data_pipeline.schema import (
-    DOCUMENTS,
     IGNORE_LABEL_ID,
     REBUILD,
     SPLITS,
@@ -73,7 +72,7 @@ def open_dataset(dataset_dir: Path) -> OpenedDataset:
     """
     info = load_dataset_info(dataset_dir)
     indexes: dict[SplitName, SplitIndex] = {split: load_split_index(dataset_dir, split) for split in SPLITS}
-    for name in DOCUMENTS:
+    for name in info.document_names():
         verify_document(dataset_dir, info, name)
     for split, index in indexes.items():
         with os.scandir(dataset_dir / split) as entries:

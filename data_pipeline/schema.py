@@ -3,6 +3,7 @@
 dataset.json         DatasetInfo: what the whole is, of what it was made, and the sha256 of the other files
 identifiers.json     list: puzzle identifier -> puzzle name
 test_puzzles.json    task id -> {"train": [...], "test": [...]}: original grids of the held-out tasks
+windows.json         of ARC, the part of the canvas that each puzzle needs; see data_pipeline.windows
 train/index.json     SplitIndex, beside the shards that it lists; likewise test/
 """
 
@@ -39,7 +40,9 @@ MAX_GROUPS = 10**7
 Counts = NDArray[np.int32]
 SplitName = Literal["train", "test"]
 DOCUMENTS = ("identifiers.json", "test_puzzles.json", "train/index.json", "test/index.json")
-"""The JSON files of a dataset beside dataset.json, which has their checksums."""
+"""The JSON files that every dataset has beside dataset.json, which has their checksums."""
+WINDOWS = "windows.json"
+"""A further one, of kinds that have windows; not in datasets of earlier versions."""
 SPLITS: tuple[SplitName, SplitName] = ("train", "test")
 BUILDING = "building"
 """Folder in that of a dataset with what is needed only until the dataset is complete."""
@@ -241,6 +244,10 @@ class DatasetInfo(DatasetHead):
     sha256: str
     """Of all the rest."""
 
+    def document_names(self) -> tuple[str, ...]:
+        """Return the JSON files that have to be there: those of every dataset, and what else has a checksum."""
+        return tuple(dict.fromkeys((*DOCUMENTS, *self.documents)))
+
     def digest(self) -> str:
         """Return what `sha256` has to be."""
         absent = {name for name in _REPORTED if not getattr(self, name)}
@@ -249,7 +256,10 @@ class DatasetInfo(DatasetHead):
 
     def content(self) -> bytes:
         """Return dataset.json as it would be without what the build only reports: the same for equal datasets."""
-        bare = self.model_copy(update={"readings": (), "left_out_tests": {}, "subsets": None})
+        listed = {name: digest for name, digest in self.documents.items() if name in DOCUMENTS}
+        bare = self.model_copy(
+            update={"readings": (), "left_out_tests": {}, "subsets": None, "documents": listed}
+        )
         fields = bare.model_dump(exclude=set(_REPORTED)) | {"sha256": bare.digest()}
         return json_bytes(fields)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.base.files import write_json
-from data_pipeline.schema import DOCUMENTS
+from data_pipeline.schema import DOCUMENTS, DatasetInfo
 
 
 def edit_document(dataset: Path, name: str, edit: Callable[[Any], object]) -> None:
@@ -23,9 +23,8 @@ def note_checksums(dataset: Path) -> None:
     info = json.loads((dataset / "dataset.json").read_bytes())
     info["documents"] = {
         name: hashlib.sha256((dataset / name).read_bytes()).hexdigest()
-        for name in DOCUMENTS
+        for name in dict.fromkeys((*DOCUMENTS, *info["documents"]))
         if (dataset / name).exists()
     }
-    info.pop("sha256", None)
-    info["sha256"] = hashlib.sha256(json.dumps(info, separators=(",", ":")).encode()).hexdigest()
+    info["sha256"] = DatasetInfo.model_validate(info | {"sha256": ""}).digest()
     write_json(dataset / "dataset.json", info)

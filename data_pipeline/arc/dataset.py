@@ -19,6 +19,7 @@ from data_pipeline.arc.source_files import true_name
 from data_pipeline.arc.sources import SourceTasks
 from data_pipeline.arc.task import Task
 from data_pipeline.arc.tokens import MAX_GRID_SIDE, VOCAB_SIZE
+from data_pipeline.arc.windows import windows_document
 from data_pipeline.base.errors import InputError
 from data_pipeline.kind import split_role
 from data_pipeline.leaks import settle
@@ -27,6 +28,7 @@ from data_pipeline.readings import left_out
 from data_pipeline.schema import (
     BLANK_NAME,
     SPLITS,
+    WINDOWS,
     DatasetHead,
     Identity,
     Leaks,
@@ -104,6 +106,7 @@ class ArcContent:
             documents={
                 "identifiers.json": names,
                 "test_puzzles.json": {task.id: task_json(task) for task in self.tasks if task.held_out},
+                WINDOWS: windows_document(groups, canvas).model_dump(),
             },
         )
 

@@ -35,6 +35,7 @@ from data_pipeline.options import side_by_side
 from data_pipeline.readings import reading_table
 from data_pipeline.schema import NOTHING_HELD_OUT, REBUILD, DatasetInfo, SplitIndex, SplitName
 from data_pipeline.shards.reader import read_shard
+from data_pipeline.windows import Windows, load_windows, told_of_windows
 
 MAX_GROUPS_DRAWN = 100
 
@@ -111,7 +112,7 @@ def summary(dataset: Dataset) -> str:
     vocabulary_split = dataset.splits_with_rows[0]
     readings = reading_table(info.readings)
     sections = (
-        _head(info),
+        _head(info, load_windows(dataset.folder, info)),
         *([["what was read", *readings]] if readings else []),
         _size_table(dataset),
         histograms("puzzles per group (number of groups)", group_sizes),
@@ -146,7 +147,7 @@ def _count_first_row(
     return counted, measured
 
 
-def _head(info: DatasetInfo) -> list[str]:
+def _head(info: DatasetInfo, windows: Windows | None) -> list[str]:
     options = {"seed": info.seed, **side_by_side(info.options)}
     lines = [
         f"  kind         {info.kind}, grids on a canvas of {info.canvas} x {info.canvas}",
@@ -166,6 +167,7 @@ def _head(info: DatasetInfo) -> list[str]:
         lines.append(
             f"  leaks        {info.leaks.num_pairs:,} held-out pairs that stood in the training data, {fate}"
         )
+    lines += [f"  windows      {text}" for text in told_of_windows(windows)]
     return [*lines, f"  identifiers  {info.num_puzzle_identifiers:,} with the blank one"]
 
 

@@ -11,7 +11,6 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import map_threads
 from data_pipeline.base.progress import progress_bar
 from data_pipeline.schema import (
-    DOCUMENTS,
     REBUILD,
     SPLITS,
     DatasetInfo,
@@ -48,13 +47,14 @@ class Dataset(NamedTuple):
 def verify(folder: Path, workers: int, *, show_progress: bool) -> Dataset:
     """Read every file of a dataset; raise InputError that names all that are not as they should be."""
     info = load_dataset_info(folder)
-    expected = {"dataset.json", *(Path(name).parts[0] for name in DOCUMENTS)}
+    names = info.document_names()
+    expected = {"dataset.json", *(Path(name).parts[0] for name in names)}
     problems = [
         f"{folder / name}: not a part of the dataset; delete it."
         for name in sorted(set(os.listdir(folder)) - expected)
     ]
     documents = {
-        name: _noting(problems, lambda name=name: verify_document(folder, info, name)) for name in DOCUMENTS
+        name: _noting(problems, lambda name=name: verify_document(folder, info, name)) for name in names
     }
     indexes: dict[SplitName, SplitIndex] = {}
     for split in SPLITS:
@@ -62,10 +62,10 @@ def verify(folder: Path, workers: int, *, show_progress: bool) -> Dataset:
             indexes[split] = load_split_index(folder, split)
             problems += _problems_of_index(folder, indexes[split], info)
     problems += _problems_of_shards(folder, list(indexes.values()), workers, show_progress)
-    names = documents["identifiers.json"]
-    if problems or names is None:
+    identifiers = documents["identifiers.json"]
+    if problems or identifiers is None:
         raise InputError(_problem_list(folder, problems))
-    return Dataset(folder, info, indexes, json.loads(names.read_bytes()))
+    return Dataset(folder, info, indexes, json.loads(identifiers.read_bytes()))
 
 
 def _noting(problems: list[str], read: Callable[[], _Content]) -> _Content | None:

@@ -34,6 +34,7 @@ from data_pipeline.schema import (
     BUILDING,
     DOCUMENTS,
     SPLITS,
+    WINDOWS,
     DatasetHead,
     DatasetInfo,
     Identity,
@@ -259,7 +260,8 @@ def finish(out: Path, *, show_progress: bool) -> DatasetInfo:
                 ) from None
             infos[layout.split] = index.sizes()
             write_json(out / layout.split / "index.json", index.model_dump())
-        checksums = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in DOCUMENTS}
+        names = (*DOCUMENTS, WINDOWS) if (out / WINDOWS).exists() else DOCUMENTS
+        checksums = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in names}
         splits = Splits(train=infos["train"], test=infos["test"])
         info = DatasetInfo(**dict(head), splits=splits, documents=checksums, sha256="")
         info = info.model_copy(update={"sha256": info.digest()})
