@@ -6,8 +6,8 @@ place. `HostInputs` are such tensors for what comes from the host.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -20,38 +20,53 @@ _ALIGNMENT = 256  # bytes
 
 
 class Program:
-    """A function without arguments and result, called over and over."""
+    """A function without a result, called over and over, with one of few arguments."""
 
-    def __init__(self, function: Callable[[], None], device: torch.device, *, records: bool) -> None:
-        """records: whether to record it, after some calls that run as they are; on a GPU only."""
-        self._function = function
+    def __init__(
+        self,
+        function: Callable[[Any], None],
+        device: torch.device,
+        arguments: Sequence[Any] = (None,),
+        *,
+        records: bool,
+    ) -> None:
+        """arguments: all that there are; records: whether to record it for each of them, after some calls that run as
+        they are; on a GPU only."""
+        self._function, self._arguments = function, arguments
         self._stream = torch.cuda.Stream(device) if records else None
         self._num_plain = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graphs: dict[Any, torch.cuda.CUDAGraph] = {}
 
-    def __call__(self) -> None:
+    def __call__(self, argument: Any = None) -> None:
         """Run the function, or its record."""
         if self._stream is None:
-            self._function()
-        elif self._graph is not None:
-            self._graph.replay()
+            self._function(argument)
+        elif self._graphs:
+            self._graphs[argument].replay()
         elif self._num_plain < _PLAIN_CALLS:
             self._num_plain += 1
             # On the stream of the record: what autograd and allocator tie to a stream is the same then.
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
-                self._function()
+                self._function(argument)
             torch.cuda.current_stream().wait_stream(self._stream)
         else:
-            self._graph = torch.cuda.CUDAGraph()
-            # Other threads (heartbeat, checkpoints, nccl's watchdog) may call CUDA meanwhile.
-            with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
-                self._function()
-            self._graph.replay()  # recording has computed nothing
+            for each in self._arguments:
+                self._record(each)
+            self._graphs[argument].replay()  # recording has computed nothing
+
+    def _record(self, argument: Any) -> None:
+        graph = torch.cuda.CUDAGraph()
+        # One replay follows another, so they share their memory.
+        pool = next((other.pool() for other in self._graphs.values()), None)
+        # Other threads (heartbeat, checkpoints, nccl's watchdog) may call CUDA meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+            self._function(argument)
+        self._graphs[argument] = graph
 
     @property
     def is_recorded(self) -> bool:
-        return self._graph is not None
+        return bool(self._graphs)
 
 
 class Spec(NamedTuple):

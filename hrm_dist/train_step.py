@@ -6,7 +6,7 @@ ahead and the whole can be recorded once and replayed (see cuda_graph.py). Shape
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,11 +16,13 @@ from data_pipeline.sampler import rank_slice
 from hrm_dist.checkpoint.train_state import TrainState
 from hrm_dist.config import TrainConfig
 from hrm_dist.cuda_graph import HostInputs, Program, Spec, why_plain
+from hrm_dist.distributed import collectives
 from hrm_dist.distributed.process_group import World
 from hrm_dist.engines.base import Engine
 from hrm_dist.model.act import ACTModel, Batch, Carry, explore_halting
 from hrm_dist.model.losses import act_loss, finite_sequences
 from hrm_dist.model.puzzle_embedding import SignSGD
+from hrm_dist.packed_sizes import PackedSize
 from hrm_dist.skipped_updates import SkippedUpdates
 
 _SegmentLoss = tuple[Tensor, dict[str, Tensor], Tensor]
@@ -38,8 +40,10 @@ class TrainStep:
         state: TrainState,
         skipped: SkippedUpdates,
         pad_id: int,
+        sizes: Sequence[PackedSize] = (),
     ) -> None:
-        """pad_id: what stands in labels where nothing is to be predicted."""
+        """pad_id: what stands in labels where nothing is to be predicted. sizes: those of packed batches, where padding
+        is not computed."""
         self._config, self._world, self._model, self._engine = config, world, model, engine
         self._state, self._skipped = state, skipped
         tokens, by_slot = (
@@ -67,13 +71,38 @@ class TrainStep:
         )
         if compiles:
             self._segment_loss = torch.compile(self._segment_loss, fullgraph=True, dynamic=False)
+        self._rows_needed: Callable[[int], Tensor] = self._most_rows
+        if compiles:
+            self._rows_needed = torch.compile(self._most_rows, fullgraph=True, dynamic=False)
+        self._sizes = tuple(sizes)
         records = why_plain(config, world.device.type, world.world_size) is None
-        self._program = Program(self.device_part, world.device, records=records)
+        # Where nothing is packed, there is one size, and nothing depends on its rows.
+        self._every_size = self._sizes or (PackedSize(0, config.gradient_accumulation_steps),)
+        self._program = Program(self.device_part, world.device, self._every_size, records=records)
 
     def __call__(self, batch: Batch, step: int, lr: float, puzzle_emb_lr: float) -> None:
         """Make a step, counted from 1, with this rank's slice of a batch and its learning rates."""
         self._fill(batch, step, lr, puzzle_emb_lr)
-        self._program()
+        self._program(self._size_of_step())
+
+    def _size_of_step(self) -> PackedSize:
+        """Return in which size the step is computed, the same on all ranks.
+
+        To know it takes the only number that the host reads from the device in a step: which sequences halted in the
+        last one decides which are there in this one.
+        """
+        if len(self._every_size) == 1:
+            return self._every_size[0]
+        needed = int(collectives.all_reduce_max(self._rows_needed(self._sizes[0].num_micro_batches)))
+        return next((size for size in self._sizes[:-1] if size.num_rows >= needed), self._sizes[-1])
+
+    def _most_rows(self, num_micro_batches: int) -> Tensor:
+        """Return the most positions that a micro-batch of the coming step has to compute, [] int64."""
+        carry, batch = self._state.carry, widen(self._bytes, self._pad_id)
+        lengths = torch.where(
+            carry.halted, self._model.lengths(batch), self._model.lengths(carry.current_data)
+        )
+        return lengths.view(num_micro_batches, -1).sum(1).max()
 
     @property
     def is_recorded(self) -> bool:
@@ -85,15 +114,19 @@ class TrainStep:
 
         def forward_backward() -> None:
             self._fill(batch, 0, 0.0, 0.0)
-            [(_, rows), *_] = self._micro_batches()
-            self._engine.set_requires_gradient_sync(is_last=True)
-            free_to_halt = torch.zeros_like(rows["puzzle_identifiers"])
-            carry, outputs = self._model(self._model.initial_carry(rows), rows, free_to_halt)
-            self._engine.backward(self._segment_loss(carry, outputs)[0])
-            if self._model.puzzle_emb is not None:
-                self._model.puzzle_emb.gradients = []
+            for size in self._every_size:
+                [(_, rows), *_] = self._micro_batches(size.num_micro_batches)
+                self._engine.set_requires_gradient_sync(is_last=True)
+                free_to_halt = torch.zeros_like(rows["puzzle_identifiers"])
+                carry = self._model.initial_carry(rows)
+                carry, outputs = self._model(carry, rows, free_to_halt, size.num_rows)
+                self._engine.backward(self._segment_loss(carry, outputs)[0])
+                if self._model.puzzle_emb is not None:
+                    self._model.puzzle_emb.gradients = []
 
-        self._engine.warm_up_backward(forward_backward)
+        # Compiled for every size before the first step: not in the midst of a run.
+        compiles = len(self._every_size) > 1 and self._config.compiles_on(self._world.device.type)
+        self._engine.warm_up_backward(forward_backward, is_wanted=compiles)
 
     def _fill(self, batch: Batch, step: int, lr: float, puzzle_emb_lr: float) -> None:
         config, world = self._config, self._world
@@ -105,24 +138,24 @@ class TrainStep:
         }
         self._inputs.fill({**batch, "min_halt_steps": min_halt_steps, **tensors})
 
-    def _micro_batches(self) -> list[tuple[slice, Batch]]:
+    def _micro_batches(self, num: int) -> list[tuple[slice, Batch]]:
         """Return what is computed at a time: which slots, and their rows of the batch, no longer bytes."""
-        batch, num = widen(self._bytes, self._pad_id), self._config.gradient_accumulation_steps
+        batch = widen(self._bytes, self._pad_id)
         size = len(self._state.carry.steps) // num
         slices = [slice(start, start + size) for start in range(0, num * size, size)]
         return [(slots, {name: tensor[slots] for name, tensor in batch.items()}) for slots in slices]
 
-    def device_part(self) -> None:
+    def device_part(self, size: PackedSize) -> None:
         """Make the update that the inputs ask for; a function of tensors at fixed places alone."""
         config, inputs = self._config, self._inputs
-        micro_batches = self._micro_batches()
+        micro_batches = self._micro_batches(size.num_micro_batches)
         sums: dict[str, Tensor] = {}
         finite: list[Tensor] = []  # by sequence
         loss_is_finite = torch.ones((), dtype=torch.bool, device=self._world.device)
         for index, (slots, batch) in enumerate(micro_batches):
             self._engine.set_requires_gradient_sync(is_last=index + 1 == len(micro_batches))
             carried = _of_slots(self._state.carry, slots)
-            carry, outputs = self._model(carried, batch, inputs["min_halt_steps"][slots])
+            carry, outputs = self._model(carried, batch, inputs["min_halt_steps"][slots], size.num_rows)
             loss, metrics, are_finite = self._segment_loss(carry, outputs)
             self._engine.backward(loss / config.global_batch_size)
             finite.append(are_finite)

@@ -9,10 +9,11 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
+from data_pipeline.windows import windows_of_puzzles
 from torch import Tensor, nn
 
 from data_pipeline.reader import TestReader, TrainReader
-from data_pipeline.schema import DatasetMetadata
+from data_pipeline.schema import DatasetMetadata, load_dataset_info
 from hrm_dist.checkpoint import resume
 from hrm_dist.checkpoint.reader import dataset_identity
 from hrm_dist.checkpoint.train_state import TrainState
@@ -36,6 +37,7 @@ from hrm_dist.model.layers import checkpoint_activations
 from hrm_dist.model.memory_estimate import num_parameters
 from hrm_dist.model.network import Network
 from hrm_dist.model.puzzle_embedding import place_table
+from hrm_dist.packed_sizes import PackedSize, training_sizes
 from hrm_dist.run_record import Hardware, RunRecorder, dataset_of, hardware_of, this_start
 from hrm_dist.run_summary import print_summary
 from hrm_dist.schedule import Schedule
@@ -68,8 +70,12 @@ def build_distributed_model(
 
     engine = build_engine(network, config, world.device, init_module)
     table = place_table(config, metadata, world)
+    windows = None
+    if config.padding == "skip":
+        path = config.data_path
+        windows = torch.from_numpy(windows_of_puzzles(path, load_dataset_info(path))).to(world.device)
     with world.device:
-        model = ACTModel(config.arch, metadata, table, engine.network)
+        model = ACTModel(config.arch, metadata, table, engine.network, windows)
     if config.compiles_on(world.device.type):
         model.compile_parts()
         network.compile_parts(with_ends=config.engine == "ddp", by_block=config.gather_unit == "layer")
@@ -96,7 +102,14 @@ class Trainer:
         self.state = TrainState(config, world, self.model, self.engine)
         self.skipped = SkippedUpdates(len(self.state.carry.steps), world.device)
         self._step = TrainStep(
-            config, world, self.model, self.engine, self.state, self.skipped, self.reader.metadata.pad_id
+            config,
+            world,
+            self.model,
+            self.engine,
+            self.state,
+            self.skipped,
+            self.reader.metadata.pad_id,
+            self._packed_sizes(),
         )
         self._wandb: WandB | None = None  # on the main process, if asked for
         self._recorder: RunRecorder | None = None  # on the main process, once the run has begun
@@ -119,6 +132,16 @@ class Trainer:
         why_plain(config, self.world.device.type, self.world.world_size)
         if config.compiles_on(self.world.device.type):
             require_c_compiler(self.world.device, "set compile=false")
+
+    def _packed_sizes(self) -> tuple[PackedSize, ...]:
+        """Return the sizes of packed batches, on all ranks the same; none where padding is computed."""
+        windows = self.model.windows
+        if windows is None:
+            return ()
+        num_sequences = sequences_per_process(self.config, self.world.world_size)
+        return collectives.run_on_rank0(
+            lambda: training_sizes(self.config, windows.cpu(), self.model.seq_len, num_sequences)
+        )
 
     # The loop
 

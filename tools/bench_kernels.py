@@ -152,10 +152,11 @@ class _Bench:
         from hrm_dist.model.attention_kernel import use_attention_kernel
         from hrm_dist.model.initialization import initialize
         from hrm_dist.model.kernels import use_fused_swiglu
-        from hrm_dist.model.layers import Level, rope_tables
+        from hrm_dist.model.layers import Level, Positions, rope_tables
 
         arch, size, seq_len = ArchConfig(), -(-384 // self.scale), 82
-        x, rope = self.randn(size, seq_len, 512), rope_tables(seq_len, 64, 1e4, self.device)
+        x = self.randn(size, seq_len, 512)
+        positions = Positions(rope_tables(seq_len, 64, 1e4, self.device))
         flops = 0
         for choice in ("off", "auto"):
             level = Level(arch, arch.L_layers, seq_len)
@@ -166,9 +167,9 @@ class _Bench:
             flops = size * sum(block.flops() for block in level.blocks())
             began = time.perf_counter()
             with torch.no_grad():
-                level(x, rope, x)
+                level(x, positions, x)
                 first = time.perf_counter() - began
-                spent = _time(lambda level=level: level(x, rope, x))
+                spent = _time(lambda level=level: level(x, positions, x))
             yield f"fused_swiglu={choice}: {_rate(spent, flops)} (first call {first:.0f} s)"
 
     def lm_head(self) -> Iterator[str]:

@@ -206,6 +206,9 @@ class TrainConfig(Strict):
     """The kernel that computes attention; auto: the fastest that can run on the GPU, on a CPU torch's own choice."""
     fused_swiglu: OnOff = "auto"
     """Compute SiLU x up within its product where no gradient is recorded; auto: in bf16 on GPUs from Hopper on."""
+    padding: Literal["keep", "skip"] = "keep"
+    """skip: compute no more of an ARC canvas than its task's window, which is another model than keep, the published
+    one, and several times cheaper; see docs/benchmarks/windows.md."""
     activation_checkpointing: bool = False
     """Keep only the input of each block for the backward pass and compute the block again there."""
     puzzle_emb_shard: bool | None = None
@@ -296,6 +299,11 @@ class TrainConfig(Strict):
             raise ValueError(
                 f"gather_unit={self.gather_unit} means nothing to engine={self.engine}, whose weights are whole all "
                 "the time; leave it out, or set engine to zero3 or fsdp2"
+            )
+        if self.padding == "skip" and self.arch.mlp_t:
+            raise ValueError(
+                "padding=skip: arch.mlp_t=true mixes all positions of the canvas by a matrix, so none can be left out; "
+                "set padding=keep, or arch.mlp_t=false"
             )
         if self.compile and self._gathers_in_blocks:
             raise ValueError(

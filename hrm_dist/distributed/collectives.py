@@ -97,6 +97,15 @@ def max_over_ranks(value: int) -> int:
     return int(largest)
 
 
+def all_reduce_max(value: Tensor) -> Tensor:
+    """Return the largest of the ranks' values (on the device), on every rank, without waiting for it."""
+    if world_size() == 1:
+        return value
+    largest = value.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Return the sum of the ranks' tensors, on every rank; the argument is left as it is."""
     if world_size() == 1:

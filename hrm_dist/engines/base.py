@@ -41,8 +41,11 @@ class Engine:
     """The module to call in place of the network given to the engine."""
     _optimizer: OPTIMIZER
 
-    def warm_up_backward(self, forward_backward: Callable[[], None]) -> None:
-        """Prepare for the first step of a process; may call `forward_backward`, which leaves the state as it is."""
+    def warm_up_backward(self, forward_backward: Callable[[], None], *, is_wanted: bool) -> None:
+        """Prepare for the first step of a process; may call `forward_backward`, of which only gradients stay.
+
+        is_wanted: whether that call also serves others.
+        """
 
     def set_requires_gradient_sync(self, is_last: bool) -> None:
         """Say, before the forward of each micro-batch of a step, whether it is the last one."""

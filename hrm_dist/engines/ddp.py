@@ -49,10 +49,10 @@ class DDPEngine(LocalEngine):
             self._ddp.register_comm_hook(None, _sum_gradients)
             self.network: nn.Module = self._ddp
 
-    def warm_up_backward(self, forward_backward: Callable[[], None]) -> None:
+    def warm_up_backward(self, forward_backward: Callable[[], None], *, is_wanted: bool) -> None:
         # After a process's first backward DDP lays out its buckets anew, by when gradients came. In a sum over more
         # than two ranks the position in a bucket decides on rounding: no step may be made with the first layout.
-        if self._ddp is not None:
+        if self._ddp is not None or is_wanted:
             forward_backward()
             self._clear_gradients()
 

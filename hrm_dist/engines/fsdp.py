@@ -3,7 +3,7 @@
 That is weights, gradients, optimizer and moving average.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
@@ -37,6 +37,12 @@ class FSDPEngine(LocalEngine):
             init_module(name, module, _copy_own_rows)
         self._params = {name: cast(DTensor, param) for name, param in named_parameters(network).items()}
         super().__init__(network, [_own_rows(name, param) for name, param in self._params.items()], config)
+
+    def warm_up_backward(self, forward_backward: Callable[[], None], *, is_wanted: bool) -> None:
+        if is_wanted:
+            forward_backward()
+            for param in self._params.values():
+                param.grad = None
 
     def _update(self) -> None:
         for name, param in self._params.items():

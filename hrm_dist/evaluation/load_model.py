@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import torch
+from data_pipeline.windows import windows_of_puzzles
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.schema import DatasetMetadata
+from data_pipeline.schema import DatasetMetadata, load_dataset_info
 from hrm_dist.checkpoint.reader import CheckpointState, dataset_identity, open_checkpoint
 from hrm_dist.config import ArchConfig
 from hrm_dist.model.act import ACTModel
@@ -24,7 +25,11 @@ def load_model(
     """
     checkpoint = open_checkpoint(path)
     refuse_other_dataset(path, checkpoint.state, data_path, metadata)
-    model = ACTModel(ArchConfig.model_validate(checkpoint.state.config["arch"]), metadata)
+    config = checkpoint.state.config
+    windows = None
+    if config.get("padding") == "skip":
+        windows = torch.from_numpy(windows_of_puzzles(data_path, load_dataset_info(data_path)))
+    model = ACTModel(ArchConfig.model_validate(config["arch"]), metadata, windows=windows)
     tensors = checkpoint.tensors("model")
     if ema:
         tensors |= checkpoint.tensors("ema")

@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from hrm_dist.cuda_graph import HostInputs, Program, Spec
 from hrm_dist.model.act import ACTModel
+from hrm_dist.model.packing import inside_sequences
+from hrm_dist.packed_sizes import evaluation_rows
 
 
 class Results(NamedTuple):
@@ -49,10 +51,23 @@ class EvaluationSegment:
         self.carry = model.initial_carry(self._batch())
         self.preds = torch.zeros(tokens.shape, dtype=torch.uint8, device=device)
         self.q_halt_logits, self.q_continue_logits = torch.zeros(2, num_slots, device=device)
-        self._program = Program(self.device_part, device, records=records)
+        # Of sequences without padding the host knows the lengths, since it gives them to the slots.
+        self._windows = None if model.windows is None else model.windows.cpu()
+        self._lengths = torch.zeros(num_slots, dtype=torch.int64)
+        self._numbers_of_rows = (0,)
+        if self._windows is not None:
+            self._numbers_of_rows = evaluation_rows(
+                self._windows, model.arch.prefix_len, num_slots, model.seq_len
+            )
+        self._program = Program(self.device_part, device, self._numbers_of_rows, records=records)
 
     def refill(self, batch: Mapping[str, Tensor], slots: Tensor) -> None:
         """Let these slots, [B] bool, begin with their row of a batch (on the host, [B, ...]) in the next segment."""
+        if self._windows is not None:
+            sizes = self._windows[batch["puzzle_identifiers"]]
+            arch, pad_id = self.model.arch, self.model.pad_id
+            lengths = inside_sequences(batch["inputs"], sizes, pad_id, arch.prefix_len).sum(1)
+            self._lengths = torch.where(slots, lengths, self._lengths)
         self._inputs.fill(
             {
                 "inputs": batch["inputs"],
@@ -63,14 +78,15 @@ class EvaluationSegment:
 
     def __call__(self) -> None:
         """Run the next segment."""
-        self._program()
+        needed = int(self._lengths.sum())
+        self._program(next(num_rows for num_rows in self._numbers_of_rows if num_rows >= needed))
 
     # Not inference_mode: FSDP2 trains with the buffers of a process's first forward, which may be one of these.
     @torch.no_grad()
-    def device_part(self) -> None:
-        """Run a segment on the tensors at fixed places."""
+    def device_part(self, num_rows: int) -> None:
+        """Run a segment on the tensors at fixed places, in so many rows where they are packed."""
         refill = self._inputs["refill"]
-        carry, outputs = self.model(self.carry._replace(halted=refill), self._batch())
+        carry, outputs = self.model(self.carry._replace(halted=refill), self._batch(), num_rows=num_rows)
         for kept, new in zip(tree_leaves(self.carry), tree_leaves(carry), strict=True):
             kept.copy_(new)
         self.preds.copy_(outputs["logits"].argmax(-1))

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from data_pipeline.schema import DatasetMetadata
@@ -21,7 +20,7 @@ from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.model.initialization import InitFn, initialize, truncated_normal
 from hrm_dist.model.layers import DTYPES
 from hrm_dist.model.network import Network, Segment
-from hrm_dist.model.packing import Packing, inside_windows, pack_rows
+from hrm_dist.model.packing import Packing, inside_sequences, pack_rows
 from hrm_dist.model.puzzle_embedding import WHOLE_TABLE, PuzzleEmbedding, TablePlacement
 from hrm_dist.model.recurrences.base import Recurrence, States
 
@@ -47,6 +46,9 @@ class Carry(NamedTuple):
 class ACTModel(nn.Module):
     """The network with its puzzle table and initial states; one call is one segment."""
 
+    windows: Tensor | None
+    """Height and width of each puzzle's window, [num_puzzle_identifiers, 2] uint8; None where padding is computed."""
+
     def __init__(
         self,
         arch: ArchConfig,
@@ -57,12 +59,11 @@ class ACTModel(nn.Module):
     ) -> None:
         """Make it from a dataset's metadata.
 
-        network: what to call in place of a new Network, such as an engine's wrapper of one. windows: to compute no
-        padding, the height and width of each puzzle's window, [num_puzzle_identifiers, 2] uint8.
+        network: what to call in place of a new Network, such as an engine's wrapper of one.
         """
         super().__init__()
         self.arch = arch
-        self._pad_id = metadata.pad_id
+        self.pad_id = metadata.pad_id
         # No part of the state: it is the dataset's.
         self.register_buffer("windows", windows, persistent=False)
         self.dtype = DTYPES[arch.forward_dtype]
@@ -106,14 +107,9 @@ class ACTModel(nn.Module):
             setattr(self, name, torch.compile(getattr(self, name), fullgraph=True, dynamic=False))
 
     def _is_inside(self, data: Batch) -> Tensor:
-        """Return which positions of its sequences are computed, [B, S] bool: the prefix, and what windows hold."""
         assert self.windows is not None
         sizes = self.windows[data["puzzle_identifiers"]]
-        is_inside = F.pad(
-            inside_windows(data["inputs"], sizes, self._pad_id), (self.arch.prefix_len, 0), value=True
-        )
-        is_inside[:, 0] = True  # which the Q-head reads
-        return is_inside
+        return inside_sequences(data["inputs"], sizes, self.pad_id, self.arch.prefix_len)
 
     def lengths(self, data: Batch) -> Tensor:
         """Return how many positions of each sequence are computed, [B] int64."""
@@ -225,10 +221,7 @@ def build_model(
     table: TablePlacement = WHOLE_TABLE,
     windows: Tensor | None = None,
 ) -> ACTModel:
-    """Make the model of a configuration for a dataset, initialised from the seed, on the current default device.
-
-    windows: see ACTModel.
-    """
+    """Make the model of a configuration for a dataset, initialised from the seed, on the current default device."""
     model = ACTModel(arch_config, metadata, table, windows=windows)
     initialize(model, seed)
     return model

@@ -44,7 +44,7 @@ def _dense(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, packing: Packing) -> Ten
 
 def _sequences(begins: Tensor) -> list[slice]:
     bounds: list[int] = begins.tolist()
-    return [slice(*pair) for pair in itertools.pairwise(bounds)]
+    return [slice(*pair) for pair in itertools.pairwise(bounds) if pair[0] < pair[1]]
 
 
 def _heads_first(x_NHK: Tensor, rows: slice) -> Tensor:
@@ -74,12 +74,13 @@ def _attend_one_by_one_backward(
     gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, begins: Tensor, mixed: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     gradients = tuple(torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v))
+    of_q, of_k, of_v = gradients
     for rows in _sequences(begins):
         tensors = (_heads_first(x, rows) for x in (gradient, q, k, v, mixed))
         found = _backward(*tensors, lse[rows].t().unsqueeze(0), dropout_p=0.0, is_causal=False)
         for whole, of_rows in zip(gradients, found, strict=True):
             whole[rows] = of_rows.squeeze(0).transpose(0, 1)
-    return gradients
+    return of_q, of_k, of_v
 
 
 @_attend_one_by_one.register_fake

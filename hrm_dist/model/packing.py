@@ -32,7 +32,7 @@ class Packing(NamedTuple):
     @property
     def first_rows(self) -> Tensor:
         """Return the row of each sequence's first position, [B]."""
-        return self.begins[:-1]
+        return self.begins[:-1].clamp(max=len(self.position_N) - 1)
 
 
 def inside_windows(inputs_BT: Tensor, sizes_B2: Tensor, pad_id: int) -> Tensor:
@@ -53,13 +53,21 @@ def inside_windows(inputs_BT: Tensor, sizes_B2: Tensor, pad_id: int) -> Tensor:
     return (rows[:, :, None] & columns[:, None, :]).flatten(1)
 
 
+def inside_sequences(inputs_BT: Tensor, sizes_B2: Tensor, pad_id: int, prefix_len: int) -> Tensor:
+    """Return which positions are computed, [B, S] bool: the prefix, what lies in windows, and what the Q-head reads."""
+    is_inside = F.pad(inside_windows(inputs_BT, sizes_B2, pad_id), (prefix_len, 0), value=True)
+    is_inside[:, 0] = True
+    return is_inside
+
+
 def pack_rows(is_inside_BS: Tensor, num_rows: int) -> Packing:
-    """Return how to pack the positions that are inside; there must be no more than num_rows of them."""
+    """Return how to pack the positions that are inside; the caller sees to it that they are no more than num_rows."""
     num_positions = is_inside_BS.shape[1]
-    is_inside = is_inside_BS.flatten()
-    row = is_inside.cumsum(0) - 1
-    # Whatever is not packed goes behind the last row.
-    place = torch.where(is_inside, row, num_rows).clamp(max=num_rows)
+    row = is_inside_BS.flatten().cumsum(0) - 1
+    # Should there be more, they are cut off, and nothing is read that is not there.
+    is_inside = is_inside_BS.flatten() & (row < num_rows)
+    is_inside_BS = is_inside.view_as(is_inside_BS)
+    place = torch.where(is_inside, row, num_rows)  # whatever is not packed goes behind the last row
     positions = torch.arange(len(place), device=place.device)
     position = torch.zeros(num_rows + 1, dtype=torch.int64, device=place.device).scatter(0, place, positions)
     position = position[:num_rows]

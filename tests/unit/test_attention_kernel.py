@@ -9,7 +9,7 @@ from torch._dynamo.backends.common import aot_autograd
 from hrm_dist.config import ConfigError
 from hrm_dist.model.attention_kernel import attention_kernel, describe_attention, use_attention_kernel
 from hrm_dist.model.initialization import initialize
-from hrm_dist.model.layers import Level, checkpoint_activations, rope_tables
+from hrm_dist.model.layers import Level, Positions, checkpoint_activations, rope_tables
 from tests.unit.models import arch_of
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ def level_with(kernel: str, device: torch.device, dtype: str = "float32") -> Lev
 
 
 def run(level: Level, x_BSD: Tensor) -> Tensor:
-    return level(x_BSD, rope_tables(SEQ_LEN, 16, 1e4, x_BSD.device))
+    return level(x_BSD, Positions(rope_tables(SEQ_LEN, 16, 1e4, x_BSD.device)))
 
 
 def compiled_attention(level: Level, x_BSD: Tensor) -> list[str]:

@@ -1,0 +1,101 @@
+"""How many rows packed sequences get: one of at most four numbers, so that every batch has a shape that is known.
+
+Which sequences a batch holds is decided on the device, and so how many rows it needs. Chosen are numbers that leave few
+rows empty, and something that has room for any batch.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_pipeline.reader import TrainReader
+from hrm_dist.config import TrainConfig
+from hrm_dist.model.packing import inside_sequences
+
+_ALIGNMENT = 64  # rows: what matrix products tile
+_NUM_CANDIDATES = 48
+_MARGIN = 1.05  # above the fullest batch that was seen
+_LEAST_BATCHES, _LEAST_SEQUENCES, _STEPS_BETWEEN = 8, 4096, 37
+
+
+class PackedSize(NamedTuple):
+    """A shape in which a process computes its part of a step."""
+
+    num_rows: int
+    """Of a micro-batch."""
+    num_micro_batches: int
+
+
+def training_sizes(
+    config: TrainConfig, windows: Tensor, longest: int, num_sequences: int
+) -> tuple[PackedSize, ...]:
+    """Return the sizes for a process's `num_sequences`, the smallest first; the last has room for whatever comes.
+
+    They are a function of the data and the configuration. windows: by puzzle identifier, on the CPU; longest: positions
+    of a sequence. More than what the fullest batch needs is computed in more micro-batches, so that memory needs no
+    room for what hardly ever comes.
+    """
+    num_micro_batches = config.gradient_accumulation_steps
+    numbers = row_numbers(_training_lengths(config, windows), num_sequences // num_micro_batches, longest)
+    sizes = tuple(PackedSize(num_rows, num_micro_batches) for num_rows in numbers)
+    most = numbers[-1]
+    if most >= num_sequences // num_micro_batches * longest:
+        return sizes
+    parts = (num for num in range(num_micro_batches, num_sequences) if num_sequences % num == 0)
+    fitting = (num for num in parts if num_sequences // num * longest <= most)
+    num = next(fitting, num_sequences)
+    return (*sizes, PackedSize(num_sequences // num * longest, num))
+
+
+def _training_lengths(config: TrainConfig, windows: Tensor) -> NDArray[np.int64]:
+    """Return how many positions are computed of the sequences in some batches of a run, as they come."""
+    reader = TrainReader(config.data_path, config.seed, config.global_batch_size)
+    num_batches = max(_LEAST_BATCHES, -(-_LEAST_SEQUENCES // config.global_batch_size))
+    lengths: list[Tensor] = []
+    for number in range(num_batches):
+        batch = reader.batch(number * _STEPS_BETWEEN)
+        sizes = windows[batch["puzzle_identifiers"]]
+        inside = inside_sequences(batch["inputs"], sizes, reader.metadata.pad_id, config.arch.prefix_len)
+        lengths.append(inside.sum(1))
+    return torch.cat(lengths).numpy()
+
+
+def evaluation_rows(windows: Tensor, prefix_len: int, num_slots: int, longest: int) -> tuple[int, ...]:
+    """Return numbers of rows for so many slots, the smallest first; in the last there is room for any sequences."""
+    order = np.random.default_rng(0).permutation(np.arange(1, len(windows)))
+    lengths = windows[order].to(torch.int64).prod(1).numpy() + prefix_len
+    return tuple(dict.fromkeys((*row_numbers(lengths, num_slots, longest), num_slots * longest)))
+
+
+def row_numbers(lengths: NDArray[np.integer], num_sequences: int, longest: int) -> list[int]:
+    """Return at most three numbers of rows, of which the last holds the fullest batch seen, with a margin.
+
+    Of all choices that is the one with the fewest rows computed on average, if each batch takes the smallest number
+    that has room for it. lengths: of sequences in the order in which they come; longest: that of any.
+    """
+    totals = np.sort(_totals(lengths, num_sequences))
+    most = min(num_sequences * longest, _aligned(int(totals[-1]) * _MARGIN))
+    points = np.quantile(totals, np.linspace(0, 1, _NUM_CANDIDATES)).tolist()
+    candidates = np.unique([*(min(most, _aligned(point)) for point in points), most])
+    share_with_room = np.searchsorted(totals, candidates, side="right") / len(totals)
+    last = len(candidates) - 1
+
+    def mean_rows(chosen: NDArray[np.int64]) -> float:
+        return float(np.diff(share_with_room[chosen], prepend=0.0) @ candidates[chosen])
+
+    choices = [np.unique([i, j, last]) for i in range(last + 1) for j in range(i, last + 1)]
+    return candidates[min(choices, key=mean_rows)].tolist()
+
+
+def _totals(lengths: NDArray[np.integer], num_sequences: int) -> NDArray[np.int64]:
+    """Return the sums over so many neighbours, going round: sequences of one task come together."""
+    repeated = np.resize(lengths, len(lengths) + num_sequences).astype(np.int64)
+    ends = np.cumsum(repeated)
+    return ends[num_sequences:] - ends[:-num_sequences]
+
+
+def _aligned(num_rows: float) -> int:
+    return -(-int(num_rows) // _ALIGNMENT) * _ALIGNMENT
