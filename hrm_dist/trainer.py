@@ -9,11 +9,11 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-from data_pipeline.windows import windows_of_puzzles
 from torch import Tensor, nn
 
 from data_pipeline.reader import TestReader, TrainReader
 from data_pipeline.schema import DatasetMetadata, load_dataset_info
+from data_pipeline.windows import windows_of_puzzles
 from hrm_dist.checkpoint import resume
 from hrm_dist.checkpoint.reader import dataset_identity
 from hrm_dist.checkpoint.train_state import TrainState

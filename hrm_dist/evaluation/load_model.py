@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
-from data_pipeline.windows import windows_of_puzzles
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.schema import DatasetMetadata, load_dataset_info
+from data_pipeline.windows import windows_of_puzzles
 from hrm_dist.checkpoint.reader import CheckpointState, dataset_identity, open_checkpoint
 from hrm_dist.config import ArchConfig
 from hrm_dist.model.act import ACTModel

@@ -7,6 +7,8 @@ examples:
       eager and compiled in turns, so that whatever else the machine does affects both
   python -m tools.bench_train configs/trm_arc1.yaml --seq-len 900 --vocab-size 12 --batch-size 4 precision=fp32
       any configuration and shape; settings as for hrm_dist.train
+  python -m tools.bench_train --data data/arc1 --padding --batch-size 8 compile=true
+      padding computed and skipped in turns, on batches of a dataset of ARC
   torchrun --nproc-per-node 2 -m tools.bench_train engine=fsdp2 activation_checkpointing=true
       any engine
   python -m tools.bench_train --reference ../HRM compile=true
@@ -16,8 +18,8 @@ examples:
   torchrun --nproc-per-node 2 -m tools.bench_train --checkpoint engine=zero2
       how long a checkpoint holds up training, at once and in the background; it is written below this folder
 
-Tokens are random, so no dataset is needed: what a step costs depends on shapes alone. The last line printed is
-one JSON object.
+Without --data tokens are random: what a step costs depends on shapes alone, unless padding is skipped. The last line
+printed is one JSON object.
 
 Time is that of a whole step: on a CPU of each step by itself, on a GPU of five at a time, which the host waits for
 at their end. Ratios are medians of the ratios of turns. host_ops_per_step is what the host issues in a step:
@@ -43,7 +45,7 @@ from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.extras import require
 from data_pipeline.base.paths import path_argument
 from data_pipeline.sampler import check_divisible
-from data_pipeline.schema import DatasetMetadata
+from data_pipeline.schema import DatasetMetadata, load_dataset_info
 from hrm_dist.config import TrainConfig, load_config
 from hrm_dist.run_record import cpu_model
 from hrm_dist.train import require_packages
@@ -59,17 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _check(options)
     config = config_of(options)
     require_packages(config, is_main=False)
-    metadata = DatasetMetadata(
-        seq_len=options.seq_len,
-        vocab_size=options.vocab_size,
-        pad_id=0,
-        ignore_label_id=0,
-        blank_identifier_id=0,
-        num_puzzle_identifiers=options.num_puzzles,
-        total_groups=config.global_batch_size,
-        mean_puzzle_examples=1.0,
-        sets=("random",),
-    )
+    metadata = _metadata(options, config)
     if options.reference is not None:
         _check_reference(options.reference, config)
     import torch
@@ -91,16 +83,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.checkpoint:
             result = checkpoint_stall.measure(config, metadata, world, options.steps)
         else:
-            result = speed.measure(
-                config, metadata, world, options.steps, options.compile, options.reference, options.profile
+            asked = speed.Asked(
+                options.steps,
+                options.data is not None,
+                options.compile,
+                options.padding,
+                options.reference,
+                options.profile,
             )
+            result = speed.measure(config, metadata, world, asked)
         collectives.barrier()  # a launcher ends all processes when one leaves
         if world.is_main:
             print(json.dumps({**result, "machine": machine(torch.__version__, torch.get_num_threads())}))
     return 0
 
 
+def _metadata(options: argparse.Namespace, config: TrainConfig) -> DatasetMetadata:
+    if options.data is not None:
+        return load_dataset_info(options.data).metadata("train")
+    return DatasetMetadata(
+        seq_len=options.seq_len,
+        vocab_size=options.vocab_size,
+        pad_id=0,
+        ignore_label_id=0,
+        blank_identifier_id=0,
+        num_puzzle_identifiers=options.num_puzzles,
+        total_groups=config.global_batch_size,
+        mean_puzzle_examples=1.0,
+        sets=("random",),
+    )
+
+
 def _check(options: argparse.Namespace) -> None:
+    if options.padding and (options.data is None or options.compile):
+        raise InputError(
+            "--padding: times batches of a dataset, compiled or not; add --data DIR, leave --compile out."
+        )
     if options.plot is not None:
         require("report", "--plot")
         if not options.memory:
@@ -147,6 +165,7 @@ def config_of(options: argparse.Namespace) -> TrainConfig:
     if len(files) > 1:
         raise InputError(f"{' '.join(files)}: one configuration at a time; settings are written key=value.")
     batch = [f"global_batch_size={options.batch_size}"]
+    batch += [f"data_path={options.data}"] if getattr(options, "data", None) else []
     overrides = [text for text in options.settings if "=" in text]
     return load_config(files[0] if files else DEFAULT_CONFIG, overrides + batch)
 
@@ -181,6 +200,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     number("--vocab-size", 11, "kinds of tokens", most=256)
     number("--num-puzzles", 1, "rows of the puzzle table")
     number("--steps", 10, "steps that are timed, after a few that are not")
+    parser.add_argument(
+        "--data",
+        type=path_argument,
+        metavar="DIR",
+        help="take batches of a dataset in place of random tokens",
+    )
+    parser.add_argument("--padding", action="store_true", help="time padding computed and skipped in turns")
     parser.add_argument("--compile", action="store_true", help="time eager and compiled steps in turns")
     parser.add_argument(
         "--reference",

@@ -71,27 +71,31 @@ class RandomReader(TrainReader):
         return self._batch
 
 
-def measure(
-    config: TrainConfig,
-    metadata: DatasetMetadata,
-    world: World,
-    steps: int,
-    compare: bool,
-    reference: Path | None = None,
-    show_profile: bool = False,
-) -> dict[str, object]:
-    """Return the median time of a step and what follows from it.
+class Asked(NamedTuple):
+    """What is timed, and beside what, in turns."""
 
-    compare: time eager and compiled in turns. reference: a checkout of the published code, timed in turns with ours.
-    show_profile: print where the time of a step goes.
-    """
+    steps: int
+    of_dataset: bool = False
+    """Batches of the dataset in place of random tokens."""
+    compare: bool = False
+    """Eager and compiled."""
+    compare_padding: bool = False
+    """Padding computed and skipped."""
+    reference: Path | None = None
+    """A checkout of the published code."""
+    show_profile: bool = False
+    """Print where the time of a step goes."""
+
+
+def measure(config: TrainConfig, metadata: DatasetMetadata, world: World, asked: Asked) -> dict[str, object]:
+    """Return the median time of a step and what follows from it."""
     device, dtype = world.device, DTYPES[config.arch.forward_dtype]
     rate = matmul_rate(device, dtype)
-    builders = _builders(config, metadata, world, compare, reference)
+    builders = _builders(config, metadata, world, asked)
     modes = {name: _warmed_up(name, build, world) for name, build in builders.items()}
     timed: dict[str, list[Time]] = {name: [] for name in modes}
     per_turn = _STEPS_PER_TURN[device.type]
-    num_turns = -(-steps // per_turn)
+    num_turns = -(-asked.steps // per_turn)
     for _ in range(num_turns):
         for name, mode in modes.items():
             timed[name].append(timed_steps(mode.step, device, per_turn))
@@ -112,9 +116,11 @@ def measure(
     }
     if device.type == "cpu":
         result["peak_memory_mb"] = round(_peak_bytes(device) / 1e6, 1)  # of all modes together
-    if compare:
+    if asked.compare:
         result["speedup_of_compiling"] = round(_ratio(timed["eager"], timed["compiled"]), 3)
-    if reference is not None:
+    if asked.compare_padding:
+        result["speedup_of_skipping_padding"] = round(_ratio(timed["keep"], timed["skip"]), 3)
+    if asked.reference is not None:
         for name in rows.keys() - {PUBLISHED}:
             rows[name]["ours_over_published"] = round(_ratio(timed[name], timed[PUBLISHED]), 3)
     _print(_table(rows), world)
@@ -124,7 +130,7 @@ def measure(
         _print(
             f"{name}: {profiled.counts['host_ops_per_step']} operations issued by the host in a step", world
         )
-        if show_profile:
+        if asked.show_profile:
             _print(profiled.time_table, world)
     return result | rows
 
@@ -146,23 +152,31 @@ def _row(mode: Mode, times: list[Time], batch_size: int, ideal_s: float) -> Row:
 
 
 def _builders(
-    config: TrainConfig, metadata: DatasetMetadata, world: World, compare: bool, reference: Path | None
+    config: TrainConfig, metadata: DatasetMetadata, world: World, asked: Asked
 ) -> dict[str, Callable[[], Step]]:
     """Return what makes each mode: ours, and the published code, compiled where any of ours is."""
-    reader = RandomReader(metadata, config.global_batch_size, world)
+    size, reference = config.global_batch_size, asked.reference
+    reader = RandomReader(metadata, size, world)
+    if asked.of_dataset:
+        reader = TrainReader(config.data_path, config.seed, size, world.rank, world.world_size)
     # Left open, it is on where the device is a GPU.
     by_setting = world.device.type == "cuda" if config.compile is None else config.compile
 
-    def ours(compiles: bool) -> Step:
-        return step_of(Trainer(config.model_copy(update={"compile": compiles}), world, reader))
+    def ours(changes: dict[str, object]) -> Step:
+        return step_of(Trainer(config.model_copy(update=changes), world, reader))
 
-    settings = (False, True) if compare else (by_setting,)
+    changes: dict[str, dict[str, object]] = {"compiled" if by_setting else "eager": {"compile": by_setting}}
+    if asked.compare:
+        changes = {"eager": {"compile": False}, "compiled": {"compile": True}}
+    elif asked.compare_padding:
+        changes = {padding: {"compile": by_setting, "padding": padding} for padding in ("keep", "skip")}
     builders: dict[str, Callable[[], Step]] = {
-        "compiled" if compiles else "eager": partial(ours, compiles) for compiles in settings
+        name: partial(ours, change) for name, change in changes.items()
     }
     if reference is not None:
+        compiles = asked.compare or by_setting
         builders[PUBLISHED] = lambda: (
-            PublishedTraining(reference, config, metadata, world.device, reader, settings[-1]).step
+            PublishedTraining(reference, config, metadata, world.device, reader, compiles).step
         )
     return builders
 
