@@ -130,6 +130,22 @@ def test_units_that_carry_gradient_several_times_in_a_segment_give_the_same_run(
     assert_equal_to_1e_5(run, run_of("ddp", 1, "hrm", *settings))
 
 
+@pytest.mark.parametrize(
+    ("engine", "world_size", "arch"),
+    in_full(
+        ("ddp", 2, "hrm"), ("zero1", 2, "hrm"), ("zero2", 2, "urm"), ("zero3", 2, "hrm"), ("fsdp2", 4, "hrm"),
+        ("fsdp2", 2, "urm"),
+        of=[(engine, size, arch) for engine in ENGINES for size in (1, 2, 4) for arch in ("hrm", "trm", "urm")],
+    ),
+)  # fmt: skip
+def test_padding_is_skipped_by_all_engines_alike(
+    run_of: RunOf, engine: str, world_size: int, arch: str
+) -> None:
+    reference = run_of("ddp", 1, arch, "padding=skip")
+    assert_equal_to_1e_5(run_of(engine, world_size, arch, "padding=skip"), reference)
+    assert losses(reference) != pytest.approx(losses(run_of("ddp", 1, arch)), rel=1e-3)
+
+
 @pytest.mark.parametrize(("engine", "world_size"), [("zero2", 2), ("fsdp2", 4)])
 def test_two_hundred_steps_stay_within_a_thousandth(run_of: RunOf, engine: str, world_size: int) -> None:
     settings = ["max_steps=200", "eval_interval=null"]

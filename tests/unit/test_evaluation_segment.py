@@ -56,19 +56,19 @@ def test_a_segment_reads_nothing_back_from_the_device(name: str) -> None:
     segment = EvaluationSegment(model_of(name), NUM_SLOTS, CPU)
     predict(segment, held_out(NUM_SLOTS, seed=0))
     with Operations() as operations:
-        segment.device_part()
+        segment.device_part(0)
     assert "copy_" in operations.names
     assert not set(operations.names) & set(READS)
 
 
 def test_segments_are_the_same_operations_whichever_slots_begin() -> None:
     segment = EvaluationSegment(model_of(), NUM_SLOTS, CPU)
-    segment.device_part()  # tables of angles are made once
+    segment.device_part(0)  # tables of angles are made once
     calls = []
     for slots in ([True] * 4, [False] * 4, [True, False, False, True]):
         segment.refill(held_out(NUM_SLOTS, seed=1), torch.tensor(slots))
         with Operations() as operations:
-            segment.device_part()
+            segment.device_part(0)
         calls.append(operations.calls)
     assert calls[0] == calls[1] == calls[2]
 

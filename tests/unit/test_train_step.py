@@ -97,7 +97,7 @@ def test_two_steps_are_the_same_operations_constants_included(fields: dict[str, 
         trainer.state.step += 1
         trainer._step._fill(trainer.reader.batch(0), trainer.state.step, *(lr_of(trainer, k) for k in (0, 1)))
         with Operations() as operations:
-            trainer._step.device_part()
+            trainer._step.device_part(trainer._step._size_of_step())
         calls.append(operations.calls)
         if trainer.config.arch.halt_max_steps > 1:
             assert not torch.equal(trainer.state.carry.steps, before)

@@ -1,0 +1,83 @@
+"""Sizes of packed batches: few, with room for every batch, and little of them empty."""
+
+from itertools import combinations_with_replacement
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline.schema import load_dataset_info
+from data_pipeline.windows import windows_of_puzzles
+from hrm_dist.config import TrainConfig, load_config
+from hrm_dist.packed_sizes import _ALIGNMENT, evaluation_rows, row_numbers, training_sizes
+
+LONGEST = 901
+sequences = st.lists(st.integers(2, LONGEST), min_size=1, max_size=200).map(np.array)
+
+
+def totals(lengths: np.ndarray, num_sequences: int) -> list[int]:
+    repeated = np.resize(lengths, len(lengths) + num_sequences)
+    return [int(repeated[i : i + num_sequences].sum()) for i in range(len(lengths))]
+
+
+@given(sequences, st.integers(1, 50))
+def test_the_largest_number_holds_the_fullest_batch_and_no_more_than_any(
+    lengths: np.ndarray, num_sequences: int
+) -> None:
+    numbers = row_numbers(lengths, num_sequences, LONGEST)
+    assert 1 <= len(numbers) <= 3
+    assert numbers == sorted(set(numbers))
+    assert max(totals(lengths, num_sequences)) <= numbers[-1] <= num_sequences * LONGEST
+
+
+@given(sequences, st.integers(1, 20))
+def test_no_other_numbers_leave_fewer_rows_empty(lengths: np.ndarray, num_sequences: int) -> None:
+    needed = np.array(totals(lengths, num_sequences))
+    found = row_numbers(lengths, num_sequences, LONGEST)
+
+    def mean(numbers: tuple[int, ...]) -> float:
+        sizes = np.array(sorted(numbers))
+        return float(sizes[np.searchsorted(sizes, needed)].mean())
+
+    aligned = np.unique(np.minimum(found[-1], -(-needed // _ALIGNMENT) * _ALIGNMENT))
+    if len(aligned) <= 12:
+        best = min(mean((*pair, found[-1])) for pair in combinations_with_replacement(aligned.tolist(), 2))
+        assert mean(tuple(found)) <= best * 1.02  # candidates are quantiles
+
+
+def config_of(config: Path, batch_size: int, *settings: str) -> TrainConfig:
+    return load_config(config, [f"global_batch_size={batch_size}", "padding=skip", *settings])
+
+
+def windows_in(dataset: Path) -> torch.Tensor:
+    return torch.from_numpy(windows_of_puzzles(dataset, load_dataset_info(dataset)))
+
+
+@pytest.mark.parametrize(("batch_size", "num_parts"), [(8, 1), (12, 2), (1, 1), (30, 1), (7, 1)])
+def test_what_does_not_fit_is_computed_in_more_parts(
+    config: Path, dataset: Path, batch_size: int, num_parts: int
+) -> None:
+    settings = config_of(config, batch_size, f"gradient_accumulation_steps={num_parts}")
+    sizes = training_sizes(settings, windows_in(dataset), 37, batch_size)
+    assert 1 <= len(sizes) <= 4
+    last = sizes[-1]
+    assert batch_size % last.num_micro_batches == 0
+    assert last.num_rows >= batch_size // last.num_micro_batches * 37  # room for any sequences
+    if last.num_micro_batches > num_parts:  # in memory that another size takes, too
+        assert last.num_rows <= max(37, *(size.num_rows for size in sizes[:-1]))
+    assert {size.num_micro_batches for size in sizes[:-1]} <= {num_parts}
+
+
+def test_sizes_are_a_function_of_data_and_configuration(config: Path, dataset: Path) -> None:
+    settings, windows = config_of(config, 16), windows_in(dataset)
+    assert training_sizes(settings, windows, 37, 16) == training_sizes(settings, windows, 37, 16)
+
+
+def test_evaluation_has_room_for_any_sequences(dataset: Path) -> None:
+    numbers = evaluation_rows(windows_in(dataset), 1, 10, 37)
+    assert numbers[-1] == 370
+    assert len(numbers) <= 4
+    assert list(numbers) == sorted(set(numbers))
