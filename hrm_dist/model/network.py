@@ -157,4 +157,5 @@ class Network(nn.Module):
 
     def _unpack_logits(self, logits_NV: Tensor, packing: Packing) -> Tensor:
         of_padding = (torch.arange(logits_NV.shape[1], device=logits_NV.device) == self.pad_id).to(logits_NV)
-        return unpack(logits_NV, of_padding, packing)[:, self.arch.prefix_len :]
+        # Not a part of all positions' logits: FSDP warns of views.
+        return unpack(logits_NV, of_padding, packing.of_tokens(self.arch.prefix_len))

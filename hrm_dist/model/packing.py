@@ -34,6 +34,19 @@ class Packing(NamedTuple):
         """Return the row of each sequence's first position, [B]."""
         return self.begins[:-1].clamp(max=len(self.position_N) - 1)
 
+    def of_tokens(self, prefix_len: int) -> "Packing":
+        """Return it with the positions behind a prefix alone; rows of the prefix count as empty."""
+        sequence, position = self.position_N // self.row_BS.shape[1], self.position_N % self.row_BS.shape[1]
+        is_token = self.is_used_N & (position >= prefix_len)
+        num_tokens = self.row_BS.shape[1] - prefix_len
+        place = torch.where(is_token, sequence * num_tokens + position - prefix_len, 0)
+        return self._replace(
+            position_N=place,
+            is_used_N=is_token,
+            row_BS=self.row_BS[:, prefix_len:],
+            is_inside_BS=self.is_inside_BS[:, prefix_len:],
+        )
+
 
 def inside_windows(inputs_BT: Tensor, sizes_B2: Tensor, pad_id: int) -> Tensor:
     """Return which tokens lie within the window of their sequence, [B, T] bool.
