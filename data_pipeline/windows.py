@@ -159,6 +159,31 @@ def windows_of_puzzles(dataset_dir: Path | str, info: DatasetInfo) -> NDArray[np
     )
 
 
+class Frame(NamedTuple):
+    """Where a window lies on the canvas: its first row and column, and those behind its last."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.bottom - self.top, self.right - self.left
+
+
+def frame(board: NDArray[np.uint8], window: NDArray[np.uint8], pad_id: int = 0) -> Frame:
+    """Return where the window (height, width) of an input [canvas, canvas] lies, cut off at the canvas' edge.
+
+    It begins at the first row and the first column that hold anything, for the input's top left cell is a colour, and
+    input and output were moved together.
+    """
+    is_held = board != pad_id
+    top, left = int(is_held.any(axis=1).argmax()), int(is_held.any(axis=0).argmax())
+    bottom, right = top + int(window[0]), left + int(window[1])
+    return Frame(top, left, min(bottom, len(board)), min(right, len(board)))
+
+
 def told_of_windows(windows: Windows | None) -> list[str]:
     """Return, for people, what windows need of the canvas, and what does not fit into them; nothing without windows."""
     if windows is None:

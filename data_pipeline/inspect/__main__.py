@@ -4,7 +4,7 @@ examples:
   python -m data_pipeline.inspect data/arc1
       verifies every checksum; then prints counts, the sizes of groups and grids, and the vocabulary
   python -m data_pipeline.inspect data/arc1 --picture arc1.png --groups 12
-      draws puzzles of twelve groups, too, up to four of each
+      draws puzzles of twelve groups, too, up to four of each, and around them their windows (docs/data.md)
 
 Whatever is missing, damaged, unlike what other files say, or left over is named, all of it, with exit code 2.
 """
@@ -82,7 +82,10 @@ def _check_picture_path(path: Path) -> None:
 def _write_picture(dataset: Dataset, path: Path, num_groups: int) -> None:
     split = dataset.splits_with_rows[0]
     index = dataset.indexes[split]
-    lines = read_puzzles(dataset.folder / split, index, dataset.names, num_groups)
+    windows = load_windows(dataset.folder, dataset.info)
+    lines = read_puzzles(
+        dataset.folder / split, index, dataset.names, num_groups, windows.table() if windows else None
+    )
     look = look_of(dataset.info)
     replace_file(path, draw(lines, look.tokens, look.box))
 

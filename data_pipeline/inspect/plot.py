@@ -12,12 +12,14 @@ from data_pipeline.base.matplotlib_settings import plain_matplotlib
 from data_pipeline.kind import Token
 from data_pipeline.schema import SplitIndex
 from data_pipeline.shards.reader import read_shard
+from data_pipeline.windows import Frame, frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PUZZLES_PER_GROUP = 4
+WINDOW_COLOUR = "#e6007e"
 
 _DOTS_PER_INCH = 150
 _PANEL_INCHES = 1.5  # side of a canvas
@@ -27,6 +29,7 @@ _TITLE_INCHES = 0.25
 _TITLE_POINTS = 7
 _LONGEST_TITLE = 48
 _LINE, _HEAVY_LINE = "#80808060", "#404040"
+_WINDOW: dict[str, Any] = {"fill": False, "edgecolor": WINDOW_COLOUR, "linewidth": 1.2, "clip_on": False}
 _GIVEN, _SOLVED = "black", "#1f4fd8"
 
 Board = NDArray[np.uint8]  # [canvas, canvas]
@@ -37,12 +40,21 @@ class Puzzle(NamedTuple):
 
     title: str
     example: NDArray[np.uint8]  # [2, canvas, canvas], input before label
+    frame: Frame | None
+    """Of its window, if it has one."""
 
 
 def read_puzzles(
-    split_dir: Path, index: SplitIndex, names: Sequence[str], num_groups: int
+    split_dir: Path,
+    index: SplitIndex,
+    names: Sequence[str],
+    num_groups: int,
+    windows: NDArray[np.uint8] | None,
 ) -> list[list[Puzzle]]:
-    """Read the puzzles that some groups, spread evenly over the split, have in its first rows."""
+    """Read the puzzles that some groups, spread evenly over the split, have in its first rows.
+
+    `windows`: (height, width) by puzzle identifier, if they have any.
+    """
     positions = np.linspace(0, len(index.groups) - 1, min(num_groups, len(index.groups)))
     groups = positions.round().astype(np.int64)
     puzzles: dict[int, list[Puzzle]] = {group: [] for group in groups.tolist()}
@@ -61,7 +73,8 @@ def read_puzzles(
         ):
             no_name = f"group {group}, row {entry.row}"
             title = names[int(identifier)] if index.groups.names else no_name
-            puzzles[group].append(Puzzle(title, example))
+            window = None if windows is None else frame(example[0], windows[int(identifier)])
+            puzzles[group].append(Puzzle(title, example, window))
     return list(puzzles.values())
 
 
@@ -71,11 +84,12 @@ def draw(
 ) -> bytes:
     """Draw the picture, a PNG file: of each puzzle the input, and to its right the label.
 
-    Draw heavy lines around boxes of that many rows and columns.
+    Draw heavy lines around boxes of that many rows and columns, and around windows.
     """
     # A second of import that only a picture pays.
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     canvas = len(lines[0][0].example[0])
     figure = Figure(dpi=_DOTS_PER_INCH)
@@ -100,6 +114,9 @@ def draw(
                     heavy = {"colors": _HEAVY_LINE, "linewidth": 0.8, "clip_on": False}
                     axes.hlines(edges[:: box[0]], left, left + canvas, **heavy)
                     axes.vlines(left + edges[:: box[1]], 0, canvas, **heavy)
+                if puzzle.frame is not None:
+                    corner, (height, width) = (left + puzzle.frame.left, puzzle.frame.top), puzzle.frame.size
+                    axes.add_patch(Rectangle(corner, width, height, **_WINDOW))
                 _write_texts(axes, left, board, puzzle.example[0], tokens)
     file = io.BytesIO()
     figure.savefig(file, format="png")  # pyright: ignore[reportUnknownMemberType]

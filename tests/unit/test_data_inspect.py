@@ -21,6 +21,7 @@ from data_pipeline.base.files import write_json
 from data_pipeline.grid_puzzles.maze import puzzles as maze
 from data_pipeline.grid_puzzles.sudoku import puzzles as sudoku
 from data_pipeline.inspect.__main__ import histograms, look_of, main
+from data_pipeline.inspect.plot import WINDOW_COLOUR
 from data_pipeline.inspect.verify import verify
 from data_pipeline.schema import GroupTable, SplitIndex, SplitName, load_dataset_info, load_split_index
 from data_pipeline.shards.reader import read_shard
@@ -238,6 +239,15 @@ def colours(picture: Path) -> set[str]:
     pixels = np.round(image.imread(picture)[..., :3] * 255).astype(np.int64)
     found, counts = np.unique(pixels @ [2**16, 2**8, 1], return_counts=True)
     return {f"#{pixel:06x}" for pixel in found[counts > 50]}
+
+
+def test_the_picture_shows_windows_where_there_are_any(
+    dataset: Path, tmp_path: Path, command: Command
+) -> None:
+    without = Path(__file__).parents[1] / "golden" / "earlier" / "arc"
+    for name, folder in (("with", dataset), ("without", without)):
+        assert command(folder, "--picture", tmp_path / f"{name}.png", "--groups", 1)[0] == 0
+        assert (WINDOW_COLOUR in colours(tmp_path / f"{name}.png")) == (name == "with")
 
 
 def test_the_picture_shows_every_token_in_its_colour(dataset: Path, tmp_path: Path, command: Command) -> None:

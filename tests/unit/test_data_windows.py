@@ -30,7 +30,7 @@ from data_pipeline.reader import open_dataset
 from data_pipeline.schema import WINDOWS, SplitName, load_dataset_info, load_split_index
 from data_pipeline.shards.plan import Request
 from data_pipeline.shards.reader import read_shard
-from data_pipeline.windows import block_operations, load_windows, windows_of_puzzles
+from data_pipeline.windows import block_operations, frame, load_windows, windows_of_puzzles
 from tests.documents import edit_document
 
 CANVAS = 5
@@ -79,6 +79,19 @@ def test_every_training_example_lies_within_its_window(task: Task, seed: int) ->
         examples = samples.examples.reshape(-1, 2, CANVAS, CANVAS)
         marked = outside(examples, table[samples.identifiers[0]])
         assert not examples[np.broadcast_to(marked, examples.shape)].any()
+
+
+@given(tasks, st.integers(0, 2**32))
+def test_the_frame_of_a_window_is_what_a_model_finds(task: Task, seed: int) -> None:
+    groups = plan_groups([task], 3, seed)
+    table = windows_document(groups, CANVAS).table()
+    samples = SplitPlan("train", groups, CANVAS, seed).samples(0, np.array([0]))
+    examples = samples.examples.reshape(-1, 2, CANVAS, CANVAS)
+    window_of = table[samples.identifiers[0]]
+    for board, marked in zip(examples[:, 0], outside(examples, window_of)[:, 0], strict=True):
+        top, left, bottom, right = found = frame(board, window_of)
+        assert not marked[top:bottom, left:right].any()
+        assert found.size[0] * found.size[1] == np.count_nonzero(~marked)
 
 
 @given(tasks)
@@ -154,7 +167,8 @@ def test_a_misfit_exceeds_the_window_with_its_end_marks() -> None:
     tests = [sized((3, 3), (3, 3)), sized((3, 3), (4, 3)), sized((3, 3), (3, 4))]
     assert misfits(held_out(demos, *tests, Pair(tests[0].input, None)), 30) == (1, 2)
     assert misfits(held_out(demos, *tests), 4) == ()
-    assert misfits(dataclasses.replace(held_out(demos, *tests), held_out=False), 30) == ()
+    trained = dataclasses.replace(held_out(demos, *tests), held_out=False, left_out=frozenset([3]))
+    assert misfits(trained, 30) == ()
 
 
 @pytest.mark.parametrize(
