@@ -189,10 +189,11 @@ def _settings(config: TrainConfig, device_type: str) -> Mapping[str, object]:
 
 def _dataset(config: TrainConfig) -> Mapping[str, object]:
     from hrm_dist.checkpoint.reader import dataset_identity
+    from hrm_dist.checkpoint.resume import windows_digest
 
     path = Path(config.data_path)
     try:
-        identity = dataset_identity(path, load_dataset_info(path).metadata("train"))
+        identity = dataset_identity(path, load_dataset_info(path).metadata("train")) | windows_digest(config)
     except FileNotFoundError as error:  # on all ranks, the reader will say so
         return {f"data_path={path}: {error.filename}": "missing"}
     return {f"data_path={path}: its {key}": value for key, value in identity.items()}

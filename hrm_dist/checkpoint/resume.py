@@ -17,6 +17,7 @@ import torch
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import make_folder, replace_file
+from data_pipeline.schema import WINDOWS, load_dataset_info
 from hrm_dist.checkpoint import config_changes, pointer
 from hrm_dist.checkpoint.config_changes import changed_settings, described, fixed, of_the_result
 from hrm_dist.checkpoint.pointer import STEP_DIR
@@ -196,4 +197,15 @@ def environment(config: TrainConfig, device: torch.device) -> dict[str, str | in
         "world_size": collectives.world_size(),
         "engine": config.engine,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        **windows_digest(config),
     }
+
+
+def windows_digest(config: TrainConfig) -> dict[str, str]:
+    """Return the digest of a dataset's windows where they decide what is computed, under its name.
+
+    Windows are no part of a dataset's identity, and another version may find others.
+    """
+    if config.padding == "keep":
+        return {}
+    return {"windows": load_dataset_info(config.data_path).documents.get(WINDOWS, "none")}

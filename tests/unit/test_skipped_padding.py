@@ -1,6 +1,7 @@
 """A run that computes no padding: its steps, what a resume changes, its evaluations, and what is refused."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipeline.base.errors import exit_code
+from data_pipeline.build import build
+from data_pipeline.grid_puzzles.sudoku.kind import SUDOKU
 from data_pipeline.reader import TestReader
+from data_pipeline.shards.plan import Request
 from hrm_dist import train_step
 from hrm_dist.config import ConfigError, load_config
 from hrm_dist.distributed.process_group import World
@@ -159,3 +164,38 @@ def test_skipped_padding_is_refused_where_all_positions_mix(config: Path) -> Non
     settings = ["padding=skip", "arch.name=trm", "arch.H_layers=0", "arch.mlp_t=true"]
     with pytest.raises(ConfigError, match=r"padding=skip: arch\.mlp_t=true mixes all positions"):
         load_config(config, settings)
+
+
+def test_skipped_padding_is_refused_for_puzzles_without_windows(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sudoku = tmp_path / "sudoku"
+    build_main(sudoku)
+    run = tmp_path / "run"
+    command = [str(config), f"data_path={sudoku}", f"checkpoint_path={run}", "padding=skip"]
+    assert exit_code(lambda: train_main(command)) == 2
+    assert f"{sudoku}: is of kind sudoku, whose puzzles fill the canvas" in capsys.readouterr().err
+    assert not run.exists()
+
+
+def build_main(out: Path) -> None:
+    options = SUDOKU.options.from_given(
+        {"side": 4, "num_train": 4, "num_test": 2}, "--source", has_source=False
+    )
+    build(Request("sudoku", [], out, options, seed=0, workers=1, quiet=True))
+
+
+def test_windows_that_changed_are_told_at_a_resume(
+    trained: Path,
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run, symlinks=True)
+    monkeypatch.setattr("hrm_dist.checkpoint.resume.windows_digest", lambda _: {"windows": "others"})
+    settings = ["max_steps=31", "padding=skip", "eval_interval=8", "eval_num_aug=1"]
+    with caplog.at_level("INFO"):
+        assert train_main([str(config), f"checkpoint_path={run}", *settings]) == 0
+    assert "now others" in caplog.text
