@@ -17,7 +17,6 @@ from hrm_dist.model.packing import inside_sequences
 
 _ALIGNMENT = 64  # rows: what matrix products tile
 _NUM_CANDIDATES = 48
-_MARGIN = 1.05  # above the fullest batch that was seen
 _LEAST_BATCHES, _LEAST_SEQUENCES, _STEPS_BETWEEN = 8, 4096, 37
 
 
@@ -35,8 +34,7 @@ def training_sizes(
     """Return the sizes for a process's `num_sequences`, the smallest first; the last has room for whatever comes.
 
     They are a function of the data and the configuration. windows: by puzzle identifier, on the CPU; longest: positions
-    of a sequence. More than what the fullest batch needs is computed in more micro-batches, so that memory needs no
-    room for what hardly ever comes.
+    of a sequence. What few batches need is computed in more micro-batches, so that memory needs no room for it.
     """
     num_micro_batches = config.gradient_accumulation_steps
     numbers = row_numbers(_training_lengths(config, windows), num_sequences // num_micro_batches, longest)
@@ -71,23 +69,24 @@ def evaluation_rows(windows: Tensor, prefix_len: int, num_slots: int, longest: i
 
 
 def row_numbers(lengths: NDArray[np.integer], num_sequences: int, longest: int) -> list[int]:
-    """Return at most three numbers of rows, of which the last holds the fullest batch seen, with a margin.
+    """Return at most three numbers of rows, the smallest first, such that on average the fewest rows are computed.
 
-    Of all choices that is the one with the fewest rows computed on average, if each batch takes the smallest number
-    that has room for it. lengths: of sequences in the order in which they come; longest: that of any.
+    A batch takes the smallest number that has room for it; one that none has room for is as dear as if nothing were
+    left out. lengths: of sequences in the order in which they come; longest: that of any.
     """
+    whole = num_sequences * longest
     totals = np.sort(_totals(lengths, num_sequences))
-    most = min(num_sequences * longest, _aligned(int(totals[-1]) * _MARGIN))
     points = np.quantile(totals, np.linspace(0, 1, _NUM_CANDIDATES)).tolist()
-    candidates = np.unique([*(min(most, _aligned(point)) for point in points), most])
-    share_with_room = np.searchsorted(totals, candidates, side="right") / len(totals)
-    last = len(candidates) - 1
-
-    def mean_rows(chosen: NDArray[np.int64]) -> float:
-        return float(np.diff(share_with_room[chosen], prepend=0.0) @ candidates[chosen])
-
-    choices = [np.unique([i, j, last]) for i in range(last + 1) for j in range(i, last + 1)]
-    return candidates[min(choices, key=mean_rows)].tolist()
+    candidates = np.unique([min(whole, -(-int(point) // _ALIGNMENT) * _ALIGNMENT) for point in points])
+    with_room = np.searchsorted(totals, candidates, side="right") / len(totals)
+    # For all i, j, k at once; where one of them is not above the one before, it takes no batches.
+    numbers, shares = (np.meshgrid(*[values] * 3, indexing="ij") for values in (candidates, with_room))
+    mean_rows = whole * (1 - shares[-1])
+    for number, share, before in zip(numbers, shares, [np.zeros(()), *shares[:-1]], strict=True):
+        mean_rows = mean_rows + number * (share - before)
+    is_rising = (numbers[0] <= numbers[1]) & (numbers[1] <= numbers[2])
+    best = np.unravel_index(np.where(is_rising, mean_rows, np.inf).argmin(), mean_rows.shape)
+    return sorted({int(candidates[index]) for index in best})
 
 
 def _totals(lengths: NDArray[np.integer], num_sequences: int) -> NDArray[np.int64]:
@@ -95,7 +94,3 @@ def _totals(lengths: NDArray[np.integer], num_sequences: int) -> NDArray[np.int6
     repeated = np.resize(lengths, len(lengths) + num_sequences).astype(np.int64)
     ends = np.cumsum(repeated)
     return ends[num_sequences:] - ends[:-num_sequences]
-
-
-def _aligned(num_rows: float) -> int:
-    return -(-int(num_rows) // _ALIGNMENT) * _ALIGNMENT
