@@ -4,15 +4,19 @@ Which sequences a batch holds is decided on the device, and so how many rows it 
 rows empty, and something that has room for any batch.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipeline.reader import TrainReader
+from data_pipeline.reader import TestReader, TrainReader
+from data_pipeline.schema import DatasetInfo
+from data_pipeline.windows import windows_of_puzzles
 from hrm_dist.config import TrainConfig
+from hrm_dist.model.flops import Lengths
 from hrm_dist.model.packing import inside_sequences
 
 _ALIGNMENT = 64  # rows: what matrix products tile
@@ -28,16 +32,48 @@ class PackedSize(NamedTuple):
     num_micro_batches: int
 
 
+def training_lengths(config: TrainConfig) -> Lengths | None:
+    """Return how many positions are computed of the sequences in some batches of a run, as they come; None where
+    padding is computed.
+
+    Raise InputError for a dataset that knows of no windows.
+    """
+    if config.padding == "keep":
+        return None
+    reader = TrainReader(config.data_path, config.seed, config.global_batch_size)
+    num_batches = max(_LEAST_BATCHES, -(-_LEAST_SEQUENCES // config.global_batch_size))
+    batches = (reader.batch(number * _STEPS_BETWEEN) for number in range(num_batches))
+    return _lengths(config, reader.info, batches)
+
+
+def held_out_lengths(config: TrainConfig, reader: TestReader) -> Lengths | None:
+    """Return how many positions are computed of the first held-out inputs; None where padding is computed."""
+    if config.padding == "keep":
+        return None
+    return _lengths(config, reader.info, reader.batches(_LEAST_SEQUENCES, stop=_LEAST_SEQUENCES))
+
+
+def _lengths(config: TrainConfig, info: DatasetInfo, batches: Iterable[Mapping[str, Any]]) -> Lengths:
+    windows = torch.from_numpy(windows_of_puzzles(config.data_path, info))
+    parts = [
+        inside_sequences(
+            batch["inputs"], windows[batch["puzzle_identifiers"]], info.pad_id, config.arch.prefix_len
+        ).sum(1)
+        for batch in batches
+    ]
+    return torch.cat(parts).numpy()
+
+
 def training_sizes(
-    config: TrainConfig, windows: Tensor, longest: int, num_sequences: int
+    config: TrainConfig, lengths: Lengths, longest: int, num_sequences: int
 ) -> tuple[PackedSize, ...]:
     """Return the sizes for a process's `num_sequences`, the smallest first; the last has room for whatever comes.
 
-    They are a function of the data and the configuration. windows: by puzzle identifier, on the CPU; longest: positions
-    of a sequence. What few batches need is computed in more micro-batches, so that memory needs no room for it.
+    lengths: those of sequences of the run, in the order in which they come; longest: positions of a whole one. What few
+    batches need is computed in more micro-batches, so that memory needs no room for it.
     """
     num_micro_batches = config.gradient_accumulation_steps
-    numbers = row_numbers(_training_lengths(config, windows), num_sequences // num_micro_batches, longest)
+    numbers = row_numbers(lengths, num_sequences // num_micro_batches, longest)
     sizes = tuple(PackedSize(num_rows, num_micro_batches) for num_rows in numbers)
     most = numbers[-1]
     if most >= num_sequences // num_micro_batches * longest:
@@ -48,17 +84,13 @@ def training_sizes(
     return (*sizes, PackedSize(num_sequences // num * longest, num))
 
 
-def _training_lengths(config: TrainConfig, windows: Tensor) -> NDArray[np.int64]:
-    """Return how many positions are computed of the sequences in some batches of a run, as they come."""
-    reader = TrainReader(config.data_path, config.seed, config.global_batch_size)
-    num_batches = max(_LEAST_BATCHES, -(-_LEAST_SEQUENCES // config.global_batch_size))
-    lengths: list[Tensor] = []
-    for number in range(num_batches):
-        batch = reader.batch(number * _STEPS_BETWEEN)
-        sizes = windows[batch["puzzle_identifiers"]]
-        inside = inside_sequences(batch["inputs"], sizes, reader.metadata.pad_id, config.arch.prefix_len)
-        lengths.append(inside.sum(1))
-    return torch.cat(lengths).numpy()
+def most_rows(config: TrainConfig, lengths: Lengths | None, longest: int, world_size: int) -> int | None:
+    """Return the rows of the largest micro-batch of a process, from which memory follows; None without lengths."""
+    if lengths is None:
+        return None
+    num_sequences = -(-config.global_batch_size // world_size)
+    num_sequences = -(-num_sequences // config.gradient_accumulation_steps)
+    return row_numbers(lengths, num_sequences, longest)[-1]
 
 
 def evaluation_rows(windows: Tensor, prefix_len: int, num_slots: int, longest: int) -> tuple[int, ...]:

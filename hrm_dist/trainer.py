@@ -37,7 +37,7 @@ from hrm_dist.model.layers import checkpoint_activations
 from hrm_dist.model.memory_estimate import num_parameters
 from hrm_dist.model.network import Network
 from hrm_dist.model.puzzle_embedding import place_table
-from hrm_dist.packed_sizes import PackedSize, training_sizes
+from hrm_dist.packed_sizes import PackedSize, training_lengths, training_sizes
 from hrm_dist.run_record import Hardware, RunRecorder, dataset_of, hardware_of, this_start
 from hrm_dist.run_summary import print_summary
 from hrm_dist.schedule import Schedule
@@ -96,6 +96,8 @@ class Trainer:
         )
         self.schedule = Schedule(config, self.reader.metadata)
         collectives.run_on_all_ranks(self._check_sizes)
+        # Of the whole batch, and so on all ranks the same.
+        self._lengths = collectives.run_on_rank0(lambda: training_lengths(config))
         self.model, self.engine = build_distributed_model(config, self.reader.metadata, world)
         # Nothing in training draws from it, but its state is part of a checkpoint, and torch seeds it at random.
         torch.manual_seed(config.seed)
@@ -134,14 +136,11 @@ class Trainer:
             require_c_compiler(self.world.device, "set compile=false")
 
     def _packed_sizes(self) -> tuple[PackedSize, ...]:
-        """Return the sizes of packed batches, on all ranks the same; none where padding is computed."""
-        windows = self.model.windows
-        if windows is None:
+        """Return the sizes of packed batches; none where padding is computed."""
+        if self._lengths is None:
             return ()
         num_sequences = sequences_per_process(self.config, self.world.world_size)
-        return collectives.run_on_rank0(
-            lambda: training_sizes(self.config, windows.cpu(), self.model.seq_len, num_sequences)
-        )
+        return training_sizes(self.config, self._lengths, self.model.seq_len, num_sequences)
 
     # The loop
 
@@ -263,7 +262,7 @@ class Trainer:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             rate = matmul_rate(device, self.model.dtype) * self.world.world_size
         flops = self.config.global_batch_size * flops_per_sequence(
-            self.config.arch, self.reader.metadata, self.config.activation_checkpointing
+            self.config.arch, self.reader.metadata, self.config.activation_checkpointing, self._lengths
         )
         due = {"train/": self.state.row_is_due, "eval/": self.state.evaluation_is_due}
         redone = tuple(prefix for prefix, is_due in due.items() if is_due)

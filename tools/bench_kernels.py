@@ -164,7 +164,7 @@ class _Bench:
             use_attention_kernel(level, "auto", arch, seq_len, self.device)
             use_fused_swiglu(level, choice, _BF16, self.device)
             level.to(self.device).compile(fullgraph=True, dynamic=False)
-            flops = size * sum(block.flops() for block in level.blocks())
+            flops = size * sum(block.flops(seq_len) for block in level.blocks())
             began = time.perf_counter()
             with torch.no_grad():
                 level(x, positions, x)

@@ -1,25 +1,34 @@
 """Matmul operations that training and evaluation take, and the rate at which a device makes them."""
 
 import time
+from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import ArchConfig
 from hrm_dist.config.architectures import level_runs
 from hrm_dist.model.network import Network
 
+Lengths = NDArray[np.integer]
+
 
 def flops_per_sequence(
-    arch: ArchConfig, metadata: DatasetMetadata, activation_checkpointing: bool = False
+    arch: ArchConfig,
+    metadata: DatasetMetadata,
+    activation_checkpointing: bool = False,
+    lengths: Lengths | None = None,
 ) -> int:
     """Return the matmul operations of one training segment on one sequence.
 
     A backward costs two forwards, and a third where blocks are computed again. The Q-target costs a second
-    forward of the segment.
+    forward of the segment. lengths: where padding is not computed, how many positions are of each of some sequences,
+    over which the mean is taken.
     """
-    of_level = _level_flops(arch, metadata)
-    flops = 3 * _head_flops(arch, metadata)
+    of_head, of_level = _forward_flops(arch, metadata, lengths)
+    flops = 3 * of_head
     for name, runs in level_runs(arch).items():
         forwards = (2 if arch.has_q_target else 1) * runs.total
         backwards = (3 if activation_checkpointing else 2) * runs.with_gradient
@@ -27,22 +36,33 @@ def flops_per_sequence(
     return flops
 
 
-def evaluation_flops_per_sequence(arch: ArchConfig, metadata: DatasetMetadata) -> int:
-    """Return the matmul operations of one evaluation segment on one sequence."""
-    of_level = _level_flops(arch, metadata)
-    runs_of_level = level_runs(arch).items()
-    return _head_flops(arch, metadata) + sum(runs.total * of_level[name] for name, runs in runs_of_level)
+def evaluation_flops_per_sequence(
+    arch: ArchConfig, metadata: DatasetMetadata, lengths: Lengths | None = None
+) -> int:
+    """Return the matmul operations of one evaluation segment on one sequence, or the mean over those of `lengths`."""
+    of_head, of_level = _forward_flops(arch, metadata, lengths)
+    return of_head + sum(runs.total * of_level[name] for name, runs in level_runs(arch).items())
 
 
-def _head_flops(arch: ArchConfig, metadata: DatasetMetadata) -> int:
-    return 2 * metadata.seq_len * arch.hidden_size * metadata.vocab_size
-
-
-def _level_flops(arch: ArchConfig, metadata: DatasetMetadata) -> dict[str, int]:
-    """Return the operations of one forward of each level on one sequence."""
+def _forward_flops(
+    arch: ArchConfig, metadata: DatasetMetadata, lengths: Lengths | None
+) -> tuple[int, dict[str, int]]:
+    """Return the operations of the lm_head, and of one forward of each level, on one sequence."""
     with torch.device("meta"):
-        levels = Network(arch, metadata).levels()
-    return {name: sum(block.flops() for block in level.blocks()) for name, level in levels.items()}
+        network = Network(arch, metadata)
+    numbers, counts = np.unique([network.seq_len] if lengths is None else lengths, return_counts=True)
+
+    def mean(of_length: Callable[[int], int]) -> int:
+        return round(np.average([of_length(int(number)) for number in numbers], weights=counts))
+
+    of_answer = 2 * arch.hidden_size * metadata.vocab_size
+    # Of packed rows none is told apart, so the prefix gets logits too.
+    of_head = of_answer * metadata.seq_len if lengths is None else mean(lambda number: of_answer * number)
+    of_level = {
+        name: mean(lambda number, level=level: sum(block.flops(number) for block in level.blocks()))
+        for name, level in network.levels().items()
+    }
+    return of_head, of_level
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -294,7 +294,7 @@ class Block(nn.Module):
 
     def __init__(self, arch: ArchConfig, seq_len: int, feed_forward: type[SwiGLU] = SwiGLU) -> None:
         super().__init__()
-        self.arch, self.seq_len = arch, seq_len
+        self.arch = arch
         if arch.mlp_t:
             self.mlp_t = PositionSwiGLU(seq_len, arch.expansion)
         else:
@@ -317,40 +317,40 @@ class Block(nn.Module):
             x_BSD = rms_norm(x_BSD + self.self_attn(x_BSD, positions), eps)
         return rms_norm(x_BSD + self.mlp(x_BSD, positions.packing), eps)
 
-    def flops(self) -> int:
-        """Return the matmul operations of a forward on one sequence (a multiply and an add are two)."""
+    def flops(self, num_rows: int) -> int:
+        """Return the matmul operations of a forward on a sequence; a multiply and an add are two."""
         mixing = (
-            self.mlp_t.flops(self.arch.hidden_size) if self.arch.mlp_t else self.self_attn.flops(self.seq_len)
+            self.mlp_t.flops(self.arch.hidden_size) if self.arch.mlp_t else self.self_attn.flops(num_rows)
         )
-        return mixing + self.mlp.flops(self.seq_len)
+        return mixing + self.mlp.flops(num_rows)
 
-    def saved_bytes(self, *, compiled: bool) -> int:
-        """Return the bytes kept of one sequence for the backward pass, the norms' inputs among them.
+    def saved_bytes(self, num_rows: int, *, compiled: bool) -> int:
+        """Return the bytes kept of so many positions for the backward pass, the norms' inputs among them.
 
         Compiled, those are in the dtype of the activations, each row with its float32 scale.
         """
-        arch, seq_len, item = self.arch, self.seq_len, self._item
+        arch, item = self.arch, self._item
         if arch.mlp_t:
             mixing = self.mlp_t.saved_numbers(arch.hidden_size, compiled=compiled)
         else:
-            mixing = self.self_attn.saved_numbers(seq_len, rotates=self._rotates)
-        numbers = mixing + self.mlp.saved_numbers(seq_len, compiled=compiled)
+            mixing = self.self_attn.saved_numbers(num_rows, rotates=self._rotates)
+        numbers = mixing + self.mlp.saved_numbers(num_rows, compiled=compiled)
         norm = item * arch.hidden_size + 4 if compiled else 4 * arch.hidden_size
-        return item * numbers + 2 * seq_len * norm
+        return item * numbers + 2 * num_rows * norm
 
-    def working_bytes(self, *, compiled: bool) -> int:
-        """Return the most bytes alive of one sequence in a forward that keeps nothing."""
-        arch, seq_len, item = self.arch, self.seq_len, self._item
+    def working_bytes(self, num_rows: int, *, compiled: bool) -> int:
+        """Return the most bytes alive of so many positions in a forward that keeps nothing."""
+        arch, item = self.arch, self._item
         if arch.mlp_t:
             mixing = item * self.mlp_t.working_numbers(arch.hidden_size, compiled=compiled)
         else:
-            mixing = self.self_attn.working_bytes(seq_len, item, rotates=self._rotates, compiled=compiled)
-        mlp = item * self.mlp.working_numbers(seq_len, compiled=compiled)
-        return item * seq_len * arch.hidden_size + max(mixing, mlp)
+            mixing = self.self_attn.working_bytes(num_rows, item, rotates=self._rotates, compiled=compiled)
+        mlp = item * self.mlp.working_numbers(num_rows, compiled=compiled)
+        return item * num_rows * arch.hidden_size + max(mixing, mlp)
 
-    def gradient_bytes(self) -> int:
-        """Return the most bytes of one sequence that its backward pass adds to what is kept."""
-        return self._item * self.mlp.gradient_numbers(self.seq_len)
+    def gradient_bytes(self, num_rows: int) -> int:
+        """Return the most bytes of so many positions that their backward pass adds to what is kept."""
+        return self._item * self.mlp.gradient_numbers(num_rows)
 
     @property
     def _item(self) -> int:

@@ -1,7 +1,10 @@
 """What a segment costs is what torch counts: bytes that the graph keeps, matmul operations."""
 
+import functools
 import math
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -9,10 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hrm_dist.config import ArchConfig, TrainConfig
 from hrm_dist.model import build_model
-from hrm_dist.model.flops import flops_per_sequence
+from hrm_dist.model.act import ACTModel, Batch
+from hrm_dist.model.flops import evaluation_flops_per_sequence, flops_per_sequence
 from hrm_dist.model.layers import checkpoint_activations
 from hrm_dist.model.memory_estimate import activation_bytes, memory_per_rank, num_parameters
 from tests.unit.models import METADATA, arch_of, random_batch, saved_bytes, segment_loss
+from tests.unit.test_packing import GRID_METADATA, WINDOWS, grid_batch
 from tools.bench_train.activation_memory import peak_activation_bytes
 
 COSTED = {
@@ -105,6 +110,84 @@ def test_flops_per_sequence_are_what_torch_counts_to_a_ten_thousandth(
     # Left out: the Q-head.
     counted = counter.get_total_flops() / 2
     assert flops_per_sequence(arch, METADATA, checkpointing) == pytest.approx(counted, rel=1e-4)
+
+
+# Padding that is not computed
+
+packed_or_kept = pytest.mark.parametrize(
+    "arch",
+    [arch for arch in COSTED.values() if not arch.mlp_t],
+    ids=[name for name, arch in COSTED.items() if not arch.mlp_t],
+)
+
+
+def packed_model(arch: ArchConfig, batch: Batch, checkpointing: bool) -> tuple[ACTModel, np.ndarray]:
+    """A model that computes no more rows than a batch needs, and the lengths of its sequences."""
+    model = build_model(arch, GRID_METADATA, windows=WINDOWS)
+    if checkpointing:
+        checkpoint_activations(model)
+    lengths = model.lengths(batch).numpy()
+    model.forward = functools.partial(model.forward, num_rows=int(lengths.sum()))
+    return model, lengths
+
+
+def flops_of_attention(times: int) -> Callable[..., int]:
+    """Two products with the scores of each sequence to itself; twice that in the backward pass."""
+
+    def count(*tensors: torch.Tensor, **_: object) -> int:
+        query, begins = (tensors[0], tensors[3]) if times == 1 else (tensors[1], tensors[4])
+        return times * 4 * math.prod(query.shape[1:]) * int((begins.diff().to(torch.int64) ** 2).sum())
+
+    count._get_raw = True  # pyright: ignore[reportFunctionMemberAccess] (what FlopCounterMode looks for)
+    return count
+
+
+@recomputed_or_not
+@packed_or_kept
+def test_flops_of_packed_sequences_are_what_torch_counts(arch: ArchConfig, checkpointing: bool) -> None:
+    batch = grid_batch(6, seed=0)
+    model, lengths = packed_model(arch, batch, checkpointing)
+    attention = {
+        torch.ops.hrm_dist.attend_one_by_one: flops_of_attention(1),
+        torch.ops.hrm_dist.attend_one_by_one_backward: flops_of_attention(2),
+    }
+    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+        segment_loss(model, batch).backward()
+    # torch counts products alone, and packed a convolution is none.
+    tolerance = 0.01 if arch.name == "urm" else 1e-4
+    assert len(set(lengths)) > 1
+    expected = len(batch["inputs"]) * flops_per_sequence(arch, GRID_METADATA, checkpointing, lengths)
+    assert expected == pytest.approx(counter.get_total_flops(), rel=tolerance)
+
+
+@recomputed_or_not
+@packed_or_kept
+def test_the_estimate_follows_the_rows_of_packed_sequences(arch: ArchConfig, checkpointing: bool) -> None:
+    batch = grid_batch(64, seed=0)
+    model, lengths = packed_model(arch, batch, checkpointing)
+    peak = peak_activation_bytes(model, batch)
+    config = TrainConfig(
+        data_path="unused",
+        arch=arch,
+        global_batch_size=64,
+        activation_checkpointing=checkpointing,
+        device="cpu",
+    )
+    estimate = memory_per_rank(config, GRID_METADATA, world_size=1, num_rows=int(lengths.sum()))[
+        "activations"
+    ]
+    assert estimate == pytest.approx(peak, rel=0.25 if checkpointing else 0.15)
+
+
+def test_windows_of_a_quarter_make_attention_and_the_rest_that_much_cheaper() -> None:
+    arch, shape = arch_of("trm", hidden_size=96), {"seq_len": 400, "num_puzzle_identifiers": 1}
+    whole, few = (
+        evaluation_flops_per_sequence(arch, METADATA.model_copy(update=shape), np.array([length]))
+        for length in (400, 100)
+    )
+    assert 4 < whole / few < 16
+    both = evaluation_flops_per_sequence(arch, METADATA.model_copy(update=shape), np.array([400, 100]))
+    assert both == pytest.approx((whole + few) / 2)
 
 
 # How memory for the backward pass grows with the cycles (H_cycles, L_cycles)

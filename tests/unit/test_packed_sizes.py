@@ -10,10 +10,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipeline.reader import TestReader
 from data_pipeline.schema import load_dataset_info
 from data_pipeline.windows import windows_of_puzzles
 from hrm_dist.config import TrainConfig, load_config
-from hrm_dist.packed_sizes import _ALIGNMENT, evaluation_rows, row_numbers, training_sizes
+from hrm_dist.packed_sizes import (
+    _ALIGNMENT,
+    evaluation_rows,
+    held_out_lengths,
+    most_rows,
+    row_numbers,
+    training_lengths,
+    training_sizes,
+)
 
 LONGEST = 901
 sequences = st.lists(st.integers(2, LONGEST), min_size=1, max_size=200).map(np.array)
@@ -59,7 +68,9 @@ def test_what_does_not_fit_is_computed_in_more_parts(
     config: Path, dataset: Path, batch_size: int, num_parts: int
 ) -> None:
     settings = config_of(config, batch_size, f"gradient_accumulation_steps={num_parts}")
-    sizes = training_sizes(settings, windows_in(dataset), 37, batch_size)
+    lengths = training_lengths(settings)
+    assert lengths is not None
+    sizes = training_sizes(settings, lengths, 37, batch_size)
     assert 1 <= len(sizes) <= 4
     last = sizes[-1]
     assert batch_size % last.num_micro_batches == 0
@@ -69,9 +80,34 @@ def test_what_does_not_fit_is_computed_in_more_parts(
     assert {size.num_micro_batches for size in sizes[:-1]} <= {num_parts}
 
 
-def test_sizes_are_a_function_of_data_and_configuration(config: Path, dataset: Path) -> None:
-    settings, windows = config_of(config, 16), windows_in(dataset)
-    assert training_sizes(settings, windows, 37, 16) == training_sizes(settings, windows, 37, 16)
+def test_lengths_are_a_function_of_data_and_configuration(config: Path) -> None:
+    settings = config_of(config, 16)
+    np.testing.assert_array_equal(training_lengths(settings), training_lengths(settings))
+
+
+def test_memory_follows_the_size_that_holds_the_fullest_batch(config: Path, dataset: Path) -> None:
+    settings = config_of(config, 16, "gradient_accumulation_steps=2")
+    lengths = training_lengths(settings)
+    assert lengths is not None
+    sizes = training_sizes(settings, lengths, 37, 8)  # of a process of two
+    most = max(size.num_rows for size in sizes)
+    assert most_rows(settings, lengths, 37, world_size=2) == most
+
+
+def test_held_out_inputs_are_as_long_as_their_windows_on_the_canvas(config: Path, dataset: Path) -> None:
+    reader = TestReader(dataset)
+    lengths = held_out_lengths(config_of(config, 16), reader)
+    assert lengths is not None
+    [batch] = reader.batches(len(reader))
+    inside = windows_in(dataset)[batch["puzzle_identifiers"]].to(torch.int64).prod(1).numpy()
+    assert len(lengths) == len(reader)
+    assert (lengths <= 1 + inside).all()
+    assert (lengths == 1 + inside).any()
+
+
+def test_there_are_no_lengths_where_padding_is_computed(config: Path, dataset: Path) -> None:
+    settings = config_of(config, 16, "padding=keep")
+    assert training_lengths(settings) is held_out_lengths(settings, TestReader(dataset)) is None
 
 
 def test_evaluation_has_room_for_any_sequences(dataset: Path) -> None:
