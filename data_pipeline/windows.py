@@ -147,16 +147,21 @@ def windows_of_puzzles(dataset_dir: Path | str, info: DatasetInfo) -> NDArray[np
     windows = load_windows(dataset_dir, info)
     if windows is not None:
         return windows.table()
-    if info.kind in KINDS_WITH_WINDOWS:
-        raise InputError(
-            f"{dataset_dir}: has no {WINDOWS}, since an earlier version built it, so its padding cannot be skipped; "
-            "set padding=keep, or build it again with the same command and another --out: its shards come out the "
-            "same, and runs resume with it."
-        )
+    refuse_kind_without_windows(dataset_dir, info.kind)
     raise InputError(
-        f"{dataset_dir}: is of kind {info.kind}, whose puzzles fill the canvas, so there is no padding to skip; set "
-        "padding=keep."
+        f"{dataset_dir}: has no {WINDOWS}, since an earlier version built it, so its padding cannot be skipped; "
+        "set padding=keep, or build it again with the same command and another --out: its shards come out the "
+        "same, and runs resume with it."
     )
+
+
+def refuse_kind_without_windows(dataset_dir: Path | str, kind: str) -> None:
+    """Raise InputError for a dataset of a kind whose puzzles have no windows."""
+    if kind not in KINDS_WITH_WINDOWS:
+        raise InputError(
+            f"{dataset_dir}: is of kind {kind}, whose puzzles fill the canvas, so there is no padding to skip; set "
+            "padding=keep."
+        )
 
 
 class Frame(NamedTuple):

@@ -2,14 +2,19 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.sizes import size_text
 from data_pipeline.base.table import table
 from data_pipeline.kinds import KIND_OF_PRESET
 from data_pipeline.schema import NOTHING_HELD_OUT, DatasetMetadata, load_dataset_info
-from hrm_dist.config import TrainConfig, to_yaml, total_steps
+from data_pipeline.windows import refuse_kind_without_windows
+from hrm_dist.config import TrainConfig, sequences_per_process, to_yaml, total_steps
 from hrm_dist.config.data_command import data_command
+
+if TYPE_CHECKING:
+    from hrm_dist.model.flops import Lengths
 
 _GPU_SIZES_GB = (16, 24, 40, 80, 141)
 # The rest is for what the estimate may miss, what the allocator holds in reserve, evaluation, and the driver.
@@ -21,6 +26,7 @@ def dry_run(path: Path, config: TrainConfig, world_size: int) -> str:
     """Return every setting of a configuration file and its overrides, and what follows from them."""
     from hrm_dist.model.attention_kernel import describe_attention
     from hrm_dist.model.memory_estimate import memory_per_rank, num_parameters
+    from hrm_dist.packed_sizes import most_rows
 
     lines = [to_yaml(config).rstrip(), ""]
     metadata = metadata_of(path, config, lines)
@@ -28,19 +34,52 @@ def dry_run(path: Path, config: TrainConfig, world_size: int) -> str:
         lines.append("parameters and memory: known once the dataset is there")
         return "\n".join(lines)
     local_batch_size = -(-config.global_batch_size // world_size)
-    memory = memory_per_rank(config, metadata, world_size)
+    seq_len = config.arch.prefix_len + metadata.seq_len
+    lengths = _lengths(config, metadata, world_size, lines) if config.padding == "skip" else None
+    memory = memory_per_rank(config, metadata, world_size, most_rows(config, lengths, seq_len, world_size))
     lines.append(f"parameters: {num_parameters(config.arch, metadata):,}")
     lines.append(
         f"memory per process, with {local_batch_size} of {config.global_batch_size} sequences (estimate):"
     )
     sizes = {**memory, "total": sum(memory.values())}
     lines += table([(purpose, size_text(size)) for purpose, size in sizes.items()], "<>", indent="  ")
-    seq_len = config.arch.prefix_len + metadata.seq_len
     lines.append(f"attention: {describe_attention(config.attention, config.arch, seq_len, config.device)}")
     if config.device != "cpu":
-        lines += _fitting(config, metadata, world_size)
+        lines += _fitting(config, metadata, world_size, lengths)
     lines += _speed(config, world_size)
     return "\n".join(lines)
+
+
+def _lengths(
+    config: TrainConfig, metadata: DatasetMetadata, world_size: int, lines: list[str]
+) -> "Lengths | None":
+    """Return how long sequences are without their padding, if the dataset is there, and add what follows from it."""
+    from hrm_dist.model.flops import flops_per_sequence
+    from hrm_dist.packed_sizes import training_lengths, training_sizes
+
+    if not (Path(config.data_path) / "dataset.json").exists():
+        lines.append(
+            "padding: skipped; how much that saves is known once the dataset is there, and memory is told as if it "
+            "were computed"
+        )
+        return None
+    lengths = training_lengths(config)
+    assert lengths is not None
+    longest = config.arch.prefix_len + metadata.seq_len
+    whole, part = (flops_per_sequence(config.arch, metadata, lengths=some) for some in (None, lengths))
+    lines.append(
+        f"padding: skipped; {lengths.mean() / longest:.1%} of positions are computed, by {part / whole:.1%} of the "
+        f"operations ({whole / part:.2f} times fewer; means over sequences)"
+    )
+    num_sequences = sequences_per_process(config, world_size)
+    sizes = training_sizes(config, lengths, longest, num_sequences)
+    rows = [f"{size.num_rows:,}" for size in sizes if size.num_micro_batches == sizes[0].num_micro_batches]
+    whole_batch = f"{longest * num_sequences // sizes[0].num_micro_batches:,}"
+    text = f"rows of a packed batch: {', '.join(rows)} (with padding: {whole_batch})"
+    if sizes[-1].num_micro_batches > sizes[0].num_micro_batches:
+        text += f"; one that needs more is computed in {sizes[-1].num_micro_batches} parts"
+    lines.append(text)
+    return lengths
 
 
 def _speed(config: TrainConfig, world_size: int) -> list[str]:
@@ -83,7 +122,10 @@ def _expected(path: Path, config: TrainConfig, error: InputError, lines: list[st
     else:
         lines.append(f"data: {error}")
         return None
-    metadata = KIND_OF_PRESET[request.preset].expect(request)
+    kind = KIND_OF_PRESET[request.preset]
+    if config.padding == "skip":
+        refuse_kind_without_windows(config.data_path, kind.name)
+    metadata = kind.expect(request)
     identifiers = "no puzzle identifiers"
     if metadata.num_puzzle_identifiers > 1:
         identifiers = f"at most {metadata.num_puzzle_identifiers:,} puzzle identifiers"
@@ -94,13 +136,15 @@ def _expected(path: Path, config: TrainConfig, error: InputError, lines: list[st
     return metadata
 
 
-def _fitting(config: TrainConfig, metadata: DatasetMetadata, world_size: int) -> list[str]:
+def _fitting(
+    config: TrainConfig, metadata: DatasetMetadata, world_size: int, lengths: "Lengths | None"
+) -> list[str]:
     """Return a table: in which GPUs it fits, on as many processes as now and, from one, on those of a node."""
     counts = [world_size]
     if world_size == 1 and config.global_batch_size % _NODE == 0:
         counts.append(_NODE)
     heads = [f"{count} process{'es' if count > 1 else ''}" for count in counts]
-    columns = [list(_accumulation(config, metadata, count)) for count in counts]
+    columns = [list(_accumulation(config, metadata, count, lengths)) for count in counts]
     rows = [(f"{size} GB", *cells) for size, *cells in zip(_GPU_SIZES_GB, *columns, strict=True)]
     lines = ["fits in GPUs (a number: with that gradient_accumulation_steps):"]
     lines += table([("memory", *heads), *rows], ">", indent="  ")
@@ -109,21 +153,22 @@ def _fitting(config: TrainConfig, metadata: DatasetMetadata, world_size: int) ->
     return lines
 
 
-def _accumulation(config: TrainConfig, metadata: DatasetMetadata, world_size: int) -> Iterator[str]:
+def _accumulation(
+    config: TrainConfig, metadata: DatasetMetadata, world_size: int, lengths: "Lengths | None"
+) -> Iterator[str]:
     """Yield for each size of GPU how many micro-batches make it fit, in words."""
     from hrm_dist.model.memory_estimate import memory_per_rank
+    from hrm_dist.packed_sizes import most_rows
+
+    def need(num_micro_batches: int) -> int:
+        split = config.model_copy(update={"gradient_accumulation_steps": num_micro_batches})
+        num_rows = most_rows(split, lengths, config.arch.prefix_len + metadata.seq_len, world_size)
+        return sum(memory_per_rank(split, metadata, world_size, num_rows).values())
 
     size = -(-config.global_batch_size // world_size)
     least = config.gradient_accumulation_steps
     divisors = [n for n in range(least, size + 1) if size % n == 0] or [least]
-    needs = {
-        n: sum(
-            memory_per_rank(
-                config.model_copy(update={"gradient_accumulation_steps": n}), metadata, world_size
-            ).values()
-        )
-        for n in divisors
-    }
+    needs = {n: need(n) for n in divisors}
     for gigabytes in _GPU_SIZES_GB:
         fitting = next((n for n, need in needs.items() if need <= _USABLE * gigabytes * 1e9), None)
         yield "no" if fitting is None else "yes" if fitting == least else str(fitting)

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 
 from data_pipeline.base.command_line import command_parser, whole_number
-from data_pipeline.base.errors import exit_code
+from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.base.table import table
 from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import TrainConfig
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Time what is asked for, and print it."""
     options = _parse(arguments)
     config = config_of(options)
+    if config.padding == "skip":
+        raise InputError("padding=skip: this times random tokens, which fill the canvas; set padding=keep.")
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     with process_group(config.device) as world:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -160,3 +161,26 @@ def test_what_cannot_be_measured_is_one_message_and_exit_code_2(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_where_padding_is_skipped_batches_of_the_dataset_are_measured(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(one_size, "look_at_device", lambda job: Device("cpu", 10**10, 1))
+    assert find_batch_size.main([str(config), "padding=skip", "device=cpu", "--max-batch-size", "8"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["largest"], result["seq_len"]) == (8, 36)
+
+
+def test_the_estimate_follows_how_long_sequences_are_without_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def estimate(length: int) -> int:
+        monkeypatch.setattr(one_size, "_lengths", lambda *_: np.full(100, length))
+        return Job(str(CONFIGS / "arc1.yaml"), ("padding=skip",), one_size.shape(900, 12)).estimate(384)
+
+    assert estimate(225) < 0.5 * estimate(900)
+
+
+@pytest.mark.parametrize("arguments", [["--check"], [JOB.config, "--seq-len", "9", "--vocab-size", "5"]])
+def test_skipped_padding_of_random_tokens_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(InputError, match="padding=skip"):
+        find_batch_size.main([*arguments, "padding=skip"])

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import tools.sweep.__main__ as sweep_command
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import Part
-from hrm_dist.config import as_found
+from data_pipeline.schema import load_dataset_info
+from hrm_dist.config import as_found, load_config
 from hrm_dist.dry_run import metadata_of
 from hrm_dist.evaluation.intervals import difference_interval, difference_text, interval_text, mean_interval
 from hrm_dist.evaluation.scores import headline
@@ -198,6 +199,18 @@ def test_architectures_are_compared_at_equal_operations(path: Path) -> None:
 
 def keys(path: Path) -> list[str]:
     return [digest(run.config) for run in load_sweep(path).runs]
+
+
+def test_operations_are_those_of_the_padding_that_is_computed(config: Path, tmp_path: Path) -> None:
+    def operations(*settings: str) -> int:
+        loaded = load_config(config, settings)
+        return operations_per_step(
+            loaded, load_dataset_info(Path(load_config(config).data_path)).metadata("train")
+        )
+
+    keep = operations()
+    assert 0.2 * keep < operations("padding=skip") < keep
+    assert operations("padding=skip", f"data_path={tmp_path / 'not built'}") == keep
 
 
 def test_two_sweeps_have_one_key_for_what_they_share(write: WriteSweep) -> None:

@@ -432,6 +432,47 @@ def test_a_dry_run_counts_the_steps_of_a_dataset_that_is_there(
     assert not any(tmp_path.iterdir())
 
 
+def test_a_dry_run_tells_what_skipped_padding_saves(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(padding: str) -> str:
+        run = f"checkpoint_path={tmp_path / 'run'}"
+        assert main([str(config), run, "--dry-run", f"padding={padding}"]) == 0
+        return capsys.readouterr().out
+
+    assert "\npadding: skipped; " not in told("keep")
+    skip = told("skip")
+    assert re.search(r"padding: skipped; [\d.]+% of positions .* by [\d.]+% of the operations", skip)
+    assert re.search(
+        r"rows of a packed batch: \d+.* \(with padding: 296\)", skip
+    )  # 8 sequences of 37 positions
+
+
+def test_a_dry_run_without_data_says_that_it_counts_padding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    [published] = [path for path in CONFIGS if path.stem == "arc1"]
+    assert main([str(published), "--dry-run", "padding=skip"]) == 0
+    assert (
+        "padding: skipped; how much that saves is known once the dataset is there" in capsys.readouterr().out
+    )
+
+
+def test_a_dry_run_refuses_to_skip_padding_where_a_run_would(
+    refusal: Refusal, config: Path, tmp_path: Path
+) -> None:
+    run = [f"checkpoint_path={tmp_path / 'run'}", "--dry-run", "padding=skip"]
+    earlier = Path(__file__).parents[1] / "golden" / "earlier" / "arc"
+    assert "has no windows.json, since an earlier version built it" in refusal(
+        config, *run, f"data_path={earlier}"
+    )
+    [sudoku] = [path for path in CONFIGS if path.stem == "sudoku_extreme_1k"]
+    assert "is of kind sudoku, whose puzzles fill the canvas" in refusal(
+        sudoku, *run, f"data_path={tmp_path / 'nowhere'}"
+    )
+
+
 def test_a_file_or_a_run_in_place_of_a_dataset_or_a_checkpoint_is_named(
     refusal: Refusal, trained: Path, config: Path, tmp_path: Path
 ) -> None:

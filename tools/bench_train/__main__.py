@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     _check(options)
     config = config_of(options)
+    if config.padding == "skip" and options.data is None:
+        raise InputError("padding=skip: random tokens fill the canvas; add --data DIR, a dataset of ARC.")
     require_packages(config, is_main=False)
     metadata = _metadata(options, config)
     if options.reference is not None:

@@ -22,6 +22,7 @@ from hrm_dist.distributed.process_group import World
 from hrm_dist.model.flops import flops_per_sequence, matmul_rate
 from hrm_dist.model.layers import DTYPES
 from hrm_dist.model.memory_estimate import num_parameters
+from hrm_dist.packed_sizes import training_lengths
 from hrm_dist.trainer import Trainer
 from tools.bench_train.reference import PublishedTraining
 from tools.bench_train.step_profile import profile_step
@@ -100,18 +101,17 @@ def measure(config: TrainConfig, metadata: DatasetMetadata, world: World, asked:
         for name, mode in modes.items():
             timed[name].append(timed_steps(mode.step, device, per_turn))
     rate = max(rate, matmul_rate(device, dtype)) * world.world_size
-    flops = config.global_batch_size * flops_per_sequence(
-        config.arch, metadata, config.activation_checkpointing
-    )
+    changes = {name: {"padding": name} if asked.compare_padding else {} for name in modes}
+    flops = {name: _flops(config.model_copy(update=change), metadata) for name, change in changes.items()}
     result: dict[str, object] = {
         "benchmark": "train",
         **_described(config, metadata, world),
         "measured_matmul_teraflops_per_s": round(rate / 1e12, 3),
-        "step_teraflops": round(flops / 1e12, 3),
+        "step_teraflops": round(max(flops.values()) / 1e12, 3),
         "steps": num_turns * per_turn,
     }
     rows = {
-        name: _row(modes[name], times, config.global_batch_size, flops / rate)
+        name: _row(modes[name], times, config.global_batch_size, flops[name] / rate)
         for name, times in timed.items()
     }
     if device.type == "cpu":
@@ -119,6 +119,7 @@ def measure(config: TrainConfig, metadata: DatasetMetadata, world: World, asked:
     if asked.compare:
         result["speedup_of_compiling"] = round(_ratio(timed["eager"], timed["compiled"]), 3)
     if asked.compare_padding:
+        result["operations_of_skip_over_keep"] = round(flops["skip"] / flops["keep"], 4)
         result["speedup_of_skipping_padding"] = round(_ratio(timed["keep"], timed["skip"]), 3)
     if asked.reference is not None:
         for name in rows.keys() - {PUBLISHED}:
@@ -133,6 +134,13 @@ def measure(config: TrainConfig, metadata: DatasetMetadata, world: World, asked:
         if asked.show_profile:
             _print(profiled.time_table, world)
     return result | rows
+
+
+def _flops(config: TrainConfig, metadata: DatasetMetadata) -> int:
+    """Return the matmul operations of a step."""
+    return config.global_batch_size * flops_per_sequence(
+        config.arch, metadata, config.activation_checkpointing, training_lengths(config)
+    )
 
 
 def _row(mode: Mode, times: list[Time], batch_size: int, ideal_s: float) -> Row:

@@ -2,7 +2,8 @@
 
 examples:
   python -m tools.find_batch_size configs/arc1.yaml
-      real training steps at growing batch sizes, on random tokens of the shape of the configuration's dataset
+      real training steps at growing batch sizes, on random tokens of the shape of the configuration's dataset;
+      with padding=skip on its batches
   python -m tools.find_batch_size configs/trm_sudoku_mlp.yaml --seq-len 81 --vocab-size 11 arch.L_cycles=4
       any shape, any settings
   python -m tools.find_batch_size configs/debug.yaml device=cpu --max-batch-size 64
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from data_pipeline.base.command_line import command_parser, whole_number
 from data_pipeline.base.errors import InputError, exit_code
-from data_pipeline.schema import DatasetMetadata
+from data_pipeline.schema import DatasetMetadata, load_dataset_info
 from hrm_dist.config import TrainConfig, as_found, load_config
 from hrm_dist.dry_run import metadata_of
 from hrm_dist.train import require_packages
@@ -39,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.check:
         if files:
             raise InputError(f"--check: takes published models, not {files[0]}; leave one of them out.")
+        if any(word.partition("=")[::2] == ("padding", "skip") for word in overrides):
+            raise InputError(
+                "--check: measures random tokens, which fill the canvas; leave padding=skip out."
+            )
         result = check.measure(overrides, check.CASES)
     elif len(files) != 1:
         given = " ".join(files) or "no configuration"
@@ -56,6 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _metadata(path: Path, config: TrainConfig, options: argparse.Namespace) -> DatasetMetadata:
     """Return the shape of the data: as given, or that of the configuration's dataset."""
     given = {"--seq-len": options.seq_len, "--vocab-size": options.vocab_size}
+    if config.padding == "skip":
+        # Random tokens fill the canvas: what is skipped, only a dataset tells.
+        if any(given.values()):
+            raise InputError(
+                "padding=skip: takes batches of a dataset; leave --seq-len and --vocab-size out, or set padding=keep."
+            )
+        return load_dataset_info(Path(config.data_path)).metadata("train")
     if all(given.values()):
         return shape(options.seq_len, options.vocab_size, options.num_puzzles)
     if any(given.values()):

@@ -3,6 +3,7 @@
 Whatever happens to its memory, nothing is left of it afterwards. JOB is JSON, and so is the last line printed.
 """
 
+import functools
 import json
 import resource
 import statistics
@@ -16,6 +17,7 @@ from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import TrainConfig, load_config
 
 if TYPE_CHECKING:
+    from hrm_dist.model.flops import Lengths
     from hrm_dist.trainer import Trainer
 
 # Timed together: on a GPU the host runs ahead, as in training.
@@ -75,11 +77,22 @@ class Job(NamedTuple):
         sizes = (f"global_batch_size={batch_size}", "gradient_accumulation_steps=1")
         return load_config(self.config, [*self.overrides, *sizes])
 
+    def parts_of(self, config: TrainConfig, world_size: int = 1) -> dict[str, int]:
+        """Return the bytes that a process of a configuration should need, by purpose."""
+        from hrm_dist.model.memory_estimate import memory_per_rank
+        from hrm_dist.packed_sizes import most_rows
+
+        lengths, longest = (
+            _lengths(self.config, self.overrides),
+            config.arch.prefix_len + self.metadata.seq_len,
+        )
+        return memory_per_rank(
+            config, self.metadata, world_size, most_rows(config, lengths, longest, world_size)
+        )
+
     def estimated_parts(self, batch_size: int) -> dict[str, int]:
         """Return the bytes that a batch size should need, by purpose."""
-        from hrm_dist.model.memory_estimate import memory_per_rank
-
-        return memory_per_rank(self.load(batch_size), self.metadata, world_size=1)
+        return self.parts_of(self.load(batch_size))
 
     def estimate(self, batch_size: int) -> int:
         """Return the bytes that a batch size should need."""
@@ -102,6 +115,14 @@ class Job(NamedTuple):
         metadata = DatasetMetadata.model_validate(fields["metadata"])
         job = cls(fields["config"], tuple(fields["overrides"]), metadata, fields["num_turns"])
         return job, fields["batch_size"]
+
+
+@functools.cache
+def _lengths(config: str, overrides: tuple[str, ...]) -> "Lengths | None":
+    """Return how long sequences of a configuration's dataset are without padding; None where it is computed."""
+    from hrm_dist.packed_sizes import training_lengths
+
+    return training_lengths(load_config(config, overrides))
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, Any] | None:
@@ -162,7 +183,9 @@ def _train(job: Job, batch_size: int) -> Row:
     before = psutil.Process().memory_info().rss
     with process_group(config.device, even_alone=config.engine != "ddp") as world:
         device = world.device
-        trainer = Trainer(config, world, RandomReader(metadata, batch_size, world))
+        # Random tokens fill the canvas, so where that matters batches come from the dataset.
+        reader = RandomReader(metadata, batch_size, world) if config.padding == "keep" else None
+        trainer = Trainer(config, world, reader)
 
         def seconds(num: int) -> float:
             began = time.perf_counter()

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.sizes import size_text
 from hrm_dist.config import TrainConfig, load_config
-from hrm_dist.model.memory_estimate import memory_per_rank
 from tools.find_batch_size import one_size
 from tools.find_batch_size.one_size import Device, Job, Row
 
@@ -122,7 +121,7 @@ def micro_batches(job: Job, config: TrainConfig, largest: Row, num_processes: in
     available = job.estimate(largest.batch_size)
     for num in range(1, size + 1):
         split = config.model_copy(update={"gradient_accumulation_steps": num})
-        if size % num == 0 and sum(memory_per_rank(split, job.metadata, num_processes).values()) <= available:
+        if size % num == 0 and sum(job.parts_of(split, num_processes).values()) <= available:
             return num
     return None
 

@@ -23,12 +23,17 @@ _STEPS_TIMED = 5
 
 
 def operations_per_step(config: TrainConfig, metadata: DatasetMetadata | None = None) -> int:
-    """Return the matmul operations of a training step; without metadata the dataset must be there."""
+    """Return the matmul operations of a training step; without metadata the dataset must be there.
+
+    While it is not, padding counts as computed.
+    """
     from hrm_dist.model.flops import flops_per_sequence  # torch is slow to load
+    from hrm_dist.packed_sizes import training_lengths
 
     metadata = metadata or load_dataset_info(Path(config.data_path)).metadata("train")
+    lengths = training_lengths(config) if is_built(config) else None
     return config.global_batch_size * flops_per_sequence(
-        config.arch, metadata, config.activation_checkpointing
+        config.arch, metadata, config.activation_checkpointing, lengths
     )
 
 
@@ -125,10 +130,13 @@ def _costs(sweep: Sweep, lines: list[str]) -> list[_Cost]:
 def _operations_of_evaluations(config: TrainConfig, schedule: Schedule) -> int:
     from data_pipeline.reader import TestReader
     from hrm_dist.model.flops import evaluation_flops_per_sequence
+    from hrm_dist.packed_sizes import held_out_lengths
 
     reader = TestReader(config.data_path, config.eval_max_groups, config.eval_num_aug)
-    of_input = config.arch.halt_max_steps * evaluation_flops_per_sequence(config.arch, reader.metadata)
-    return sum(map(schedule.evaluates, range(1, schedule.last_step + 1))) * len(reader) * of_input
+    lengths = held_out_lengths(config, reader)
+    of_segment = evaluation_flops_per_sequence(config.arch, reader.metadata, lengths)
+    of_evaluation = len(reader) * config.arch.halt_max_steps * of_segment
+    return sum(map(schedule.evaluates, range(1, schedule.last_step + 1))) * of_evaluation
 
 
 def _rates(costs: Sequence[_Cost], slots: Slots, sweep: Sweep) -> tuple[dict[str, float], str]:
@@ -146,17 +154,24 @@ def _rates(costs: Sequence[_Cost], slots: Slots, sweep: Sweep) -> tuple[dict[str
 
 
 def _rate_here(cost: _Cost, slots: Slots) -> float:
-    """Return the operations per second of a few steps of a setting, made here on random tokens."""
+    """Return the operations per second of a few steps of a setting, made here on random tokens.
+
+    Where padding is skipped they are made on the data, or, while that is not built, with padding.
+    """
     import torch
 
     from hrm_dist.distributed.process_group import process_group
     from hrm_dist.trainer import Trainer
     from tools.bench_train.speed import WARM_UP_STEPS, RandomReader, step_of, timed_steps
 
-    config = cost.setting.config
+    config, random = cost.setting.config, True
+    if config.padding == "skip":
+        random = not is_built(config)
+        config = config.model_copy(update={"padding": "keep" if random else "skip"})
     torch.set_num_threads(config.num_threads or slots.threads)
     with process_group(config.device, even_alone=config.engine != "ddp") as world:
-        step = step_of(Trainer(config, world, RandomReader(cost.metadata, config.global_batch_size, world)))
+        reader = RandomReader(cost.metadata, config.global_batch_size, world) if random else None
+        step = step_of(Trainer(config, world, reader))
         timed_steps(step, world.device, WARM_UP_STEPS[world.device.type])
         return cost.of_step / timed_steps(step, world.device, _STEPS_TIMED).wall
 
