@@ -66,10 +66,15 @@ def _lengths(
     lengths = training_lengths(config)
     assert lengths is not None
     longest = config.arch.prefix_len + metadata.seq_len
-    whole, part = (flops_per_sequence(config.arch, metadata, lengths=some) for some in (None, lengths))
+    whole, part = (
+        1e-12
+        * config.global_batch_size
+        * flops_per_sequence(config.arch, metadata, config.activation_checkpointing, some)
+        for some in (None, lengths)
+    )
     lines.append(
-        f"padding: skipped; {lengths.mean() / longest:.1%} of positions are computed, by {part / whole:.1%} of the "
-        f"operations ({whole / part:.2f} times fewer; means over sequences)"
+        f"padding: skipped; {lengths.mean() / longest:.1%} of positions are computed, in {part:,.4g} TFLOP a step in "
+        f"place of {whole:,.4g} ({part / whole:.1%}; means over sequences)"
     )
     num_sequences = sequences_per_process(config, world_size)
     sizes = training_sizes(config, lengths, longest, num_sequences)

@@ -442,7 +442,7 @@ def test_a_dry_run_tells_what_skipped_padding_saves(
 
     assert "\npadding: skipped; " not in told("keep")
     skip = told("skip")
-    assert re.search(r"padding: skipped; [\d.]+% of positions .* by [\d.]+% of the operations", skip)
+    assert re.search(r"padding: skipped; [\d.]+% of positions .* TFLOP a step in place of ", skip)
     assert re.search(
         r"rows of a packed batch: \d+.* \(with padding: 296\)", skip
     )  # 8 sequences of 37 positions
