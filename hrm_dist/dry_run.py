@@ -43,7 +43,12 @@ def dry_run(path: Path, config: TrainConfig, world_size: int) -> str:
     )
     sizes = {**memory, "total": sum(memory.values())}
     lines += table([(purpose, size_text(size)) for purpose, size in sizes.items()], "<>", indent="  ")
-    lines.append(f"attention: {describe_attention(config.attention, config.arch, seq_len, config.device)}")
+    kernel = (
+        "that of sequences of different length, padding=skip"
+        if config.padding == "skip"
+        else describe_attention(config.attention, config.arch, seq_len, config.device)
+    )
+    lines.append(f"attention: {kernel}")
     if config.device != "cpu":
         lines += _fitting(config, metadata, world_size, lengths)
     lines += _speed(config, world_size)

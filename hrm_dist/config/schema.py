@@ -305,6 +305,11 @@ class TrainConfig(Strict):
                 "padding=skip: arch.mlp_t=true mixes all positions of the canvas by a matrix, so none can be left out; "
                 "set padding=keep, or arch.mlp_t=false"
             )
+        if self.padding == "skip" and self.attention != "auto":
+            raise ValueError(
+                f"attention={self.attention}: padding=skip has sequences of different length, for which there is one "
+                "kernel; set attention=auto, or padding=keep"
+            )
         if self.compile and self._gathers_in_blocks:
             raise ValueError(
                 f"compile=true: engine=zero3 with gather_unit={self.gather_unit} gathers weights one by one where they "

@@ -167,6 +167,11 @@ def test_skipped_padding_is_refused_where_all_positions_mix(config: Path) -> Non
         load_config(config, settings)
 
 
+def test_a_kernel_of_equally_long_sequences_is_refused_with_skipped_padding(config: Path) -> None:
+    with pytest.raises(ConfigError, match="attention=math: padding=skip has sequences of different length"):
+        load_config(config, ["padding=skip", "attention=math"])
+
+
 def test_skipped_padding_is_refused_for_puzzles_without_windows(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
