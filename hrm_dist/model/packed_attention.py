@@ -22,7 +22,7 @@ def packed_attention(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, packing: Packi
     if q_NHK.device.type == "cpu":
         return torch.ops.hrm_dist.attend_one_by_one(q_NHK, k_NHK, v_NHK, packing.begins)[0]
     if q_NHK.dtype == torch.float32:
-        return _dense(q_NHK, k_NHK, v_NHK, packing)
+        return dense_attention(q_NHK, k_NHK, v_NHK, packing)
     # The kernel leaves empty rows, and their gradients, as the memory was.
     used = packing.is_used_N[:, None, None]
     q, k, v = (torch.where(used, x, 0) for x in (q_NHK, k_NHK, v_NHK))
@@ -32,7 +32,8 @@ def packed_attention(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, packing: Packi
     return torch.where(used, mixed, 0)
 
 
-def _dense(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, packing: Packing) -> Tensor:
+def dense_attention(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, packing: Packing) -> Tensor:
+    """Return the same by way of a dense batch, whose padding a mask leaves out."""
     zero = q_NHK.new_zeros(())
     q, k, v = (
         unpack(x.flatten(1), zero, packing).unflatten(-1, x.shape[1:]).transpose(1, 2)

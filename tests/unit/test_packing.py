@@ -21,7 +21,8 @@ from hrm_dist.model.act import ACTModel, Batch
 from hrm_dist.model.layers import Attention, Positions
 from hrm_dist.model.losses import act_loss
 from hrm_dist.model.network import Network
-from hrm_dist.model.packing import inside_windows, pack, pack_rows, unpack
+from hrm_dist.model.packed_attention import dense_attention, packed_attention
+from hrm_dist.model.packing import Packing, inside_windows, pack, pack_rows, unpack
 from hrm_dist.model.recurrences.urm import DepthwiseConv
 from tests.unit.models import METADATA, arch_of, let_halting_vary
 
@@ -228,6 +229,40 @@ def test_a_window_moves_with_the_grid_and_ends_with_the_canvas() -> None:
         expected = torch.zeros(CANVAS, CANVAS, dtype=torch.bool)
         expected[top:bottom, left:end] = True
         assert torch.equal(inside, expected)
+
+
+def packed_qkv(dtype: torch.dtype, device: str) -> tuple[list[Tensor], Packing]:
+    generator = torch.Generator().manual_seed(0)
+    is_inside = (torch.rand(3, 40, generator=generator) < 0.4).to(device)
+    packing = pack_rows(is_inside, int(is_inside.sum()) + 9)
+    shape = (len(packing.position_N), 2, 16)
+    tensors = [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for _ in range(3)]
+    return tensors, packing
+
+
+def mixed_with_gradients(attend: Callable[..., Tensor], dtype: torch.dtype, device: str) -> list[Tensor]:
+    tensors, packing = packed_qkv(dtype, device)
+    mixed = attend(*tensors, packing)
+    used = packing.is_used_N[:, None, None]
+    return [mixed.detach(), *torch.autograd.grad((mixed * used).square().sum(), tensors)]
+
+
+def test_sequences_one_by_one_equal_a_dense_batch_with_a_mask() -> None:
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
+        found, expected = (mixed_with_gradients(f, dtype, "cpu") for f in (packed_attention, dense_attention))
+        for ours, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_variable_length_attention_equals_a_dense_batch_with_a_mask() -> None:
+    found, expected = (
+        mixed_with_gradients(f, torch.bfloat16, "cuda") for f in (packed_attention, dense_attention)
+    )
+    for ours, other in zip(found, expected, strict=True):
+        assert torch.isfinite(ours).all()
+        torch.testing.assert_close(ours, other, rtol=3e-2, atol=3e-2)
 
 
 def test_attention_keeps_to_a_sequence() -> None:

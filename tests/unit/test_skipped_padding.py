@@ -110,6 +110,22 @@ def test_the_host_reads_one_number_a_step(config: Path) -> None:
     assert [name for name in operations.names if name in READS] == ["_local_scalar_dense"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("default")  # of torch's compiler
+@pytest.mark.parametrize("compiles", ["false", "true"])
+def test_recorded_steps_of_packed_batches_equal_plain_ones(config: Path, compiles: str) -> None:
+    settings = ["padding=skip", "device=cuda", "precision=bf16", f"compile={compiles}"]
+    found: list[list[float]] = []
+    for recorded in ("off", "on"):
+        run = load_config(config, [*settings, f"cuda_graph={recorded}"])
+        trainer = Trainer(run, World(0, 1, torch.device("cuda", 0)))
+        trainer._step.warm_up_backward(trainer.reader.batch(0))
+        found.append(losses_of(trainer, steps=40))
+        assert trainer._step.is_recorded == (recorded == "on")
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
 @pytest.mark.parametrize(("before", "after"), [("keep", "skip"), ("skip", "keep")])
 def test_a_run_may_change_whether_it_skips_padding(
     before: str, after: str, config: Path, tmp_path: Path
