@@ -60,7 +60,7 @@ def _lengths(
 ) -> "Lengths | None":
     """Return how long sequences are without their padding, if the dataset is there, and add what follows from it."""
     from hrm_dist.model.flops import flops_per_sequence
-    from hrm_dist.packed_sizes import training_lengths, training_sizes
+    from hrm_dist.packed_sizes import share_of_empty_rows, training_lengths, training_sizes
 
     if not (Path(config.data_path) / "dataset.json").exists():
         lines.append(
@@ -85,7 +85,10 @@ def _lengths(
     sizes = training_sizes(config, lengths, longest, num_sequences)
     rows = [f"{size.num_rows:,}" for size in sizes if size.num_micro_batches == sizes[0].num_micro_batches]
     whole_batch = f"{longest * num_sequences // sizes[0].num_micro_batches:,}"
-    text = f"rows of a packed batch: {', '.join(rows)} (with padding: {whole_batch})"
+    empty = share_of_empty_rows(config, lengths, longest, sizes, world_size)
+    text = (
+        f"rows of a packed batch: {', '.join(rows)} (with padding: {whole_batch}), {empty:.1%} of them empty"
+    )
     if sizes[-1].num_micro_batches > sizes[0].num_micro_batches:
         text += f"; one that needs more is computed in {sizes[-1].num_micro_batches} parts"
     lines.append(text)

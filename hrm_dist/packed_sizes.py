@@ -4,7 +4,7 @@ Which sequences a batch holds is decided on the device, and so how many rows it 
 rows empty, and something that has room for any batch.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,7 +90,25 @@ def most_rows(config: TrainConfig, lengths: Lengths | None, longest: int, world_
         return None
     num_sequences = -(-config.global_batch_size // world_size)
     num_sequences = -(-num_sequences // config.gradient_accumulation_steps)
-    return row_numbers(lengths, num_sequences, longest)[-1]
+    # A sequence that fits nowhere is computed alone.
+    return max(longest, row_numbers(lengths, num_sequences, longest)[-1])
+
+
+def share_of_empty_rows(
+    config: TrainConfig, lengths: Lengths, longest: int, sizes: Sequence[PackedSize], world_size: int
+) -> float:
+    """Return which share of the rows that are computed nothing is in, if sequences sit in the slots as they come.
+
+    All processes, and all micro-batches, take the size that the fullest of them needs.
+    """
+    num_micro_batches = sizes[0].num_micro_batches
+    num_sequences = config.global_batch_size // world_size // num_micro_batches
+    totals = _totals(lengths, num_sequences)
+    parts = range(world_size * num_micro_batches)
+    fullest = np.max([np.roll(totals, -number * num_sequences) for number in parts], axis=0)
+    numbers = [size.num_rows for size in sizes if size.num_micro_batches == num_micro_batches]
+    computed = np.array([*numbers, num_sequences * longest])[np.searchsorted(numbers, fullest)]
+    return float(1 - totals.mean() / computed.mean())
 
 
 def evaluation_rows(windows: Tensor, prefix_len: int, num_slots: int, longest: int) -> tuple[int, ...]:

@@ -16,10 +16,12 @@ from data_pipeline.windows import windows_of_puzzles
 from hrm_dist.config import TrainConfig, load_config
 from hrm_dist.packed_sizes import (
     _ALIGNMENT,
+    PackedSize,
     evaluation_rows,
     held_out_lengths,
     most_rows,
     row_numbers,
+    share_of_empty_rows,
     training_lengths,
     training_sizes,
 )
@@ -92,6 +94,16 @@ def test_memory_follows_the_size_that_holds_the_fullest_batch(config: Path, data
     sizes = training_sizes(settings, lengths, 37, 8)  # of a process of two
     most = max(size.num_rows for size in sizes)
     assert most_rows(settings, lengths, 37, world_size=2) == most
+
+
+def test_rows_are_empty_where_one_of_several_processes_needs_more_than_the_others() -> None:
+    config = TrainConfig(data_path="unused", global_batch_size=2)
+    lengths = np.array([100, 300] * 50)
+    sizes = (PackedSize(256, 1), PackedSize(320, 1), PackedSize(900, 2))
+    alone = share_of_empty_rows(config, lengths, 900, sizes, world_size=1)
+    assert alone == pytest.approx(1 - 400 / 1800)  # fits nowhere
+    two = share_of_empty_rows(config, lengths, 900, sizes, world_size=2)
+    assert two == pytest.approx(1 - 200 / 320)
 
 
 def test_held_out_inputs_are_as_long_as_their_windows_on_the_canvas(config: Path, dataset: Path) -> None:
