@@ -3,6 +3,7 @@
 Each part prints as it goes and survives the failure of others. Medians, in microseconds, of `triton.testing.do_bench`,
 which clears the cache between runs; errors are the largest, relative to the largest exact value.
   attention  torch's kernels, forward and forward with backward, at Sudoku's and ARC's sizes
+  packed     attention of 96 sequences of a dataset of ARC (--data DIR), without padding and with it
   gate_up    SiLU x up within its product beside the compiled plain path
   positions  TRM's MLP over 97 positions: as a GPU computes it, padded, and as a CPU computes it; fused without gradient
   level      updates without gradient of a level at Sudoku's size, with and without kernels of our own
@@ -14,12 +15,17 @@ import functools
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.varlen import varlen_attn
+
+from data_pipeline.base.paths import path_argument
+from data_pipeline.schema import load_dataset_info
 
 _BF16 = torch.bfloat16
 _SPEED = "TFLOP/s"
@@ -39,9 +45,9 @@ def _time(function: Callable[[], object]) -> float:
 
 
 class _Bench:
-    def __init__(self, device: torch.device, scale: int) -> None:
-        """scale: by what batches are divided."""
-        self.device, self.scale = device, scale
+    def __init__(self, device: torch.device, scale: int, data: Path | None) -> None:
+        """scale: by what batches are divided; data: a dataset, where a part needs one."""
+        self.device, self.scale, self.data = device, scale, data
 
     def randn(self, *shape: int, dtype: torch.dtype = _BF16, std: float = 1.0) -> Tensor:
         return (torch.randn(shape, device=self.device) * std).to(dtype)
@@ -68,19 +74,70 @@ class _Bench:
     def _attention(
         self, name: str, backend: SDPBackend | None, qkv: tuple[Tensor, ...], gradient: Tensor
     ) -> str:
-        q, k, v = inputs = [t.detach().requires_grad_() for t in qkv]
-
-        def run() -> Tensor:
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if backend is None:
                 return F.scaled_dot_product_attention(q, k, v)
             with sdpa_kernel(backend):
                 return F.scaled_dot_product_attention(q, k, v)
 
+        return self._with_gradient(f"{name} at {tuple(qkv[0].shape)}", attend, qkv, gradient)
+
+    def _with_gradient(
+        self, what: str, attend: Callable[..., Tensor], qkv: tuple[Tensor, ...], gradient: Tensor
+    ) -> str:
+        inputs = [t.detach().requires_grad_() for t in qkv]
         with torch.no_grad():
-            alone = _time(run)
-        forward = _time(run)
-        both = _time(lambda: torch.autograd.grad(run(), inputs, gradient))
-        return f"{name} at {tuple(qkv[0].shape)}: {alone:.0f}, with gradient {forward:.0f}, with backward {both:.0f}"
+            alone = _time(lambda: attend(*inputs))
+        forward = _time(lambda: attend(*inputs))
+        both = _time(lambda: torch.autograd.grad(attend(*inputs), inputs, gradient))
+        return f"{what}: {alone:.0f}, with gradient {forward:.0f}, with backward {both:.0f}"
+
+    def packed(self) -> Iterator[str]:
+        from hrm_dist.config import TrainConfig
+        from hrm_dist.model.packed_attention import packed_attention
+        from hrm_dist.model.packing import pack_rows
+        from hrm_dist.packed_sizes import row_numbers, training_lengths
+
+        if self.data is None:
+            yield "left out: give --data DIR"
+            return
+        size = -(-96 // self.scale)
+        config = TrainConfig(data_path=str(self.data), padding="skip", global_batch_size=size)
+        lengths = training_lengths(config)
+        assert lengths is not None
+        longest = config.arch.prefix_len + load_dataset_info(self.data).seq_len
+        own = torch.from_numpy(lengths[:size]).to(self.device)
+        needed = int(own.sum())
+        numbers = [*row_numbers(lengths, size, longest), size * longest]
+        num_rows = next(number for number in numbers if number >= needed)
+        packing = pack_rows(torch.arange(longest, device=self.device) < own[:, None], num_rows)
+        operations = float((own.double() ** 2).sum()) / (size * longest**2)
+        yield (
+            f"{size} sequences, {needed:,} positions in {num_rows:,} rows of {size * longest:,}, {operations:.1%} of "
+            "the operations"
+        )
+        qk, v = self.randn(num_rows, 16, 64), self.randn(num_rows, 24, 64)[:, 16:]
+        qkv, gradient = (*qk.chunk(2, 1), v), self.randn(num_rows, 8, 64)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return packed_attention(q, k, v, packing)
+
+        def alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return cast(Tensor, varlen_attn(q, k, v, packing.begins, packing.begins, longest, longest))
+
+        ways = {"packed": attend, "packed, compiled": torch.compile(attend, dynamic=False)}
+        if self.device.type == "cuda":
+            ways["varlen_attn alone"] = alone
+        for name, way in ways.items():
+            try:
+                yield self._with_gradient(name, way, qkv, gradient)
+            except Exception as error:
+                yield f"{name}: {type(error).__name__}: {str(error)[:200]}"
+        qk, v = self.randn(size, longest, 16, 64), self.randn(size, longest, 24, 64)[:, :, 16:]
+        q, k, v = (t.transpose(1, 2) for t in (*qk.chunk(2, 2), v))
+        gradient = self.randn(size, longest, 8, 64).transpose(1, 2)
+        backend = SDPBackend.CUDNN_ATTENTION if self.device.type == "cuda" else None
+        yield self._attention("with padding", backend, (q, k, v), gradient)
 
     def gate_up(self) -> Iterator[str]:
         width, inner = 1536, 512
@@ -236,12 +293,14 @@ def _mixed(x: Tensor, up: Tensor, down: Tensor, product: Callable[[Tensor, Tenso
 
 def main() -> None:
     """Run the parts asked for, or all."""
-    parts = ("gate_up", "positions", "attention", "level", "lm_head")
+    parts = ("gate_up", "positions", "attention", "packed", "level", "lm_head")
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)} (all)")
-    asked = parser.parse_args().parts or parts
+    parser.add_argument("--data", type=path_argument, metavar="DIR", help="a dataset, for `packed`")
+    options = parser.parse_args()
+    asked = options.parts or parts
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bench = _Bench(device, scale=1 if device.type == "cuda" else 48)
+    bench = _Bench(device, scale=1 if device.type == "cuda" else 48, data=options.data)
     if device.type == "cuda":
         import hrm_dist.model.kernels.gate_up  # noqa: F401  (registers them)
 
