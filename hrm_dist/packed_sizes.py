@@ -73,10 +73,11 @@ def training_sizes(
     batches need is computed in more micro-batches, so that memory needs no room for it.
     """
     num_micro_batches = config.gradient_accumulation_steps
-    numbers = row_numbers(lengths, num_sequences // num_micro_batches, longest)
+    at_a_time = num_sequences // num_micro_batches
+    numbers = row_numbers(lengths, at_a_time, longest, config.global_batch_size // at_a_time)
     sizes = tuple(PackedSize(num_rows, num_micro_batches) for num_rows in numbers)
     most = numbers[-1]
-    if most >= num_sequences // num_micro_batches * longest:
+    if most >= at_a_time * longest:
         return sizes
     parts = (num for num in range(num_micro_batches, num_sequences) if num_sequences % num == 0)
     fitting = (num for num in parts if num_sequences // num * longest <= most)
@@ -91,21 +92,18 @@ def most_rows(config: TrainConfig, lengths: Lengths | None, longest: int, world_
     num_sequences = -(-config.global_batch_size // world_size)
     num_sequences = -(-num_sequences // config.gradient_accumulation_steps)
     # A sequence that fits nowhere is computed alone.
-    return max(longest, row_numbers(lengths, num_sequences, longest)[-1])
+    num_parts = max(1, config.global_batch_size // num_sequences)
+    return max(longest, row_numbers(lengths, num_sequences, longest, num_parts)[-1])
 
 
 def share_of_empty_rows(
     config: TrainConfig, lengths: Lengths, longest: int, sizes: Sequence[PackedSize], world_size: int
 ) -> float:
-    """Return which share of the rows that are computed nothing is in, if sequences sit in the slots as they come.
-
-    All processes, and all micro-batches, take the size that the fullest of them needs.
-    """
+    """Return which share of the rows that are computed nothing is in, if sequences sit in the slots as they come."""
     num_micro_batches = sizes[0].num_micro_batches
     num_sequences = config.global_batch_size // world_size // num_micro_batches
     totals = _totals(lengths, num_sequences)
-    parts = range(world_size * num_micro_batches)
-    fullest = np.max([np.roll(totals, -number * num_sequences) for number in parts], axis=0)
+    fullest = _of_fullest(totals, num_sequences, world_size * num_micro_batches)
     numbers = [size.num_rows for size in sizes if size.num_micro_batches == num_micro_batches]
     computed = np.array([*numbers, num_sequences * longest])[np.searchsorted(numbers, fullest)]
     return float(1 - totals.mean() / computed.mean())
@@ -118,14 +116,17 @@ def evaluation_rows(windows: Tensor, prefix_len: int, num_slots: int, longest: i
     return tuple(dict.fromkeys((*row_numbers(lengths, num_slots, longest), num_slots * longest)))
 
 
-def row_numbers(lengths: NDArray[np.integer], num_sequences: int, longest: int) -> list[int]:
+def row_numbers(
+    lengths: NDArray[np.integer], num_sequences: int, longest: int, num_parts: int = 1
+) -> list[int]:
     """Return at most three numbers of rows, the smallest first, such that on average the fewest rows are computed.
 
-    A batch takes the smallest number that has room for it; one that none has room for is as dear as if nothing were
-    left out. lengths: of sequences in the order in which they come; longest: that of any.
+    A batch takes the smallest number that has room for the fullest of its parts; one that none has room for is as dear
+    as if nothing were left out. lengths: of sequences in the order in which they come; num_sequences: of a part;
+    longest: length of any; num_parts: those of a batch, over all processes.
     """
     whole = num_sequences * longest
-    totals = np.sort(_totals(lengths, num_sequences))
+    totals = np.sort(_of_fullest(_totals(lengths, num_sequences), num_sequences, num_parts))
     points = np.quantile(totals, np.linspace(0, 1, _NUM_CANDIDATES)).tolist()
     candidates = np.unique([min(whole, -(-int(point) // _ALIGNMENT) * _ALIGNMENT) for point in points])
     with_room = np.searchsorted(totals, candidates, side="right") / len(totals)
@@ -144,3 +145,8 @@ def _totals(lengths: NDArray[np.integer], num_sequences: int) -> NDArray[np.int6
     repeated = np.resize(lengths, len(lengths) + num_sequences).astype(np.int64)
     ends = np.cumsum(repeated)
     return ends[num_sequences:] - ends[:-num_sequences]
+
+
+def _of_fullest(totals: NDArray[np.int64], num_sequences: int, num_parts: int) -> NDArray[np.int64]:
+    """Return the largest of the totals of so many parts, one behind the other, wherever the first begins."""
+    return np.max([np.roll(totals, -part * num_sequences) for part in range(num_parts)], axis=0)

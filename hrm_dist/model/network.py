@@ -126,17 +126,25 @@ class Network(nn.Module):
         if self._rope is None and arch.pos_encodings == "rope" and not arch.mlp_t:
             head_size = arch.hidden_size // arch.num_heads
             self._rope = rope_tables(self.seq_len, head_size, arch.rope_theta, inputs.device)
-        embedding = self._embed(inputs, puzzle_rows)
         if packing is not None:
-            return self._packed(states or (), embedding, packing, want_logits)
+            return self._packed(states or (), inputs, puzzle_rows, packing, want_logits)
+        embedding = self._embed(inputs, puzzle_rows)
         new_states: States = self.recurrence(states or (), embedding, Positions(self._rope))
         answer = new_states[0]
         logits = self.lm_head(answer[:, arch.prefix_len :]) if want_logits else None
         # The Q-head reads the first position: the puzzle embedding's where there is one.
         return Segment(new_states, logits, self.q_head(answer[:, 0]).to(torch.float32))
 
-    def _packed(self, states: States, embedding_BSD: Tensor, packing: Packing, want_logits: bool) -> Segment:
-        packed, positions = self._pack((embedding_BSD, *states), packing)
+    def _packed(
+        self,
+        states: States,
+        inputs: Tensor,
+        puzzle_rows: Tensor | None,
+        packing: Packing,
+        want_logits: bool,
+    ) -> Segment:
+        # The dense embedding is kept no longer than until it is packed.
+        packed, positions = self._pack((self._embed(inputs, puzzle_rows), *states), packing)
         new_states: States = self.recurrence(packed[1:], packed[0], positions)
         answer = new_states[0].squeeze(0)
         logits = self._unpack_logits(self.lm_head(answer), packing) if want_logits else None

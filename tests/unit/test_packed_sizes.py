@@ -43,6 +43,12 @@ def test_numbers_of_rows_are_few_and_no_larger_than_needed(lengths: np.ndarray, 
     assert numbers[-1] <= min(num_sequences * LONGEST, max(totals(lengths, num_sequences)) + _ALIGNMENT)
 
 
+def test_of_several_parts_the_fullest_decides() -> None:
+    lengths = np.array([100, 100, 100, 800] * 50)
+    assert row_numbers(lengths, 1, LONGEST) == [128, 832]
+    assert row_numbers(lengths, 1, LONGEST, num_parts=4) == [832]
+
+
 @given(sequences, st.integers(1, 20))
 def test_no_other_numbers_leave_fewer_rows_empty(lengths: np.ndarray, num_sequences: int) -> None:
     needed, whole = np.array(totals(lengths, num_sequences)), num_sequences * LONGEST
