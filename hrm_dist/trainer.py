@@ -150,7 +150,7 @@ class Trainer:
         # A damaged dataset is found before anything is written.
         if not self.schedule.is_last(self.state.step):
             self._announce_first_step()
-            self._step.warm_up_backward(self.reader.batch(self.state.step))
+            self.warm_up()
         if self.config.wandb_mode != "disabled":
             collectives.run_on_rank0(self._begin_wandb)
         hardware = hardware_of(self.world)
@@ -175,6 +175,10 @@ class Trainer:
             print_summary(self.config, self.state.step, log.describe_work(), is_resumed=start is not None)
         collectives.barrier()  # a launcher ends all processes when one leaves, and rank 0 may still log
         return is_done
+
+    def warm_up(self) -> None:
+        """Compile what is compiled for several sizes, and let the engine prepare, without making a step."""
+        self._step.warm_up_backward(self.reader.batch(self.state.step))
 
     def train_step(self, batch: Batch) -> None:
         """Make one step: a segment over the global batch, and an update, skipped if anything is not finite."""

@@ -171,7 +171,9 @@ def _builders(
     by_setting = world.device.type == "cuda" if config.compile is None else config.compile
 
     def ours(changes: dict[str, object]) -> Step:
-        return step_of(Trainer(config.model_copy(update=changes), world, reader))
+        trainer = Trainer(config.model_copy(update=changes), world, reader)
+        trainer.warm_up()
+        return step_of(trainer)
 
     changes: dict[str, dict[str, object]] = {"compiled" if by_setting else "eager": {"compile": by_setting}}
     if asked.compare:
