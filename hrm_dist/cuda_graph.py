@@ -6,7 +6,7 @@ place. `HostInputs` are such tensors for what comes from the host.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -22,37 +22,31 @@ _ALIGNMENT = 256  # bytes
 class Program:
     """A function without a result, called over and over, with one of few arguments."""
 
-    def __init__(
-        self,
-        function: Callable[[Any], None],
-        device: torch.device,
-        arguments: Sequence[Any] = (None,),
-        *,
-        records: bool,
-    ) -> None:
-        """arguments: all that there are; records: whether to record it for each of them, after some calls that run as
-        they are; on a GPU only."""
-        self._function, self._arguments = function, arguments
+    def __init__(self, function: Callable[[Any], None], device: torch.device, *, records: bool) -> None:
+        """records: whether to record it for each argument, after some calls that run as they are; on a GPU only."""
+        self._function = function
         self._stream = torch.cuda.Stream(device) if records else None
         self._num_plain = 0
+        self._has_run: set[Any] = set()
         self._graphs: dict[Any, torch.cuda.CUDAGraph] = {}
 
     def __call__(self, argument: Any = None) -> None:
         """Run the function, or its record."""
         if self._stream is None:
             self._function(argument)
-        elif self._graphs:
+        elif argument in self._graphs:
             self._graphs[argument].replay()
-        elif self._num_plain < _PLAIN_CALLS:
+        # What an argument compiles or tries out when it first comes cannot be recorded, however late that is.
+        elif self._num_plain < _PLAIN_CALLS or argument not in self._has_run:
             self._num_plain += 1
+            self._has_run.add(argument)
             # On the stream of the record: what autograd and allocator tie to a stream is the same then.
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 self._function(argument)
             torch.cuda.current_stream().wait_stream(self._stream)
         else:
-            for each in self._arguments:
-                self._record(each)
+            self._record(argument)
             self._graphs[argument].replay()  # recording has computed nothing
 
     def _record(self, argument: Any) -> None:

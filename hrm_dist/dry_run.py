@@ -44,7 +44,7 @@ def dry_run(path: Path, config: TrainConfig, world_size: int) -> str:
     sizes = {**memory, "total": sum(memory.values())}
     lines += table([(purpose, size_text(size)) for purpose, size in sizes.items()], "<>", indent="  ")
     kernel = (
-        "that of sequences of different length, padding=skip"
+        "within each sequence: on a GPU torch's variable-length kernel, on a CPU one call for each"
         if config.padding == "skip"
         else describe_attention(config.attention, config.arch, seq_len, config.device)
     )

@@ -123,7 +123,7 @@ def row_numbers(
 
     A batch takes the smallest number that has room for the fullest of its parts; one that none has room for is as dear
     as if nothing were left out. lengths: of sequences in the order in which they come; num_sequences: of a part;
-    longest: length of any; num_parts: those of a batch, over all processes.
+    longest: positions of a whole canvas; num_parts: those of a batch, over all processes.
     """
     whole = num_sequences * longest
     totals = np.sort(_of_fullest(_totals(lengths, num_sequences), num_sequences, num_parts))

@@ -78,7 +78,7 @@ class TrainStep:
         records = why_plain(config, world.device.type, world.world_size) is None
         # Where nothing is packed, there is one size, and nothing depends on its rows.
         self._every_size = self._sizes or (PackedSize(0, config.gradient_accumulation_steps),)
-        self._program = Program(self.device_part, world.device, self._every_size, records=records)
+        self._program = Program(self.device_part, world.device, records=records)
 
     def __call__(self, batch: Batch, step: int, lr: float, puzzle_emb_lr: float) -> None:
         """Make a step, counted from 1, with this rank's slice of a batch and its learning rates."""

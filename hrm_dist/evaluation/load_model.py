@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.schema import DatasetMetadata, load_dataset_info
+from data_pipeline.schema import WINDOWS, DatasetMetadata, load_dataset_info
 from data_pipeline.windows import windows_of_puzzles
 from hrm_dist.checkpoint.reader import CheckpointState, dataset_identity, open_checkpoint
 from hrm_dist.config import ArchConfig
@@ -28,7 +30,7 @@ def load_model(
     config = checkpoint.state.config
     windows = None
     if config.get("padding") == "skip":
-        windows = torch.from_numpy(windows_of_puzzles(data_path, load_dataset_info(data_path)))
+        windows = torch.from_numpy(_windows_of_training(path, checkpoint.state, data_path))
     model = ACTModel(ArchConfig.model_validate(config["arch"]), metadata, windows=windows)
     tensors = checkpoint.tensors("model")
     if ema:
@@ -49,3 +51,19 @@ def refuse_other_dataset(
             f"{path}: was trained on another dataset than {data_path}, so puzzle identifiers and embeddings do not "
             "belong together; give --data the dataset of the training."
         )
+
+
+def _windows_of_training(path: Path, state: CheckpointState, data_path: Path) -> NDArray[np.uint8]:
+    """Return the windows of a dataset's puzzles; raise InputError if it has none, or others than in training."""
+    info = load_dataset_info(data_path)
+    if WINDOWS not in info.documents:
+        raise InputError(
+            f"{path}: was trained with padding=skip, but {data_path} has no {WINDOWS}, since an earlier version built "
+            "it; give --data the same dataset built again, whose shards come out the same."
+        )
+    if state.environment.get("windows") not in (None, info.documents[WINDOWS]):
+        raise InputError(
+            f"{path}: was trained with padding=skip and other windows than those of {data_path}, which another version "
+            "built; give --data the dataset of the training."
+        )
+    return windows_of_puzzles(data_path, info)

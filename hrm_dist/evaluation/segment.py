@@ -59,7 +59,7 @@ class EvaluationSegment:
             self._numbers_of_rows = evaluation_rows(
                 self._windows, model.arch.prefix_len, num_slots, model.seq_len
             )
-        self._program = Program(self.device_part, device, self._numbers_of_rows, records=records)
+        self._program = Program(self.device_part, device, records=records)
 
     def refill(self, batch: Mapping[str, Tensor], slots: Tensor) -> None:
         """Let these slots, [B] bool, begin with their row of a batch (on the host, [B, ...]) in the next segment."""

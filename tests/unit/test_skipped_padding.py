@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
-from data_pipeline.base.errors import exit_code
+from data_pipeline.base.errors import InputError, exit_code
 from data_pipeline.build import build
 from data_pipeline.grid_puzzles.sudoku.kind import SUDOKU
 from data_pipeline.reader import TestReader
+from data_pipeline.schema import load_dataset_info
 from data_pipeline.shards.plan import Request
 from hrm_dist import train_step
 from hrm_dist.config import ConfigError, load_config
@@ -27,6 +29,7 @@ from hrm_dist.train import main as train_main
 from hrm_dist.trainer import Trainer
 from tests.training import rows
 from tests.unit.test_train_step import READS, Operations
+from tools.convert.export import export_weights
 
 CPU = torch.device("cpu")
 NUM_POSITIONS = 37  # 36 cells and the puzzle
@@ -164,6 +167,21 @@ def test_answers_do_not_depend_on_the_number_of_slots(trained: Path, dataset: Pa
     np.testing.assert_allclose(found_q, q, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_recorded_evaluations_of_packed_batches_equal_plain_ones(trained: Path, dataset: Path) -> None:
+    reader, device = TestReader(dataset), torch.device("cuda", 0)
+    metadata = reader.info.metadata("train")
+    model = load_model(trained / "checkpoints" / "latest", dataset, metadata, ema=False, device=device)
+    found: list[np.ndarray] = []
+    for records in (False, True):
+        segment = EvaluationSegment(model, 4, device, records=records)
+        found.append(
+            np.concatenate([batch.predictions.preds for batch in answer(segment, reader.batches(4))])
+        )
+    assert np.array_equal(*found)
+
+
 def test_a_checkpoint_predicts_no_more_than_the_window(trained: Path, dataset: Path) -> None:
     reader = TestReader(dataset)
     model = load_model(trained / "checkpoints" / "latest", dataset, reader.info.metadata("train"), ema=False)
@@ -221,3 +239,25 @@ def test_windows_that_changed_are_told_at_a_resume(
     with caplog.at_level("INFO"):
         assert train_main([str(config), f"checkpoint_path={run}", *settings]) == 0
     assert "now others" in caplog.text
+
+
+def test_a_checkpoint_is_not_evaluated_with_other_windows_than_in_training(
+    trained: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = load_dataset_info(dataset)
+    for documents, said in (
+        ({}, "has no windows.json, since an earlier version built it"),
+        ({"windows.json": "0" * 64}, "other windows than those of"),
+    ):
+        changed = info.model_copy(update={"documents": documents})
+        monkeypatch.setattr("hrm_dist.evaluation.load_model.load_dataset_info", lambda _, info=changed: info)
+        with pytest.raises(InputError, match=f"was trained with padding=skip.*{said}"):
+            load_model(trained / "checkpoints" / "latest", dataset, info.metadata("train"), ema=False)
+
+
+def test_an_export_tells_that_padding_was_skipped(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "weights.safetensors"
+    said = export_weights(trained / "checkpoints" / "latest", out, None, ema=False)
+    assert "padding=skip" in said
+    with safe_open(out, "pt") as file:
+        assert file.metadata()["padding"] == "skip"

@@ -60,8 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     _check(options)
     config = config_of(options)
-    if config.padding == "skip" and options.data is None:
-        raise InputError("padding=skip: random tokens fill the canvas; add --data DIR, a dataset of ARC.")
+    if config.padding == "skip" and (options.data is None or options.memory):
+        raise InputError(
+            "padding=skip: random tokens, which --memory takes too, fill the canvas; add --data DIR, a dataset of ARC, "
+            "or set padding=keep."
+        )
     require_packages(config, is_main=False)
     metadata = _metadata(options, config)
     if options.reference is not None:
@@ -117,9 +120,10 @@ def _metadata(options: argparse.Namespace, config: TrainConfig) -> DatasetMetada
 
 
 def _check(options: argparse.Namespace) -> None:
-    if options.padding and (options.data is None or options.compile):
+    if options.padding and (options.data is None or options.compile or options.memory or options.checkpoint):
         raise InputError(
-            "--padding: times batches of a dataset, compiled or not; add --data DIR, leave --compile out."
+            "--padding: times steps on batches of a dataset; add --data DIR, leave --compile, --memory and "
+            "--checkpoint out."
         )
     if options.plot is not None:
         require("report", "--plot")

@@ -44,11 +44,17 @@ def export_weights(path: Path, out: Path, data: Path | None, *, ema: bool) -> st
         "arch": json.dumps(opened.state.config["arch"]),
         "dataset": json.dumps(opened.state.dataset["metadata"]),
     }
+    if skips_padding := opened.state.config.get("padding") == "skip":
+        metadata["padding"] = "skip"
     with atomic_write(out) as file:
         stream_tensors(file, entries, (opened.tensor(key) for key in source.values()), metadata)
     if identifiers is not None:
         replace_file(identifiers_beside(out), identifiers)
     lines = [f"{out}: {len(entries)} tensors ({weights} weights), {size_text(out.stat().st_size)}"]
+    if skips_padding:
+        lines.append(
+            "trained with padding=skip, without which these weights are of another model; set it to use them"
+        )
     if identifiers is not None:
         lines.append(
             f"{identifiers_beside(out)}: the names of the puzzle table's {opened.shapes[source[TABLE]][0]:,} rows"
