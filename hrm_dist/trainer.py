@@ -177,7 +177,7 @@ class Trainer:
         return is_done
 
     def warm_up(self) -> None:
-        """Compile what is compiled for several sizes, and let the engine prepare, without making a step."""
+        """Let the engine prepare and, where it can, compile every size of a packed batch, without making a step."""
         self._step.warm_up_backward(self.reader.batch(self.state.step))
 
     def train_step(self, batch: Batch) -> None:

@@ -84,7 +84,7 @@ class EvaluationSegment:
     # Not inference_mode: FSDP2 trains with the buffers of a process's first forward, which may be one of these.
     @torch.no_grad()
     def device_part(self, num_rows: int) -> None:
-        """Run a segment on the tensors at fixed places, in so many rows where they are packed."""
+        """Run a segment on the tensors at fixed places; num_rows: room for packed sequences."""
         refill = self._inputs["refill"]
         carry, outputs = self.model(self.carry._replace(halted=refill), self._batch(), num_rows=num_rows)
         for kept, new in zip(tree_leaves(self.carry), tree_leaves(carry), strict=True):

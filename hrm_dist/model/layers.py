@@ -32,7 +32,7 @@ class Rope(NamedTuple):
 
 
 class Positions(NamedTuple):
-    """What blocks know of the positions that they compute.
+    """What blocks are told about the positions that they compute.
 
     Packed, their input is [1, N, D], and N takes the place of S everywhere.
     """
@@ -325,7 +325,7 @@ class Block(nn.Module):
         return mixing + self.mlp.flops(num_rows)
 
     def saved_bytes(self, num_rows: int, *, compiled: bool) -> int:
-        """Return the bytes kept of so many positions for the backward pass, the norms' inputs among them.
+        """Return the bytes that num_rows positions keep for the backward pass, the norms' inputs among them.
 
         Compiled, those are in the dtype of the activations, each row with its float32 scale.
         """
@@ -339,7 +339,7 @@ class Block(nn.Module):
         return item * numbers + 2 * num_rows * norm
 
     def working_bytes(self, num_rows: int, *, compiled: bool) -> int:
-        """Return the most bytes alive of so many positions in a forward that keeps nothing."""
+        """Return the most bytes that a forward over num_rows positions needs at a time, if it keeps nothing."""
         arch, item = self.arch, self._item
         if arch.mlp_t:
             mixing = item * self.mlp_t.working_numbers(arch.hidden_size, compiled=compiled)
@@ -349,7 +349,7 @@ class Block(nn.Module):
         return item * num_rows * arch.hidden_size + max(mixing, mlp)
 
     def gradient_bytes(self, num_rows: int) -> int:
-        """Return the most bytes of so many positions that their backward pass adds to what is kept."""
+        """Return the most bytes that the backward pass of num_rows positions adds to what is kept."""
         return self._item * self.mlp.gradient_numbers(num_rows)
 
     @property

@@ -65,6 +65,16 @@ def test_activation_bytes_are_what_compiled_levels_save_to_one_percent(
     assert estimate == pytest.approx((many - few) / 2, rel=0.01)
 
 
+def config_on_cpu(arch: ArchConfig, batch_size: int, checkpointing: bool) -> TrainConfig:
+    return TrainConfig(
+        data_path="unused",
+        arch=arch,
+        global_batch_size=batch_size,
+        activation_checkpointing=checkpointing,
+        device="cpu",
+    )
+
+
 @recomputed_or_not
 @every_arch
 def test_the_estimate_of_a_rank_is_near_the_peak_of_a_segment(arch: ArchConfig, checkpointing: bool) -> None:
@@ -72,13 +82,7 @@ def test_the_estimate_of_a_rank_is_near_the_peak_of_a_segment(arch: ArchConfig, 
     if checkpointing:
         checkpoint_activations(model)
     peak = peak_activation_bytes(model, random_batch(32, seed=0))
-    config = TrainConfig(
-        data_path="unused",
-        arch=arch,
-        global_batch_size=32,
-        activation_checkpointing=checkpointing,
-        device="cpu",
-    )
+    config = config_on_cpu(arch, 32, checkpointing)
     estimate = memory_per_rank(config, METADATA, world_size=1)["activations"]
     # Left out: what the backward pass of a block takes on top, which shows where little is kept.
     assert estimate == pytest.approx(peak, rel=0.25 if checkpointing else 0.15)
@@ -166,13 +170,7 @@ def test_the_estimate_follows_the_rows_of_packed_sequences(arch: ArchConfig, che
     batch = grid_batch(64, seed=0)
     model, lengths = packed_model(arch, batch, checkpointing)
     peak = peak_activation_bytes(model, batch)
-    config = TrainConfig(
-        data_path="unused",
-        arch=arch,
-        global_batch_size=64,
-        activation_checkpointing=checkpointing,
-        device="cpu",
-    )
+    config = config_on_cpu(arch, 64, checkpointing)
     estimate = memory_per_rank(config, GRID_METADATA, world_size=1, num_rows=int(lengths.sum()))[
         "activations"
     ]

@@ -249,7 +249,9 @@ def test_what_contradicts_a_subset_is_refused(
 )
 def test_hashes_of_either_split_and_of_both_are_checked(ending: str, tmp_path: Path) -> None:
     build(asked(tmp_path, "sudoku --side 4 --num-train 200 --num-test 500"))
-    build(asked(tmp_path, f"sudoku --subset sudoku-4x4{ending}"))  # which is there already
+    info = build(asked(tmp_path, f"sudoku --subset sudoku-4x4{ending}"))  # which is there already
+    assert info is not None
+    assert info.subset_of_both().endswith("@0e9ef5e7bac8+7aaad74326ea")
 
 
 @pytest.mark.parametrize("ending", ["@0e9ef5e8", "@0e9ef5e7+7aaad748"])
