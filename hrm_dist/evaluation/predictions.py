@@ -2,8 +2,12 @@
 
 A `*.npz` holds at most 8,192 rows (our limit for writing; longer foreign files are read):
   puzzle_identifiers int32 [N]     inputs uint8 [N, S]   preds uint8 [N, S]   q_halt_logits float32 [N]
-  example_index int32 [N]          which example of its puzzle a row is; absent in files of other tools
-  checkpoint_id unicode, 0-d       which weights made it; absent in files of other tools
+and, absent in files of other tools:
+  example_index int32 [N]          which example of its puzzle a row is
+  rows int32 [N]                   which of the inputs that the evaluation covers, from 0
+  num_segments int32 [N]           after how many segments it was answered
+  log_probs float32 [N]            log of the probability that the model gives to its answer: the sum over its cells
+  checkpoint_id unicode, 0-d       which weights made it
 
 Shape legend: N rows, S cells of the square canvas.
 """
@@ -32,7 +36,12 @@ _REQUIRED = {
     "preds": (np.uint8, 2),
     "q_halt_logits": (np.float32, 1),
 }
-_OPTIONAL = {"example_index": (np.int32, 1)}
+_OPTIONAL = {
+    "example_index": (np.int32, 1),
+    "rows": (np.int32, 1),
+    "num_segments": (np.int32, 1),
+    "log_probs": (np.float32, 1),
+}
 _DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, RuntimeError)
 
 
@@ -47,6 +56,18 @@ class Predictions(NamedTuple):
     checkpoint_id: str | None = None
     source: str = "predictions"
     """The file, for messages."""
+    # Of each row; None where the file does not say.
+    rows: npt.NDArray[np.int32] | None = None
+    """Which of the inputs that the evaluation covers, from 0."""
+    num_segments: npt.NDArray[np.int32] | None = None
+    """After how many segments it was answered."""
+    log_probs: npt.NDArray[np.float32] | None = None
+    """Log of the probability that the model gives to its answer: the sum over the answer's cells."""
+
+    def arrays(self) -> dict[str, npt.NDArray]:
+        """Return what is known of each row, by field."""
+        fields = self._asdict()
+        return {name: fields[name] for name in (*_REQUIRED, *_OPTIONAL) if fields[name] is not None}
 
 
 def write_predictions(path: str | Path, predictions: Predictions) -> None:
@@ -54,7 +75,7 @@ def write_predictions(path: str | Path, predictions: Predictions) -> None:
     num_rows = len(predictions.puzzle_identifiers)
     if num_rows > MAX_ROWS_PER_FILE:
         raise ValueError(f"{path}: {num_rows} rows; a prediction file holds at most {MAX_ROWS_PER_FILE}")
-    arrays = {name: getattr(predictions, name) for name in (*_REQUIRED, *_OPTIONAL)}
+    arrays = predictions.arrays()
     _check_arrays(arrays, str(path))
     if predictions.checkpoint_id is not None:
         arrays["checkpoint_id"] = np.array(predictions.checkpoint_id)

@@ -237,6 +237,21 @@ def test_predictions_survive_the_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["p.npz"]
 
 
+def test_what_is_known_of_a_row_survives_the_file_and_may_be_absent(tmp_path: Path) -> None:
+    rows = [row(1, 0, constant(1)), row(2, 0, constant(2))]
+    known = {
+        "rows": np.array([5, 3], dtype=np.int32),
+        "num_segments": np.array([16, 2], dtype=np.int32),
+        "log_probs": np.array([-0.5, -3.0], dtype=np.float32),
+    }
+    write_predictions(tmp_path / "a.npz", predictions(*rows)._replace(**known))
+    write_predictions(tmp_path / "b.npz", predictions(*rows))
+    full, bare = read_predictions([tmp_path / "a.npz", tmp_path / "b.npz"])
+    for name, values in known.items():
+        np.testing.assert_array_equal(getattr(full, name), values)
+        assert getattr(bare, name) is None
+
+
 def test_too_many_rows_for_a_file_are_the_callers_mistake(tmp_path: Path) -> None:
     rows = [row(1, 0, constant(1))] * (MAX_ROWS_PER_FILE + 1)
     with pytest.raises(ValueError, match="at most 8192"):
