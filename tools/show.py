@@ -138,6 +138,7 @@ def _answer(options: argparse.Namespace, names: Sequence[str], num_examples: int
     import torch
 
     from data_pipeline.reader import TestBatch, TestReader
+    from hrm_dist.evaluation.halting import LEARNED
     from hrm_dist.evaluation.load_model import load_model
     from hrm_dist.evaluation.segment import EvaluationSegment
 
@@ -153,8 +154,7 @@ def _answer(options: argparse.Namespace, names: Sequence[str], num_examples: int
     for number in range(1, (options.segments or most) + 1):
         segment()
         results = segment.results()
-        threshold = segment.q_continue_logits if model.arch.act_continue else 0.0
-        wants_to_halt = (results.q_halt_logits > threshold) & (model.arch.halting == "learned")
+        wants_to_halt = torch.from_numpy(LEARNED.halts(results.said())) & (model.arch.halting == "learned")
         halts = wants_to_halt | (number >= most)
         for i, of_puzzle in enumerate(answers):
             q_halt = results.q_halt_logits[i].sigmoid().item()

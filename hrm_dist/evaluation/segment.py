@@ -4,6 +4,7 @@ Which slots begin with a new sequence is one of these tensors, so that they need
 Shapes: B slots, T tokens.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -11,8 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from data_pipeline.arc.tokens import FIRST_COLOUR_ID, VOCAB_SIZE
 from hrm_dist.cuda_graph import HostInputs, Program, Spec
-from hrm_dist.model.act import ACTModel
+from hrm_dist.evaluation.halting import Said
+from hrm_dist.model.act import ACTModel, Carry
+from hrm_dist.model.losses import LOSSES
 from hrm_dist.model.packing import inside_sequences
 from hrm_dist.packed_sizes import evaluation_rows
 
@@ -22,21 +26,56 @@ class Results(NamedTuple):
 
     preds: Tensor  # [B, T] uint8
     q_halt_logits: Tensor  # [B] float32
-    copied: torch.cuda.Event | None
+    q_continue_logits: Tensor  # [B] float32; 0 where the architecture has no such head
+    log_probs: Tensor  # [B] float32; log of the probability of the answer, the sum over its cells
+    num_unchanged: Tensor  # [B] int32; how many of the last segments in a row gave the same answer again
+    residuals: Tensor  # [B] float32; infinite where not asked for and after a sequence's first segment
+    copied: torch.cuda.Event | None = None
 
     def wait(self) -> None:
         if self.copied is not None:
             self.copied.synchronize()
+
+    def said(self) -> Said:
+        """Return what halting rules look at."""
+        values = (self.q_halt_logits, self.q_continue_logits, self.num_unchanged, self.residuals)
+        return Said(*(value.numpy() for value in values))
+
+
+def grid_cells(preds: Tensor) -> Tensor:
+    """Return which cells [B, T] of predicted canvases make up the grid that they spell, as `crop_sizes` finds it."""
+    canvas = math.isqrt(preds.shape[1])
+    is_colour = ((preds >= FIRST_COLOUR_ID) & (preds < VOCAB_SIZE)).view(-1, canvas, canvas)
+    width_of_rows = is_colour.int().cumprod(-1).sum(-1).cummin(-1).values
+    line = torch.arange(canvas, device=preds.device)
+    last_row = (width_of_rows * (line + 1)).argmax(
+        -1, keepdim=True
+    )  # the first maximum, i.e. the fewest rows
+    width = width_of_rows.gather(-1, last_row)
+    return ((line <= last_row)[:, :, None] & (line < width)[:, None]).view(preds.shape)
 
 
 class EvaluationSegment:
     """A number of slots, all of which a call takes one segment further; the model must be in evaluation mode."""
 
     def __init__(
-        self, model: ACTModel, num_slots: int, device: torch.device, *, records: bool = False
+        self,
+        model: ACTModel,
+        num_slots: int,
+        device: torch.device,
+        *,
+        records: bool = False,
+        has_grids: bool = False,
+        residuals: bool = False,
     ) -> None:
-        """records: whether to record it after some calls (see cuda_graph.py), on a GPU only."""
+        """records: whether to record it after some calls (see cuda_graph.py), on a GPU only.
+
+        has_grids: whether an answer is the grid that the tokens spell, as in ARC, and not all of them. residuals:
+        whether to compute the root mean square, over computed positions and width, of what a segment has changed in
+        the state that answers are read from.
+        """
         self.model, self.num_slots = model, num_slots
+        self._has_grids, self._has_residuals = has_grids, residuals
         tokens = Spec((num_slots, model.seq_len - model.arch.prefix_len), torch.uint8)
         self._inputs = HostInputs(
             {
@@ -49,8 +88,11 @@ class EvaluationSegment:
         # Nothing reads them, but with them a batch is as in training, for which parts of the model may be compiled.
         self._labels = torch.zeros(tokens.shape, dtype=torch.int32, device=device)
         self.carry = model.initial_carry(self._batch())
-        self.preds = torch.zeros(tokens.shape, dtype=torch.uint8, device=device)
-        self.q_halt_logits, self.q_continue_logits = torch.zeros(2, num_slots, device=device)
+        self.preds, self._answer = torch.zeros((2, *tokens.shape), dtype=torch.uint8, device=device)
+        self.q_halt_logits, self.q_continue_logits, self.log_probs, self.residuals = torch.zeros(
+            4, num_slots, device=device
+        )
+        self.num_unchanged = torch.zeros(num_slots, dtype=torch.int32, device=device)
         # Of sequences without padding the host knows the lengths, since it gives them to the slots.
         self._windows = None if model.windows is None else model.windows.cpu()
         self._lengths = torch.zeros(num_slots, dtype=torch.int64)
@@ -87,24 +129,52 @@ class EvaluationSegment:
         """Run a segment on the tensors at fixed places; num_rows: room for packed sequences."""
         refill = self._inputs["refill"]
         carry, outputs = self.model(self.carry._replace(halted=refill), self._batch(), num_rows=num_rows)
+        logits = outputs["logits"]
+        preds = logits.argmax(-1).to(torch.uint8)
+        cells = grid_cells(preds) if self._has_grids else torch.ones_like(preds, dtype=torch.bool)
+        answer = torch.where(cells, preds, 0)
+        is_same = ~refill & (answer == self._answer).all(1)
+        self.num_unchanged.copy_(torch.where(is_same, self.num_unchanged + 1, 0))
+        self._answer.copy_(answer)
+        losses = LOSSES[self.model.arch.loss_type].cross_entropy(logits, preds.long())
+        self.log_probs.copy_(-torch.where(cells, losses, 0).sum(1))
+        if self._has_residuals:
+            self.residuals.copy_(torch.where(refill, torch.inf, self._change(carry)))
         for kept, new in zip(tree_leaves(self.carry), tree_leaves(carry), strict=True):
             kept.copy_(new)
-        self.preds.copy_(outputs["logits"].argmax(-1))
+        self.preds.copy_(preds)
         self.q_halt_logits.copy_(outputs["q_halt_logits"])
-        self.q_continue_logits.copy_(outputs["q_continue_logits"])
+        if self.model.arch.act_continue:
+            self.q_continue_logits.copy_(outputs["q_continue_logits"])
         refill.zero_()  # they go on from here
+
+    def _change(self, carry: Carry) -> Tensor:
+        """Return the root mean square, over computed positions and width, of what the segment changed, [B]."""
+        new, old = carry.inner_carry[0], self.carry.inner_carry[0]
+        num_positions = (
+            self.model.seq_len if self._windows is None else self.model.lengths(carry.current_data)
+        )
+        # Positions that are not computed do not change.
+        norm = torch.linalg.vector_norm(new - old, dim=(1, 2), dtype=torch.float32)
+        return norm * (num_positions * new.shape[-1]) ** -0.5
 
     def results(self) -> Results:
         """Copy what the last segment said to the host; the next one need not wait for anybody to read it."""
-        # Into pinned memory, if from a GPU.
-        preds, q_halt_logits = (
-            tensor.to("cpu", non_blocking=True, copy=True) for tensor in (self.preds, self.q_halt_logits)
+        said = (
+            self.preds,
+            self.q_halt_logits,
+            self.q_continue_logits,
+            self.log_probs,
+            self.num_unchanged,
+            self.residuals,
         )
-        if not self.preds.is_cuda:
-            return Results(preds, q_halt_logits, None)
-        copied = torch.cuda.Event()
-        copied.record()
-        return Results(preds, q_halt_logits, copied)
+        # Into pinned memory, if from a GPU.
+        values = [tensor.to("cpu", non_blocking=True, copy=True) for tensor in said]
+        copied = None
+        if self.preds.is_cuda:
+            copied = torch.cuda.Event()
+            copied.record()
+        return Results(*values, copied=copied)
 
     def _batch(self) -> dict[str, Tensor]:
         return {

@@ -87,11 +87,12 @@ def test_slots_that_are_refilled_say_what_their_sequences_alone_give(name: str) 
         segment()
     old, new = alone(model, first, 5), alone(model, second, 2)
     assert segment.carry.steps.tolist() == [5, 2, 5, 2]
-    for kept, name_of_output in (
-        (segment.q_halt_logits, "q_halt_logits"),
-        (segment.q_continue_logits, "q_continue_logits"),
+    for kept, name_of_output, is_there in (
+        (segment.q_halt_logits, "q_halt_logits", True),
+        (segment.q_continue_logits, "q_continue_logits", model.arch.act_continue),
     ):
-        assert torch.equal(kept, torch.where(slots, new[name_of_output], old[name_of_output]))
+        said = torch.where(slots, new[name_of_output], old[name_of_output])
+        assert torch.equal(kept, said * is_there)
     expected = torch.where(slots[:, None], new["logits"].argmax(-1), old["logits"].argmax(-1))
     assert torch.equal(segment.preds, expected.to(torch.uint8))
     assert not torch.equal(old["q_halt_logits"], new["q_halt_logits"])
