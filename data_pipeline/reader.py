@@ -58,6 +58,17 @@ class TestBatch(TypedDict):
     example_index: torch.Tensor
 
 
+class Places(NamedTuple):
+    """Where each held-out example comes from, all [N]."""
+
+    rounds: NDArray[np.int64]
+    """The row of the dataset: 0 every task as it is, then an augmentation of each."""
+    groups: NDArray[np.int64]
+    """Which task."""
+    examples: NDArray[np.int64]
+    """Which example of it."""
+
+
 class OpenedDataset(NamedTuple):
     """A dataset of which every file is there."""
 
@@ -173,18 +184,15 @@ class TestReader:
         self.info, indexes = open_dataset(Path(dataset_dir))
         self.metadata: DatasetMetadata = self.info.metadata(split)
         self._shards = _Shards(Path(dataset_dir), indexes[split])
-        index = self._shards.index
-        groups = range(len(index.groups))[:max_groups]
+        self._index = index = self._shards.index
+        self._num_groups = len(range(len(index.groups))[:max_groups])
         self.group_names = list(index.groups.names or ())[:max_groups]
         num_rows = index.num_rows if num_aug is None else 1 + num_aug
         self._chosen = [
-            shard for shard in index.shards if shard.row < num_rows and shard.first_group < len(groups)
+            shard for shard in index.shards if shard.row < num_rows and shard.first_group < self._num_groups
         ]
-        groups_of_chosen = (index.groups_of_shard(shard) for shard in self._chosen)
-        sizes = [index.groups.num_examples[some[some < len(groups)]].sum() for some in groups_of_chosen]
-        self._ends = np.cumsum(
-            np.array(sizes, dtype=np.int64)
-        )  # of each shard's wanted examples, which lead it
+        sizes = [index.groups.num_examples[self._groups_of(shard)].sum() for shard in self._chosen]
+        self._ends = np.cumsum(np.array(sizes, dtype=np.int64))  # of each shard's wanted examples
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -193,31 +201,48 @@ class TestReader:
         """Yield examples start..stop-1 in batches; going straight to `start` costs no more than one shard."""
         stop = len(self) if stop is None else min(stop, len(self))
         for first in range(start, stop, batch_size):
-            yield self._gather(first, min(first + batch_size, stop))
+            yield self.take(np.arange(first, min(first + batch_size, stop)))
 
-    def _gather(self, first: int, end: int) -> TestBatch:
-        examples: list[NDArray[np.uint8]] = []
-        identifiers: list[NDArray[np.int32]] = []
-        example_index: list[NDArray[np.int32]] = []
-        while first < end:
-            number = int(self._ends.searchsorted(first, side="right"))
-            part_begin = int(self._ends[number - 1]) if number > 0 else 0
-            part_end = min(end, int(self._ends[number]))
-            chosen = slice(first - part_begin, part_end - part_begin)
+    def take(self, rows: NDArray[np.int64]) -> TestBatch:
+        """Return the examples with these numbers, in this order; at least one."""
+        examples = np.empty((len(rows), 2, self.info.seq_len), dtype=np.uint8)
+        identifiers, example_index = np.empty((2, len(rows)), dtype=np.int32)
+        numbers = self._ends.searchsorted(rows, side="right")
+        for number in np.unique(numbers).tolist():
+            chosen = numbers == number
             shard = self._shards.get(self._chosen[number])
-            sizes = np.diff(shard.starts)
-            index_in_puzzle = np.arange(int(shard.starts[-1])) - np.repeat(shard.starts[:-1], sizes)
-            examples.append(shard.examples(chosen))
-            identifiers.append(np.repeat(shard.identifiers, sizes)[chosen])
-            example_index.append(index_in_puzzle[chosen].astype(np.int32))
-            first = part_end
-        tensors = to_tensors(np.concatenate(examples), np.concatenate(identifiers))
+            row_in_shard = rows[chosen] - (self._ends[number - 1] if number > 0 else 0)
+            sample = shard.starts.searchsorted(row_in_shard, side="right") - 1
+            examples[chosen] = shard.examples(row_in_shard)
+            identifiers[chosen] = shard.identifiers[sample]
+            example_index[chosen] = row_in_shard - shard.starts[sample]
+        tensors = to_tensors(examples, identifiers)
         return TestBatch(
             inputs=tensors["inputs"],
             labels=widen(tensors, self.info.pad_id)["labels"],
             puzzle_identifiers=tensors["puzzle_identifiers"],
-            example_index=_tensor(np.concatenate(example_index)),
+            example_index=_tensor(example_index),
         )
+
+    def places(self) -> Places:
+        """Return where each example comes from, in order."""
+        groups = [self._groups_of(shard) for shard in self._chosen]
+        sizes = [self._index.groups.num_examples[of_shard] for of_shard in groups]
+        size_of_sample = np.concatenate([np.empty(0, np.int64), *sizes])
+        starts = np.cumsum(size_of_sample) - size_of_sample
+        rounds = [
+            np.full(len(of_shard), shard.row) for shard, of_shard in zip(self._chosen, groups, strict=True)
+        ]
+        return Places(
+            rounds=np.repeat(np.concatenate([np.empty(0, np.int64), *rounds]), size_of_sample),
+            groups=np.repeat(np.concatenate([np.empty(0, np.int64), *groups]), size_of_sample),
+            examples=np.arange(len(self)) - np.repeat(starts, size_of_sample),
+        )
+
+    def _groups_of(self, shard: ShardIndex) -> NDArray[np.int64]:
+        """Return the wanted groups of a shard, which lead it, in its order."""
+        groups = self._index.groups_of_shard(shard)
+        return groups[groups < self._num_groups]
 
 
 def to_tensors(examples: NDArray[np.uint8], identifiers: NDArray[np.int32]) -> dict[str, torch.Tensor]:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import webdataset as wds
+from hypothesis import given
+from hypothesis import strategies as st
 from webdataset.gopen import gopen_schemes
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 from zstandard import ZstdCompressor, ZstdDecompressor
@@ -180,6 +182,26 @@ def test_any_stretch_of_the_test_split_can_be_read(dataset: Path, start: int, st
     whole = all_of(TestReader(dataset), batch_size=1000)
     part = all_of(TestReader(dataset), 8, start, stop)
     assert all(torch.equal(part[key], whole[key][start:stop]) for key in whole)
+
+
+@given(rows=st.lists(st.integers(0, 107), min_size=1, max_size=30))
+def test_test_examples_can_be_taken_in_any_order(dataset: Path, rows: list[int]) -> None:
+    reader = TestReader(dataset)
+    whole = all_of(reader, batch_size=1000)
+    taken = reader.take(np.array(rows))
+    assert all(torch.equal(taken[key], whole[key][rows]) for key in whole)
+
+
+@pytest.mark.parametrize(("max_groups", "num_aug"), [(None, None), (3, 2)])
+def test_places_are_the_rows_tasks_and_pairs_of_examples(
+    dataset: Path, max_groups: int | None, num_aug: int | None
+) -> None:
+    reader = TestReader(dataset, max_groups, num_aug)
+    got, places = all_of(reader, batch_size=1000), reader.places()
+    first_of_group = np.array([first for first, _, _ in columns(load_split_index(dataset, "test"))])
+    identifiers = first_of_group[places.groups] + places.rounds
+    np.testing.assert_array_equal(identifiers, got["puzzle_identifiers"].numpy())
+    np.testing.assert_array_equal(places.examples, got["example_index"].numpy())
 
 
 @pytest.mark.parametrize(("max_groups", "num_aug"), [(3, None), (None, 2), (2, 0), (100, 100)])

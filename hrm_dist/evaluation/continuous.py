@@ -1,0 +1,153 @@
+"""Continuous batching: a sequence that is finished leaves its slot to the next input.
+
+So the device never works on what is finished, and its shapes stay fixed. On a GPU the host looks one segment late at
+who has finished, and discards what that segment made of these: it never waits for the segment just launched.
+Shape legend: B slots, F sequences that finish together, S tokens.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_pipeline.reader import TestReader
+from hrm_dist.evaluation.halting import HaltingRule
+from hrm_dist.evaluation.segment import EvaluationSegment, Results
+from hrm_dist.evaluation.trajectories import Recorder, Trajectory
+
+_NOBODY = -1
+
+
+class Queue(Protocol):
+    """What comes next; it may depend on the answers so far."""
+
+    def take(self, most: int) -> NDArray[np.int64]:
+        """Return the numbers of the next inputs, at most so many; fewer where there are no more at present."""
+        ...
+
+
+class InOrder:
+    """A queue of given inputs."""
+
+    def __init__(self, rows: NDArray[np.int64]) -> None:
+        self._rows = rows
+
+    def take(self, most: int) -> NDArray[np.int64]:
+        taken, self._rows = self._rows[:most], self._rows[most:]
+        return taken
+
+
+class Finished(NamedTuple):
+    """What was finished after a segment, perhaps nothing; arrays of what the model says of these inputs."""
+
+    rows: NDArray[np.int64]  # [F]
+    num_segments: NDArray[np.int32]  # [F]
+    preds: NDArray[np.uint8]  # [F, S]
+    q_halt_logits: NDArray[np.float32]  # [F]
+    log_probs: NDArray[np.float32]  # [F]
+    trajectories: list[Trajectory]  # [F], if asked for
+
+
+class _Launched(NamedTuple):
+    """A segment under way, and what lies in each slot."""
+
+    results: Results
+    rows: NDArray[np.int64]  # [B]
+    num_segments: NDArray[np.int32]  # [B]
+
+
+class Answering:
+    """Take inputs from a queue through a number of slots; the model must be in evaluation mode."""
+
+    def __init__(
+        self,
+        segment: EvaluationSegment,
+        reader: TestReader,
+        rule: HaltingRule,
+        max_segments: int,
+        *,
+        keeps_trajectories: bool = False,
+        lag: int | None = None,
+    ) -> None:
+        """lag: how many segments late to look who has finished (default: one on a GPU, none elsewhere)."""
+        self.segment, self.reader, self.rule, self.max_segments = segment, reader, rule, max_segments
+        num_slots = segment.num_slots
+        self._lag = int(segment.preds.is_cuda) if lag is None else lag
+        self._rows = np.full(num_slots, _NOBODY, dtype=np.int64)
+        self._num_segments = np.zeros(num_slots, dtype=np.int32)
+        self._launched: deque[_Launched] = deque()
+        self._halted_lately: deque[NDArray[np.int64]] = deque(maxlen=self._lag)
+        self._held: dict[str, Tensor] = {}
+        self._recorder = Recorder(num_slots, segment.preds.shape[1]) if keeps_trajectories else None
+        self.num_launched = 0
+        """Segments so far."""
+
+    def answers(self, queue: Queue) -> Iterator[Finished]:
+        """Yield what is finished after each segment, until the queue has nothing more and all are."""
+        while True:
+            self._fill(queue)
+            is_running = (self._rows != _NOBODY).any()
+            if is_running:
+                self._launch()
+            if len(self._launched) > self._lag or (self._launched and not is_running):
+                yield self._look(self._launched.popleft())
+            elif not is_running:
+                return
+
+    def _fill(self, queue: Queue) -> None:
+        """Give free slots to the next inputs."""
+        free = np.flatnonzero(self._rows == _NOBODY)
+        rows = queue.take(len(free)) if len(free) else free
+        if not len(rows):
+            return
+        slots = free[: len(rows)]
+        batch = self.reader.take(rows)
+        begins = torch.zeros(self.segment.num_slots, dtype=torch.bool)
+        begins[slots] = True
+        for name in ("inputs", "puzzle_identifiers"):
+            if name not in self._held:
+                # What lies in slots that are never filled is computed too.
+                begins[:] = True
+                self._held[name] = batch[name][np.zeros(len(begins), dtype=np.int64)]
+            self._held[name][slots] = batch[name]
+        self.segment.refill(self._held, begins)
+        self._rows[slots], self._num_segments[slots] = rows, 0
+
+    def _launch(self) -> None:
+        self.segment()
+        self.num_launched += 1
+        self._num_segments += 1
+        results = self.segment.results()
+        self._launched.append(_Launched(results, self._rows.copy(), self._num_segments.copy()))
+        # Those whose segments are over are finished, whatever they say.
+        self._rows[self._num_segments >= self.max_segments] = _NOBODY
+
+    def _look(self, launched: _Launched) -> Finished:
+        """Return who finished with a segment, and free their slots."""
+        rows, num_segments, results = launched.rows, launched.num_segments, launched.results
+        results.wait()
+        said = results.said()
+        preds, log_probs = results.preds.numpy(), results.log_probs.numpy()
+        # Those that halted before are seen once more for each segment that was launched before that was known.
+        runs = (rows != _NOBODY) & ~np.isin(rows, np.concatenate([[_NOBODY], *self._halted_lately]))
+        halts = runs & self.rule.halts(said)
+        slots = np.flatnonzero(halts | (runs & (num_segments >= self.max_segments)))
+        self._halted_lately.append(rows[halts])
+        self._rows[np.isin(self._rows, rows[halts])] = _NOBODY
+        trajectories = []
+        if self._recorder is not None:
+            values = (said.q_halt_logits, said.q_continue_logits, said.residuals, log_probs)
+            self._recorder.add(runs, runs & (num_segments == 1), preds, *values)
+            trajectories = [self._recorder.take(slot) for slot in slots.tolist()]
+        return Finished(
+            rows[slots],
+            num_segments[slots],
+            preds[slots],
+            said.q_halt_logits[slots],
+            log_probs[slots],
+            trajectories,
+        )
