@@ -34,13 +34,12 @@ def test_no_continuation_changes_what_is_exactly_settled(
 ) -> None:
     support, votes_left = vote
     assume(EXACT.is_settled(support, votes_left, sum(support) + votes_left))
-    chosen = data.draw(
-        st.lists(st.integers(0, len(support) + 1), min_size=votes_left, max_size=votes_left)
-        | st.integers(0, len(support) + 1).map(lambda candidate: [candidate] * votes_left)
-    )
-    final = np.bincount(chosen, minlength=len(support) + 2)
-    final[: len(support)] += support
-    assert final[0] > final[1] > final[2:].max()
+    candidates = range(len(support) + 2)  # two that nobody has voted for
+    drawn = data.draw(st.lists(st.sampled_from(candidates), min_size=votes_left, max_size=votes_left))
+    for chosen in (drawn, *([candidate] * votes_left for candidate in candidates)):
+        final = np.bincount(chosen, minlength=len(candidates))
+        final[: len(support)] += support
+        assert final[0] > final[1] > final[2:].max()
 
 
 @given(vote=nearly_settled())
