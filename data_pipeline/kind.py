@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from data_pipeline.shards.plan import Content, Request
 Boards = NDArray[np.uint8]  # [n, canvas, canvas]
 Role = Literal["train", "evaluation"]
 Measured = dict[str, NDArray[np.int64]]
+Check = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.bool_]]
+"""Inputs and predictions, tokens [n, canvas * canvas], to whether each prediction is good; [n]."""
 
 
 def split_role(source: str) -> tuple[Path, Role | None]:
@@ -69,3 +72,5 @@ class Kind(NamedTuple):
     """By the side of the canvas."""
     scorer: Literal["votes"] | None = None
     """What scores a test split beside the share of right answers: the votes of each task's augmentations."""
+    checks: Mapping[str, Check] = MappingProxyType({})
+    """What may hold of a prediction that is not the stored answer in every cell, by the name of the score."""

@@ -333,4 +333,5 @@ def kind_of(puzzle_type: type[PuzzleType], puzzles: str) -> Kind:
         read=partial(read, puzzle_type),
         expect=expect,
         look=look,
+        checks=puzzle_type.checks,
     )

@@ -1,7 +1,9 @@
 """What the builder asks of a kind of grid puzzles."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Annotated, ClassVar, Self, cast
 
 import numpy as np
@@ -10,7 +12,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from data_pipeline.base.random import Bits, random_bits
 from data_pipeline.grid_puzzles.csv_source import Cells, CsvBlock
-from data_pipeline.kind import Look
+from data_pipeline.kind import Check, Look
 from data_pipeline.options import OF_SOURCE, LeakPolicy, Options
 from data_pipeline.schema import MAX_GROUPS, SplitName
 
@@ -68,6 +70,8 @@ class PuzzleType(ABC):
     """Those of new puzzles, `generator` of the options."""
     characters: ClassVar[bytes]
     """Those of tokens 1, 2, ... of the published datasets in CSV files."""
+    checks: ClassVar[Mapping[str, Check]] = MappingProxyType({})
+    """What may hold of a prediction beside being the stored answer, by the name of the score."""
 
     side: int
 

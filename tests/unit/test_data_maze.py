@@ -11,8 +11,11 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.grid_puzzles.csv_source import HEADER, Puzzles
 from data_pipeline.grid_puzzles.maze import puzzles as maze
 from data_pipeline.grid_puzzles.maze.generator import MazeRecipe, generate
+from data_pipeline.grid_puzzles.maze.kind import MAZE, MazeType
 from data_pipeline.grid_puzzles.maze.puzzles import content_keys
+from data_pipeline.grid_puzzles.maze.unique import MAZE_UNIQUE, MazeUniqueType
 from data_pipeline.grid_puzzles.reading import Selection, read_puzzles
+from data_pipeline.kind import Kind
 
 POOL = generate(MazeRecipe(side=12, min_steps=20, seed=5), "train", np.arange(40))
 
@@ -92,6 +95,71 @@ def test_any_other_marks_are_no_shortest_path(inputs: np.ndarray, data: st.DataO
             cell = cells[data.draw(st.integers(0, len(cells) - 1))]
             labels[i, cell] ^= maze.FREE_ID ^ maze.PATH_ID
             assert not maze.is_shortest_path(inputs[i : i + 1], labels[i : i + 1])[0]
+
+
+def networkx_is_path(question: np.ndarray, answer: np.ndarray) -> bool:
+    """The rule as it is stated: connected, two neighbours each, the ends one."""
+    side = round(len(question) ** 0.5)
+    marked = np.flatnonzero(answer > maze.FREE_ID)
+    if (
+        not (answer == np.where(answer == maze.PATH_ID, maze.PATH_ID, question)).all()
+        or (question[answer == maze.PATH_ID] != maze.FREE_ID).any()
+    ):
+        return False
+    graph = nx.grid_2d_graph(side, side).subgraph([divmod(int(i), side) for i in marked])
+    due = {divmod(int(i), side): 2 if answer[i] == maze.PATH_ID else 1 for i in marked}
+    return nx.is_connected(graph) and dict(graph.degree()) == due
+
+
+@given(random_mazes(), st.data())
+def test_a_path_is_one_by_its_stated_rule(inputs: np.ndarray, data: st.DataObject) -> None:
+    inputs = inputs[maze.path_lengths(inputs) > 0]
+    labels = maze.mark_shortest_paths(inputs)
+    for label in labels:
+        for _ in range(data.draw(st.integers(0, 3))):
+            cell = data.draw(st.integers(0, len(label) - 1))
+            label[cell] ^= maze.FREE_ID ^ maze.PATH_ID if label[cell] in (maze.FREE_ID, maze.PATH_ID) else 1
+    expected = [networkx_is_path(*pair) for pair in zip(inputs, labels, strict=True)]
+    assert maze.is_path(inputs, labels).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", [MAZE, MAZE_UNIQUE])
+def test_the_stored_answer_is_a_valid_and_an_optimal_path(kind: Kind) -> None:
+    new = kind.options.model_validate({"generator": {"side": 12, "min_steps": 20}})
+    puzzle_type = {"maze": MazeType, "maze-unique": MazeUniqueType}[kind.name].of_new(new)
+    examples = puzzle_type.generate(3, "test", np.arange(20))
+    assert {name: check(*examples.swapaxes(0, 1)).sum() for name, check in kind.checks.items()} == {
+        "valid_path": 20,
+        "optimal_path": 20,
+    }
+
+
+def test_a_detour_is_a_valid_path_and_no_optimal_one() -> None:
+    """Around a wall that stands on the shortest path, in the maze without that wall."""
+    lengths = []
+    for question, answer in zip(POOL.inputs, POOL.labels, strict=True):
+        cells = np.flatnonzero(answer == maze.PATH_ID)
+        walled = np.tile(question, (len(cells), 1))
+        walled[np.arange(len(cells)), cells] = maze.WALL_ID
+        walled = walled[maze.path_lengths(walled) > 0]
+        labels = maze.mark_shortest_paths(walled)
+        labels[walled != question] = maze.FREE_ID
+        questions = np.tile(question, (len(walled), 1))
+        extra = maze.path_lengths(walled) - maze.path_lengths(questions)
+        assert maze.is_path(questions, labels).all()
+        assert maze.is_shortest_path(questions, labels).tolist() == (extra == 0).tolist()
+        lengths += extra.tolist()
+    assert {0, 2} <= set(lengths)
+
+
+def test_a_branch_a_gap_or_a_changed_cell_is_no_valid_path() -> None:
+    """Any token that is not the stored answer's, in any one cell."""
+    for question, answer in zip(POOL.inputs[:4], POOL.labels[:4], strict=True):
+        for token in range(maze.VOCAB_SIZE):
+            cells = np.flatnonzero(answer != token)
+            labels = np.tile(answer, (len(cells), 1))
+            labels[np.arange(len(cells)), cells] = token
+            assert not maze.is_path(np.tile(question, (len(cells), 1)), labels).any()
 
 
 @pytest.mark.parametrize(("side", "min_steps", "count"), [(30, 110, 6), (12, 20, 40), (7, 10, 20), (4, 5, 5)])

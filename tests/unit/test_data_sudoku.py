@@ -18,6 +18,7 @@ from data_pipeline.grid_puzzles.sudoku import generator as sudoku_generator
 from data_pipeline.grid_puzzles.sudoku import puzzles as sudoku
 from data_pipeline.grid_puzzles.sudoku import symmetry as sudoku_symmetry
 from data_pipeline.grid_puzzles.sudoku.generator import Recipe, generate
+from data_pipeline.grid_puzzles.sudoku.kind import SUDOKU
 from data_pipeline.grid_puzzles.sudoku.puzzles import (
     BOX_SHAPES,
     BoxShape,
@@ -192,6 +193,46 @@ def test_an_image_is_a_valid_puzzle_with_one_solution_and_can_be_turned_back(
     np.testing.assert_array_equal(sudoku_symmetry.apply(image.inputs, undo), puzzles.inputs)
     np.testing.assert_array_equal(sudoku_symmetry.apply(image.labels, undo), puzzles.labels)
     np.testing.assert_array_equal(content_keys(image), content_keys(puzzles))
+
+
+def is_valid(inputs: np.ndarray, grids: np.ndarray) -> list[bool]:
+    """What the kind says of grids as answers to puzzles."""
+    return SUDOKU.checks["valid_accuracy"](sudoku.encode(inputs), sudoku.encode(grids)).tolist()
+
+
+@given(puzzles_and_symmetries())
+def test_an_image_of_the_solution_is_valid_for_the_image_of_the_puzzle_and_no_other(
+    case: tuple[Sudokus, np.ndarray],
+) -> None:
+    puzzles, numbers = case
+    image = sudoku_symmetry.augment(puzzles, numbers)
+    assert all(is_valid(image.inputs, image.labels))
+    # A puzzle with one solution: what is valid is exact.
+    assert is_valid(puzzles.inputs, image.labels) == (image.labels == puzzles.labels).all(axis=1).tolist()
+
+
+@pytest.mark.parametrize("side", [4, 6, 9])
+def test_a_solution_with_any_cell_changed_is_not_valid(side: int) -> None:
+    pool = POOL[side].take(slice(3))
+    for question, answer in zip(pool.inputs, pool.labels, strict=True):
+        for digit in [*range(side + 2), 255]:  # 255: padding
+            cells = np.flatnonzero(answer != digit)
+            grids = np.tile(answer, (len(cells), 1))
+            grids[np.arange(len(cells)), cells] = digit
+            blank = np.zeros_like(grids)
+            assert not any(is_valid(np.tile(question, (len(cells), 1)), grids))
+            assert not any(is_valid(blank, grids))
+
+
+@pytest.mark.parametrize("side", [4, 6])
+def test_every_solution_of_a_puzzle_with_several_is_valid(side: int) -> None:
+    pool = POOL[side].take(slice(10))
+    less = pool.inputs.copy()
+    less[np.arange(10), (less > 0).argmax(axis=1)] = 0
+    for question in less:
+        solutions = np.array(sat_solutions(question, pool.boxes, limit=5))
+        assert len(solutions) > 1
+        assert all(is_valid(np.tile(question, (len(solutions), 1)), solutions.astype(np.uint8)))
 
 
 @given(puzzles_and_symmetries())

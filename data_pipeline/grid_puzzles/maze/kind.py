@@ -1,6 +1,7 @@
 """Mazes as a kind of grid puzzles."""
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated
 
 import numpy as np
@@ -49,6 +50,7 @@ class MazeType(PuzzleType):
     options = MazeOptions
     new = NewMazes
     characters = maze.CHARSET.encode()
+    checks = MappingProxyType({"valid_path": maze.is_path, "optimal_path": maze.is_shortest_path})
 
     min_steps: int = 0
 

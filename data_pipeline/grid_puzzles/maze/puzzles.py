@@ -128,13 +128,26 @@ def path_lengths(inputs: Mazes) -> NDArray[np.int32]:
     return steps_between(inputs != WALL_ID, *ends)
 
 
+@in_blocks(_BLOCK)
+def is_path(inputs: Mazes, labels: Mazes) -> NDArray[np.bool_]:
+    """Tell whether the cells `o` of a label are one path from S to G, and all else is as in the input; [n].
+
+    In a path all cells are connected, each `o` has exactly two neighbours among S, `o` and G, and S and G have one.
+    """
+    is_copied = ((labels == inputs) | ((labels == PATH_ID) & (inputs == FREE_ID))).all(axis=1)
+    # The shortest way along the marks takes all of them only if none is a branch, a loop or apart from the others.
+    along_marks = path_lengths(np.where(labels == FREE_ID, WALL_ID, labels).astype(np.uint8))
+    return is_copied & (along_marks == _num_steps(labels))
+
+
 def is_shortest_path(inputs: Mazes, labels: Mazes) -> NDArray[np.bool_]:
-    """Tell whether the cells `o` of a label are those of one shortest path from S to G; [n]."""
-    lengths = path_lengths(inputs)
-    num_marked = (labels == PATH_ID).sum(axis=1)
-    # As many cells as a shortest path has can only join S and G by being one.
-    along_marks = path_lengths(np.where((labels == FREE_ID), WALL_ID, labels).astype(np.uint8))
-    return (lengths > 0) & (num_marked == lengths - 1) & (along_marks == lengths)
+    """Tell whether the cells `o` of a label are a path as short as any from S to G; [n]."""
+    return is_path(inputs, labels) & (path_lengths(inputs) == _num_steps(labels))
+
+
+def _num_steps(labels: Mazes) -> NDArray[np.int64]:
+    """Count the steps of a path with the marked cells."""
+    return (labels == PATH_ID).sum(axis=1) + 1
 
 
 def framed(steps: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -1,6 +1,8 @@
 """Sudoku as a kind of grid puzzles."""
 
+import math
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import numpy as np
@@ -36,6 +38,13 @@ class SudokuOptions(PuzzleOptions):
     generator: NewSudokus | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
+def is_valid(inputs: Cells, preds: Cells) -> NDArray[np.bool_]:
+    """Tell whether a prediction, in tokens, is a complete grid that obeys the rules and keeps the givens; [n]."""
+    grids = sudoku.decode(preds)
+    boxes = sudoku.BOX_SHAPES[math.isqrt(grids.shape[1])]
+    return sudoku.keeps_givens(sudoku.decode(inputs), grids) & sudoku.is_solution(grids, boxes)
+
+
 @dataclass(frozen=True)
 class SudokuType(PuzzleType):
     """Sudoku with 4, 6 or 9 digits."""
@@ -44,6 +53,7 @@ class SudokuType(PuzzleType):
     options = SudokuOptions
     new = NewSudokus
     characters = b"0123456789"
+    checks = MappingProxyType({"valid_accuracy": is_valid})
 
     min_difficulty: int = 0
 

@@ -128,6 +128,11 @@ def is_solution(grids: Grids, boxes: BoxShape) -> NDArray[np.bool_]:
     return ((found == (1 << boxes.side) - 1) & (digits.max(axis=0) <= boxes.side)).all(axis=0)
 
 
+def keeps_givens(inputs: Grids, grids: Grids) -> NDArray[np.bool_]:
+    """Tell whether a grid has the digits that are given; [n]."""
+    return ((inputs == 0) | (inputs == grids)).all(axis=1)
+
+
 @in_blocks(_BLOCK)
 def content_keys(puzzles: Sudokus) -> Bits:
     """Return a key per puzzle that no symmetry of Sudoku changes; [n].

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.grid_puzzles.sudoku.puzzles import BoxShape, Grids, Sudokus, units
+from data_pipeline.grid_puzzles.sudoku.puzzles import BoxShape, Grids, Sudokus, keeps_givens, units
 
 States = NDArray[np.uint16]  # [n, cells], bit d - 1 for digit d
 
@@ -58,8 +58,8 @@ def rate(grids: Grids, boxes: BoxShape) -> NDArray[np.int32]:
 
 def has_unique_solution(puzzles: Sudokus) -> NDArray[np.bool_]:
     """Tell whether a puzzle's label, known to be a valid grid, is its only solution; [n]."""
-    completes = ((puzzles.inputs == 0) | (puzzles.inputs == puzzles.labels)).all(axis=1)
-    return completes & (count_solutions(puzzles.inputs, puzzles.boxes) == 1)
+    is_unique = count_solutions(puzzles.inputs, puzzles.boxes) == 1
+    return keeps_givens(puzzles.inputs, puzzles.labels) & is_unique
 
 
 def search(states: States, boxes: BoxShape, *, limit: int, hidden_singles: bool = True) -> SearchResult:
