@@ -40,11 +40,11 @@ from hrm_dist.checkpoint.reader import identity, read_state
 from hrm_dist.distributed import collectives
 from hrm_dist.distributed.preemption import PreemptionHandler
 from hrm_dist.distributed.process_group import World, process_group
-from hrm_dist.evaluation.evaluate import Answers, answer, hits, num_slots, score_fn
-from hrm_dist.evaluation.intervals import interval_text, share_interval
+from hrm_dist.evaluation.evaluate import answer, num_slots, score_fn
 from hrm_dist.evaluation.load_model import load_model, refuse_other_dataset
 from hrm_dist.evaluation.output_dir import Evaluation, agree, claim, rows_per_file
 from hrm_dist.evaluation.predictions import Predictions, read_prediction_file, write_predictions
+from hrm_dist.evaluation.puzzle_scores import summary, summary_text
 from hrm_dist.evaluation.segment import EvaluationSegment
 from hrm_dist.freed_memory import keep_freed_memory
 from hrm_dist.model.act import ACTModel
@@ -240,17 +240,12 @@ def _summary(out: Path, files: Mapping[Path, range], part: Part, num_new: int) -
 
 def accuracy_text(files: Mapping[Path, range], reader: TestReader, max_groups: int | None = None) -> str:
     """Return how many of the predictions are right, in words."""
-    total = np.zeros(3)
-    for path, rows in files.items():
-        [batch] = reader.batches(len(rows), rows.start, rows.stop)
-        total += hits(Answers(read_prediction_file(path), batch["labels"].numpy()))
-    examples, exact, cells = total.tolist()
-    interval = interval_text(share_interval(exact, round(examples)))
-    subset = reader.info.evaluated(max_groups)
-    return (
-        f"exact accuracy {interval} ({exact:.0f} of {examples:.0f} puzzles right in every cell), "
-        f"cell accuracy {cells / examples:.1%}{subset and f', on {subset}'}"
+    batches = (next(reader.batches(len(rows), rows.start, rows.stop)) for rows in files.values())
+    blocks = (
+        (read_prediction_file(path), batch["labels"].numpy())
+        for path, batch in zip(files, batches, strict=True)
     )
+    return summary_text(summary(blocks, reader.info, max_groups))
 
 
 def _command() -> int:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from data_pipeline.kinds import kind_named
 from data_pipeline.reader import TestBatch, TestReader
-from data_pipeline.schema import IGNORE_LABEL_ID, verify_document
+from data_pipeline.schema import verify_document
 from hrm_dist.distributed import collectives
-from hrm_dist.evaluation import voting
+from hrm_dist.evaluation import puzzle_scores, voting
 from hrm_dist.evaluation.predictions import Predictions
 from hrm_dist.evaluation.segment import EvaluationSegment, Results
 from hrm_dist.model.act import ACTModel
@@ -94,17 +94,6 @@ def num_slots(num_examples: int, batch_size: int, device: torch.device) -> int:
     return -(-num_examples // num_batches)
 
 
-def hits(answers: Answers) -> NDArray[np.float64]:
-    """Sum over the examples whose truth is known: [examples, exactly right, share of cells right]."""
-    mask = answers.labels != IGNORE_LABEL_ID
-    num_labels = mask.sum(-1)
-    known = num_labels > 0
-    right = (mask & (answers.predictions.preds == answers.labels)).sum(-1)
-    return np.array(
-        [known.sum(), (right == num_labels)[known].sum(), (right[known] / num_labels[known]).sum()]
-    )
-
-
 def evaluate(
     model: ACTModel,
     reader: TestReader,
@@ -117,9 +106,9 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Return the scores on what the reader covers, the same on every rank; the ranks share the work.
 
-    `exact_accuracy` and `cell_accuracy` are shares of `examples`, the augmented ones whose truth is known; `score_fn`
-    adds those of a kind of puzzle. Empty if there are no examples, or no truth is known. None if `should_stop` says so,
-    which is asked before every batch, equally often on every rank; its answer must be the same on all. records: see
+    They are those of `puzzle_scores`, over the augmented examples whose truth is known, and what `score_fn` adds for a
+    kind of puzzle. Empty if there are no examples, or no truth is known. None if `should_stop` says so, which is asked
+    before every batch, equally often on every rank; its answer must be the same on all. records: see
     `EvaluationSegment`.
     """
     if not len(reader):
@@ -142,15 +131,8 @@ def evaluate(
 
     def score() -> dict[str, float]:
         blocks = [block for of_rank in gathered for block in of_rank]
-        examples, exact, cells = np.sum([hits(block) for block in blocks], axis=0)
-        if not examples:
-            return {}
-        scores = {
-            "examples": float(examples),
-            "exact_accuracy": float(exact / examples),
-            "cell_accuracy": float(cells / examples),
-        }
-        if add_scores := score_fn(reader.info.kind):
+        scores = puzzle_scores.scores(blocks, reader.info.kind)
+        if scores and (add_scores := score_fn(reader.info.kind)):
             scores |= add_scores((block.predictions for block in blocks), reader, data_path)
         return scores
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from data_pipeline.base import jsonl
 from data_pipeline.base.progress import duration
+from data_pipeline.kinds import KINDS
 from hrm_dist.evaluation.intervals import interval_text, share_interval
 
 SCORES_FILE = "scores.json"
@@ -16,7 +17,13 @@ SCORES_FILE = "scores.json"
 Scores = Mapping[str, float]
 """By name, without `eval/`."""
 
-_SHARES = ("task/pass@1", "task/pass@2", "exact_accuracy", "cell_accuracy")
+SHARES_OF_EXAMPLES = (
+    "exact_accuracy",
+    *dict.fromkeys(name for kind in KINDS for name in kind.checks),
+)
+"""Of an example all or nothing: whether its answer is the stored one, or good by what its kind checks."""
+
+_SHARES = ("task/pass@1", "task/pass@2", *SHARES_OF_EXAMPLES, "cell_accuracy")
 
 
 class Count(NamedTuple):
@@ -34,10 +41,16 @@ def headline(scores: Scores) -> float | None:
 
 def count_right(scores: Scores, attempts: int = 2) -> Count | None:
     """Return ARC's test inputs that so many attempts solve, otherwise exact examples; None if no number is known."""
-    share, num, unit = scores.get(f"input/pass@{attempts}"), scores.get("inputs"), "test inputs"
+    share, num = scores.get(f"input/pass@{attempts}"), scores.get("inputs")
     if share is None:
-        share, num, unit = scores.get("exact_accuracy"), scores.get("examples"), "examples"
-    return None if share is None or not num else Count(round(share * num), int(num), unit)
+        return count_examples(scores, "exact_accuracy")
+    return Count(round(share * num), int(num), "test inputs") if num else None
+
+
+def count_examples(scores: Scores, name: str) -> Count | None:
+    """Return of how many examples one of SHARES_OF_EXAMPLES holds; None if no number is known."""
+    share, num = scores.get(name), scores.get("examples")
+    return None if share is None or not num else Count(round(share * num), int(num), "examples")
 
 
 def scores_by_step(metrics: Path) -> dict[int, dict[str, float]]:

@@ -114,7 +114,8 @@ def test_accuracy_is_told_with_its_interval_and_the_number_of_puzzles(tmp_path: 
     rest = (np.zeros(4, dtype=np.float32), batch["example_index"].numpy())
     write_predictions(tmp_path / "p.npz", Predictions(*arrays, preds, *rest, "step_1"))
     assert evaluate.accuracy_text({tmp_path / "p.npz": range(4)}, reader) == (
-        "exact accuracy 75.0 % [30.1, 95.4] (3 of 4 puzzles right in every cell), cell accuracy 98.4%"
+        "exact accuracy 75.0 % [30.1, 95.4] (3 of 4 puzzles right in every cell), "
+        "valid accuracy 75.0 % [30.1, 95.4] (3 of 4 puzzles), cell accuracy 98.4%"
     )
 
 
