@@ -14,6 +14,7 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.subsets import SUBSETS
 from hrm_dist.config import ArchConfig
 from hrm_dist.evaluation.intervals import interval_text, mean_interval, share_interval
+from hrm_dist.evaluation.puzzle_scores import ALL_PUZZLES
 from hrm_dist.run_record import FILE as RECORD_FILE
 from hrm_dist.run_record import Dataset
 from hrm_dist.train import main as train
@@ -137,6 +138,18 @@ def test_other_kinds_are_scored_by_exact_examples(runs: list[Path]) -> None:
     row = {"step": 3, "eval/exact_accuracy": 0.95, "eval/examples": 100}
     (runs[0] / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     assert score_cell([read_run(runs[0])]) == "exact 95.0 % [88.8, 97.8], 95 of 100 examples<br>last step"
+
+
+def test_mazes_are_also_scored_by_valid_and_optimal_paths(runs: list[Path]) -> None:
+    shares = {"examples": 4.0, "exact_accuracy": 0.25, "valid_path": 0.75, "optimal_path": 0.5}
+    (runs[0] / "scores.json").write_text(
+        json.dumps({"scores": {ALL_PUZZLES: shares | {"cell_accuracy": 0.9}}})
+    )
+    *lines, _ = score_cell([read_run(runs[0])]).split("<br>")
+    assert lines == [
+        f"all puzzles: {name} {interval_text(share_interval(right, 4))}, {right} of 4 examples"
+        for name, right in (("exact", 1), ("valid path", 3), ("optimal path", 2))
+    ]
 
 
 def test_a_run_of_an_earlier_version_is_unknown_where_it_says_nothing(

@@ -12,7 +12,15 @@ from data_pipeline.subsets import named
 from hrm_dist.checkpoint.config_changes import NOT_IN_THE_RESULT
 from hrm_dist.config import ArchConfig, TrainConfig, flat_settings, load_config
 from hrm_dist.evaluation.intervals import interval_text, mean_interval, share_interval
-from hrm_dist.evaluation.scores import SCORES_FILE, Count, Scores, count_right, scores_by_step
+from hrm_dist.evaluation.scores import (
+    SCORES_FILE,
+    SHARES_OF_EXAMPLES,
+    Count,
+    Scores,
+    count_examples,
+    count_right,
+    scores_by_step,
+)
 from hrm_dist.run_record import Dataset, RunRecord, read_record
 
 UNKNOWN = "unknown"
@@ -223,9 +231,15 @@ def scores_of(run: RunFolder) -> list[Score]:
 def _shares(prefix: str, scores: Scores) -> list[Score]:
     if "input/pass@2" in scores:
         return [Score(f"{prefix}pass@{k}", scores[f"input/pass@{k}"], count_right(scores, k)) for k in (2, 1)]
-    if "exact_accuracy" in scores:
-        return [Score(f"{prefix}exact", scores["exact_accuracy"], count_right(scores))]
-    return []
+    return [
+        Score(
+            f"{prefix}{name.removesuffix('_accuracy').replace('_', ' ')}",
+            scores[name],
+            count_examples(scores, name),
+        )
+        for name in SHARES_OF_EXAMPLES
+        if name in scores
+    ]
 
 
 def score_cell(runs: Sequence[RunFolder]) -> str:
