@@ -3,9 +3,21 @@
     python -m tools.evaluate runs/demo/checkpoints/latest --data data/demo --out runs/demo/predictions
     torchrun --nproc-per-node 8 -m tools.evaluate runs/arc1/checkpoints/best --data data/arc1 --out predictions
 
-Every example runs for halt_max_steps segments. Predictions go to files of at most 8,192 examples; the same
-command after an interruption resumes with the files that are missing. Vote on ARC predictions with tools.vote; of
-Sudokus and mazes the accuracy is printed here.
+Every example runs for halt_max_steps segments, as published, unless it may think less or more (what follows changes
+answers; tools.scaling shows by how much):
+
+    python -m tools.evaluate CHECKPOINT --data data/sudoku --out predictions --halting unchanged:2
+    python -m tools.evaluate CHECKPOINT --data data/sudoku --out predictions --max-segments 64 --halting learned
+    python -m tools.evaluate CHECKPOINT --data data/arc1 --out predictions --vote-until exact
+
+An example that is finished makes room for the next at once. --vote-until goes through the augmentations of each ARC
+task in rounds, and stops where the vote on a test input is settled: exact (the first two answers can no longer change;
+it saves little, since a second place is long open), or as tools.calibrate_vote has found on other tasks.
+
+The folder says what was planned, and proves that each input was answered once; of Sudokus and mazes the scores are
+printed here and written to its scores.json. Vote on ARC predictions with tools.vote. Files hold at most 1,024 examples
+and come in any order; the same command after an interruption resumes with those that are missing. --against compares
+the answers with those of another folder, such as one of all segments.
 
 To share an evaluation among jobs, give each its --part, with the same N, and the same --out on a disk that all see:
 
@@ -19,37 +31,52 @@ same command resumes), 1 anything else.
 """
 
 import argparse
+import json
 import sys
+import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 from data_pipeline.base import signals
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import EXIT_INTERRUPTED, InputError, exit_code
+from data_pipeline.base.files import replace_file
 from data_pipeline.base.parallel import Part, parse_part
 from data_pipeline.base.paths import path_argument
 from data_pipeline.base.progress import progress_bar
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import HOW_TO_HOLD_OUT, NOTHING_HELD_OUT
-from hrm_dist.checkpoint.reader import identity, read_state
+from hrm_dist.checkpoint.reader import CheckpointState, content_sha256, identity, read_state
+from hrm_dist.config import ArchConfig
 from hrm_dist.distributed import collectives
 from hrm_dist.distributed.preemption import PreemptionHandler
 from hrm_dist.distributed.process_group import World, process_group
-from hrm_dist.evaluation.evaluate import answer, num_slots, score_fn
+from hrm_dist.evaluation import proof
+from hrm_dist.evaluation.compare import compared, comparison_text
+from hrm_dist.evaluation.continuous import Answering
+from hrm_dist.evaluation.evaluate import num_slots, score_fn
+from hrm_dist.evaluation.fill_folder import Share, planned_inputs
+from hrm_dist.evaluation.halting import HALTING_HELP, HaltingRule
 from hrm_dist.evaluation.load_model import load_model, refuse_other_dataset
-from hrm_dist.evaluation.output_dir import Evaluation, agree, claim, rows_per_file
-from hrm_dist.evaluation.predictions import Predictions, read_prediction_file, write_predictions
+from hrm_dist.evaluation.output_dir import Evaluation, agree, claim, cut_of_tasks, rows_per_file
+from hrm_dist.evaluation.predictions import read_prediction_file
 from hrm_dist.evaluation.puzzle_scores import summary, summary_text
+from hrm_dist.evaluation.scores import SCORES_FILE
 from hrm_dist.evaluation.segment import EvaluationSegment
+from hrm_dist.evaluation.stopping import RULES, parse_vote_rule
 from hrm_dist.freed_memory import keep_freed_memory
 from hrm_dist.model.act import ACTModel
+from hrm_dist.model.flops import evaluation_flops_per_sequence, matmul_rate
 from hrm_dist.model.kernels import require_c_compiler
 from hrm_dist.model.network import Network
+
+_SAMPLE = 1024
+"""Inputs whose lengths stand for those of all, where padding is not computed."""
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -63,6 +90,21 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--out", type=path_argument, required=True, metavar="DIR", help="folder for the predictions")
     add("--num-aug", type=int, metavar="N", help="augmentations per task beside the original (all)")
     add("--max-groups", type=int, metavar="N", help="only the first N tasks (all)")
+    add("--halting", default="none", metavar="RULE", help=HALTING_HELP)
+    add("--max-segments", type=int, metavar="N", help="segments at most (halt_max_steps of the training)")
+    add(
+        "--every-segment",
+        action="store_true",
+        help="keep every segment's answer, as changes, in OUT/segments",
+    )
+    add(
+        "--vote-until",
+        default="none",
+        metavar="RULE",
+        help=f"when the vote on a test input is settled: {RULES}",
+    )
+    add("--against", type=path_argument, metavar="DIR",
+        help="other predictions of the same inputs: tell which answers differ, and the score")  # fmt: skip
     add("--batch-size", type=int, default=64, metavar="N", help="examples at a time (%(default)s)")
     add("--weights", type=lambda text: "ema" if text == "average" else text, choices=("ema", "raw"), default="ema",
         help="the EMA where the run kept one (default), or the raw weights")  # fmt: skip
@@ -70,17 +112,21 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--compile", action=argparse.BooleanOptionalAction, help="compile the model (default: for a GPU)")
     options = parser.parse_args(arguments)
-    for name, least in (("num_aug", 0), ("max_groups", 1), ("batch_size", 1)):
+    for name, least in (("num_aug", 0), ("max_groups", 1), ("batch_size", 1), ("max_segments", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}.")
+    options.halting = HaltingRule.parse(options.halting)
+    options.vote_until = parse_vote_rule(options.vote_until)
     return options
 
 
-def evaluation_asked_for(options: argparse.Namespace, reader: TestReader, num_parts: int) -> Evaluation:
-    """Return what the options mean for a dataset.
+def evaluation_asked_for(
+    options: argparse.Namespace, reader: TestReader, num_parts: int, num_ranks: int = 1
+) -> Evaluation:
+    """Return what the options mean for a dataset, but for the digest of the planned inputs.
 
-    Raises InputError if the checkpoint was trained on another one, or nothing of it is held out.
+    Raises InputError if the checkpoint was trained on another one, nothing of it is held out, or a rule does not apply.
     """
     state = read_state(options.checkpoint)
     refuse_other_dataset(options.checkpoint, state, options.data, reader.info.metadata("train"))
@@ -89,92 +135,111 @@ def evaluation_asked_for(options: argparse.Namespace, reader: TestReader, num_pa
             f"{options.data}: {NOTHING_HELD_OUT}, so there is nothing to predict; build a dataset with held-out "
             f"puzzles ({HOW_TO_HOLD_OUT}) and train on it."
         )
-    has_ema = any(key.startswith("ema.") for key in state.tensors)
-    # In files "ema" has always been "average", and folders begun before can be completed.
-    weights = "average" if options.weights == "ema" and has_ema else "raw"
+    arch = ArchConfig.model_validate(state.config["arch"])
+    if options.halting.kind == "residual" and not arch.description.states:
+        raise InputError(
+            f"--halting {options.halting}: architecture {arch.name} carries no state from one segment to the next; "
+            "give another rule."
+        )
+    cut = None
+    if options.vote_until.name != "none":
+        if score_fn(reader.info.kind) is None:
+            raise InputError(
+                f"--vote-until {options.vote_until}: {options.data} is of {reader.info.kind} puzzles, on which there "
+                "is no vote; leave it out."
+            )
+        num_inputs = int((reader.places().rounds == 0).sum())
+        cut = cut_of_tasks(num_inputs, num_parts * num_ranks)
     return Evaluation(
-        checkpoint_id=f"{identity(options.checkpoint)}-{weights}",
+        checkpoint_id=f"{identity(options.checkpoint)}-{_weights(options, state)}",
         num_aug=options.num_aug,
         max_groups=options.max_groups,
         num_rows=len(reader),
         rows_per_file=rows_per_file(len(reader), num_parts),
+        checkpoint_sha256=content_sha256(options.checkpoint),
+        dataset_sha256=state.dataset["sha256"],
+        subset=reader.info.evaluated(options.max_groups) or None,
+        max_segments=options.max_segments or arch.halt_max_steps,
+        halting=str(options.halting),
+        every_segment=options.every_segment,
+        vote_rule=str(options.vote_until),
+        cut=cut,
     )
 
 
-class _Predictor(NamedTuple):
-    """Predict rows of the test split into files."""
-
-    reader: TestReader
-    segment: EvaluationSegment
-    checkpoint_id: str
-    counts: Counter[str]
-    """Of predictions made here, and of those among them that are lost."""
-
-    def num_batches(self, files: Iterable[range]) -> int:
-        return sum(-(-len(rows) // self.segment.num_slots) for rows in files)
-
-    def predict(self, files: Mapping[Path, range]) -> Generator[int]:
-        """Write the files; yield the number of examples after every batch."""
-        for path, rows in files.items():
-            batches = self.reader.batches(self.segment.num_slots, rows.start, rows.stop)
-            blocks: list[Predictions] = []
-            for answers in answer(self.segment, batches, self.checkpoint_id):
-                blocks.append(answers.predictions)
-                self.counts["made"] += len(answers.labels)
-                self.counts["lost"] += int(np.isnan(answers.predictions.q_halt_logits).sum())
-                if sum(len(block.preds) for block in blocks) == len(rows):
-                    write_predictions(path, _join(blocks))
-                yield len(answers.labels)
+def _weights(options: argparse.Namespace, state: CheckpointState) -> str:
+    has_ema = any(key.startswith("ema.") for key in state.tensors)
+    # In files "ema" has always been "average", and folders begun before can be completed.
+    return "average" if options.weights == "ema" and has_ema else "raw"
 
 
-def _join(blocks: list[Predictions]) -> Predictions:
-    arrays = {
-        name: np.concatenate([getattr(block, name) for block in blocks]) for name in Predictions._fields[:5]
-    }
-    return blocks[0]._replace(**arrays)
-
-
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Write the prediction files that are not there yet."""
-    options = parse_arguments()
-    out: Path = options.out
-    part: Part = options.part
+    options = parse_arguments(arguments)
     with closing(PreemptionHandler()) as stop, process_group(options.device) as world:
         keep_freed_memory(world.device)
         reader = TestReader(options.data, options.max_groups, options.num_aug)
-        metadata = reader.info.metadata("train")
-        asked = evaluation_asked_for(options, reader, part.count)
-        evaluation = collectives.run_on_rank0(lambda: agree(out, asked, part))
-        todo = collectives.run_on_rank0(lambda: _missing(evaluation.files(out), part))
-        is_stopped = False
-        if todo:
-            ema = options.weights == "ema"
-            model = load_model(options.checkpoint, options.data, metadata, ema=ema, device=world.device)
-            evaluation = collectives.run_on_rank0(lambda: claim(out, asked, part))
-            # Listed once for all ranks: one that looked later would already see files of the others.
-            todo = collectives.run_on_rank0(lambda: _missing(evaluation.files(out), part))
-            segment = _segment(model, todo, options, world)
-            predictor = _Predictor(reader, segment, asked.checkpoint_id, counts := Counter())
-            is_stopped = not _predict_together(predictor, todo, world, stop)
-            stop.finish_vote()
-            _warn_of_lost(collectives.gather_objects(counts))
-        files = evaluation.files(out)
-        if is_stopped:
-            num_there = sum(path.exists() for path in files)
+        evaluation, num_new, is_complete = _fill(options, reader, world, stop)
+        if not is_complete:
+            units = evaluation.units(options.out)
+            num_there = sum(path.exists() for path in units)
             collectives.announce_end(
-                f"stopped by {stop.signal_name or 'a signal to another process'}; {num_there} of {len(files)} files of "
-                f"{out} are there, and the same command resumes"
+                f"stopped by {stop.signal_name or 'a signal to another process'}; {num_there} of {len(units)} "
+                f"{evaluation.unit} of {options.out} are there, and the same command resumes"
             )
             return EXIT_INTERRUPTED
         if world.is_main:
-            print(_summary(out, files, part, num_new=len(todo)))
-            if part.count == 1 and score_fn(reader.info.kind) is None:
-                print(accuracy_text(files, reader, options.max_groups))
+            _sum_up(options, evaluation, reader, num_new)
     return 0
 
 
+def _fill(
+    options: argparse.Namespace, reader: TestReader, world: World, stop: PreemptionHandler
+) -> tuple[Evaluation, int, bool]:
+    """Predict what is missing; return what the folder is of, how many files were missing, and whether none is now."""
+    out: Path = options.out
+    part: Part = options.part
+    asked = evaluation_asked_for(options, reader, part.count, world.world_size)
+    evaluation = collectives.run_on_rank0(lambda: agree(out, asked, part))
+    if evaluation.max_segments is None and options.max_segments is not None:
+        raise InputError(
+            f"{out}: an earlier version began it, with as many segments as in training; leave out --max-segments, or "
+            "choose another --out."
+        )
+    todo = collectives.run_on_rank0(lambda: _missing(evaluation, out, part))
+    if not todo:
+        return evaluation, 0, True
+    metadata = reader.info.metadata("train")
+    ema = options.weights == "ema"
+    model = load_model(options.checkpoint, options.data, metadata, ema=ema, device=world.device)
+    evaluation = collectives.run_on_rank0(lambda: _claim(out, asked, part, reader))
+    # Listed once for all ranks: one that looked later would already see files of the others.
+    todo = collectives.run_on_rank0(lambda: _missing(evaluation, out, part))
+    segment = _segment(model, evaluation, options, reader, world)
+    rule = HaltingRule.parse(evaluation.halting)
+    answering = Answering(
+        segment, reader, rule, evaluation.max_segments or model.arch.halt_max_steps,
+        keeps_trajectories=evaluation.every_segment,
+    )  # fmt: skip
+    units = Part(world.rank, world.world_size).share(todo)
+    share = Share(out, evaluation, reader, options.data, units)
+    is_complete, counts, seconds = _predict_together(share, answering, world, stop)
+    _tell(collectives.gather_objects((counts, seconds)), segment, reader, world)
+    return evaluation, len(todo), is_complete
+
+
+def _claim(out: Path, asked: Evaluation, part: Part, reader: TestReader) -> Evaluation:
+    """Make the folder one of this evaluation; what is planned is written before anything is predicted."""
+    known = agree(out, asked, part)
+    if known.planned_sha256 is None and not any(path.exists() for path in known.units(out)):
+        planned = planned_inputs(reader)
+        asked = asked.model_copy(update={"planned_sha256": planned.sha256()})
+        proof.write_planned(out, planned)
+    return claim(out, asked, part)
+
+
 def _segment(
-    model: ACTModel, todo: Mapping[Path, range], options: argparse.Namespace, world: World
+    model: ACTModel, evaluation: Evaluation, options: argparse.Namespace, reader: TestReader, world: World
 ) -> EvaluationSegment:
     """Return what predicts; on a GPU compiled, unless that is not wanted, and recorded after its first calls."""
     device = world.device
@@ -185,40 +250,76 @@ def _segment(
         model.compile_parts()
         model.network.compile_parts(with_ends=True)
         _say("compiling: the first batch takes a minute or so")
-    longest = max(map(len, todo.values()), default=1)
-    return EvaluationSegment(model, num_slots(longest, options.batch_size, device), device, records=on_gpu)
+    longest = -(-len(reader) // (world.world_size * options.part.count))
+    slots = num_slots(longest, options.batch_size, device)
+    residuals = evaluation.every_segment or HaltingRule.parse(evaluation.halting).kind == "residual"
+    return EvaluationSegment(
+        model, slots, device, records=on_gpu, has_grids=score_fn(reader.info.kind) is not None,
+        residuals=residuals and bool(model.arch.description.states),
+    )  # fmt: skip
 
 
-def _missing(files: Mapping[Path, range], part: Part) -> dict[Path, range]:
-    """Return those of the part's files that are not there."""
-    return {path: rows for path, rows in part.share(list(files.items())) if not path.exists()}
+def _missing(evaluation: Evaluation, out: Path, part: Part) -> list[Path]:
+    """Return what is not complete of the part."""
+    return [path for path in part.share(evaluation.units(out)) if not path.exists()]
 
 
 def _predict_together(
-    predictor: _Predictor, todo: Mapping[Path, range], world: World, stop: PreemptionHandler
-) -> bool:
-    """Share files among the ranks; return False if a signal to any came first, after files that are complete."""
-    shares = [Part(r, world.world_size).share(list(todo.items())) for r in range(world.world_size)]
-    own = dict(shares[world.rank])
-    total = sum(map(len, own.values()))
-    # All ranks vote equally often, whether they have a batch or not.
-    num_votes = max(predictor.num_batches(rows for _, rows in share) for share in shares)
+    share: Share, answering: Answering, world: World, stop: PreemptionHandler
+) -> tuple[bool, Counter[str], float]:
+    """Write this rank's files; return False if a signal to any rank came first, with counts and the seconds it took."""
+    counts = Counter[str]()
+    start = time.monotonic()
+    poll = stop.poll(is_working=True)
     with (
-        closing(predictor.predict(own)) as batches,
-        progress_bar("evaluate", "example", total, shown=world.is_main) as progress,
+        closing(share.fill(answering)) as answers,
+        progress_bar("evaluate", "example", share.num_rows, shown=world.is_main) as progress,
     ):
-        for _ in range(num_votes):
-            if stop.agreed():
-                return False
-            progress.update(next(batches, 0))
-    return True
+        for finished, num_rows in answers:
+            counts["made"] += len(finished.rows)
+            counts["lost"] += int(np.isnan(finished.q_halt_logits).sum())
+            counts["segments"] += int(finished.num_segments.sum())
+            progress.update(num_rows)
+            if not poll.stop:
+                poll = stop.poll(is_working=True)
+            if poll.stop:
+                break
+        seconds = time.monotonic() - start
+        while not (poll.stop or poll.done):
+            poll = stop.poll(is_working=False)
+    counts["slots"] = answering.num_launched * answering.segment.num_slots
+    return not poll.stop, counts, seconds
 
 
-def _warn_of_lost(counts: Iterable[Counter[str]]) -> None:
-    total = sum(counts, Counter[str]())
+def _tell(
+    of_ranks: Iterable[tuple[Counter[str], float]],
+    segment: EvaluationSegment,
+    reader: TestReader,
+    world: World,
+) -> None:
+    """Say how fast it went, and what is wrong with the answers."""
+    each = list(of_ranks)
+    total, seconds = sum((counts for counts, _ in each), Counter[str]()), max(seconds for _, seconds in each)
+    if not total["made"] or not world.is_main:
+        return
+    model, made = segment.model, total["made"]
+    lengths = None
+    if model.windows is not None:
+        some = reader.take(np.linspace(0, len(reader) - 1, min(len(reader), _SAMPLE)).astype(np.int64))
+        fields = {name: some[name] for name in ("inputs", "puzzle_identifiers")}
+        lengths = segment.lengths(fields).numpy()
+    flops = total["segments"] * evaluation_flops_per_sequence(
+        model.arch, reader.info.metadata("test"), lengths
+    )
+    peak = matmul_rate(world.device, model.dtype) * world.world_size
+    print(
+        f"{made:,} inputs in {seconds:.1f} s: {made / seconds:,.1f} inputs/s, {total['segments'] / made:.2f} segments "
+        f"per input, {total['segments'] / total['slots']:.1%} of the slots' segments answered, "
+        f"{flops / seconds / peak:.1%} of the measured matmul peak"
+    )
     if total["lost"]:
         _say(
-            f"warning: {total['lost']:,} of {total['made']:,} predictions are lost (q_halt_logits is NaN): the model's "
+            f"warning: {total['lost']:,} of {made:,} predictions are lost (q_halt_logits is NaN): the model's "
             "numbers overflow; a vote leaves these out"
         )
 
@@ -227,25 +328,52 @@ def _say(text: str) -> None:
     collectives.log_once(lambda text: print(text, file=sys.stderr), text)
 
 
-def _summary(out: Path, files: Mapping[Path, range], part: Part, num_new: int) -> str:
-    if part.count == 1:
-        num_rows = sum(map(len, files.values()))
-        return f"{out}: {num_rows:,} predictions in {len(files)} files, {num_new} of them new"
-    num_there = sum(path.exists() for path in files)
-    return (
-        f"{out}: part {part.number} of {part.count} is complete, {num_new} of its files new; {num_there} of the "
-        f"folder's {len(files)} files are there"
-    )
+def _sum_up(options: argparse.Namespace, evaluation: Evaluation, reader: TestReader, num_new: int) -> None:
+    """Say what a folder holds, and of puzzles without a vote write the scores."""
+    out: Path = options.out
+    part: Part = options.part
+    units = evaluation.units(out)
+    if part.count > 1:
+        num_there = sum(path.exists() for path in units)
+        print(
+            f"{out}: part {part.number} of {part.count} is complete, {num_new} of its {evaluation.unit} new; "
+            f"{num_there} of the folder's {len(units)} {evaluation.unit} are there"
+        )
+        return
+    proven = proof.prove(out, evaluation)
+    num_answers = evaluation.num_rows if proven is None else int(proven.is_answered.sum())
+    print(f"{out}: {num_answers:,} predictions in {len(units)} {evaluation.unit}, {num_new} of them new")
+    if proven is not None:
+        if len(proven.missing()):
+            raise InputError(f"{out}: {proven.text()}; remove the files that lack them, and evaluate again.")
+        print(f"{out}: {proven.text()}")
+    if score_fn(reader.info.kind) is None:
+        found = scores_of(out, evaluation, reader, options.max_groups)
+        replace_file(out / SCORES_FILE, f"{json.dumps(found)}\n".encode())
+        print(summary_text(found))
+    if options.against is not None:
+        found = compared(out, options.against, evaluation, reader)
+        print(comparison_text(found, options.against))
 
 
-def accuracy_text(files: Mapping[Path, range], reader: TestReader, max_groups: int | None = None) -> str:
-    """Return how many of the predictions are right, in words."""
-    batches = (next(reader.batches(len(rows), rows.start, rows.stop)) for rows in files.values())
+def scores_of(
+    out: Path, evaluation: Evaluation, reader: TestReader, max_groups: int | None = None
+) -> dict[str, Any]:
+    """Return the scores of a folder's predictions with what they are a claim about."""
+    ranges = evaluation.files(out)
     blocks = (
-        (read_prediction_file(path), batch["labels"].numpy())
-        for path, batch in zip(files, batches, strict=True)
+        (read_prediction_file(path), reader.take(np.arange(rows.start, rows.stop))["labels"].numpy())
+        for path, rows in ranges.items()
     )
-    return summary_text(summary(blocks, reader.info, max_groups))
+    return {
+        **summary(blocks, reader.info, max_groups),
+        "checkpoint_ids": [evaluation.checkpoint_id],
+        **{
+            name: getattr(evaluation, name)
+            for name in ("checkpoint_sha256", "dataset_sha256", "planned_sha256")
+        },
+        "rules": {name: getattr(evaluation, name) for name in ("halting", "max_segments", "vote_rule")},
+    }
 
 
 def _command() -> int:

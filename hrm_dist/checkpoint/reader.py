@@ -282,4 +282,9 @@ def identity(path: Path) -> str:
     path = pointer.target(path)
     # Some copies have a whole checkpoint under such a name.
     name = f"step_{read_state(path).step}" if path.name in pointer.NAMES else path.name
-    return f"{name}-{_sha256(path / STATE_FILE)[:12]}"
+    return f"{name}-{content_sha256(path)[:12]}"
+
+
+def content_sha256(path: Path) -> str:
+    """Return the digest of a checkpoint's exact content: that of its state file, which has those of the others."""
+    return _sha256(pointer.target(path) / STATE_FILE)

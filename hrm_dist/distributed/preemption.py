@@ -3,12 +3,22 @@
 import signal
 from collections.abc import Callable
 from types import FrameType
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from data_pipeline.base import signals
 from hrm_dist.distributed import collectives
+
+
+class Poll(NamedTuple):
+    """What ranks that work on their own agree on."""
+
+    stop: bool
+    """A signal has come to any of them, and not all have done their work."""
+    done: bool
+    """All have done their work."""
 
 
 class PreemptionHandler:
@@ -53,6 +63,29 @@ class PreemptionHandler:
         self._vote = torch.tensor([self.signal_name is not None], dtype=torch.int32)
         self._pending = dist.all_reduce(self._vote, op=dist.ReduceOp.MAX, async_op=True)
         return stop
+
+    def poll(self, *, is_working: bool) -> Poll:
+        """Return what all ranks have agreed on last; call it as often as you like, unequally on the ranks, to the end.
+
+        A rank that works never waits; one that has done its work waits here for the others. Once it says stop or done,
+        it does so on every rank: do not call it again.
+        """
+        if collectives.world_size() == 1:
+            return Poll(stop=self.signal_name is not None and is_working, done=not is_working)
+        if self._pending is None:
+            self._begin_poll(is_working)
+        elif self._pending.is_completed() or not is_working:
+            self._pending.wait()
+            self._pending = None
+            signalled, someone_works = map(bool, self._vote.tolist())
+            if signalled or not someone_works:
+                return Poll(stop=signalled and someone_works, done=not someone_works)
+            self._begin_poll(is_working)
+        return Poll(stop=False, done=False)
+
+    def _begin_poll(self, is_working: bool) -> None:
+        self._vote = torch.tensor([self.signal_name is not None, is_working], dtype=torch.int32)
+        self._pending = dist.all_reduce(self._vote, op=dist.ReduceOp.MAX, async_op=True)
 
     def finish_vote(self) -> None:
         """Wait for the vote under way, so that no rank is left in it; call before the ranks part."""

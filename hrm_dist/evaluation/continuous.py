@@ -6,8 +6,9 @@ Shape legend: B slots, F sequences that finish together, S tokens.
 """
 
 from collections import deque
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -50,6 +51,36 @@ class Finished(NamedTuple):
     q_halt_logits: NDArray[np.float32]  # [F]
     log_probs: NDArray[np.float32]  # [F]
     trajectories: list[Trajectory]  # [F], if asked for
+
+    @classmethod
+    def nothing(cls, num_cells: int) -> Self:
+        """Return the answers of no input."""
+        no_values = np.empty(0, dtype=np.float32)
+        return cls(
+            np.empty(0, dtype=np.int64),
+            np.empty(0, dtype=np.int32),
+            np.empty((0, num_cells), dtype=np.uint8),
+            no_values,
+            no_values,
+            [],
+        )
+
+    def part(self, which: slice) -> Self:
+        """Return some of them."""
+        return self._make(of_all[which] for of_all in self)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return all of several, at least one."""
+        *arrays, trajectories = zip(*parts, strict=True)
+        return cls._make([*map(np.concatenate, arrays), list(chain.from_iterable(trajectories))])
+
+    def of_rows(self, wanted: NDArray[np.integer]) -> Self:
+        """Return those of some rows, in order of rows."""
+        entries = np.flatnonzero(np.isin(self.rows, wanted))
+        entries = entries[np.argsort(self.rows[entries])]
+        trajectories = [self.trajectories[entry] for entry in entries.tolist()] if self.trajectories else []
+        return self._make([*(array[entries] for array in self[:-1]), trajectories])
 
 
 class _Launched(NamedTuple):

@@ -1,12 +1,20 @@
 """A folder of predictions that one command fills, or several together. Loads no torch.
 
-DIR/  evaluation.json           what the predictions are of, and how they are cut into files
-      predictions_00000.npz     rows of the test split, in order; a file is complete or not there
+DIR/  evaluation.json               what the predictions are of, by which rules, and how they are cut into files
+      predictions_00000.npz         rows of the test split, in order; a file is complete or not there
+      planned/inputs.npz            which inputs are to be answered (planned.py)
+      segments/predictions_*.npz    every segment's answer, with --every-segment (trajectories.py)
+  where voting is adaptive (rounds.py):
+      predictions_000_00000.npz     of a block of tasks, rows of some rounds; none where no round was needed
+      rounds/block_000.json         a block that is complete: its rounds, and why each test input needed no more
 """
 
+import json
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -17,6 +25,19 @@ from data_pipeline.base.parallel import Part
 from hrm_dist.evaluation.predictions import MAX_ROWS_PER_FILE
 
 _RECORD = "evaluation.json"
+_MOST_ROWS = 1024
+"""Of a new file: a kill loses the files that are not complete, so they are small."""
+
+
+_CUTS = ("rows_per_file", "cut")
+_MAY_BE_ABSENT = ("checkpoint_sha256", "dataset_sha256", "subset", "planned_sha256", "max_segments")
+
+
+class Cut(Strict):
+    """How the tasks of an adaptive vote are cut into blocks, whose rounds are cut into files."""
+
+    num_blocks: int = Field(ge=1)
+    rounds_per_file: int = Field(ge=1)
 
 
 class Evaluation(Strict):
@@ -27,9 +48,29 @@ class Evaluation(Strict):
     max_groups: int | None
     num_rows: int = Field(ge=0)
     rows_per_file: int = Field(ge=1, le=MAX_ROWS_PER_FILE)
+    # What earlier versions did not record; they ran as published.
+    checkpoint_sha256: str | None = None
+    """Of the checkpoint's state.json, which has the digests of its other files."""
+    dataset_sha256: str | None = None
+    subset: str | None = None
+    """The dataset's test split, by name and hash, where that is known."""
+    planned_sha256: str | None = None
+    """Of the inputs to be answered; see planned.py."""
+    max_segments: int | None = None
+    halting: str = "none"
+    """As HaltingRule spells it."""
+    every_segment: bool = False
+    vote_rule: str = "none"
+    """When the vote on a test input is settled, as VoteRule spells it."""
+    cut: Cut | None = None
+    """Where a rule may settle votes."""
+
+    def knows_less(self, name: str, value: object) -> bool:
+        """Return whether a field differs only since this record, or who asks, does not have it."""
+        return name in _MAY_BE_ABSENT and (value is None or getattr(self, name) is None)
 
     def files(self, out: Path) -> dict[Path, range]:
-        """Return all files, in order, and the rows of the test split in each."""
+        """Return all files, in order, and the rows of the test split in each; not of an adaptive vote."""
         starts = range(0, self.num_rows, self.rows_per_file)
         return {
             out / f"predictions_{number:05d}.npz": range(
@@ -38,10 +79,55 @@ class Evaluation(Strict):
             for number, start in enumerate(starts)
         }
 
+    @property
+    def unit(self) -> str:
+        """What `units` are."""
+        return "files" if self.cut is None else "blocks"
+
+    def units(self, out: Path) -> list[Path]:
+        """Return what is there when all is: the files, or the records of the blocks of an adaptive vote."""
+        if self.cut is None:
+            return list(self.files(out))
+        return [block_record(out, block) for block in range(self.cut.num_blocks)]
+
+
+def block_record(out: Path, block: int) -> Path:
+    return out / "rounds" / f"block_{block:03d}.json"
+
+
+def write_record(out: Path, record: Mapping[str, Any]) -> None:
+    """Write that a block is complete, with what rounds.py says of it; its files must be there."""
+    replace_file(block_record(out, record["block"]), f"{json.dumps(record)}\n".encode())
+
+
+def read_records(out: Path, cut: Cut) -> list[dict[str, Any]]:
+    """Return what is known of the blocks that are complete. Raises InputError for what is damaged."""
+    records: list[dict[str, Any]] = []
+    for path in filter(Path.exists, (block_record(out, block) for block in range(cut.num_blocks))):
+        try:
+            record = json.loads(path.read_bytes())
+            for one in record["inputs"]:
+                _ = (
+                    one["group"] + one["test"] + one["rounds"] + one["votes"] + one["of"],
+                    one["why"],
+                    one["task"],
+                )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: unreadable ({error}); remove it and evaluate again.") from error
+        records.append(record)
+    return records
+
 
 def rows_per_file(num_rows: int, num_parts: int) -> int:
     """Return how many rows a file has, so that every part has something to do where there are enough rows."""
-    return max(1, min(MAX_ROWS_PER_FILE, -(-num_rows // num_parts)))
+    return max(1, min(_MOST_ROWS, -(-num_rows // num_parts)))
+
+
+def cut_of_tasks(num_inputs: int, num_blocks: int) -> Cut:
+    """Return how an adaptive vote on so many test inputs is cut."""
+    return Cut(
+        num_blocks=num_blocks, rounds_per_file=max(1, _MOST_ROWS // max(1, -(-num_inputs // num_blocks)))
+    )
 
 
 def agree(out: Path, asked: Evaluation, part: Part) -> Evaluation:
@@ -54,7 +140,7 @@ def agree(out: Path, asked: Evaluation, part: Part) -> Evaluation:
         raise InputError(f"--out {out}: is no folder; choose one for the predictions.")
     # Files first: whoever writes one has written the record before.
     has_files = any(out.glob("*.npz"))
-    known = _read(out)
+    known = read_evaluation(out)
     if known is None:
         if has_files:
             raise InputError(
@@ -64,7 +150,7 @@ def agree(out: Path, asked: Evaluation, part: Part) -> Evaluation:
     differing = ", ".join(
         f"{name} {getattr(known, name)!r}, now {value!r}"
         for name, value in asked
-        if name != "rows_per_file" and getattr(known, name) != value
+        if name not in _CUTS and getattr(known, name) != value and not known.knows_less(name, value)
     )
     if differing:
         raise InputError(
@@ -90,9 +176,9 @@ def claim(out: Path, asked: Evaluation, part: Part) -> Evaluation:
 
 
 def missing_files(out: Path) -> list[Path]:
-    """Return the prediction files that an evaluation has not written to its folder; none of other folders."""
-    known = _read(out)
-    return [] if known is None else [path for path in known.files(out) if not path.exists()]
+    """Return what an evaluation has not completed of its folder; nothing of other folders."""
+    known = read_evaluation(out)
+    return [] if known is None else [path for path in known.units(out) if not path.exists()]
 
 
 def missing_parts(out: Path, num_parts: int) -> list[int]:
@@ -100,17 +186,25 @@ def missing_parts(out: Path, num_parts: int) -> list[int]:
 
     Raises InputError for a folder that another number of parts has begun and not completed.
     """
-    known = _read(out)
+    known = read_evaluation(out)
     if known is None:
         return list(range(num_parts))
-    files = list(known.files(out))
-    missing = {path for path in files if not path.exists()}
+    units = known.units(out)
+    missing = {path for path in units if not path.exists()}
     if missing:
         _refuse_other_cut(out, known, num_parts)
-    return [n for n in range(num_parts) if not missing.isdisjoint(Part(n, num_parts).share(files))]
+    return [n for n in range(num_parts) if not missing.isdisjoint(Part(n, num_parts).share(units))]
 
 
 def _refuse_other_cut(out: Path, known: Evaluation, num_parts: int) -> None:
+    if known.cut is not None:
+        if known.cut.num_blocks % num_parts:
+            raise InputError(
+                f"{out}: was begun with {known.cut.num_blocks} blocks of tasks, which {num_parts} parts cannot share "
+                "alike; resume with as many parts as before, or with one command without --part, or choose another "
+                "--out."
+            )
+        return
     rows = rows_per_file(known.num_rows, num_parts)
     if rows != known.rows_per_file:
         raise InputError(
@@ -120,7 +214,8 @@ def _refuse_other_cut(out: Path, known: Evaluation, num_parts: int) -> None:
         )
 
 
-def _read(out: Path) -> Evaluation | None:
+def read_evaluation(out: Path) -> Evaluation | None:
+    """Return what a folder's predictions are of; None for a folder of something else. Raises InputError."""
     path = out / _RECORD
     try:
         return Evaluation.model_validate_json(path.read_bytes())

@@ -18,7 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +64,7 @@ class Predictions(NamedTuple):
     log_probs: npt.NDArray[np.float32] | None = None
     """Log of the probability that the model gives to its answer: the sum over the answer's cells."""
 
-    def arrays(self) -> dict[str, npt.NDArray]:
+    def arrays(self) -> dict[str, Any]:
         """Return what is known of each row, by field."""
         fields = self._asdict()
         return {name: fields[name] for name in (*_REQUIRED, *_OPTIONAL) if fields[name] is not None}

@@ -106,10 +106,7 @@ class EvaluationSegment:
     def refill(self, batch: Mapping[str, Tensor], slots: Tensor) -> None:
         """Let these slots, [B] bool, begin with their row of a batch (on the host, [B, ...]) in the next segment."""
         if self._windows is not None:
-            sizes = self._windows[batch["puzzle_identifiers"]]
-            arch, pad_id = self.model.arch, self.model.pad_id
-            lengths = inside_sequences(batch["inputs"], sizes, pad_id, arch.prefix_len).sum(1)
-            self._lengths = torch.where(slots, lengths, self._lengths)
+            self._lengths = torch.where(slots, self.lengths(batch), self._lengths)
         self._inputs.fill(
             {
                 "inputs": batch["inputs"],
@@ -117,6 +114,12 @@ class EvaluationSegment:
                 "refill": slots,
             }
         )
+
+    def lengths(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return how many positions of each sequence of a batch (on the host) are computed; without padding only."""
+        assert self._windows is not None
+        sizes = self._windows[batch["puzzle_identifiers"]]
+        return inside_sequences(batch["inputs"], sizes, self.model.pad_id, self.model.arch.prefix_len).sum(1)
 
     def __call__(self) -> None:
         """Run the next segment."""

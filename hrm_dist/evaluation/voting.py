@@ -166,7 +166,7 @@ def _known_ranks(votes: Votes, test_puzzles: TestPuzzles, task: str) -> list[flo
     return ranks
 
 
-class _Puzzle(NamedTuple):
+class Puzzle(NamedTuple):
     """The task and the augmentation of an identifier."""
 
     task: str
@@ -175,10 +175,10 @@ class _Puzzle(NamedTuple):
 
 
 @lru_cache(maxsize=8)  # a puzzle's examples follow each other
-def _read_puzzle(name: str) -> _Puzzle:
+def read_puzzle(name: str) -> Puzzle:
     task, augmentation = parse_name(name)
     tokens = augmentation.palette.tobytes().translate(_TOKEN_OF_COLOUR)
-    return _Puzzle(task, augmentation.dihedral, bytes.maketrans(tokens, _COLOURS))
+    return Puzzle(task, augmentation.dihedral, bytes.maketrans(tokens, _COLOURS))
 
 
 def _grid_key(grid: npt.NDArray[np.uint8]) -> bytes:
@@ -198,7 +198,7 @@ def _cells(dihedral: int, height: int, width: int, canvas: int) -> tuple[bytes, 
     return bytes(turned.shape), np.ascontiguousarray(turned, dtype=np.int64).reshape(-1)
 
 
-def _original_keys(tokens: npt.NDArray[np.uint8], puzzles: Sequence[_Puzzle]) -> list[bytes]:
+def original_keys(tokens: npt.NDArray[np.uint8], puzzles: Sequence[Puzzle]) -> list[bytes]:
     """Crop each row of `tokens` [N, S], undo its augmentation, and return the original grid's key.
 
     Two lookups a row, one for the cells and one for the colours, cost a tenth of numpy calls per step.
@@ -237,7 +237,7 @@ class VoteCounter:
                 f"0 to {len(self.identifiers) - 1}; give the data folder that the predictions were made from."
             )
         rows = np.flatnonzero(ids != PADDING_IDENTIFIER)
-        puzzles = [_read_puzzle(self.identifiers[i]) for i in ids[rows].tolist()]
+        puzzles = [read_puzzle(self.identifiers[i]) for i in ids[rows].tolist()]
         is_known = np.array([puzzle.task in self.inputs_of_task for puzzle in puzzles], dtype=bool)
         self.skipped["padding"] += len(ids) - len(rows)
         self.skipped["unknown_task"] += int((~is_known).sum())
@@ -246,9 +246,7 @@ class VoteCounter:
         self.skipped["lost"] += int((is_known & is_lost).sum())
         is_usable = is_known & ~is_lost
         rows, puzzles = rows[is_usable], list(compress(puzzles, is_usable))
-        input_keys, grid_keys = (
-            _original_keys(field[rows], puzzles) for field in (block.inputs, block.preds)
-        )
+        input_keys, grid_keys = (original_keys(field[rows], puzzles) for field in (block.inputs, block.preds))
         votes = np.empty(len(rows), dtype=_VOTE)
         votes["identifier"] = ids[rows]
         votes["example"] = block.example_index[rows]

@@ -23,12 +23,11 @@ from hrm_dist.config import load_config
 from hrm_dist.evaluation import evaluate as evaluation
 from hrm_dist.evaluation.output_dir import Evaluation, claim, missing_parts, rows_per_file
 from hrm_dist.evaluation.predictions import (
-    MAX_ROWS_PER_FILE,
     Predictions,
     read_prediction_file,
     read_predictions,
-    write_predictions,
 )
+from hrm_dist.evaluation.puzzle_scores import summary, summary_text
 from hrm_dist.evaluation.segment import EvaluationSegment
 from hrm_dist.model.act import ACTModel, build_model
 from hrm_dist.tensor_shards import replicated
@@ -104,7 +103,7 @@ def test_scores_do_not_depend_on_the_batch_size(model: ACTModel, dataset: Path) 
     assert scores[0]["examples"] == len(reader)
 
 
-def test_accuracy_is_told_with_its_interval_and_the_number_of_puzzles(tmp_path: Path) -> None:
+def test_accuracy_is_told_with_its_interval_and_the_number_of_puzzles() -> None:
     """Of four Sudokus, one with a wrong cell."""
     reader = TestReader(Path(__file__).parents[1] / "golden" / "earlier" / "sudoku")
     [batch] = reader.batches(4)
@@ -112,8 +111,8 @@ def test_accuracy_is_told_with_its_interval_and_the_number_of_puzzles(tmp_path: 
     preds[0, 0] ^= 1
     arrays = [batch[name].numpy() for name in ("puzzle_identifiers", "inputs")]
     rest = (np.zeros(4, dtype=np.float32), batch["example_index"].numpy())
-    write_predictions(tmp_path / "p.npz", Predictions(*arrays, preds, *rest, "step_1"))
-    assert evaluate.accuracy_text({tmp_path / "p.npz": range(4)}, reader) == (
+    found = summary([(Predictions(*arrays, preds, *rest), batch["labels"].numpy())], reader.info)
+    assert summary_text(found) == (
         "exact accuracy 75.0 % [30.1, 95.4] (3 of 4 puzzles right in every cell), "
         "valid accuracy 75.0 % [30.1, 95.4] (3 of 4 puzzles), cell accuracy 98.4%"
     )
@@ -317,12 +316,7 @@ def test_a_part_that_is_none_is_refused(part: str, run: Run, checkpoint: Path, t
 
 
 def test_files_have_at_most_the_allowed_number_of_rows() -> None:
-    assert [rows_per_file(20_000, n) for n in (1, 2, 3, 4)] == [
-        MAX_ROWS_PER_FILE,
-        MAX_ROWS_PER_FILE,
-        6667,
-        5000,
-    ]
+    assert [rows_per_file(3000, n) for n in (1, 2, 3, 4)] == [1024, 1024, 1000, 750]
 
 
 def test_a_file_has_a_row_however_many_parts_there_are() -> None:

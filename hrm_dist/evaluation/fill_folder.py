@@ -1,0 +1,125 @@
+"""One rank's share of a folder of predictions: what it answers next, and what becomes of the answers."""
+
+import json
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.reader import TestReader
+from data_pipeline.schema import verify_document
+from hrm_dist.evaluation import rounds
+from hrm_dist.evaluation.continuous import Answering, Finished, InOrder
+from hrm_dist.evaluation.output_dir import Cut, Evaluation, block_record, write_record
+from hrm_dist.evaluation.predictions import read_prediction_file
+from hrm_dist.evaluation.proof import Planned, digests
+from hrm_dist.evaluation.stopping import parse_vote_rule
+from hrm_dist.evaluation.writer import PredictionWriter
+
+_BATCH = 4096
+
+
+def planned_inputs(reader: TestReader) -> Planned:
+    """Return all that a reader covers, as it will be proven."""
+    places = reader.places()
+    identifiers, examples, digests_of = (
+        [np.empty(0, np.int32)],
+        [np.empty(0, np.int32)],
+        [np.empty(0, np.uint64)],
+    )
+    for batch in reader.batches(_BATCH):
+        identifiers.append(batch["puzzle_identifiers"].numpy())
+        examples.append(batch["example_index"].numpy())
+        digests_of.append(digests(batch["inputs"].numpy()))
+    return Planned(
+        np.concatenate(identifiers),
+        np.concatenate(examples),
+        places.rounds.astype(np.int32),
+        places.groups.astype(np.int32),
+        np.concatenate(digests_of),
+    )
+
+
+class Share:
+    """The files of a rank, or the blocks of tasks of an adaptive vote, that are not complete."""
+
+    def __init__(
+        self, out: Path, evaluation: Evaluation, reader: TestReader, data_path: Path, units: Sequence[Path]
+    ) -> None:
+        """units: some of `evaluation.units(out)`."""
+        self._out, self._reader = out, reader
+        self._vote: _Vote | None = None
+        if evaluation.cut is None:
+            ranges = evaluation.files(out)
+            files = {path: np.arange(ranges[path].start, ranges[path].stop) for path in units}
+            self._queue = InOrder(np.concatenate([np.empty(0, dtype=np.int64), *files.values()]))
+        else:
+            self._vote = _Vote(out, evaluation, evaluation.cut, reader, data_path, units)
+            self._queue = self._vote.rounds
+            files = {path: rows for path, rows in self._vote.files.items() if not path.exists()}
+        self.num_rows = sum(map(len, files.values()))
+        """To be answered at most."""
+        self._writer = PredictionWriter(
+            reader, files, evaluation.checkpoint_id, keeps_trajectories=evaluation.every_segment
+        )
+
+    def fill(self, answering: Answering) -> Generator[tuple[Finished, int]]:
+        """Write the files; yield after every segment what it has finished, and of how many rows nothing more comes."""
+        if self._vote is not None:
+            yield Finished.nothing(self._reader.info.seq_len), self._vote.resume(self._writer)
+        for finished in answering.answers(self._queue):
+            if self._vote is None:
+                self._writer.add(finished)
+                yield finished, len(finished.rows)
+            else:
+                yield finished, self._vote.note(self._vote.rounds.add(finished), self._writer)
+
+
+class _Vote:
+    """Adaptive voting on some blocks of tasks."""
+
+    def __init__(
+        self,
+        out: Path,
+        evaluation: Evaluation,
+        cut: Cut,
+        reader: TestReader,
+        data_path: Path,
+        units: Sequence[Path],
+    ) -> None:
+        self._out, self._cut, self._names = out, cut, reader.group_names
+        identifiers, puzzles = (
+            json.loads(verify_document(data_path, reader.info, name).read_bytes())
+            for name in ("identifiers.json", "test_puzzles.json")
+        )
+        self._blocks = [block for block in range(cut.num_blocks) if block_record(out, block) in units]
+        tasks = [task for task in range(len(self._names)) if task % cut.num_blocks in self._blocks]
+        tests = [puzzles[name]["test"] for name in self._names]
+        rule = parse_vote_rule(evaluation.vote_rule)
+        self.rounds = rounds.Rounds(reader, tests, identifiers, rule, tasks)
+        places = reader.places()
+        self.files: dict[Path, NDArray[np.int64]] = {}
+        for block in self._blocks:
+            self.files |= rounds.files_of_block(out, block, cut, places)
+
+    def resume(self, writer: PredictionWriter) -> int:
+        """Take what earlier commands have answered."""
+        there = (read_prediction_file(path) for path in self.files if path.exists())
+        return self.note(self.rounds.replay(there), writer)
+
+    def note(self, decided: rounds.Decided, writer: PredictionWriter) -> int:
+        """Write what is decided; return of how many rows nothing more comes."""
+        num_rows = 0
+        for answers in decided.accepted:
+            num_rows += writer.add(answers)
+        for rows in decided.left_out:
+            num_rows += writer.leave_out(rows)
+        for block in [block for block in self._blocks if self._is_complete(block)]:
+            # Its last file is written: nothing is to come of its rows.
+            write_record(self._out, self.rounds.record(block, self._cut.num_blocks, self._names))
+            self._blocks.remove(block)
+        return num_rows
+
+    def _is_complete(self, block: int) -> bool:
+        return self.rounds.is_complete(block, self._cut.num_blocks)
