@@ -41,7 +41,7 @@ def describe(value: object) -> str:
         return "nothing"
     try:
         text = json.dumps(value)
-    except ValueError:  # an integer with thousands of digits
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a thousand nested lists
         text = type(value).__name__
     return text if len(text) <= 60 else f"{text[:57]}..."
 
