@@ -74,6 +74,11 @@ def read_submission(file: Path) -> Any:
         raise InputError(f"{file}: is {reason}; give the submission itself, as plain JSON.") from None
     if not text.strip():
         raise InputError(f"{file}: is empty; write the submission again.")
+    return parse(text, file)
+
+
+def parse(text: str, file: Path) -> Any:
+    """Parse JSON whose objects know if a key stood in them twice."""
     try:
         return json.loads(text, object_pairs_hook=_Object)
     except RecursionError:

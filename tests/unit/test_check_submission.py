@@ -6,14 +6,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_model
 
 from hrm_dist.evaluation.voting import submission, vote
-from tools.check_submission import Counts, count, main, right_attempts, score
+from tools.check_submission import Counts, count, faults, main, parse, right_attempts, score
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "arc_submissions.json").read_text())
 TASKS, SOLUTIONS = GOLDEN["tasks"], GOLDEN["solutions"]
@@ -162,6 +163,52 @@ def test_a_grid_that_is_none_is_named_with_its_place(
 ) -> None:
     place = "error: submission.json: task two_a: test input 1: attempt_2: "
     assert check(with_attempt(grid)) == (2, f"{place}{message}\n")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 11) | st.floats() | st.text(max_size=2),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=2), values, max_size=2),
+    max_leaves=5,
+)
+NEARLY = st.integers(-1, 10) | st.lists(st.lists(st.integers(0, 10), max_size=2), max_size=2)
+"""What may stand in a submission, in its place."""
+
+
+def rectangular(rows: list[list[int]]) -> list[list[int]]:
+    if len(set(map(len, rows))) > 1:
+        raise ValueError("ragged")
+    return rows
+
+
+SIDE = Field(min_length=1, max_length=30)
+ROW = Annotated[list[Annotated[int, Field(ge=0, le=9)]], SIDE]
+GRID = Annotated[list[ROW], SIDE, AfterValidator(rectangular)]
+STRICT = ConfigDict(strict=True, extra="forbid")
+ENTRY = create_model("Entry", __config__=STRICT, attempt_1=GRID, attempt_2=GRID)
+FIELDS: dict[str, Any] = {
+    task: Annotated[list[ENTRY], Field(min_length=len(outputs), max_length=len(outputs))]
+    for task, outputs in SOLUTIONS.items()
+}
+SUBMISSION = create_model("Submission", __config__=STRICT, **FIELDS)
+"""The competition's format in pydantic's words."""
+
+
+@given(data=st.data())
+def test_a_submission_is_refused_just_where_pydantic_refuses_it(data: st.DataObject) -> None:
+    node = content = changed(lambda _: None)
+    for _ in range(data.draw(st.sampled_from([4, 4, 2, 3, 1, 0]))):
+        node = node[data.draw(st.sampled_from(list(node) if isinstance(node, dict) else range(len(node))))]
+    key = data.draw(st.sampled_from(list(node) if isinstance(node, dict) else range(len(node))))
+    node[key] = data.draw(NEARLY | JSON)
+    text = json.dumps(content)
+    found = list(faults(parse(text, Path("s")), {task: list(SOLUTIONS[task]) for task in TASKS}, Path("t")))
+    try:
+        SUBMISSION.model_validate_json(text)
+    except ValidationError:
+        assert found
+    else:
+        assert not found
+    assert all(one.startswith("task ") and one.endswith(".") for one in found)
 
 
 def test_grids_up_to_the_largest_side_are_well_formed(check: Callable[..., Any]) -> None:
