@@ -153,7 +153,7 @@ def faults(submission: Any, tasks: Truths, tasks_path: Path) -> Iterator[str]:
         yield f"{describe(submission)} is no submission, which is an object: task id -> list of entries."
         return
     for task, entries in submission.items():
-        place = f"task {task}"
+        place = f"task {task if task.isprintable() else describe(task)}"
         if task in submission.repeated:
             yield f"{place}: stands there twice; keep one of them."
         elif task not in tasks:

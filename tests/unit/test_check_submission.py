@@ -221,6 +221,7 @@ def test_grids_up_to_the_largest_side_are_well_formed(check: Callable[..., Any])
     [
         (lambda s: s.pop("two_a"), "task two_a: is missing; add it"),
         (lambda s: s.update(x=[NOTHING]), "task x: is no task of tasks.json; take it out"),
+        (lambda s: s.update({"x\n\ud800": [NOTHING]}), r'task "x\n\ud800": is no task of tasks.json; take'),
         (lambda s: s["two_a"].pop(), "task two_a: entries: 1, but test inputs: 2; give one entry for each"),
         (lambda s: s["one_a"].append(NOTHING), "task one_a: entries: 2, but test inputs: 1; give one"),
         (lambda s: s.update(one_a=NOTHING), "task one_a: {"),
