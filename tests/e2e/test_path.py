@@ -23,6 +23,7 @@ def test_the_command_line_goes_from_tasks_to_submission_and_report(config: Path,
         ["hrm_dist.train", config, f"data_path={data}", f"checkpoint_path={run}", "max_steps=5"],
         ["tools.evaluate", run / "checkpoints" / "latest", "--data", data, "--out", predictions],
         ["tools.vote", *evaluated, submission],
+        ["tools.check_submission", submission, "--tasks", data],
         ["tools.report", *evaluated, report, "--metrics", run / "metrics.jsonl"],
     ):  # fmt: skip
         finished = command_line("-m", *command)
