@@ -78,6 +78,7 @@ ARC = {
 
 def test_scores_that_count_most_are_shown_by_name() -> None:
     assert scores_text(ARC) == "task/pass@2 50.0 %, exact_accuracy 25.0 %"
+    assert scores_text(SUDOKU | {"valid_accuracy": 0.5}).split(", ")[1] == "valid_accuracy 50.0 %"
     assert scores_text({"of_my_own": 0.1}) == "of_my_own 0.1000"
     assert scores_text({}) == "nothing could be scored"
 
