@@ -19,8 +19,8 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.base.models import Strict, reason_of
 
 RULES = "none, exact, confident:LIMIT:DESIGN_EFFECT, or a file that tools.calibrate_vote wrote"
-_UNSEEN = 0.5
-"""Votes for a candidate that is yet to come, as Jeffreys' prior has them: one that was unanimous may still change."""
+_UNSEEN = 1.0
+"""As many votes count for a candidate yet to come: after a single vote, the next is as likely to be for another."""
 _NO_VOTES = 1e-9
 """Beta distributions want more than 0."""
 
@@ -115,6 +115,8 @@ class Calibration(Strict):
     num_changed: int
     bound: float
     """Upper bound on the share of tasks that come out differently."""
+    calibrated_on: list[str]
+    """The ids of these tasks."""
     checkpoint_ids: list[str]
     dataset_sha256: str | None
 

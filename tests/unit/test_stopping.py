@@ -98,7 +98,7 @@ def test_the_missed_share_does_not_depend_on_the_unit_of_weights(
 )
 def test_the_missed_share_is_that_of_drawn_votes(support: list[int], votes_left: int) -> None:
     votes = np.array([*support, *[0] * max(0, 2 - len(support)), 0])
-    prior = np.array([*np.maximum(votes[:-1], 1e-9), 0.5])
+    prior = np.array([*np.maximum(votes[:-1], 1e-9), 1])
     rng = np.random.default_rng(0)
     final = votes + rng.multinomial(votes_left, rng.dirichlet(prior, size=20_000))
     missed = np.maximum(final[:, 2:] - final[:, 1:2], 0).sum(axis=1) / (sum(support) + votes_left)
@@ -115,7 +115,7 @@ def test_votes_that_err_together_tell_less(support: list[int]) -> None:
 
 def test_a_unanimous_vote_is_soon_confident_of_its_attempts() -> None:
     rule = VoteRule("confident", limit=0.02)
-    assert [rule.is_settled([votes], 1000 - votes, 1000) for votes in (10, 20, 30)] == [False, False, True]
+    assert [rule.is_settled([votes], 1000 - votes, 1000) for votes in (20, 40, 60)] == [False, False, True]
 
 
 @given(
