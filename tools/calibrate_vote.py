@@ -5,9 +5,10 @@ one augmentation of every task, is one). After each round a rule looks whether a
 
   exact              the first two can no longer change. It saves little: while no other candidate has votes, the second
                      place is open to the end
-  confident:LIMIT:D  the two attempts are expected to miss at most LIMIT of the full vote. D, the design effect: how
+  confident:LIMIT:D  the two attempts are expected to miss at most LIMIT of the full vote. D, the design effect, is how
                      many times the first half of the votes varies as much as a half drawn at random: more than 1 where
-                     augmentations that err together follow one another, never below 1
+                     augmentations that err together follow one another. It is never below 1, and does not look at what
+                     is right
 
 A task comes out differently if one of its test inputs is solved by the two attempts of one of the two votes only. So
 the competition's score changes by no more than the share of such tasks, and attempts that are wrong either way are free
@@ -254,29 +255,24 @@ def split_tasks(
 
 def agreement_table(agreements: Sequence[Agreement]) -> list[str]:
     """Return a line for each rule."""
-    header = (
-        "",
-        "saved",
-        "first the same",
-        "both the same",
-        "solved the same",
-        "solved",
-        "tasks changed",
-        "at most",
-    )
-    rows = [header]
+    rows = [
+        [
+            "",
+            "saved",
+            "first the same",
+            "both the same",
+            "solved the same",
+            "solved",
+            "tasks changed",
+            "at most",
+        ]
+    ]
     for found in agreements:
         same = (found.first_same, found.both_same, found.solved_same)
-        rows.append(
-            (
-                str(found.rule),
-                f"{found.saved:.1%}",
-                *(interval_text(share_interval(number, found.num_inputs)) for number in same),
-                f"{found.solved} of {found.solved_in_full}",
-                f"{found.num_changed} of {found.num_tasks}",
-                f"{found.bound:.1%}",
-            )
-        )
+        shares = [interval_text(share_interval(number, found.num_inputs)) for number in same]
+        solved = f"{found.solved} of {found.solved_in_full}"
+        changed = f"{found.num_changed} of {found.num_tasks}"
+        rows.append([str(found.rule), f"{found.saved:.1%}", *shares, solved, changed, f"{found.bound:.1%}"])
     return table(rows, "<>", indent="  ")
 
 

@@ -111,12 +111,12 @@ class Calibration(Strict):
     """The share of tasks that may come out differently."""
     confidence: float
     num_tasks: int
-    """Tasks that it was calibrated on, and how many of them came out differently."""
     num_changed: int
+    """Of the `num_tasks` that it was calibrated on, how many came out differently."""
     bound: float
-    """Upper bound on the share of tasks that come out differently."""
+    """Upper bound on the share of such tasks."""
     calibrated_on: list[str]
-    """The ids of these tasks."""
+    """The ids of the tasks."""
     checkpoint_ids: list[str]
     dataset_sha256: str | None
 

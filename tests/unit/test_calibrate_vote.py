@@ -123,16 +123,16 @@ def predictions(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path
     """Predictions that are mostly right for the first tasks and mostly wrong for the last."""
     reader = TestReader(dataset)
     [batch] = reader.batches(len(reader))
-    arrays = {name: batch[name].numpy() for name in ("puzzle_identifiers", "inputs", "example_index")}
-    preds = np.where(batch["labels"].numpy() < 0, 0, batch["labels"].numpy()).astype(np.uint8)
-    rng = np.random.default_rng(0)
-    is_wrong = (
-        rng.random(len(preds)) < 0.1 + 0.8 * arrays["puzzle_identifiers"] / arrays["puzzle_identifiers"].max()
+    identifiers, inputs, index = (
+        batch[name].numpy() for name in ("puzzle_identifiers", "inputs", "example_index")
     )
+    preds = np.maximum(batch["labels"].numpy(), 0).astype(np.uint8)
+    rng = np.random.default_rng(0)
+    is_wrong = rng.random(len(preds)) < 0.1 + 0.8 * identifiers / identifiers.max()
     preds[is_wrong, 0] = rng.integers(2, 12, is_wrong.sum())  # one cell in another colour
     q = rng.normal(size=len(preds)).astype(np.float32)
     path = tmp_path_factory.mktemp("predictions") / "all.npz"
-    write_predictions(path, Predictions(**arrays, preds=preds, q_halt_logits=q, checkpoint_id="step_1"))
+    write_predictions(path, Predictions(identifiers, inputs, preds, q, index, "step_1"))
     return path
 
 
