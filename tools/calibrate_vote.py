@@ -43,7 +43,7 @@ from data_pipeline.base.progress import progress_bar
 from data_pipeline.base.table import table
 from data_pipeline.schema import load_dataset_info, verify_document
 from hrm_dist.evaluation.intervals import CONFIDENCE, interval_text, share_interval
-from hrm_dist.evaluation.output_dir import missing_files
+from hrm_dist.evaluation.output_dir import missing_files, read_evaluation
 from hrm_dist.evaluation.predictions import prediction_files, read_predictions
 from hrm_dist.evaluation.stopping import Calibration, VoteRule
 from hrm_dist.evaluation.voting import VoteCounter
@@ -105,6 +105,13 @@ class Agreement(NamedTuple):
 
 def read_votes(predictions: Sequence[Path], data: Path) -> tuple[list[InputVotes], list[str]]:
     """Return the votes on each test input with a known truth, and the checkpoints that made them."""
+    for path in predictions:
+        known = read_evaluation(path if path.is_dir() else path.parent)
+        if known is not None and known.vote_rule != "none":
+            raise InputError(
+                f"{path}: its votes ended early (by {known.vote_rule}), but only a full vote tells what that changes; "
+                "give predictions of tools.evaluate without --vote-until."
+            )
     missing = [file for path in predictions if path.is_dir() for file in missing_files(path)]
     if missing:
         raise InputError(

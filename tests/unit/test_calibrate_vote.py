@@ -200,14 +200,25 @@ def refused(capsys: pytest.CaptureFixture[str], out: Path, code: int) -> str:
     return capsys.readouterr().err
 
 
-def test_an_evaluation_that_is_not_complete_is_refused(
-    predictions: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [("none", "predictions_00001.npz: not there yet"), ("exact", "its votes ended early (by exact)")],
+)
+def test_an_evaluation_without_full_votes_is_refused(
+    predictions: Path,
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    rule: str,
+    words: str,
 ) -> None:
     folder, out = tmp_path / "predictions", tmp_path / "out.json"
-    asked = Evaluation(checkpoint_id="step_1", num_aug=None, max_groups=None, num_rows=9, rows_per_file=5)
+    asked = Evaluation(
+        checkpoint_id="step_1", num_aug=None, max_groups=None, num_rows=9, rows_per_file=5, vote_rule=rule
+    )
     claim(folder, asked, Part())
     (folder / "predictions_00000.npz").write_bytes(predictions.read_bytes())
-    assert "predictions_00001.npz: not there yet" in refused(capsys, out, calibrate(folder, dataset, out))
+    assert words in refused(capsys, out, calibrate(folder, dataset, out))
 
 
 def test_two_evaluations_at_once_are_refused(
