@@ -59,7 +59,7 @@ from hrm_dist.distributed.process_group import World, process_group
 from hrm_dist.evaluation import proof
 from hrm_dist.evaluation.compare import compared, comparison_text
 from hrm_dist.evaluation.continuous import Answering
-from hrm_dist.evaluation.evaluate import num_slots, score_fn
+from hrm_dist.evaluation.evaluate import score_fn
 from hrm_dist.evaluation.fill_folder import Share, planned_inputs
 from hrm_dist.evaluation.halting import HALTING_HELP, HaltingRule
 from hrm_dist.evaluation.load_model import load_model, refuse_other_dataset
@@ -250,8 +250,7 @@ def _segment(
         model.compile_parts()
         model.network.compile_parts(with_ends=True)
         _say("compiling: the first batch takes a minute or so")
-    longest = -(-len(reader) // (world.world_size * options.part.count))
-    slots = num_slots(longest, options.batch_size, device)
+    slots = min(options.batch_size, evaluation.rows_per_file)
     residuals = evaluation.every_segment or HaltingRule.parse(evaluation.halting).kind == "residual"
     return EvaluationSegment(
         model, slots, device, records=on_gpu, has_grids=score_fn(reader.info.kind) is not None,
