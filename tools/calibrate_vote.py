@@ -1,7 +1,8 @@
 """Find when a vote is settled: how many predictions could have been saved, and what that would have changed.
 
 PREDICTIONS are those of a full evaluation of ARC tasks, whose votes are replayed round by round (a row of the dataset,
-one augmentation of every task, is one). After each round a rule looks whether a test input is settled:
+one augmentation of every task, is one). Votes are counted, as published. After each round a rule looks whether a test
+input is settled:
 
   exact              the first two can no longer change. It saves little: while no other candidate has votes, the second
                      place is open to the end
@@ -11,11 +12,11 @@ one augmentation of every task, is one). After each round a rule looks whether a
                      is right
 
 A task comes out differently if one of its test inputs is solved by the two attempts of one of the two votes only. So
-the competition's score changes by no more than the share of such tasks, and attempts that are wrong either way are free
-to change. Limits are tested from the most cautious to the laxest, each on whole replays, until the bound on that share
-(Clopper-Pearson, one-sided at 95 %) exceeds --most-changed; the last one before goes to --out, `exact` if there is
-none. Half of the tasks calibrate (drawn with a fixed seed), or those of a subset; the others test what was found. The
-rule is for models and tasks like these.
+the competition's score changes by no more than the share of such tasks, while attempts that are wrong either way may
+change, and right ones change places. Limits are tested from the most cautious to the laxest, each on whole replays,
+until the bound on that share (Clopper-Pearson, one-sided at 95 %) exceeds --most-changed; the last one before goes to
+--out, `exact` if there is none. Half of the tasks calibrate (drawn with a fixed seed), or those of a subset; the others
+test what was found. The rule is for models and tasks like these.
 
 Prints a table and, as the last line, a JSON object. Intervals are Wilson's at 95 %, over test inputs.
 
