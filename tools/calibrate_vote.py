@@ -390,8 +390,8 @@ def _report(
         )
     else:
         lines.append(
-            f"{args.out}: {result.rule}, which at 95 % confidence changes at most {result.bound:.1%} of tasks like these "
-            f"({result.num_changed} of {result.num_tasks} here)"
+            f"{args.out}: {result.rule}, which changes at most {result.bound:.1%} of tasks like these, at 95 % "
+            f"confidence ({result.num_changed} of {result.num_tasks} here)"
         )
         solved = sets["calibrated"][0].solved_in_full
         if solved < 2 * result.bound * result.num_tasks:
