@@ -57,7 +57,7 @@ from hrm_dist.distributed import collectives
 from hrm_dist.distributed.preemption import PreemptionHandler
 from hrm_dist.distributed.process_group import World, process_group
 from hrm_dist.evaluation import proof
-from hrm_dist.evaluation.compare import compared, comparison_text
+from hrm_dist.evaluation.compare import compared, comparison_text, refuse_other_inputs
 from hrm_dist.evaluation.continuous import Answering
 from hrm_dist.evaluation.evaluate import score_fn
 from hrm_dist.evaluation.fill_folder import Share, planned_inputs
@@ -200,6 +200,8 @@ def _fill(
     out: Path = options.out
     part: Part = options.part
     asked = evaluation_asked_for(options, reader, part.count, world.world_size)
+    if options.against is not None:
+        refuse_other_inputs(options.against, asked)
     evaluation = collectives.run_on_rank0(lambda: agree(out, asked, part))
     if evaluation.max_segments is None and options.max_segments is not None:
         raise InputError(
@@ -344,7 +346,8 @@ def _sum_up(options: argparse.Namespace, evaluation: Evaluation, reader: TestRea
     print(f"{out}: {num_answers:,} predictions in {len(units)} {evaluation.unit}, {num_new} of them new")
     if proven is not None:
         if len(proven.missing()):
-            raise InputError(f"{out}: {proven.text()}; remove the files that lack them, and evaluate again.")
+            what = "the files that lack them" if evaluation.cut is None else f"{out / 'rounds'}"
+            raise InputError(f"{out}: {proven.text()}; remove {what}, and evaluate again.")
         print(f"{out}: {proven.text()}")
     if score_fn(reader.info.kind) is None:
         found = scores_of(out, evaluation, reader, options.max_groups)

@@ -33,14 +33,25 @@ class Comparison(NamedTuple):
     segments_there: int
 
 
+def refuse_other_inputs(against: Path, asked: Evaluation) -> None:
+    """Raise InputError unless a folder is of the inputs that are asked for, as far as that is known yet."""
+    other = read_evaluation(against)
+    same = ("dataset_sha256", "num_aug", "max_groups", "num_rows")
+    if (
+        other is None
+        or other.planned_sha256 is None
+        or any(getattr(other, name) != getattr(asked, name) for name in same)
+        or asked.planned_sha256 not in (None, other.planned_sha256)
+    ):
+        raise InputError(
+            f"--against {against}: is no evaluation of the same inputs; give a folder that tools.evaluate wrote with "
+            "the same --data, --num-aug and --max-groups."
+        )
+
+
 def compared(out: Path, against: Path, evaluation: Evaluation, reader: TestReader) -> Comparison:
     """Return what the predictions in `out` changed against others; raise InputError unless of the same inputs."""
-    other = read_evaluation(against)
-    if other is None or other.planned_sha256 is None or other.planned_sha256 != evaluation.planned_sha256:
-        raise InputError(
-            f"--against {against}: is no evaluation of the same inputs as {out}; give a folder that tools.evaluate "
-            "wrote with the same --data, --num-aug and --max-groups."
-        )
+    refuse_other_inputs(against, evaluation)
     num_cells = reader.info.seq_len
     answers = [_Answers.read(folder, len(reader), num_cells) for folder in (out, against)]
     totals = np.zeros(len(Comparison._fields), dtype=np.int64)

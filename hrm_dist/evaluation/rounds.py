@@ -108,6 +108,8 @@ class Rounds:
     def _decide(self, number: int, decided: Decided) -> None:
         """Count the rounds of an input that are complete, in order, until its vote is settled."""
         one = self.inputs[number]
+        if one.why is not None:
+            return
         while one.why is None and all(row in self._answers for row in one.rows[one.num_decided].tolist()):
             for row in one.rows[one.num_decided].tolist():
                 answer, key = self._answers.pop(row)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.reader import TestReader, TrainReader
+from hrm_dist.evaluation.predictions import read_predictions
 from tests.training import (
     Started,
     command_line,
@@ -256,3 +257,28 @@ def test_a_signal_to_one_process_ends_the_evaluation_of_both_and_the_same_comman
     assert f"stopped by a signal to another process; {num_there} of 18 files" in finished[0].output
     assert [rank.finish().exit_code for rank in start(2, two)] == [0, 0]
     assert contents(two) == contents(one)
+
+
+def test_two_processes_halt_and_settle_votes_as_one(
+    dataset: Path, references: dict[str, Path], tmp_path: Path
+) -> None:
+    """They answer unequally many inputs, and agree on nothing but the end."""
+    options = ("--batch-size", 8, "--halting", "unchanged:1", "--vote-until", "confident:0.3:1")
+    for world_size in (1, 2):
+        ranks = evaluate(world_size, references["hrm"], dataset, tmp_path / str(world_size), *options)
+        assert [rank.finish().exit_code for rank in ranks] == [0] * world_size
+    one, two = (settled_answers(tmp_path / str(n)) for n in (1, 2))
+    assert one == two
+    assert 0 < len(one) < len(TestReader(dataset))
+
+
+def settled_answers(out: Path) -> dict[int, tuple[int, bytes]]:
+    """After how many segments each input was answered, and how."""
+    return {
+        row: (num_segments, preds.tobytes())
+        for block in read_predictions([out])
+        if block.rows is not None and block.num_segments is not None
+        for row, num_segments, preds in zip(
+            block.rows.tolist(), block.num_segments.tolist(), block.preds, strict=True
+        )
+    }

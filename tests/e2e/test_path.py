@@ -5,9 +5,7 @@ import pytest
 
 from data_pipeline.arc.dataset import ArcOptions
 from data_pipeline.build import build
-from data_pipeline.reader import TestReader
 from data_pipeline.shards.plan import Request
-from hrm_dist.evaluation.predictions import MAX_ROWS_PER_FILE, read_prediction_file
 from tests.training import Finished, Started, command_line, train
 
 pytestmark = pytest.mark.e2e
@@ -57,9 +55,9 @@ def is_grid(grid: list[list[int]]) -> bool:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, config: Path) -> tuple[Path, Path]:
-    """A dataset whose predictions fill two files, and a checkpoint that predicts them fast."""
+    """A dataset whose predictions fill four files, and a checkpoint that predicts them fast."""
     folder = tmp_path_factory.mktemp("evaluate")
-    options = ArcOptions(num_aug=150, holdout="all", canvas=6, limit_groups=None)
+    options = ArcOptions(num_aug=50, holdout="all", canvas=6, limit_groups=None)
     build(Request("arc-agi-1", [], folder / "data", options, seed=0, workers=1, quiet=True))
     settings = ["max_steps=2", "arch.H_cycles=1", "arch.L_cycles=1", "arch.halt_max_steps=2"]
     finished = train(config, folder / "run", f"data_path={folder / 'data'}", *settings)
@@ -77,26 +75,40 @@ def evaluate(trained: tuple[Path, Path], out: Path, *options: object) -> Finishe
     return start_evaluate(trained, out, *options).finish()
 
 
-def test_an_evaluation_killed_in_the_middle_goes_on_with_the_files_that_are_missing(
-    trained: tuple[Path, Path], tmp_path: Path
+@pytest.mark.parametrize(
+    "rules",
+    [(), ("--halting", "unchanged:1", "--every-segment"), ("--vote-until", "confident:0.1:1")],
+    ids=["none", "halting", "vote"],
+)
+def test_an_evaluation_killed_and_resumed_is_one_that_was_never_killed(
+    trained: tuple[Path, Path], tmp_path: Path, rules: tuple[str, ...]
 ) -> None:
-    out, num_inputs = tmp_path / "out", len(TestReader(trained[0]))
-    started = start_evaluate(trained, out)
-    assert started.wait_until(lambda: (out / "predictions_00000.npz").exists())
-    started.process.kill()
-    started.process.join()
-    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.npz")}
-    assert len(kept) == 1
-    again = evaluate(trained, out)
+    """Whatever is complete stays, and what is lost is no more than the files that were not."""
+    plain, out = tmp_path / "plain", tmp_path / "out"
+    assert evaluate(trained, plain, *rules).exit_code == 0
+    kept: dict[str, int] = {}
+    for num_files in (1, 2):
+        started = start_evaluate(trained, out, *rules)
+        assert started.wait_until(lambda n=num_files: len(list(out.glob("*.npz"))) >= n)
+        started.process.kill()
+        started.process.join()
+        there = {path.name: path.stat().st_mtime_ns for path in out.glob("*.npz")}
+        assert there.items() >= kept.items()
+        kept = there
+    again = evaluate(trained, out, *rules)
     assert again.exit_code == 0, again.output
-    assert "in 2 files, 1 of them new" in again.output
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
-    files = [read_prediction_file(path) for path in sorted(out.glob("*.npz"))]
-    assert [len(file.preds) for file in files] == [MAX_ROWS_PER_FILE, num_inputs - MAX_ROWS_PER_FILE]
-    predicted = {
-        pair for file in files for pair in zip(file.puzzle_identifiers, file.example_index, strict=True)
+    assert contents(out) == contents(plain)
+    assert len(contents(plain)) > 2
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """What a folder says, but for names of temporary files."""
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
     }
-    assert len(predicted) == num_inputs
 
 
 def test_a_folder_with_predictions_of_another_evaluation_is_refused(
@@ -104,8 +116,8 @@ def test_a_folder_with_predictions_of_another_evaluation_is_refused(
 ) -> None:
     out = tmp_path / "out"
     assert evaluate(trained, out, "--num-aug", 0).exit_code == 0
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = contents(out)
     refused = evaluate(trained, out, "--num-aug", 1)
     assert refused.exit_code == 2
     assert f"{out}: holds predictions of another evaluation (num_aug 0, now 1, num_rows " in refused.output
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert contents(out) == before
