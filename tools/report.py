@@ -32,7 +32,7 @@ from data_pipeline.base.matplotlib_settings import plain_matplotlib
 from data_pipeline.base.paths import path_argument
 from data_pipeline.base.sizes import size_text
 from hrm_dist.evaluation.scores import count_text
-from hrm_dist.evaluation.voting import Candidate, attempts
+from hrm_dist.evaluation.voting import Candidate, attempts, grid_key
 from tools.vote import (
     ALL_TASKS,
     SCORE_MEANINGS,
@@ -126,7 +126,7 @@ def task_view(result: VoteResult, task: str) -> View:
 def input_view(pair: Mapping[str, Any], candidates: Sequence[Candidate], longest: int) -> View:
     """Return one test input with its attempts and votes."""
     truth = None if pair.get("output") is None else np.asarray(pair["output"], dtype=np.uint8)
-    is_right = [None if truth is None else np.array_equal(c.grid, truth) for c in candidates]
+    is_right = [None if truth is None else c.key == grid_key(truth) for c in candidates]
     views = [
         View(
             candidate=c,

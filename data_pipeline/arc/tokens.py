@@ -32,7 +32,7 @@ COLOURS = (
 )
 """Colours 0 to 9 as people know them."""
 
-_CROP_CHUNK = 4096  # predictions at a time, so that 400,000 of them need no more memory than a few
+_CROP_CHUNK = 1024  # predictions at a time, whose boards stay in the cache
 
 
 def encode(grid: Grid, canvas: int, row: int = 0, col: int = 0) -> Tokens:
@@ -61,10 +61,16 @@ def crop_sizes(tokens: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[
     heights = np.zeros(len(tokens), dtype=np.int64)
     widths = np.zeros(len(tokens), dtype=np.int64)
     rows = np.arange(1, canvas + 1)
+    # One column more, blocked, so that every row has a first blocked cell.
+    blocked = np.ones((min(len(tokens), _CROP_CHUNK), canvas, canvas + 1), dtype=bool)
     for start in range(0, len(tokens), _CROP_CHUNK):
         board = tokens[start : start + _CROP_CHUNK].reshape(-1, canvas, canvas)
-        blocked = (board < FIRST_COLOUR_ID) | (board >= VOCAB_SIZE)
-        leading = np.where(blocked.any(axis=2), blocked.argmax(axis=2), canvas)
+        blocked_here = blocked[: len(board)]
+        colours = (board - FIRST_COLOUR_ID).astype(
+            np.uint8, copy=False
+        )  # what is none wraps around to above them
+        np.greater_equal(colours, NUM_COLOURS, out=blocked_here[:, :, :canvas])
+        leading = blocked_here.argmax(axis=2)
         width_of_rows = np.minimum.accumulate(leading, axis=1)
         area = width_of_rows * rows
         best = area.argmax(axis=1)  # the first maximum, i.e. the fewest rows

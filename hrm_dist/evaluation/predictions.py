@@ -69,6 +69,12 @@ class Predictions(NamedTuple):
         fields = self._asdict()
         return {name: fields[name] for name in (*_REQUIRED, *_OPTIONAL) if fields[name] is not None}
 
+    def parts(self, num_rows: int = MAX_ROWS_PER_FILE) -> Iterator["Predictions"]:
+        """Yield the rows in order, at most so many at a time."""
+        arrays = self.arrays()
+        for start in range(0, len(self.puzzle_identifiers), num_rows):
+            yield self._replace(**{name: array[start : start + num_rows] for name, array in arrays.items()})
+
 
 def write_predictions(path: str | Path, predictions: Predictions) -> None:
     """Write one file, under a temporary name until it is complete on the disk."""

@@ -15,12 +15,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.arc.augment import parse_names
 from data_pipeline.reader import Places, TestReader
 from hrm_dist.evaluation.continuous import Finished
 from hrm_dist.evaluation.output_dir import Cut
 from hrm_dist.evaluation.predictions import Predictions
 from hrm_dist.evaluation.stopping import VoteRule
-from hrm_dist.evaluation.voting import original_keys, read_puzzle
+from hrm_dist.evaluation.voting import Undo
 
 Why = Literal["settled", "all rounds"]
 
@@ -99,9 +100,9 @@ class Rounds:
 
     def _keys(self, finished: Finished) -> list[bytes | None]:
         """Return the grid that each answer votes for, in the original's colours; None where its numbers are lost."""
-        identifiers = self._reader.take(finished.rows)["puzzle_identifiers"]
-        puzzles = [read_puzzle(self._names[identifier]) for identifier in identifiers.tolist()]
-        keys = original_keys(finished.preds, puzzles)
+        identifiers: list[int] = self._reader.take(finished.rows)["puzzle_identifiers"].tolist()
+        _, augmentations = parse_names([self._names[identifier] for identifier in identifiers])
+        keys = Undo(augmentations).keys(finished.preds)
         is_lost = np.isnan(finished.q_halt_logits).tolist()
         return [None if lost else key for key, lost in zip(keys, is_lost, strict=True)]
 

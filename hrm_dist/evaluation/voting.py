@@ -3,21 +3,28 @@
 Every augmentation of a task predicts the same test input in its own colours and orientation. Undoing the
 augmentation turns each prediction into one vote for one grid.
 
+Memory is bounded whatever a model predicts. A vote takes 28 bytes, some three times as much while votes are sorted,
+and each candidate at the end one small object of 100 bytes. Grids, of up to 935 bytes each, are kept where they can
+still matter: of the best KEPT_GRIDS candidates of a test input, of those that are right, and beside them of as many new
+ones until it is chosen again. So the distinct grids of a test input take 190 kB at most, on average over the test
+inputs. 400,000 predictions of a canvas of 30 x 30, no two alike, were voted on in 331 MB, of which 60 are Python's.
+
 Shape legend: N predictions of a file or batch, S cells of the square canvas.
 """
 
+import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from itertools import compress, count
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.arc.augment import inverse_dihedral, parse_name
+from data_pipeline.arc.augment import AugmentationTable, inverse_dihedral, parse_names
 from data_pipeline.arc.tokens import FIRST_COLOUR_ID, NUM_COLOURS, Grid, crop_sizes
 from data_pipeline.base.errors import InputError
 from hrm_dist.evaluation.predictions import Predictions
@@ -27,14 +34,16 @@ TestPuzzles = Mapping[str, Mapping[str, Any]]
 
 PADDING_IDENTIFIER = 0
 PASS_KS = (1, 2, 5, 10, 100, 1000)
-_COLOURS = bytes(range(NUM_COLOURS))
-_TOKEN_OF_COLOUR = bytes.maketrans(_COLOURS, bytes(range(FIRST_COLOUR_ID, FIRST_COLOUR_ID + NUM_COLOURS)))
+KEPT_GRIDS = 100
+"""Of each test input; the others have counts and digests alone."""
+_LEAST_GRIDS = 20_000
+"""As many are kept in any case, at most 20 MB, so that small votes do not stop to choose."""
 _VOTE = np.dtype(
     [
-        ("identifier", np.int64),
-        ("example", np.int64),
-        ("input", np.int64),  # which test input, over all tasks
-        ("grid", np.int64),  # which distinct grid
+        ("identifier", np.int32),
+        ("example", np.int32),
+        ("input", np.int32),  # which test input, over all tasks
+        ("grid", np.uint64),  # digest
         ("q", np.float64),
     ]
 )
@@ -47,11 +56,18 @@ EMPTY_ATTEMPT = [[0]]
 class Candidate:
     """One grid that was predicted for a test input."""
 
-    grid: Grid
-    """[height, width] colours; 0 x 0 if the prediction held no colour in its corner."""
+    key: bytes | None
+    """Its `grid_key`; None of one that is neither among the best nor right, where there were too many to keep."""
     count: int
     mean_q: float
     """Mean over its votes of sigmoid(q_halt): how sure the model was of being right."""
+
+    @property
+    def grid(self) -> Grid:
+        """Return [height, width] colours; 0 x 0 if the prediction held no colour in its corner."""
+        if self.key is None:
+            raise ValueError(f"only the best {KEPT_GRIDS} candidates of a test input have a grid")
+        return np.frombuffer(self.key, dtype=np.uint8, offset=2).reshape(self.key[0], self.key[1])
 
 
 class Votes(NamedTuple):
@@ -87,18 +103,16 @@ def vote(
     """
     counter = VoteCounter(identifiers, test_puzzles)
     for block in predictions:
-        counter.add(block)
-    votes, keys = counter.in_canonical_order()
-    is_new = np.ones(len(votes), dtype=bool)
-    is_new[1:] = votes[1:] != votes[:-1]  # equal in every field: one row, read twice
-    votes = votes[is_new]
+        for part in block.parts():  # a foreign file may hold everything
+            counter.add(part)
+    votes = counter.votes()
     if not allow_mixed_checkpoints:
         _refuse_contradictions(votes, identifiers)
-    candidates = _rank(votes, keys, len(counter.number_of_input))
+    candidates = counter.candidates(votes)
     return Votes(
         tasks={task: [candidates[i] for i in numbers] for task, numbers in counter.inputs_of_task.items()},
         counted=len(votes),
-        repeated=int((~is_new).sum()),
+        repeated=counter.num_votes - len(votes),
         **counter.skipped,
     )
 
@@ -160,34 +174,29 @@ def _known_ranks(votes: Votes, test_puzzles: TestPuzzles, task: str) -> list[flo
     ranks = []
     for pair, candidates in zip(test_puzzles[task]["test"], votes.tasks[task], strict=True):
         if pair.get("output") is not None:
-            truth = _grid_key(np.asarray(pair["output"], dtype=np.uint8))
-            matches = (rank for rank, c in enumerate(candidates) if _grid_key(c.grid) == truth)
+            truth = grid_key(pair["output"])
+            matches = (rank for rank, c in enumerate(candidates) if c.key == truth)
             ranks.append(next(matches, math.inf))
     return ranks
 
 
-class Puzzle(NamedTuple):
-    """The task and the augmentation of an identifier."""
-
-    task: str
-    dihedral: int
-    to_colours: bytes  # translation table: token -> original colour
-
-
-@lru_cache(maxsize=8)  # a puzzle's examples follow each other
-def read_puzzle(name: str) -> Puzzle:
-    task, augmentation = parse_name(name)
-    tokens = augmentation.palette.tobytes().translate(_TOKEN_OF_COLOUR)
-    return Puzzle(task, augmentation.dihedral, bytes.maketrans(tokens, _COLOURS))
-
-
-def _grid_key(grid: npt.NDArray[np.uint8]) -> bytes:
+def grid_key(grid: npt.ArrayLike) -> bytes:
     """Return a grid as bytes: height, width, cells. Equal keys, equal grids."""
-    return bytes(grid.shape) + grid.tobytes()
+    cells = np.asarray(grid, dtype=np.uint8)
+    return bytes(cells.shape) + cells.tobytes()
 
 
-def _key_grid(key: bytes) -> Grid:
-    return np.frombuffer(key, dtype=np.uint8, offset=2).reshape(key[0], key[1])
+def _digest(key: bytes) -> bytes:
+    """Return 8 bytes for a grid; of 10,000 grids of a test input two share them with a chance below 1e-11."""
+    return hashlib.blake2b(key, digest_size=8).digest()
+
+
+class _Grids(dict[bytes, bytes]):
+    """Digests by grid key; that of a new grid is computed."""
+
+    def __missing__(self, key: bytes) -> bytes:
+        digest = self[key] = _digest(key)
+        return digest
 
 
 @cache  # at most 8 x canvas^2 entries
@@ -198,18 +207,30 @@ def _cells(dihedral: int, height: int, width: int, canvas: int) -> tuple[bytes, 
     return bytes(turned.shape), np.ascontiguousarray(turned, dtype=np.int64).reshape(-1)
 
 
-def original_keys(tokens: npt.NDArray[np.uint8], puzzles: Sequence[Puzzle]) -> list[bytes]:
-    """Crop each row of `tokens` [N, S], undo its augmentation, and return the original grid's key.
+class Undo:
+    """Undo the augmentations of the rows of a block."""
 
-    Two lookups a row, one for the cells and one for the colours, cost a tenth of numpy calls per step.
-    """
-    canvas = math.isqrt(tokens.shape[1])
-    heights, widths = crop_sizes(tokens)
-    keys = []
-    for row, height, width, puzzle in zip(tokens, heights.tolist(), widths.tolist(), puzzles, strict=True):
-        shape, cells = _cells(puzzle.dihedral, height, width, canvas)
-        keys.append(shape + row.take(cells).tobytes().translate(puzzle.to_colours))
-    return keys
+    def __init__(self, augmentations: AugmentationTable) -> None:
+        self._dihedrals: list[int] = augmentations.dihedrals.tolist()
+        # Of each row: token -> original colour.
+        tables = np.zeros((len(self._dihedrals), 256), dtype=np.uint8)
+        tokens = augmentations.palettes.astype(np.intp) + FIRST_COLOUR_ID
+        np.put_along_axis(tables, tokens, np.arange(NUM_COLOURS, dtype=np.uint8), axis=1)
+        self._colours = [table.tobytes() for table in tables]
+
+    def keys(self, tokens: npt.NDArray[np.uint8]) -> list[bytes]:
+        """Crop each row of `tokens` [N, S] and return the original grid's key.
+
+        Two lookups a row, one for the cells and one for the colours, cost a tenth of numpy calls per step.
+        """
+        canvas = math.isqrt(tokens.shape[1])
+        heights, widths = crop_sizes(tokens)
+        keys = []
+        columns = (tokens, self._dihedrals, heights.tolist(), widths.tolist(), self._colours)
+        for row, dihedral, height, width, colours in zip(*columns, strict=True):
+            shape, cells = _cells(dihedral, height, width, canvas)
+            keys.append(shape + row.take(cells).tobytes().translate(colours))
+        return keys
 
 
 class VoteCounter:
@@ -220,12 +241,16 @@ class VoteCounter:
         # A new key gets the next number. Equal test inputs of one task share one, and so their votes.
         self.number_of_input = defaultdict[tuple[str, bytes], int](count().__next__)
         self.inputs_of_task: dict[str, list[int]] = {}
+        self._truths = set[bytes]()
         for task, pairs in test_puzzles.items():
-            keys = [(task, _grid_key(np.asarray(pair["input"], dtype=np.uint8))) for pair in pairs["test"]]
+            keys = [(task, grid_key(pair["input"])) for pair in pairs["test"]]
             self.inputs_of_task[task] = [self.number_of_input[key] for key in keys]
-        self.number_of_grid = defaultdict[bytes, int](count().__next__)
+            outputs = (pair.get("output") for pair in pairs["test"])
+            self._truths |= {_digest(grid_key(output)) for output in outputs if output is not None}
         self.skipped = {"padding": 0, "unknown_task": 0, "unknown_input": 0, "lost": 0}
-        self.blocks = [np.empty(0, dtype=_VOTE)]
+        self.num_votes = 0
+        self._grids = _Grids()
+        self._blocks = [np.empty(0, dtype=_VOTE)]
 
     def add(self, block: Predictions) -> None:
         """Count a block's predictions. Raises InputError for identifiers that the data does not have."""
@@ -236,42 +261,71 @@ class VoteCounter:
                 f"{block.source}: puzzle_identifiers holds {outside[0]}, but the data has identifiers "
                 f"0 to {len(self.identifiers) - 1}; give the data folder that the predictions were made from."
             )
-        rows = np.flatnonzero(ids != PADDING_IDENTIFIER)
-        puzzles = [read_puzzle(self.identifiers[i]) for i in ids[rows].tolist()]
-        is_known = np.array([puzzle.task in self.inputs_of_task for puzzle in puzzles], dtype=bool)
-        self.skipped["padding"] += len(ids) - len(rows)
-        self.skipped["unknown_task"] += int((~is_known).sum())
+        numbers: list[int] = ids.tolist()
+        tasks, augmentations = parse_names([self.identifiers[i] for i in numbers])
+        undo = Undo(augmentations)
+        number_of = self.number_of_input.get
+        asked = zip(tasks, undo.keys(block.inputs), strict=True)
+        inputs = np.array([number_of(key, -1) for key in asked], dtype=np.int32)
+        why_not = {
+            "padding": ids == PADDING_IDENTIFIER,
+            "unknown_task": np.array([task not in self.inputs_of_task for task in tasks], dtype=bool),
+            "lost": np.isnan(block.q_halt_logits),
+            "unknown_input": inputs < 0,
+        }
+        is_vote = np.ones(len(ids), dtype=bool)
+        for reason, applies in why_not.items():  # the first that applies
+            self.skipped[reason] += int((is_vote & applies).sum())
+            is_vote &= ~applies
+        grids = self._grids
+        digests = [grids[key] for key in compress(undo.keys(block.preds), is_vote)]
+        votes = np.empty(len(digests), dtype=_VOTE)
+        votes["identifier"] = ids[is_vote]
+        votes["example"] = block.example_index[is_vote]
+        votes["input"] = inputs[is_vote]
+        votes["grid"] = np.frombuffer(b"".join(digests), dtype=np.uint64)
+        votes["q"] = _sigmoid(block.q_halt_logits[is_vote])
+        self._blocks.append(votes)
+        self.num_votes += len(votes)
+        if len(grids) > max(_LEAST_GRIDS, 2 * KEPT_GRIDS * len(self.number_of_input)):
+            self._forget_grids()
 
-        is_lost = np.isnan(block.q_halt_logits[rows])
-        self.skipped["lost"] += int((is_known & is_lost).sum())
-        is_usable = is_known & ~is_lost
-        rows, puzzles = rows[is_usable], list(compress(puzzles, is_usable))
-        input_keys, grid_keys = (original_keys(field[rows], puzzles) for field in (block.inputs, block.preds))
-        votes = np.empty(len(rows), dtype=_VOTE)
-        votes["identifier"] = ids[rows]
-        votes["example"] = block.example_index[rows]
-        votes["input"] = [
-            self.number_of_input.get((puzzle.task, key), -1)
-            for puzzle, key in zip(puzzles, input_keys, strict=True)
-        ]
-        votes["grid"] = [self.number_of_grid[key] for key in grid_keys]
-        votes["q"] = _sigmoid(block.q_halt_logits[rows])
-        votes = votes[votes["input"] >= 0]
-        self.skipped["unknown_input"] += len(rows) - len(votes)
-        self.blocks.append(votes)
+    def votes(self) -> npt.NDArray[np.void]:
+        """Return the votes, each once, by identifier and example; their order of arrival does not matter.
 
-    def in_canonical_order(self) -> tuple[npt.NDArray[np.void], list[bytes]]:
-        """Return all votes by (identifier, example), and the grids' keys; neither depends on arrival order.
-
-        Pooled checkpoints give several votes to one example: the surer, then the smaller grid comes first.
+        Pooled checkpoints give several votes to one example: the surer comes first, then the smaller digest.
         """
-        keys = sorted(self.number_of_grid)
-        rank = np.empty(len(keys), dtype=np.int64)
-        rank[[self.number_of_grid[key] for key in keys]] = np.arange(len(keys))
-        votes = np.concatenate(self.blocks)
-        votes["grid"] = rank[votes["grid"]]
+        votes = np.concatenate(self._blocks)
         by = (votes["grid"], -votes["q"], votes["input"], votes["example"], votes["identifier"])
-        return votes[np.lexsort(by)], keys
+        votes = votes[np.lexsort(by)]
+        is_new = np.ones(len(votes), dtype=bool)
+        is_new[1:] = votes[1:] != votes[:-1]  # equal in every field: one row, read twice
+        return votes[is_new]
+
+    def candidates(self, votes: npt.NDArray[np.void]) -> list[list[Candidate]]:
+        """Return the candidates of each test input, best first."""
+        key_of_grid = {digest: key for key, digest in self._grids.items()}
+        ranked = _rank(votes)
+        candidates: list[list[Candidate]] = [[] for _ in self.number_of_input]
+        digests = ranked.grids.tobytes()
+        columns = (ranked.inputs.tolist(), ranked.counts.tolist(), ranked.mean_q.tolist())
+        for n, (number, num_votes, mean_q) in enumerate(zip(*columns, strict=True)):
+            key = key_of_grid.get(digests[8 * n : 8 * n + 8])
+            candidates[number].append(Candidate(key, num_votes, mean_q))
+        return candidates
+
+    def _forget_grids(self) -> None:
+        """Keep the grids of the best candidates so far, and of the truth.
+
+        A grid that is predicted again comes back. One that is not can only fall in rank: those ahead of it stay
+        ahead, since a further vote outweighs any mean of q. So the first `KEPT_GRIDS` have their grids at the end.
+        """
+        ranked = _rank(self.votes())
+        first_of_input = np.searchsorted(ranked.inputs, ranked.inputs)
+        is_kept = np.arange(len(ranked.inputs)) - first_of_input < KEPT_GRIDS
+        digests = ranked.grids[is_kept].tobytes()
+        kept = self._truths.union(digests[n : n + 8] for n in range(0, len(digests), 8))
+        self._grids = _Grids({key: digest for key, digest in self._grids.items() if digest in kept})
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -292,22 +346,26 @@ def _refuse_contradictions(votes: npt.NDArray[np.void], identifiers: Sequence[st
         )
 
 
-def _rank(votes: npt.NDArray[np.void], keys: Sequence[bytes], num_inputs: int) -> list[list[Candidate]]:
-    """Return the candidates of each test input with the most votes first.
+class _Ranked(NamedTuple):
+    """All candidates by test input, best first."""
 
-    Ties: the higher mean q, then the smallest (identifier, example) that voted for it.
-    """
-    num_grids = max(len(keys), 1)
-    groups, first, group_of_vote, counts = np.unique(
-        votes["input"] * num_grids + votes["grid"],
-        return_index=True,
-        return_inverse=True,
-        return_counts=True,
-    )
-    mean_q = np.bincount(group_of_vote, weights=votes["q"], minlength=len(groups)) / counts
-    inputs, grids = (numbers.tolist() for numbers in np.divmod(groups, num_grids))
-    candidates: list[list[Candidate]] = [[] for _ in range(num_inputs)]
-    for group in np.lexsort((first, -mean_q, -counts, inputs)).tolist():
-        candidate = Candidate(_key_grid(keys[grids[group]]), int(counts[group]), float(mean_q[group]))
-        candidates[inputs[group]].append(candidate)
-    return candidates
+    inputs: npt.NDArray[np.int32]
+    grids: npt.NDArray[np.uint64]
+    counts: npt.NDArray[np.int64]
+    mean_q: npt.NDArray[np.float64]
+
+
+def _rank(votes: npt.NDArray[np.void]) -> _Ranked:
+    """Rank candidates by votes, then by mean q, then by the smallest (identifier, example) that voted for them."""
+    order = np.lexsort((votes["grid"], votes["input"]))  # stable, so each candidate's votes stay in order
+    inputs, grids = votes["input"][order], votes["grid"][order]
+    begins = np.ones(len(votes), dtype=bool)
+    begins[1:] = (inputs[1:] != inputs[:-1]) | (grids[1:] != grids[:-1])
+    starts = np.flatnonzero(begins)
+    candidate_of_vote = np.empty(len(votes), dtype=np.int64)
+    candidate_of_vote[order] = np.cumsum(begins) - 1
+    counts = np.diff(starts, append=len(votes))
+    mean_q = np.bincount(candidate_of_vote, weights=votes["q"], minlength=len(starts)) / counts
+    best_first = np.lexsort((order[starts], -mean_q, -counts, inputs[starts]))
+    starts = starts[best_first]
+    return _Ranked(inputs[starts], grids[starts], counts[best_first], mean_q[best_first])

@@ -15,6 +15,7 @@ from data_pipeline.arc.augment import (
     dihedral,
     inverse_dihedral,
     parse_name,
+    parse_names,
     plan_augmentations,
 )
 from data_pipeline.arc.task import Pair, Task
@@ -97,6 +98,30 @@ def test_names_of_both_releases_are_read_back(
     assert parsed_id == task_id
     assert parsed.dihedral == augmentation.dihedral
     np.testing.assert_array_equal(parsed.palette, augmentation.palette)
+
+
+@given(st.lists(st.tuples(task_ids, augmentations, st.sampled_from(["", "|||t{}|||{}", "_t{}_{}"]))))
+def test_many_names_are_read_at_once(names: list[tuple[str, Augmentation, str]]) -> None:
+    spelled = [
+        task + suffix.format(augmentation.dihedral, "".join(map(str, augmentation.palette.tolist())))
+        for task, augmentation, suffix in names
+    ]
+    tasks, table = parse_names(spelled)
+    meant = [augmentation if suffix else IDENTITY for _, augmentation, suffix in names]
+    assert tasks == [task for task, _, _ in names]
+    assert table.dihedrals.tolist() == [augmentation.dihedral for augmentation in meant]
+    assert table.palettes.tolist() == [augmentation.palette.tolist() for augmentation in meant]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "|||t3|||0718293645", "_t3_0718293645", "a|||t8|||0718293645", "a_t3|||0718293645", "a||| t3|||0718293645",
+        "a|||t3|||071829364", "a_t3_071829364\N{ARABIC-INDIC DIGIT FIVE}", "a|||t3|||0718293645 ", "",
+    ],
+)  # fmt: skip
+def test_a_name_that_only_resembles_an_augmentation_is_a_task(name: str) -> None:
+    assert parse_name(name) == (name, IDENTITY)
 
 
 @given(task_ids, augmentations)

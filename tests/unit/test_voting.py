@@ -15,6 +15,7 @@ from data_pipeline.arc.augment import Augmentation, apply
 from data_pipeline.arc.tokens import encode
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import Part
+from hrm_dist.evaluation import voting
 from hrm_dist.evaluation.output_dir import Evaluation, claim
 from hrm_dist.evaluation.predictions import (
     MAX_ROWS_PER_FILE,
@@ -23,7 +24,7 @@ from hrm_dist.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
-from hrm_dist.evaluation.voting import attempts, scores, submission, vote
+from hrm_dist.evaluation.voting import Candidate, attempts, scores, submission, vote
 from tools import report
 from tools.vote import main
 
@@ -124,6 +125,45 @@ def test_order_splitting_and_overlap_of_files_do_not_matter(
     for task, task_vote in expected.tasks.items():
         found = [[(c.grid.tolist(), c.count, c.mean_q) for c in cs] for cs in votes.tasks[task]]
         assert found == [[(c.grid.tolist(), c.count, c.mean_q) for c in cs] for cs in task_vote]
+
+
+grids_of_two_colours = st.integers(0, 2**6 - 1).map(
+    lambda bits: np.array([bits >> n & 1 for n in range(6)], dtype=np.uint8).reshape(SHAPE)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([(1, 0), (1, 1), (4, 2)]), grids_of_two_colours, st.integers(-2, 2)),
+        min_size=30,
+        max_size=120,
+    )
+)
+def test_grids_that_are_not_kept_change_neither_the_first_nor_scores(
+    answers: list[tuple[tuple[int, int], np.ndarray, int]],
+) -> None:
+    rows = [row(*asked, grid, q, example) for example, (asked, grid, q) in enumerate(answers)]
+    blocks = [predictions(*rows[start : start + 5]) for start in range(0, len(rows), 5)]
+    expected = vote(blocks, IDENTIFIERS, puzzles())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voting, "KEPT_GRIDS", 2)
+        patch.setattr(voting, "_LEAST_GRIDS", 0)
+        found = vote(blocks, IDENTIFIERS, puzzles())
+    assert scores(found, puzzles()) == scores(expected, puzzles())
+    of_inputs = [
+        [candidates for task in votes.tasks.values() for candidates in task] for votes in (found, expected)
+    ]
+    for some, all_of_them in zip(*of_inputs, strict=True):
+        assert [(c.count, c.mean_q) for c in some] == [(c.count, c.mean_q) for c in all_of_them]
+        assert [c.key for c in some[:2]] == [c.key for c in all_of_them[:2]]
+    kept = {c.key for candidates in of_inputs[0] for c in candidates} - {None}
+    assert len(kept) <= 2 * 2 * len(of_inputs[0])
+
+
+def test_a_candidate_whose_grid_was_not_kept_says_so() -> None:
+    with pytest.raises(ValueError, match="only the best 100 candidates"):
+        _ = Candidate(key=None, count=1, mean_q=0.5).grid
 
 
 def test_augmentations_in_both_spellings_are_undone() -> None:
