@@ -1,0 +1,1 @@
+"""Accuracy over segments and halting rules, from one evaluation; read `outcomes` first."""

@@ -1,0 +1,133 @@
+"""Evaluate every segment, then compare numbers of segments and rules, and write the results."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.base.errors import InputError
+from data_pipeline.base.files import replace_file
+from data_pipeline.base.progress import progress_bar
+from data_pipeline.reader import TestReader
+from hrm_dist.checkpoint.reader import dataset_identity, identity, read_state
+from hrm_dist.distributed.process_group import process_group
+from hrm_dist.evaluation.load_model import refuse_other_dataset
+from tools import evaluate
+from tools.scaling import plot
+from tools.scaling.cost import measure
+from tools.scaling.outcomes import halting_rules, read_outcomes
+from tools.scaling.results import Evaluated, Row, as_json, as_table, by_rule, by_segment
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Do what the command line asks for; return the exit code."""
+    reader = TestReader(options.data, options.max_groups, options.num_aug)
+    trained = [_trained_segments(checkpoint, options.data, reader) for checkpoint in options.checkpoints]
+    most = options.max_segments or trained[0]
+    if options.max_segments is None and len(set(trained)) > 1:
+        raise InputError(
+            f"--max-segments is missing: the checkpoints were trained with {', '.join(map(str, trained))} segments; "
+            "say how many all are to run."
+        )
+    folders = [options.out / "predictions"]
+    if len(trained) > 1:
+        folders = [options.out / f"predictions_{number}" for number in range(len(trained))]
+    for checkpoint, folder in zip(options.checkpoints, folders, strict=True):
+        if code := _evaluate(checkpoint, folder, most, options):
+            return code
+    evaluated = _read(folders, trained, options, reader)
+    rules = halting_rules([one.outcomes for one in evaluated])
+    total = (most + len(rules)) * len(evaluated)
+    with progress_bar("compare", "score", total, shown=True) as progress:
+        segments = by_segment(evaluated, reader, options.data, progress)
+        halted = by_rule(rules, evaluated, reader, options.data, progress)
+    _write(evaluated, segments, halted, options, reader)
+    return 0
+
+
+def _trained_segments(checkpoint: Path, data: Path, reader: TestReader) -> int:
+    """Return how many segments a checkpoint was trained with; raise InputError if it cannot be evaluated."""
+    state = read_state(checkpoint)
+    refuse_other_dataset(checkpoint, state, data, reader.info.metadata("train"))
+    return int(state.config["arch"]["halt_max_steps"])
+
+
+def _evaluate(checkpoint: Path, folder: Path, max_segments: int, options: argparse.Namespace) -> int:
+    """Let tools.evaluate complete the folder, and return its exit code."""
+    arguments = [checkpoint, "--data", options.data, "--out", folder, "--device", options.device]
+    arguments += ["--halting", "none", "--every-segment", "--max-segments", max_segments]
+    for name in ("num_aug", "max_groups", "batch_size"):
+        if (value := getattr(options, name)) is not None:
+            arguments += [f"--{name.replace('_', '-')}", value]
+    return evaluate.main([str(argument) for argument in arguments])
+
+
+def _read(
+    folders: Sequence[Path], trained: Sequence[int], options: argparse.Namespace, reader: TestReader
+) -> list[Evaluated]:
+    """Read and score all answers, and measure what they cost."""
+    evaluated = []
+    total = len(reader) * len(folders)
+    with (
+        process_group(options.device) as world,
+        progress_bar("score", "input", total, shown=True) as progress,
+    ):
+        for checkpoint, folder, most in zip(options.checkpoints, folders, trained, strict=True):
+            outcomes = read_outcomes(folder, reader, progress)
+            if not outcomes.is_known.any():
+                raise InputError(
+                    f"{options.data}: the truth of all held-out puzzles is hidden, so there is nothing to compare; "
+                    "give a dataset with outputs."
+                )
+            with progress.untimed():
+                cost = measure(checkpoint, options.data, reader, options.batch_size or 64, world.device)
+            evaluated.append(Evaluated(checkpoint, folder, identity(checkpoint), most, outcomes, *cost))
+    return evaluated
+
+
+def _write(
+    evaluated: Sequence[Evaluated],
+    segments: Sequence[Row],
+    halted: Sequence[Row],
+    options: argparse.Namespace,
+    reader: TestReader,
+) -> None:
+    """Write and print the results."""
+    score = "pass@2, test inputs" if "input/pass@2" in halted[0].scores[0] else "exact accuracy"
+    on = reader.info.evaluated(options.max_groups)
+    content = {
+        "evaluated_on": on or None,
+        "dataset_sha256": dataset_identity(options.data, reader.info.metadata("train"))["sha256"],
+        "num_aug": options.num_aug,
+        "inputs": len(reader),
+        "score": score,
+        "interval": "Wilson, inputs" if len(evaluated) == 1 else "Student, checkpoints",
+        "checkpoints": [_described(one) for one in evaluated],
+    }
+    rows: dict[str, Any] = {
+        name: list(map(as_json, of)) for name, of in (("segments", segments), ("rules", halted))
+    }
+    name = evaluated[0].checkpoint_id if len(evaluated) == 1 else f"{len(evaluated)} checkpoints"
+    json_file, picture = options.out / "scaling.json", options.out / "scaling.png"
+    replace_file(json_file, f"{json.dumps(content | rows, indent=1)}\n".encode())
+    trained = [one.trained_segments for one in evaluated]
+    plot.draw(
+        picture, segments, halted, trained_segments=trained, score=score, title=f"{name}{on and f' on {on}'}"
+    )
+    print(as_table(segments, segments[-1], "segments"), "", sep="\n")
+    print(as_table(halted, segments[-1], "halting"))
+    print(f"{json_file}, {picture}")
+    for row in (*rows["segments"], *rows["rules"]):
+        del row["by_checkpoint"]
+    print(json.dumps(content | rows))
+
+
+def _described(one: Evaluated) -> dict[str, Any]:
+    return {
+        "checkpoint": str(one.checkpoint),
+        "checkpoint_id": one.checkpoint_id,
+        "trained_segments": one.trained_segments,
+        "operations_per_segment": one.operations,
+        "seconds_per_segment": one.seconds,
+    }

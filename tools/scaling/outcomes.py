@@ -1,0 +1,230 @@
+"""What every segment's answer is worth, and what a rule that stops earlier makes of it.
+
+Shape legend: N inputs, M segments, S cells of an answer.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.arc.tokens import crop_sizes
+from data_pipeline.base.errors import InputError
+from data_pipeline.base.progress import Progress
+from data_pipeline.kinds import kind_named
+from data_pipeline.reader import TestReader
+from data_pipeline.schema import IGNORE_LABEL_ID
+from hrm_dist.evaluation.halting import HaltingRule, Said
+from hrm_dist.evaluation.predictions import Predictions, prediction_files, read_prediction_file
+from hrm_dist.evaluation.trajectories import Trajectories, read_trajectories, segments_file
+
+REPEATS = (1, 2, 3, 4)
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+"""Of what all inputs have after all segments: the limits that are tried of q_halt_logits and residuals."""
+
+
+class Outcomes(NamedTuple):
+    """Of all inputs of an evaluation, in the order of its files, after each segment."""
+
+    is_right: NDArray[np.bool_]  # [N, M] in every cell
+    cells_right: NDArray[np.float32]  # [N, M] share
+    is_repeated: NDArray[np.bool_]  # [N, M] whether the answer is that of the segment before
+    is_last: NDArray[np.bool_]  # [N, M] whether it is that of the last segment
+    q_halt_logits: NDArray[np.float32]  # [N, M]
+    q_continue_logits: NDArray[np.float32]  # [N, M]
+    residuals: NDArray[np.float32]  # [N, M]
+    checks: NDArray[np.bool_]  # [N, M, C] by what the kind of puzzle checks, in its order
+    is_known: NDArray[np.bool_]  # [N] whether the truth is
+
+    @property
+    def num_segments(self) -> int:
+        return self.is_right.shape[1]
+
+
+class Point(NamedTuple):
+    """Each input's answer taken after some number of segments, scored on those whose truth is known."""
+
+    segments: float
+    """Mean over all inputs."""
+    num: int
+    right: int
+    cell_accuracy: float
+    checked: list[int]
+    """How many pass each check of the kind, in its order."""
+    differing: int
+    """Of all inputs, how many are answered otherwise than after all segments."""
+    gained: int
+    """Right, and wrong after all segments."""
+    lost: int
+    """Wrong, and right after all segments."""
+
+
+class _File(NamedTuple):
+    """A prediction file and its segments."""
+
+    predictions: Predictions
+    trajectories: Trajectories
+
+
+def read_outcomes(folder: Path, reader: TestReader, progress: Progress) -> Outcomes:
+    """Read and score an evaluation of every segment.
+
+    Raises InputError where segments are missing, or not all inputs have run as many.
+    """
+    parts = []
+    for file in prediction_files([folder]):
+        parts.append(_outcomes(_read(file), reader))
+        progress.update(len(parts[-1].is_right))
+    different = {part.num_segments for part in parts}
+    if len(different) > 1:
+        raise InputError(
+            f"{folder}: files are of {', '.join(map(str, sorted(different)))} segments; evaluate again into a new "
+            "folder."
+        )
+    return Outcomes(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def halting_rules(outcomes: Sequence[Outcomes]) -> list[HaltingRule]:
+    """Return the rules to try on evaluations, the same for all."""
+    rules = [HaltingRule("none"), HaltingRule("learned")]
+    rules += [HaltingRule("q", limit) for limit in _limits([of.q_halt_logits for of in outcomes])]
+    rules += [HaltingRule("unchanged", num) for num in REPEATS]
+    # None is 0: no state is below that.
+    rules += [HaltingRule("residual", limit) for limit in _limits([of.residuals for of in outcomes]) if limit]
+    return rules
+
+
+def _limits(values: Sequence[NDArray[np.float32]]) -> list[float]:
+    """Return quantiles, in few digits."""
+    finite = np.concatenate([some[np.isfinite(some)] for some in values])
+    limits = np.quantile(finite, QUANTILES).tolist() if len(finite) else []
+    return list(dict.fromkeys(float(f"{limit:.2g}") for limit in limits))
+
+
+def stops(rule: HaltingRule, outcomes: Outcomes) -> NDArray[np.int64]:
+    """Return after how many segments a rule takes each input's answer, [N], as an evaluation applies it."""
+    num_inputs, most = outcomes.is_right.shape
+    stop = np.full(num_inputs, most)
+    num_unchanged = np.zeros(num_inputs, dtype=np.int32)
+    for n in range(most):
+        num_unchanged = np.where(outcomes.is_repeated[:, n], num_unchanged + 1, 0).astype(np.int32)
+        said = Said(
+            outcomes.q_halt_logits[:, n],
+            outcomes.q_continue_logits[:, n],
+            num_unchanged,
+            outcomes.residuals[:, n],
+        )
+        stop[rule.halts(said) & (stop == most)] = n + 1
+    return stop
+
+
+def point(outcomes: Outcomes, stop: NDArray[np.int64]) -> Point:
+    """Return what is gained and lost if each input stops after so many segments, [N]."""
+    known = np.flatnonzero(outcomes.is_known)
+    at = stop[known] - 1
+    right, right_at_last = outcomes.is_right[known, at], outcomes.is_right[known, -1]
+    return Point(
+        segments=float(stop.mean()),
+        num=len(known),
+        right=int(right.sum()),
+        cell_accuracy=float(outcomes.cells_right[known, at].mean(dtype=np.float64)),
+        checked=outcomes.checks[known, at].sum(axis=0).tolist(),
+        differing=int((~outcomes.is_last[np.arange(len(stop)), stop - 1]).sum()),
+        gained=int((right & ~right_at_last).sum()),
+        lost=int((~right & right_at_last).sum()),
+    )
+
+
+def predictions_at(folder: Path, stop: NDArray[np.int64]) -> Iterator[Predictions]:
+    """Yield the predictions of a folder's files as if each input had stopped after so many segments, [N]."""
+    first = 0
+    for file in prediction_files([folder]):
+        predictions, trajectories = _read(file)
+        of_file = stop[first : first + len(predictions.preds)]
+        first += len(of_file)
+        preds = np.empty_like(predictions.preds)
+        for n, answers in enumerate(trajectories.answers(), 1):
+            preds[of_file == n] = answers[of_file == n]
+        q_halt_logits = trajectories.by_segment("q_halt_logits")[np.arange(len(of_file)), of_file - 1]
+        yield predictions._replace(preds=preds, q_halt_logits=q_halt_logits)
+
+
+def _read(file: Path) -> _File:
+    predictions, trajectories = read_prediction_file(file), read_trajectories(segments_file(file))
+    rows, num_segments = predictions.rows, trajectories.num_segments
+    if rows is None or not np.array_equal(rows, trajectories.rows):
+        raise InputError(
+            f"{segments_file(file)}: rows are not those of {file}; evaluate again into a new folder."
+        )
+    if len(np.unique(num_segments)) > 1:
+        raise InputError(
+            f"{segments_file(file)}: num_segments goes from {num_segments.min()} to {num_segments.max()}, so some "
+            "inputs have halted early; evaluate with --halting none into a new folder."
+        )
+    if trajectories.num_cells != predictions.preds.shape[1]:
+        raise InputError(
+            f"{segments_file(file)}: num_cells is {trajectories.num_cells}, but {file} has "
+            f"{predictions.preds.shape[1]}; evaluate again into a new folder."
+        )
+    return _File(predictions, trajectories)
+
+
+def _outcomes(file: _File, reader: TestReader) -> Outcomes:
+    predictions, trajectories = file
+    assert predictions.rows is not None
+    kind = kind_named(reader.info.kind)
+    has_grids = kind.scorer == "votes"
+    labels = _labels(reader, predictions.rows)
+    asked = labels != IGNORE_LABEL_ID
+    num_asked = asked.sum(1)
+    last = _spelled(predictions.preds, has_grids=has_grids)
+    before = np.full_like(last, 255)  # no answer has this token
+    is_right, cells_right, is_repeated, is_last, checks = [], [], [], [], []
+    for answers in trajectories.answers():
+        num_right = (asked & (answers == labels)).sum(1)
+        is_right.append((num_right == num_asked) & (num_asked > 0))
+        cells_right.append((num_right / np.maximum(num_asked, 1)).astype(np.float32))
+        checks.append([check(predictions.inputs, answers) for check in kind.checks.values()])
+        spelled = _spelled(answers, has_grids=has_grids)
+        is_repeated.append((spelled == before).all(1))
+        is_last.append((spelled == last).all(1))
+        before = spelled
+    if not is_last[-1].all():
+        raise InputError(
+            f"{predictions.source}: preds are not the last answers of its segments; evaluate again into a new folder."
+        )
+    num_rows, most = len(labels), len(is_right)
+    return Outcomes(
+        is_right=np.stack(is_right, axis=1),
+        cells_right=np.stack(cells_right, axis=1),
+        is_repeated=np.stack(is_repeated, axis=1),
+        is_last=np.stack(is_last, axis=1),
+        q_halt_logits=trajectories.by_segment("q_halt_logits"),
+        q_continue_logits=trajectories.by_segment("q_continue_logits"),
+        residuals=trajectories.by_segment("residuals"),
+        checks=np.array(checks, dtype=bool).reshape(most, -1, num_rows).transpose(2, 0, 1),
+        is_known=num_asked > 0,
+    )
+
+
+def _spelled(answers: NDArray[np.uint8], *, has_grids: bool) -> NDArray[np.uint8]:
+    """Return a copy in which two rows are equal if they answer the same: of canvases what their grids spell."""
+    if not has_grids:
+        return answers.copy()
+    heights, widths = crop_sizes(answers)
+    side = np.arange(math.isqrt(answers.shape[1]))
+    inside = (side < heights[:, None])[:, :, None] & (side < widths[:, None])[:, None]
+    return np.where(inside.reshape(answers.shape), answers, 0)
+
+
+def _labels(reader: TestReader, rows: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the labels [N, S] of rows of the test split."""
+    if rows.max(initial=-1) >= len(reader):
+        raise InputError(
+            f"row {rows.max()} was predicted, but the dataset's test split has {len(reader)}; give --data, "
+            "--max-groups and --num-aug as the evaluation had them."
+        )
+    return reader.take(rows.astype(np.int64))["labels"].numpy()
