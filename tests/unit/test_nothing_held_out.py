@@ -19,6 +19,7 @@ from tests.training import rows
 from tests.unit.test_data_build import write_tasks
 from tests.unit.test_data_puzzle_dataset import TYPES, new_puzzles, write_csv
 from tools import evaluate, report, vote
+from tools.scaling import __main__ as scaling
 
 KINDS = ("arc", "sudoku")
 MESSAGE = "nothing is held out of training"
@@ -110,6 +111,8 @@ def test_predicting_is_refused_alone_and_as_jobs(
     err = capsys.readouterr().err
     assert f"error: {data}: {MESSAGE}, so there is nothing to predict; build a dataset with" in err
     assert "Traceback" not in err
+    with pytest.raises(InputError, match=MESSAGE):
+        scaling.main([str(argument) for argument in arguments])
     with pytest.raises(InputError, match=MESSAGE):
         spec.evaluation([str(argument) for argument in arguments], 2, Cluster(cluster="local"))
     assert not out.exists()

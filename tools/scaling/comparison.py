@@ -10,9 +10,11 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import replace_file
 from data_pipeline.base.progress import progress_bar
 from data_pipeline.reader import TestReader
-from hrm_dist.checkpoint.reader import dataset_identity, identity, read_state
+from hrm_dist.checkpoint.reader import read_state
+from hrm_dist.distributed.launch_env import launch_env
 from hrm_dist.distributed.process_group import process_group
 from hrm_dist.evaluation.load_model import refuse_other_dataset
+from hrm_dist.evaluation.output_dir import read_evaluation
 from tools import evaluate
 from tools.scaling import plot
 from tools.scaling.cost import measure
@@ -22,6 +24,10 @@ from tools.scaling.results import Evaluated, Row, as_json, as_table, by_rule, by
 
 def compare(options: argparse.Namespace) -> int:
     """Do what the command line asks for; return the exit code."""
+    if (num := launch_env().world_size) > 1:
+        raise InputError(
+            f"{num} processes: this is a command for one; evaluate with several by tools.evaluate first (see --help)."
+        )
     reader = TestReader(options.data, options.max_groups, options.num_aug)
     trained = [_trained_segments(checkpoint, options.data, reader) for checkpoint in options.checkpoints]
     most = options.max_segments or trained[0]
@@ -82,7 +88,9 @@ def _read(
                 )
             with progress.untimed():
                 cost = measure(checkpoint, options.data, reader, options.batch_size or 64, world.device)
-            evaluated.append(Evaluated(checkpoint, folder, identity(checkpoint), most, outcomes, *cost))
+            record = read_evaluation(folder)
+            assert record is not None
+            evaluated.append(Evaluated(checkpoint, folder, record, most, outcomes, *cost))
     return evaluated
 
 
@@ -98,7 +106,8 @@ def _write(
     on = reader.info.evaluated(options.max_groups)
     content = {
         "evaluated_on": on or None,
-        "dataset_sha256": dataset_identity(options.data, reader.info.metadata("train"))["sha256"],
+        "dataset_sha256": evaluated[0].record.dataset_sha256,
+        "planned_sha256": evaluated[0].record.planned_sha256,
         "num_aug": options.num_aug,
         "inputs": len(reader),
         "score": score,
@@ -108,7 +117,7 @@ def _write(
     rows: dict[str, Any] = {
         name: list(map(as_json, of)) for name, of in (("segments", segments), ("rules", halted))
     }
-    name = evaluated[0].checkpoint_id if len(evaluated) == 1 else f"{len(evaluated)} checkpoints"
+    name = evaluated[0].record.checkpoint_id if len(evaluated) == 1 else f"{len(evaluated)} checkpoints"
     json_file, picture = options.out / "scaling.json", options.out / "scaling.png"
     replace_file(json_file, f"{json.dumps(content | rows, indent=1)}\n".encode())
     trained = [one.trained_segments for one in evaluated]
@@ -126,7 +135,8 @@ def _write(
 def _described(one: Evaluated) -> dict[str, Any]:
     return {
         "checkpoint": str(one.checkpoint),
-        "checkpoint_id": one.checkpoint_id,
+        "checkpoint_id": one.record.checkpoint_id,
+        "checkpoint_sha256": one.record.checkpoint_sha256,
         "trained_segments": one.trained_segments,
         "operations_per_segment": one.operations,
         "seconds_per_segment": one.seconds,

@@ -21,6 +21,7 @@ from hrm_dist.evaluation.intervals import (
     mean_interval,
     share_interval,
 )
+from hrm_dist.evaluation.output_dir import Evaluation
 from hrm_dist.evaluation.scores import SHARES_OF_EXAMPLES, count_right
 from tools.scaling.outcomes import Outcomes, Point, point, predictions_at, stops
 
@@ -30,7 +31,7 @@ class Evaluated(NamedTuple):
 
     checkpoint: Path
     folder: Path
-    checkpoint_id: str
+    record: Evaluation
     trained_segments: int
     """As many as the model was trained with, at most."""
     outcomes: Outcomes
