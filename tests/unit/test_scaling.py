@@ -10,10 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.progress import progress_bar
+from data_pipeline.kinds import kind_named
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import load_dataset_info
 from hrm_dist.evaluation import puzzle_scores
@@ -28,6 +30,7 @@ from tests.unit.models import arch_of, let_halting_vary
 from tools.scaling.__main__ import main
 from tools.scaling.outcomes import Outcomes, halting_rules, point, predictions_at, read_outcomes, stops
 
+SUDOKU = Path(__file__).parents[1] / "golden" / "earlier" / "sudoku"
 MEETING = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 NUM_SLOTS, MAX_SEGMENTS = 8, 6
 RULES = ("none", "learned", "q:1", "unchanged:1", "unchanged:2", "residual:0.5")
@@ -105,13 +108,10 @@ def test_rules_stop_some_inputs_early_and_not_all_alike(reader: TestReader, fold
     assert all(len(np.unique(stops(HaltingRule.parse(rule), outcomes))) > 1 for rule in RULES[1:])
 
 
-@pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory, reader: TestReader) -> Path:
-    """Answers that are often right, or nearly, and differ from segment to segment."""
-    out = tmp_path_factory.mktemp("taught")
+def teach(reader: TestReader, out: Path) -> Path:
+    """Write answers that are often right, or nearly, and differ from most segments to the next."""
     rng = np.random.default_rng(0)
-    batch = reader.take(np.arange(len(reader)))
-    truth = np.maximum(batch["labels"].numpy(), 0).astype(np.uint8)
+    truth = np.maximum(reader.take(np.arange(len(reader)))["labels"].numpy(), 0).astype(np.uint8)
     recorder = Recorder(len(truth), truth.shape[1])
     everywhere, zeros = np.ones(len(truth), dtype=bool), np.zeros((4, len(truth)), dtype=np.float32)
     preds = truth
@@ -126,18 +126,46 @@ def taught(tmp_path_factory: pytest.TempPathFactory, reader: TestReader) -> Path
     return out
 
 
-def test_each_segment_is_scored_as_its_answers_are(reader: TestReader, taught: Path) -> None:
-    outcomes = read(taught, reader)
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory, reader: TestReader) -> Path:
+    return teach(reader, tmp_path_factory.mktemp("taught"))
+
+
+@pytest.mark.parametrize("kind", ["arc", "sudoku"])
+def test_each_segment_is_scored_as_its_answers_are(dataset: Path, tmp_path: Path, kind: str) -> None:
+    reader = TestReader(dataset if kind == "arc" else SUDOKU, max_groups=30)
+    folder = teach(reader, tmp_path)
+    outcomes = read(folder, reader)
+    before: NDArray[np.uint8] | None = None
+    num_right = set[int]()
     for n in range(1, MAX_SEGMENTS + 1):
         stop = np.full(len(reader), n)
-        [block] = predictions_at(taught, stop)
+        [block] = predictions_at(folder, stop)
         assert block.rows is not None
         labels = reader.take(block.rows.astype(np.int64))["labels"].numpy()
         expected = puzzle_scores.scores([(block, labels)], reader.info.kind)
         found = point(outcomes, stop)
-        assert 0 < found.right < found.num
-        assert (found.num, found.right / found.num) == (expected["examples"], expected["exact_accuracy"])
+        got = (found.num, found.right, *found.checked)
+        shares = ("exact_accuracy", *kind_named(kind).checks)
+        assert got == (expected["examples"], *(round(expected[name] * found.num) for name in shares))
         assert found.cell_accuracy == pytest.approx(expected["cell_accuracy"])
+        num_right.add(found.right)
+        if kind == "sudoku" and before is not None:
+            np.testing.assert_array_equal(outcomes.is_repeated[:, n - 1], (block.preds == before).all(1))
+        before = block.preds
+    assert len(num_right) > 1
+
+
+@given(is_repeated=arrays(bool, (5, MAX_SEGMENTS)), num=st.integers(1, 4))
+def test_an_answer_is_unchanged_when_the_last_repeats_follow_each_other(
+    reader: TestReader, taught: Path, is_repeated: NDArray[np.bool_], num: int
+) -> None:
+    outcomes = Outcomes(*(field[:5] for field in read(taught, reader)))._replace(is_repeated=is_repeated)
+    expected = [
+        next((n for n in range(num, MAX_SEGMENTS + 1) if row[n - num : n].all()), MAX_SEGMENTS)
+        for row in is_repeated
+    ]
+    assert stops(HaltingRule("unchanged", num), outcomes).tolist() == expected
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -268,7 +296,6 @@ def test_bad_input_is_refused_before_anything_is_written(
     with pytest.raises(SystemExit) as end:
         main([*both, "--out", str(out), "--max-segments", "0"])
     assert end.value.code == 2
-    other = str(Path(__file__).parents[1] / "golden" / "earlier" / "sudoku")
     with pytest.raises(InputError, match="another dataset"):
-        main([str(checkpoint), "--data", other, "--out", str(out)])
+        main([str(checkpoint), "--data", str(SUDOKU), "--out", str(out)])
     assert not out.exists()

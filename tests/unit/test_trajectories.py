@@ -1,5 +1,6 @@
 """Trajectories: what is read of them is what the slots answered, segment by segment; damage is named."""
 
+import pickle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,6 +127,17 @@ def test_a_recorder_refuses_slots_out_of_step() -> None:
         recorder.take(1)
     recorder.add(first, none, preds, *values)
     assert len(recorder.take(0).num_changes) == 2
+
+
+def test_a_recorder_forgets_what_was_taken() -> None:
+    recorder, sizes = Recorder(2, 9), []
+    values = np.zeros((len(VALUES), 2), dtype=np.float32)
+    for n in range(30):
+        slots, preds = np.arange(2) == n % 2, np.full((2, 9), n, dtype=np.uint8)
+        recorder.add(slots, slots, preds, *values)
+        recorder.take(n % 2)
+        sizes.append(len(pickle.dumps(recorder)))
+    assert sizes[-1] == sizes[1]
 
 
 def test_a_vote_does_not_take_segments_for_predictions(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 class Outcomes(NamedTuple):
     """Of all inputs of an evaluation, in the order of its files, after each segment."""
 
-    is_right: NDArray[np.bool_]  # [N, M] in every cell
+    is_right: NDArray[np.bool_]  # [N, M] in every cell; of no meaning where the truth is hidden
     cells_right: NDArray[np.float32]  # [N, M] share
     is_repeated: NDArray[np.bool_]  # [N, M] whether the answer is that of the segment before
     is_last: NDArray[np.bool_]  # [N, M] whether it is that of the last segment
@@ -185,7 +185,7 @@ def _outcomes(file: _File, reader: TestReader) -> Outcomes:
     is_right, cells_right, is_repeated, is_last, checks = [], [], [], [], []
     for answers in trajectories.answers():
         num_right = (asked & (answers == labels)).sum(1)
-        is_right.append((num_right == num_asked) & (num_asked > 0))
+        is_right.append(num_right == num_asked)
         cells_right.append((num_right / np.maximum(num_asked, 1)).astype(np.float32))
         checks.append([check(predictions.inputs, answers) for check in kind.checks.values()])
         spelled = _spelled(answers, has_grids=has_grids)
