@@ -160,7 +160,7 @@ def test_each_segment_is_scored_as_its_answers_are(dataset: Path, tmp_path: Path
 def test_an_answer_is_unchanged_when_the_last_repeats_follow_each_other(
     reader: TestReader, taught: Path, is_repeated: NDArray[np.bool_], num: int
 ) -> None:
-    outcomes = Outcomes(*(field[:5] for field in read(taught, reader)))._replace(is_repeated=is_repeated)
+    outcomes = Outcomes._make(field[:5] for field in read(taught, reader))._replace(is_repeated=is_repeated)
     expected = [
         next((n for n in range(num, MAX_SEGMENTS + 1) if row[n - num : n].all()), MAX_SEGMENTS)
         for row in is_repeated
