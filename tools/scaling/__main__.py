@@ -5,7 +5,7 @@
     python -m tools.scaling runs/seed0/checkpoints/latest runs/seed1/checkpoints/latest runs/seed2/checkpoints/latest \\
         --data data/sudoku-6x6 --max-segments 32 --out runs/scaling
 
-All inputs run all segments, into OUT/predictions, as by
+All inputs run all segments, into OUT/predictions (of several checkpoints OUT/predictions_0, _1, ...), as by
 
     python -m tools.evaluate CHECKPOINT --data DIR --out OUT/predictions --halting none --every-segment --max-segments N
 
