@@ -208,9 +208,9 @@ class TestReader:
         examples = np.empty((len(rows), 2, self.info.seq_len), dtype=np.uint8)
         identifiers, example_index = np.empty((2, len(rows)), dtype=np.int32)
         numbers = self._ends.searchsorted(rows, side="right")
-        for number in np.unique(numbers).tolist():
+        for number in np.unique(numbers):
             chosen = numbers == number
-            shard = self._shards.get(self._chosen[number])
+            shard = self._shards.get(self._chosen[int(number)])
             row_in_shard = rows[chosen] - (self._ends[number - 1] if number > 0 else 0)
             sample = shard.starts.searchsorted(row_in_shard, side="right") - 1
             examples[chosen] = shard.examples(row_in_shard)

@@ -47,7 +47,7 @@ from hrm_dist.evaluation.intervals import CONFIDENCE, interval_text, share_inter
 from hrm_dist.evaluation.output_dir import missing_files, read_evaluation
 from hrm_dist.evaluation.predictions import prediction_files, read_predictions
 from hrm_dist.evaluation.stopping import Calibration, VoteRule
-from hrm_dist.evaluation.voting import VoteCounter
+from hrm_dist.evaluation.voting import VoteCounter, grid_number
 from tools.vote import read_identifiers, read_subsets, read_test_puzzles
 
 LIMITS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
@@ -60,8 +60,8 @@ class InputVotes(NamedTuple):
 
     task: str
     truth: int
-    """The right grid; -1 if nothing predicted it."""
-    grids: npt.NDArray[np.int64]  # [n] for which grid
+    """The right grid, as `grid_number` has it."""
+    grids: npt.NDArray[np.uint64]  # [n] for which grid
     q: npt.NDArray[np.float64]  # [n]
     rounds: npt.NDArray[np.int64]  # [n] in which round, from 0
 
@@ -138,8 +138,7 @@ def read_votes(predictions: Sequence[Path], data: Path) -> tuple[list[InputVotes
 
 
 def _votes_of_inputs(counter: VoteCounter, test_puzzles: dict[str, Any]) -> Iterator[InputVotes]:
-    votes, keys = counter.in_canonical_order()
-    votes = votes[np.sort(np.unique(votes, return_index=True)[1])]  # a row that was read twice is one
+    votes = counter.votes()
     asked = np.unique(votes[["identifier", "example", "input"]])
     if len(asked) < len(votes):
         raise InputError(
@@ -147,17 +146,15 @@ def _votes_of_inputs(counter: VoteCounter, test_puzzles: dict[str, Any]) -> Iter
             "several evaluations; give those of one."
         )
     votes = votes[np.argsort(votes["input"], kind="stable")]
-    number_of_key = {key: number for number, key in enumerate(keys)}
     for task, numbers in counter.inputs_of_task.items():
         for number, pair in zip(numbers, test_puzzles[task]["test"], strict=True):
             first, end = np.searchsorted(votes["input"], [number, number + 1])
             if pair.get("output") is None or first == end:
                 continue
-            truth = np.asarray(pair["output"], dtype=np.uint8)
             own = votes[first:end]
             yield InputVotes(
                 task,
-                number_of_key.get(bytes(truth.shape) + truth.tobytes(), -1),
+                grid_number(pair["output"]),
                 own["grid"],
                 own["q"],
                 np.unique(own["identifier"], return_inverse=True)[

@@ -191,6 +191,11 @@ def _digest(key: bytes) -> bytes:
     return hashlib.blake2b(key, digest_size=8).digest()
 
 
+def grid_number(grid: npt.ArrayLike) -> int:
+    """Return what stands for a grid in the votes of a `VoteCounter`."""
+    return int(np.frombuffer(_digest(grid_key(grid)), dtype=np.uint64)[0])
+
+
 class _Grids(dict[bytes, bytes]):
     """Digests by grid key; that of a new grid is computed."""
 
