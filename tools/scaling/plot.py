@@ -41,7 +41,7 @@ def draw(
     figure = Figure(figsize=(10, 4.2), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_segments(left, segments, trained_segments, score)
-    _draw_rules(right, segments, rules, score)
+    _draw_rules(right, segments, rules, trained_segments, score)
     figure.suptitle(title, fontsize=10)
     over = "inputs (Wilson)" if len(rules[0].scores) == 1 else "checkpoints (Student)"
     figure.text(
@@ -71,7 +71,9 @@ def _draw_segments(axes: "Axes", rows: Sequence[Row], trained_segments: Sequence
     axes.legend(fontsize=8, loc="best", framealpha=0.8)
 
 
-def _draw_rules(axes: "Axes", segments: Sequence[Row], rules: Sequence[Row], score: str) -> None:
+def _draw_rules(
+    axes: "Axes", segments: Sequence[Row], rules: Sequence[Row], trained_segments: Sequence[int], score: str
+) -> None:
     axes.plot(
         [row.segments for row in segments],
         [row.interval.value for row in segments],
@@ -79,6 +81,9 @@ def _draw_rules(axes: "Axes", segments: Sequence[Row], rules: Sequence[Row], sco
         lw=1,
         label="all inputs after n",
     )
+    as_trained = [row for row in segments if row.segments in trained_segments]
+    x, y = [row.segments for row in as_trained], [row.interval.value for row in as_trained]
+    axes.plot(x, y, "s", mfc="none", mec=_GREY, ms=9, label="as many as in training")
     kinds = dict.fromkeys(row.name.partition(":")[0] for row in rules)
     for kind in kinds:
         own = sorted(
@@ -96,7 +101,7 @@ def _draw_rules(axes: "Axes", segments: Sequence[Row], rules: Sequence[Row], sco
         for row, at, height in zip(own, x, y, strict=True):
             limit = row.name.partition(":")[2]
             axes.annotate(limit, (at, height), (3, -9), textcoords="offset points", fontsize=7, color=colour)
-    shares = [row.interval.value for row in rules]
+    shares = [row.interval.value for row in (*rules, *as_trained)]
     margin = 0.08 * (max(shares) - min(shares)) + 0.005
     axes.set_ylim(min(shares) - margin, max(shares) + margin)
     axes.set_xlabel("segments per input, mean")
