@@ -225,8 +225,11 @@ def _fill(
     )  # fmt: skip
     units = Part(world.rank, world.world_size).share(todo)
     share = Share(out, evaluation, reader, options.data, units)
+    # Before and after, since others may use the machine.
+    rates = [matmul_rate(world.device, model.dtype)]
     is_complete, counts, seconds = _predict_together(share, answering, world, stop)
-    _tell(collectives.gather_objects((counts, seconds)), segment, reader, world)
+    rates.append(matmul_rate(world.device, model.dtype))
+    _tell(collectives.gather_objects((counts, seconds)), segment, reader, max(rates) * world.world_size)
     return evaluation, len(todo), is_complete
 
 
@@ -301,7 +304,7 @@ def _tell(
     """Say how fast it went, and what is wrong with the answers."""
     each = list(of_ranks)
     total, seconds = sum((counts for counts, _ in each), Counter[str]()), max(seconds for _, seconds in each)
-    if not total["made"] or not world.is_main:
+    if not total["made"] or not collectives.is_main():
         return
     model, made = segment.model, total["made"]
     lengths = None
@@ -312,7 +315,6 @@ def _tell(
     flops = total["segments"] * evaluation_flops_per_sequence(
         model.arch, reader.info.metadata("test"), lengths
     )
-    peak = matmul_rate(world.device, model.dtype) * world.world_size
     print(
         f"{made:,} inputs in {seconds:.1f} s: {made / seconds:,.1f} inputs/s, {total['segments'] / made:.2f} segments "
         f"per input, {total['segments'] / total['slots']:.1%} of the slots' segments answered, "
