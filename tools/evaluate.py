@@ -299,9 +299,9 @@ def _tell(
     of_ranks: Iterable[tuple[Counter[str], float]],
     segment: EvaluationSegment,
     reader: TestReader,
-    world: World,
+    peak: float,
 ) -> None:
-    """Say how fast it went, and what is wrong with the answers."""
+    """Say how fast it went, and what is wrong with the answers; peak: operations per second."""
     each = list(of_ranks)
     total, seconds = sum((counts for counts, _ in each), Counter[str]()), max(seconds for _, seconds in each)
     if not total["made"] or not collectives.is_main():
