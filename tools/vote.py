@@ -6,12 +6,16 @@ every held-out task that the dataset's sources had and --canvas or --limit-group
 printed as a table and, as the last line, as one JSON object; inputs with a hidden truth are not scored. An interval
 is Wilson's, at 95 %, over test inputs: what other inputs might have given. --scores keeps the object for tools.results.
 
+A grid is ranked by its number of votes, then by its mean of sigmoid(q_halt), as published; --by has votes weigh
+something else, with which these two decide ties.
+
 examples:
   python -m tools.vote runs/demo/predictions --data data/demo --out runs/demo/submission.json
   python -m tools.vote preds.0.npz preds.1.npz --identifiers identifiers.json --tasks test_puzzles.json \\
       --out submission.json
   python -m tools.vote runs/demo/predictions --data data/demo --out submission.json --subsets halves.json \\
       --scores runs/demo/scores.json
+  python -m tools.vote runs/demo/predictions --data data/demo --out submission.json --by probability
 """
 
 import argparse
@@ -33,7 +37,7 @@ from hrm_dist.evaluation.intervals import share_interval
 from hrm_dist.evaluation.output_dir import missing_files
 from hrm_dist.evaluation.predictions import Predictions, prediction_files, read_predictions
 from hrm_dist.evaluation.scores import count_text
-from hrm_dist.evaluation.voting import Votes, scores, submission, vote
+from hrm_dist.evaluation.voting import VOTE_BY, Votes, scores, submission, vote
 
 ALL_TASKS = "all tasks"
 SCORE_MEANINGS = {
@@ -85,6 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--tasks", type=path_argument, metavar="F", help="test_puzzles.json, in place of the one in --data")
     add("--subsets", type=path_argument, metavar="F", help="JSON {name: [task ids]}: scores of these, too")
+    add(
+        "--by",
+        choices=VOTE_BY,
+        default="count",
+        help="what a vote weighs: one (default, as published), sigmoid(q_halt), or the probability of its grid by cell",
+    )
     add("--mix-checkpoints", action="store_true", help="pool predictions of several checkpoints in one vote")
 
 
@@ -111,7 +121,9 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
                 yield block
                 progress.update()
 
-    votes = vote(blocks(), identifiers, test_puzzles, allow_mixed_checkpoints=args.mix_checkpoints)
+    votes = vote(
+        blocks(), identifiers, test_puzzles, by=args.by, allow_mixed_checkpoints=args.mix_checkpoints
+    )
     if not votes.counted:
         given = ", ".join(map(str, args.predictions))
         why_not = _not_counted(votes) | {"are of no puzzle (identifier 0)": votes.padding}

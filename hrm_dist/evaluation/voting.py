@@ -3,7 +3,7 @@
 Every augmentation of a task predicts the same test input in its own colours and orientation. Undoing the
 augmentation turns each prediction into one vote for one grid.
 
-Memory is bounded whatever a model predicts. A vote takes 28 bytes, some three times as much while votes are sorted,
+Memory is bounded whatever a model predicts. A vote takes 36 bytes, some three times as much while votes are sorted,
 and each candidate at the end one small object of 100 bytes. Grids, of up to 935 bytes each, are kept where they can
 still matter: of the best KEPT_GRIDS candidates of a test input, of those that are right, and beside them of as many new
 ones until it is chosen again. So the distinct grids of a test input take 190 kB at most, on average over the test
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import compress, count
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,14 @@ TestPuzzles = Mapping[str, Mapping[str, Any]]
 
 PADDING_IDENTIFIER = 0
 PASS_KS = (1, 2, 5, 10, 100, 1000)
+VoteBy = Literal["count", "q", "probability"]
+"""What a vote weighs: one, sigmoid(q_halt), or the probability of its grid by cell, their geometric mean.
+
+A grid's own probability would let small grids win, since it does not cover where a grid ends: over the ARC models of a
+sweep it solved fewer test inputs than that of a cell (docs/benchmarks/evaluation.md).
+"""
+VOTE_BY: tuple[VoteBy, ...] = get_args(VoteBy)
+
 KEPT_GRIDS = 100
 """Of each test input; the others have counts and digests alone."""
 _LEAST_GRIDS = 20_000
@@ -45,6 +53,7 @@ _VOTE = np.dtype(
         ("input", np.int32),  # which test input, over all tasks
         ("grid", np.uint64),  # digest
         ("q", np.float64),
+        ("weight", np.float64),
     ]
 )
 
@@ -61,6 +70,8 @@ class Candidate:
     count: int
     mean_q: float
     """Mean over its votes of sigmoid(q_halt): how sure the model was of being right."""
+    weight: float
+    """Of its votes together; by count their number."""
 
     @property
     def grid(self) -> Grid:
@@ -93,15 +104,16 @@ def vote(
     identifiers: Sequence[str],
     test_puzzles: TestPuzzles,
     *,
+    by: VoteBy = "count",
     allow_mixed_checkpoints: bool = False,
 ) -> Votes:
-    """Count the predictions of each test input; the order and the splitting of `predictions` do not matter.
+    """Count or weigh the predictions of each test input; their order and how they are split do not matter.
 
     A prediction belongs to the test input that equals its own input once the augmentation is undone.
     A row that occurs twice, as in overlapping files, is counted once. Two different predictions for the
     same puzzle and example come from two evaluations and raise InputError, unless mixing is allowed.
     """
-    counter = VoteCounter(identifiers, test_puzzles)
+    counter = VoteCounter(identifiers, test_puzzles, by)
     for block in predictions:
         for part in block.parts():  # a foreign file may hold everything
             counter.add(part)
@@ -186,6 +198,9 @@ def grid_key(grid: npt.ArrayLike) -> bytes:
     return bytes(cells.shape) + cells.tobytes()
 
 
+_EMPTY_KEY = grid_key(np.zeros((0, 0)))
+
+
 def _digest(key: bytes) -> bytes:
     """Return 8 bytes for a grid; of 10,000 grids of a test input two share them with a chance below 1e-11."""
     return hashlib.blake2b(key, digest_size=8).digest()
@@ -241,8 +256,9 @@ class Undo:
 class VoteCounter:
     """Turn predictions into votes block by block, so that they need not stay in memory."""
 
-    def __init__(self, identifiers: Sequence[str], test_puzzles: TestPuzzles) -> None:
+    def __init__(self, identifiers: Sequence[str], test_puzzles: TestPuzzles, by: VoteBy = "count") -> None:
         self.identifiers = identifiers
+        self._by = by
         # A new key gets the next number. Equal test inputs of one task share one, and so their votes.
         self.number_of_input = defaultdict[tuple[str, bytes], int](count().__next__)
         self.inputs_of_task: dict[str, list[int]] = {}
@@ -283,13 +299,19 @@ class VoteCounter:
             self.skipped[reason] += int((is_vote & applies).sum())
             is_vote &= ~applies
         grids = self._grids
-        digests = [grids[key] for key in compress(undo.keys(block.preds), is_vote)]
-        votes = np.empty(len(digests), dtype=_VOTE)
+        keys = list(compress(undo.keys(block.preds), is_vote))
+        votes = np.empty(len(keys), dtype=_VOTE)
         votes["identifier"] = ids[is_vote]
         votes["example"] = block.example_index[is_vote]
         votes["input"] = inputs[is_vote]
-        votes["grid"] = np.frombuffer(b"".join(digests), dtype=np.uint64)
+        votes["grid"] = np.frombuffer(b"".join([grids[key] for key in keys]), dtype=np.uint64)
         votes["q"] = _sigmoid(block.q_halt_logits[is_vote])
+        if self._by == "probability":
+            num_cells = np.fromiter(map(len, keys), dtype=np.int64, count=len(keys)) - len(_EMPTY_KEY)
+            per_cell = np.exp(_log_probs(block)[is_vote] / np.maximum(num_cells, 1))
+            votes["weight"] = np.where(num_cells > 0, per_cell, 0)  # an empty grid is never right
+        else:
+            votes["weight"] = 1 if self._by == "count" else votes["q"]
         self._blocks.append(votes)
         self.num_votes += len(votes)
         if len(grids) > max(_LEAST_GRIDS, 2 * KEPT_GRIDS * len(self.number_of_input)):
@@ -313,17 +335,17 @@ class VoteCounter:
         ranked = _rank(votes)
         candidates: list[list[Candidate]] = [[] for _ in self.number_of_input]
         digests = ranked.grids.tobytes()
-        columns = (ranked.inputs.tolist(), ranked.counts.tolist(), ranked.mean_q.tolist())
-        for n, (number, num_votes, mean_q) in enumerate(zip(*columns, strict=True)):
-            key = key_of_grid.get(digests[8 * n : 8 * n + 8])
-            candidates[number].append(Candidate(key, num_votes, mean_q))
+        columns = (ranked.inputs, ranked.counts, ranked.mean_q, ranked.weights)
+        for n, (number, *values) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+            candidates[number].append(Candidate(key_of_grid.get(digests[8 * n : 8 * n + 8]), *values))
         return candidates
 
     def _forget_grids(self) -> None:
         """Keep the grids of the best candidates so far, and of the truth.
 
-        A grid that is predicted again comes back. One that is not can only fall in rank: those ahead of it stay
-        ahead, since a further vote outweighs any mean of q. So the first `KEPT_GRIDS` have their grids at the end.
+        A grid that is predicted again comes back. One that is not can only fall in rank: those ahead of it stay ahead,
+        since a further vote adds to their weight and count, which go before the mean of q. So the first KEPT_GRIDS
+        have their grids at the end.
         """
         ranked = _rank(self.votes())
         first_of_input = np.searchsorted(ranked.inputs, ranked.inputs)
@@ -337,6 +359,15 @@ def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Return the sigmoid in float64, which still orders logits far from 0."""
     with np.errstate(over="ignore"):
         return 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+
+
+def _log_probs(block: Predictions) -> npt.NDArray[np.float64]:
+    if block.log_probs is None:
+        raise InputError(
+            f"{block.source}: has no log_probs, so votes cannot be weighed by probability; vote by count or by q, or "
+            "evaluate again with this version, into another folder."
+        )
+    return block.log_probs.astype(np.float64)
 
 
 def _refuse_contradictions(votes: npt.NDArray[np.void], identifiers: Sequence[str]) -> None:
@@ -358,10 +389,11 @@ class _Ranked(NamedTuple):
     grids: npt.NDArray[np.uint64]
     counts: npt.NDArray[np.int64]
     mean_q: npt.NDArray[np.float64]
+    weights: npt.NDArray[Any]
 
 
 def _rank(votes: npt.NDArray[np.void]) -> _Ranked:
-    """Rank candidates by votes, then by mean q, then by the smallest (identifier, example) that voted for them."""
+    """Rank candidates by weight, then by votes, mean q, and the smallest (identifier, example) that voted for them."""
     order = np.lexsort((votes["grid"], votes["input"]))  # stable, so each candidate's votes stay in order
     inputs, grids = votes["input"][order], votes["grid"][order]
     begins = np.ones(len(votes), dtype=bool)
@@ -370,7 +402,11 @@ def _rank(votes: npt.NDArray[np.void]) -> _Ranked:
     candidate_of_vote = np.empty(len(votes), dtype=np.int64)
     candidate_of_vote[order] = np.cumsum(begins) - 1
     counts = np.diff(starts, append=len(votes))
-    mean_q = np.bincount(candidate_of_vote, weights=votes["q"], minlength=len(starts)) / counts
-    best_first = np.lexsort((order[starts], -mean_q, -counts, inputs[starts]))
-    starts = starts[best_first]
-    return _Ranked(inputs[starts], grids[starts], counts[best_first], mean_q[best_first])
+    weights, sum_of_q = (
+        np.bincount(candidate_of_vote, weights=votes[field], minlength=len(starts))
+        for field in ("weight", "q")
+    )
+    mean_q = sum_of_q / counts
+    best = np.lexsort((order[starts], -mean_q, -counts, -weights, inputs[starts]))
+    starts = starts[best]
+    return _Ranked(inputs[starts], grids[starts], counts[best], mean_q[best], weights[best])

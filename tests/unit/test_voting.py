@@ -163,7 +163,7 @@ def test_grids_that_are_not_kept_change_neither_the_first_nor_scores(
 
 def test_a_candidate_whose_grid_was_not_kept_says_so() -> None:
     with pytest.raises(ValueError, match="only the best 100 candidates"):
-        _ = Candidate(key=None, count=1, mean_q=0.5).grid
+        _ = Candidate(key=None, count=1, mean_q=0.5, weight=1).grid
 
 
 def test_augmentations_in_both_spellings_are_undone() -> None:
@@ -180,6 +180,61 @@ def test_count_comes_before_q_and_q_before_appearance() -> None:
     assert ranking(vote([predictions(*rows)], IDENTIFIERS, puzzles()), "a") == [(2, 2), (1, 1)]
     rows = [row(1, 0, one, q=-1), row(2, 0, two, q=0), row(3, 0, three, q=1)]
     assert ranking(vote([predictions(*rows)], IDENTIFIERS, puzzles()), "a") == [(3, 1), (2, 1), (1, 1)]
+
+
+def grid_probabilities(block: Predictions, *of_a_cell: float) -> Predictions:
+    """The block, with grids of which each cell has these probabilities."""
+    num_cells = int(np.prod(SHAPE))
+    return block._replace(log_probs=np.array([num_cells * np.log(p) for p in of_a_cell], dtype=np.float32))
+
+
+def test_votes_may_weigh_what_the_model_expects_of_them() -> None:
+    rows = [row(1, 0, constant(1), q=-3), row(2, 0, constant(1), q=-3), row(3, 0, constant(2), q=3)]
+    block = grid_probabilities(predictions(*rows), 0.5, 0.5, 0.9)
+    orders = {
+        by: [int(c.grid[0, 0]) for c in vote([block], IDENTIFIERS, puzzles(), by=by).tasks["a"][0]]
+        for by in voting.VOTE_BY
+    }
+    assert orders == {"count": [1, 2], "q": [2, 1], "probability": [1, 2]}
+
+
+def test_a_candidate_weighs_the_sum_of_its_votes() -> None:
+    rows = [row(1, 0, constant(1), q=0), row(2, 0, constant(1), q=1)]
+    block = grid_probabilities(predictions(*rows), 0.5, 0.25)
+    weights = {
+        by: vote([block], IDENTIFIERS, puzzles(), by=by).tasks["a"][0][0].weight for by in voting.VOTE_BY
+    }
+    assert weights == pytest.approx({"count": 2, "q": 0.5 + 1 / (1 + np.exp(-1)), "probability": 0.75})
+
+
+def test_probability_is_by_cell_and_that_of_an_empty_grid_nothing() -> None:
+    large, small, empty = (
+        np.full((4, 4), 1, np.uint8),
+        np.full((1, 1), 2, np.uint8),
+        np.zeros((0, 0), np.uint8),
+    )
+    rows = [row(1, 0, large), row(2, 0, small), row(3, 0, empty)]
+    log_probs = np.array([16 * np.log(0.9), np.log(0.8), 0], dtype=np.float32)
+    votes = vote([predictions(*rows)._replace(log_probs=log_probs)], IDENTIFIERS, puzzles(), by="probability")
+    assert [c.grid.size for c in votes.tasks["a"][0]] == [16, 1, 0]
+    assert votes.tasks["a"][0][2].weight == 0
+
+
+def test_weights_that_are_equal_leave_the_order_to_counts() -> None:
+    rows = [row(1, 0, constant(1), q=-np.inf), row(2, 0, constant(2), q=-np.inf)]
+    rows.append(row(3, 0, constant(2), q=-np.inf))
+    assert ranking(vote([predictions(*rows)], IDENTIFIERS, puzzles(), by="q"), "a") == [(2, 2), (1, 1)]
+
+
+@pytest.mark.parametrize("command", [main, report.main])
+def test_files_without_probabilities_are_not_weighed_by_them(
+    command: Any, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "p.npz", tmp_path / "out"
+    write_predictions(file, predictions(row(1, 0, constant(1))))
+    assert command([str(file), "--data", str(data), "--by", "probability", "--out", str(out)]) == 2
+    assert f"{file}: has no log_probs" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_ties_keep_the_order_of_identifiers_however_they_arrive() -> None:
