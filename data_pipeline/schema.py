@@ -439,6 +439,13 @@ def load_dataset_info(dataset_dir: Path | str) -> DatasetInfo:
     return info
 
 
+def dataset_sha256(dataset_dir: Path | str) -> str:
+    """Return the digest of what lists the content that a model is trained on: equal for equal datasets."""
+    digest = hashlib.sha256(load_dataset_info(dataset_dir).content())
+    digest.update((Path(dataset_dir) / "train" / "index.json").read_bytes())
+    return digest.hexdigest()
+
+
 def load_split_index(dataset_dir: Path | str, split: SplitName) -> SplitIndex:
     """Read <split>/index.json; raise InputError when it is missing, damaged or of another format."""
     path = Path(dataset_dir) / split / "index.json"

@@ -21,7 +21,7 @@ examples:
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,14 +32,15 @@ from data_pipeline.base.files import replace_file
 from data_pipeline.base.paths import path_argument
 from data_pipeline.base.progress import progress_bar
 from data_pipeline.base.table import table
-from data_pipeline.schema import load_dataset_info, verify_document
+from data_pipeline.schema import dataset_sha256, load_dataset_info, verify_document
 from hrm_dist.evaluation.intervals import share_interval
-from hrm_dist.evaluation.output_dir import missing_files
-from hrm_dist.evaluation.predictions import Predictions, prediction_files, read_predictions
+from hrm_dist.evaluation.output_dir import RECORD, Evaluation, missing_files, read_evaluation
+from hrm_dist.evaluation.predictions import Predictions, prediction_files, read_predictions, refuse_lost
 from hrm_dist.evaluation.scores import count_text
 from hrm_dist.evaluation.voting import VOTE_BY, Votes, scores, submission, vote
 
 ALL_TASKS = "all tasks"
+_MOST_NAMED = 3
 SCORE_MEANINGS = {
     "task": "mean over tasks of the share of a task's test inputs that are right (the competition's score)",
     "input": "share of test inputs that are right",
@@ -56,8 +57,8 @@ class VoteResult(NamedTuple):
     """By set of tasks: all of them, then each subset."""
     subsets: dict[str, list[str]]
     checkpoint_ids: list[str]
-    missing_files: list[Path]
-    """Prediction files that an evaluation has yet to write."""
+    unanswered: list[str]
+    """Of each folder of an evaluation that is not complete: which inputs are not answered."""
     left_out: dict[str, int]
     """Held-out tasks that are not in the dataset, and how many test inputs each has."""
     evaluated_on: str | None
@@ -95,6 +96,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="count",
         help="what a vote weighs: one (default, as published), sigmoid(q_halt), or the probability of its grid by cell",
     )
+    add(
+        "--leave-out-lost",
+        action="store_true",
+        help="vote without predictions that are NaN (by default an error, as infinite q_halt_logits are)",
+    )
     add("--mix-checkpoints", action="store_true", help="pool predictions of several checkpoints in one vote")
 
 
@@ -109,15 +115,20 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
             "none out, or is of Sudokus or mazes, whose accuracy tools.evaluate prints."
         )
     subsets = read_subsets(Path(args.subsets), test_puzzles) if args.subsets else {}
-    checkpoint_ids = set[str]()
+    evaluations = _evaluations(args.predictions)
+    _refuse_other_dataset(evaluations, args.data)
+    checkpoint_ids, num_rows = set[str](), dict[Path, int]()
 
     def blocks() -> Iterator[Predictions]:
         files = prediction_files(args.predictions)
         reader = read_predictions(files, allow_mixed_checkpoints=args.mix_checkpoints)
         with progress_bar("vote", "file", len(files), shown=True) as progress:
             for block in reader:
+                if not args.leave_out_lost:
+                    refuse_lost(block)
                 if block.checkpoint_id is not None:
                     checkpoint_ids.add(block.checkpoint_id)
+                num_rows[Path(block.source).resolve()] = len(block.preds)
                 yield block
                 progress.update()
 
@@ -132,16 +143,81 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
             f"{given}: no prediction is a vote on a task of {tasks_file} ({found or 'there are none'}), so there is "
             "nothing to submit; give predictions that a sound checkpoint made from this dataset, or their own dataset."
         )
+    if args.tasks is None:  # which may name some of the tasks
+        _refuse_foreign(votes, tasks_file)
     by_set = {ALL_TASKS: scores(votes, test_puzzles)}
     by_set |= {name: scores(votes, test_puzzles, tasks=tasks) for name, tasks in subsets.items()}
-    missing = [file for path in map(Path, args.predictions) if path.is_dir() for file in missing_files(path)]
+    given = {Path(path).resolve() for path in args.predictions}
+    unanswered = [
+        text
+        for folder, evaluation in evaluations.items()
+        if folder.resolve() in given and (text := _unanswered(folder, evaluation, num_rows))
+    ]
     info = None if args.tasks or not _is_dataset(args.data) else load_dataset_info(args.data)
     return VoteResult(
-        votes, test_puzzles, by_set, subsets, sorted(checkpoint_ids), missing,
+        votes, test_puzzles, by_set, subsets, sorted(checkpoint_ids), unanswered,
         left_out=info.left_out_tests if info else {},
         evaluated_on=(info and info.subset("test")) or None,
         trained_on=(info and info.subset("train")) or None,
     )  # fmt: skip
+
+
+def _evaluations(predictions: Sequence[str | Path]) -> dict[Path, Evaluation]:
+    """Return what tools.evaluate says of its folders that are given, or that hold a given file."""
+    folders = dict.fromkeys(path if path.is_dir() else path.parent for path in map(Path, predictions))
+    return {folder: known for folder in folders if (known := read_evaluation(folder)) is not None}
+
+
+def _refuse_other_dataset(evaluations: Mapping[Path, Evaluation], data: str | None) -> None:
+    """Raise InputError for predictions of another dataset; nothing is known where either has no digest."""
+    if data is None or not _is_dataset(data) or not (Path(data) / "train" / "index.json").exists():
+        return
+    expected = dataset_sha256(data)
+    for folder, evaluation in evaluations.items():
+        found = evaluation.dataset_sha256
+        if found is not None and found != expected:
+            raise InputError(
+                f"{folder / RECORD}: dataset_sha256 is {found[:12]}..., but that of {data} is {expected[:12]}..., so "
+                "the predictions are of another dataset; give theirs with --data."
+            )
+
+
+def _refuse_foreign(votes: Votes, tasks_file: Path) -> None:
+    num = votes.unknown_task + votes.unknown_input
+    if num:
+        example = votes.examples.get("unknown_task") or votes.examples["unknown_input"]
+        raise InputError(
+            f"{example}: answers an input that {tasks_file} does not have ({num:,} such predictions), so it was made "
+            "from another dataset; give that with --data, or, to vote on some tasks only, these with --tasks."
+        )
+
+
+def _unanswered(folder: Path, evaluation: Evaluation, num_rows: Mapping[Path, int]) -> str:
+    """Return which inputs of an evaluation are in no file, given the rows of those that were read; empty for none."""
+    if evaluation.cut is not None:
+        missing = missing_files(folder)
+        if not missing:
+            return ""
+        return (
+            f"{folder}: {len(missing)} of {evaluation.cut.num_blocks} blocks of tasks are not complete (there is no "
+            f"{', '.join(path.name for path in missing[:_MOST_NAMED])}{', ...' * (len(missing) > _MOST_NAMED)})"
+        )
+    lacking = {
+        path: lack
+        for path, rows in evaluation.files(folder).items()
+        if (lack := len(rows) - num_rows.get(path.resolve(), 0)) > 0
+    }
+    if not lacking:
+        return ""
+    named = [
+        f"{path.name} {f'lacks {lack:,}' if path.exists() else 'is not there'}"
+        for path, lack in list(lacking.items())[:_MOST_NAMED]
+    ]
+    others = f", and {len(lacking) - _MOST_NAMED} more files" if len(lacking) > _MOST_NAMED else ""
+    return (
+        f"{folder}: {sum(lacking.values()):,} of {evaluation.num_rows:,} inputs are not answered "
+        f"({', '.join(named)}{others})"
+    )
 
 
 def read_identifiers(path: Path) -> list[str]:
@@ -213,7 +289,9 @@ def summary(result: VoteResult) -> dict[str, Any]:
         "trained_on": result.trained_on,
         "scores": result.scores,
         "intervals": {name: input_intervals(values) for name, values in result.scores.items()},
-        "predictions": {name: count for name, count in result.votes._asdict().items() if name != "tasks"},
+        "predictions": {
+            name: count for name, count in result.votes._asdict().items() if isinstance(count, int)
+        },
         "checkpoint_ids": result.checkpoint_ids,
     }
 
@@ -234,12 +312,8 @@ def warn_of_ignored(result: VoteResult) -> None:
         print(f"warning: {count} predictions {what}; ignored", file=sys.stderr)
     if votes.repeated:
         print(f"note: {votes.repeated} predictions occur twice in the files; counted once", file=sys.stderr)
-    if result.missing_files:
-        print(
-            f"warning: {len(result.missing_files)} files of the evaluation are not there (the first: "
-            f"{result.missing_files[0]}); run tools.evaluate again for the rest",
-            file=sys.stderr,
-        )
+    for text in result.unanswered:
+        print(f"warning: {text}; run tools.evaluate again for the rest", file=sys.stderr)
     if result.left_out:
         print(
             f"warning: {len(result.left_out)} held-out tasks of the sources are not in the dataset (--canvas, "
@@ -263,7 +337,7 @@ def _not_counted(votes: Votes) -> dict[str, int]:
     reasons = {
         "are for tasks that are not in the data": votes.unknown_task,
         "match no test input of their task, as those of another dataset": votes.unknown_input,
-        "are of a model whose numbers were lost (q_halt_logits is NaN)": votes.lost,
+        "are of a model whose numbers were lost (NaN)": votes.lost,
     }
     return {what: count for what, count in reasons.items() if count}
 

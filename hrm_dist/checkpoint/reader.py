@@ -28,7 +28,7 @@ from torch import Tensor
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.models import Strict, reason_of
-from data_pipeline.schema import DatasetMetadata, load_dataset_info
+from data_pipeline.schema import DatasetMetadata, dataset_sha256
 from hrm_dist.checkpoint import pointer
 from hrm_dist.checkpoint.pointer import STEP_DIR
 from hrm_dist.distributed import collectives
@@ -272,9 +272,7 @@ def previous_complete(path: Path) -> Path | None:
 
 def dataset_identity(data_path: Path, metadata: DatasetMetadata) -> dict[str, Any]:
     """Return what makes two datasets the same for a model: sizes, and the digest of what lists their content."""
-    digest = hashlib.sha256(load_dataset_info(data_path).content())
-    digest.update((data_path / "train" / "index.json").read_bytes())
-    return {"metadata": metadata.model_dump(mode="json"), "sha256": digest.hexdigest()}
+    return {"metadata": metadata.model_dump(mode="json"), "sha256": dataset_sha256(data_path)}
 
 
 def identity(path: Path) -> str:

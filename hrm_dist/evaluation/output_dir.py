@@ -24,7 +24,7 @@ from data_pipeline.base.models import Strict, reason_of
 from data_pipeline.base.parallel import Part
 from hrm_dist.evaluation.predictions import MAX_ROWS_PER_FILE
 
-_RECORD = "evaluation.json"
+RECORD = "evaluation.json"
 _MOST_ROWS = 1024
 """Of a new file: a kill loses the files that are not complete, so they are small."""
 
@@ -144,7 +144,7 @@ def agree(out: Path, asked: Evaluation, part: Part) -> Evaluation:
     if known is None:
         if has_files:
             raise InputError(
-                f"{out}: holds prediction files of unknown origin (no {_RECORD}); choose another --out."
+                f"{out}: holds prediction files of unknown origin (no {RECORD}); choose another --out."
             )
         return asked
     differing = ", ".join(
@@ -168,8 +168,8 @@ def claim(out: Path, asked: Evaluation, part: Part) -> Evaluation:
         make_folder(out)
     except OSError as error:
         raise unwritable(out, error) from None
-    path = out / _RECORD
-    draft = path.with_name(f".{_RECORD}.{socket.gethostname()}-{os.getpid()}.draft")
+    path = out / RECORD
+    draft = path.with_name(f".{RECORD}.{socket.gethostname()}-{os.getpid()}.draft")
     replace_file(draft, evaluation.model_dump_json(indent=1).encode())
     put_if_missing(draft, path)
     return agree(out, asked, part)
@@ -216,7 +216,7 @@ def _refuse_other_cut(out: Path, known: Evaluation, num_parts: int) -> None:
 
 def read_evaluation(out: Path) -> Evaluation | None:
     """Return what a folder's predictions are of; None for a folder of something else. Raises InputError."""
-    path = out / _RECORD
+    path = out / RECORD
     try:
         return Evaluation.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):

@@ -130,6 +130,8 @@ def read_predictions(
 def read_prediction_file(path: Path) -> Predictions:
     """Read and check one file."""
     try:
+        if not path.stat().st_size:
+            raise InputError(f"{path}: is empty (0 bytes); remove it, and evaluate again.")
         # Opened here, since np.load leaves a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [name for name in _REQUIRED if name not in archive.files]
@@ -150,9 +152,49 @@ def read_prediction_file(path: Path) -> Predictions:
         )
     _check_arrays(arrays, str(path))
     num_rows = len(arrays["puzzle_identifiers"])
+    if not num_rows:
+        raise InputError(f"{path}: holds no predictions (0 rows); remove it, or evaluate again.")
+    _check_values(arrays, str(path))
     arrays.setdefault("example_index", np.full(num_rows, UNKNOWN_EXAMPLE, dtype=np.int32))
     return Predictions(
         **arrays, checkpoint_id=None if checkpoint_id is None else str(checkpoint_id), source=str(path)
+    )
+
+
+def refuse_lost(predictions: Predictions) -> None:
+    """Raise InputError if the model's numbers overflowed, so that its answers mean nothing."""
+    is_lost = {"q_halt_logits": ~np.isfinite(predictions.q_halt_logits)}
+    if predictions.log_probs is not None:
+        is_lost["log_probs"] = np.isnan(predictions.log_probs)
+    for name, rows in is_lost.items():
+        if rows.any():
+            raise InputError(
+                f"{_first(predictions.source, name, getattr(predictions, name), rows)}; the model's numbers "
+                "overflowed: give predictions of a sound checkpoint, or --leave-out-lost to vote without those that "
+                "are NaN."
+            )
+
+
+def _check_values(arrays: dict[str, npt.NDArray], source: str) -> None:
+    """Raise InputError for a value that no evaluation writes."""
+    wrong = {
+        "example_index": ("be at least 0, or -1 for unknown", lambda values: values < UNKNOWN_EXAMPLE),
+        "rows": ("be at least 0", lambda values: values < 0),
+        "num_segments": ("be at least 1", lambda values: values < 1),
+        "log_probs": ("be at most 0, the logarithm of a probability", lambda values: values > 0),
+    }
+    for name, (must, is_wrong) in wrong.items():
+        if name in arrays and (rows := is_wrong(arrays[name])).any():
+            raise InputError(
+                f"{_first(source, name, arrays[name], rows)}; it must {must}: evaluate again, into another folder."
+            )
+
+
+def _first(source: str, name: str, values: npt.NDArray, rows: npt.NDArray[np.bool_]) -> str:
+    """Return where a value is wrong, and how often."""
+    row, others = int(rows.argmax()), int(rows.sum()) - 1
+    return f"{source}: {name} is {values[row]} in row {row}" + (
+        f" and wrong in {others:,} more" if others else ""
     )
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.arc.augment import AugmentationTable, inverse_dihedral, parse_names
-from data_pipeline.arc.tokens import FIRST_COLOUR_ID, NUM_COLOURS, Grid, crop_sizes
+from data_pipeline.arc.tokens import FIRST_COLOUR_ID, NUM_COLOURS, VOCAB_SIZE, Grid, crop_sizes
 from data_pipeline.base.errors import InputError
 from hrm_dist.evaluation.predictions import Predictions
 
@@ -96,7 +96,9 @@ class Votes(NamedTuple):
     unknown_input: int
     """The task is known, but has no such test input."""
     lost: int
-    """q_halt_logits is NaN, so the model's numbers were lost, and its grid means nothing."""
+    """q_halt_logits is NaN, or what votes weigh by, so the model's numbers were lost, and its grid means nothing."""
+    examples: dict[str, str]
+    """Of those above that are no vote, by name: where the first one is."""
 
 
 def vote(
@@ -126,6 +128,7 @@ def vote(
         counted=len(votes),
         repeated=counter.num_votes - len(votes),
         **counter.skipped,
+        examples=counter.examples,
     )
 
 
@@ -269,12 +272,13 @@ class VoteCounter:
             outputs = (pair.get("output") for pair in pairs["test"])
             self._truths |= {_digest(grid_key(output)) for output in outputs if output is not None}
         self.skipped = {"padding": 0, "unknown_task": 0, "unknown_input": 0, "lost": 0}
+        self.examples: dict[str, str] = {}
         self.num_votes = 0
         self._grids = _Grids()
         self._blocks = [np.empty(0, dtype=_VOTE)]
 
     def add(self, block: Predictions) -> None:
-        """Count a block's predictions. Raises InputError for identifiers that the data does not have."""
+        """Count a block's predictions. Raises InputError for identifiers and tokens that the data does not have."""
         ids = block.puzzle_identifiers
         outside = ids[(ids < 0) | (ids >= len(self.identifiers))]
         if len(outside):
@@ -282,6 +286,13 @@ class VoteCounter:
                 f"{block.source}: puzzle_identifiers holds {outside[0]}, but the data has identifiers "
                 f"0 to {len(self.identifiers) - 1}; give the data folder that the predictions were made from."
             )
+        for name, tokens in (("inputs", block.inputs), ("preds", block.preds)):
+            if tokens.max(initial=0) >= VOCAB_SIZE:
+                row = int((tokens >= VOCAB_SIZE).any(axis=1).argmax())
+                raise InputError(
+                    f"{block.source}: {name} holds {tokens[row].max()} in row {row}, but the tokens of ARC are 0 to "
+                    f"{VOCAB_SIZE - 1}; give predictions of a model of ARC."
+                )
         numbers: list[int] = ids.tolist()
         tasks, augmentations = parse_names([self.identifiers[i] for i in numbers])
         undo = Undo(augmentations)
@@ -295,8 +306,14 @@ class VoteCounter:
             "unknown_input": inputs < 0,
         }
         is_vote = np.ones(len(ids), dtype=bool)
+        if self._by == "probability":
+            why_not["lost"] |= np.isnan(_log_probs(block))
         for reason, applies in why_not.items():  # the first that applies
-            self.skipped[reason] += int((is_vote & applies).sum())
+            found = np.flatnonzero(is_vote & applies)
+            self.skipped[reason] += len(found)
+            if len(found):
+                name = self.identifiers[numbers[found[0]]]
+                self.examples.setdefault(reason, f"{block.source}: row {found[0]}, of puzzle {name!r}")
             is_vote &= ~applies
         grids = self._grids
         keys = list(compress(undo.keys(block.preds), is_vote))

@@ -15,6 +15,7 @@ from data_pipeline.arc.augment import Augmentation, apply
 from data_pipeline.arc.tokens import encode
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import Part
+from data_pipeline.schema import dataset_sha256
 from hrm_dist.evaluation import voting
 from hrm_dist.evaluation.output_dir import Evaluation, claim
 from hrm_dist.evaluation.predictions import (
@@ -413,6 +414,26 @@ def bad_predictions(kind: str, folder: Path) -> Path:
             save(path, puzzle_identifiers=np.array([-1], dtype=np.int32))
         case "checkpoint":
             save(path, checkpoint_id=np.array([1, 2]))
+        case "0 bytes":
+            path.touch()
+        case "0 rows":
+            write_predictions(path, predictions())
+        case "token":
+            save(path, preds=cells + 12)
+        case "example":
+            save(path, example_index=np.array([-2], dtype=np.int32))
+        case "row":
+            save(path, rows=np.array([-1], dtype=np.int32))
+        case "segments":
+            save(path, num_segments=np.array([0], dtype=np.int32))
+        case "probability":
+            save(path, log_probs=np.array([0.5], dtype=np.float32))
+        case "lost q":
+            save(path, q_halt_logits=np.array([np.nan], dtype=np.float32))
+        case "infinite q":
+            save(path, q_halt_logits=np.array([np.inf], dtype=np.float32))
+        case "lost probability":
+            save(path, log_probs=np.array([np.nan], dtype=np.float32))
     return path
 
 
@@ -434,6 +455,16 @@ def bad_predictions(kind: str, folder: Path) -> Path:
         ("identifier", "puzzle_identifiers holds 99, but the data has identifiers 0 to 5"),
         ("negative identifier", "puzzle_identifiers holds -1"),
         ("checkpoint", "checkpoint_id is int64 [2]"),
+        ("0 bytes", "is empty (0 bytes)"),
+        ("0 rows", "holds no predictions"),
+        ("token", "preds holds 12 in row 0, but the tokens of ARC are 0 to 11"),
+        ("example", "example_index is -2 in row 0; it must be at least 0, or -1 for unknown"),
+        ("row", "rows is -1 in row 0; it must be at least 0"),
+        ("segments", "num_segments is 0 in row 0; it must be at least 1"),
+        ("probability", "log_probs is 0.5 in row 0; it must be at most 0"),
+        ("lost q", "q_halt_logits is nan in row 0; the model's numbers overflowed"),
+        ("infinite q", "q_halt_logits is inf in row 0"),
+        ("lost probability", "log_probs is nan in row 0"),
     ],
 )
 def test_unusable_predictions_exit_2_and_write_nothing(
@@ -441,10 +472,82 @@ def test_unusable_predictions_exit_2_and_write_nothing(
 ) -> None:
     path, out = bad_predictions(kind, tmp_path), tmp_path / "out" / "submission.json"
     assert main([str(path), "--data", str(data), "--out", str(out)]) == 2
-    error = capsys.readouterr().err
+    error = capsys.readouterr().err.strip()
     assert message in error
-    assert str(path) in error
+    assert error.splitlines()[-1].startswith(f"error: {path}: ")
     assert not out.parent.exists()
+
+
+def test_how_often_a_value_is_wrong_is_told(tmp_path: Path) -> None:
+    rows = [row(n, 0, constant(1)) for n in (1, 2, 3)]
+    known = predictions(*rows)._replace(num_segments=np.array([1, 0, -5], dtype=np.int32))
+    write_predictions(tmp_path / "p.npz", known)
+    with pytest.raises(
+        InputError, match="num_segments is 0 in row 1 and wrong in 1 more; it must be at least 1"
+    ):
+        list(read_predictions([tmp_path]))
+
+
+@pytest.mark.parametrize("by", voting.VOTE_BY)
+def test_lost_predictions_are_left_out_if_asked_for(
+    by: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row(1, 0, constant(1)), row(2, 0, constant(2), q=np.nan), row(3, 0, constant(2))]
+    known = predictions(*rows)._replace(log_probs=np.array([-1, np.nan, np.nan], dtype=np.float32))
+    file, out = tmp_path / "p.npz", tmp_path / "s.json"
+    write_predictions(file, known)
+    arguments = [str(file), "--data", str(data), "--leave-out-lost", "--by", by, "--out", str(out)]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    num_lost = 2 if by == "probability" else 1
+    assert f"warning: {num_lost} predictions are of a model whose numbers were lost (NaN)" in captured.err
+    counts = json.loads(captured.out.splitlines()[-1])["predictions"]
+    assert (counts["counted"], counts["lost"]) == (3 - num_lost, num_lost)
+
+
+@pytest.mark.parametrize(
+    ("foreign", "puzzle"), [(row(4, 0, constant(1)), "'b'"), (row(5, 3, constant(1)), "'c'")]
+)
+def test_predictions_of_another_dataset_are_refused(
+    foreign: tuple[Any, ...], puzzle: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_c = {task: pairs for task, pairs in puzzles().items() if task != "c"}
+    (data / "test_puzzles.json").write_text(json.dumps(without_c))
+    file, out = tmp_path / "p.npz", tmp_path / "out"
+    write_predictions(file, predictions(row(1, 0, constant(1)), foreign))
+    assert main([str(file), "--data", str(data), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"{file}: row 1, of puzzle {puzzle}: answers an input that {data / 'test_puzzles.json'} does not"
+        in error
+    )
+    assert not out.exists()
+
+
+def test_a_folder_that_names_another_dataset_is_refused(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    identifiers = json.loads((dataset / "identifiers.json").read_text())
+    task, puzzle = next(iter(json.loads((dataset / "test_puzzles.json").read_text()).items()))
+    inputs = encode(np.array(puzzle["test"][0]["input"], dtype=np.uint8), CANVAS)
+    block = predictions((identifiers.index(task), inputs, inputs, 0, 0))
+    for name, sha256 in {"own": dataset_sha256(dataset), "other": "0" * 64, "unknown": None}.items():
+        asked = Evaluation(
+            checkpoint_id="step_1",
+            num_aug=0,
+            max_groups=1,
+            num_rows=1,
+            rows_per_file=1,
+            dataset_sha256=sha256,
+        )
+        claim(tmp_path / name, asked, Part())
+        write_predictions(tmp_path / name / "predictions_00000.npz", block)
+        given, out = tmp_path / name / "predictions_00000.npz", tmp_path / f"{name}.json"
+        expected = 2 if name == "other" else 0
+        assert main([str(given), "--data", str(dataset), "--out", str(out)]) == expected
+        assert out.exists() == (expected == 0)
+    record = tmp_path / "other" / "evaluation.json"
+    assert f"{record}: dataset_sha256 is 000000000000..., but that of {dataset}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -491,7 +594,6 @@ def test_unusable_data_exits_2_and_writes_nothing(
         ),
         ([row(5, 0, constant(1))], "1 are for tasks that are not in the data"),
         ([row(1, 0, constant(1), q=np.nan)], "1 are of a model whose numbers were lost"),
-        ([], "there are none"),
     ],
 )
 def test_predictions_of_which_none_is_a_vote_are_refused(
@@ -502,7 +604,7 @@ def test_predictions_of_which_none_is_a_vote_are_refused(
     file, out = tmp_path / "p.npz", tmp_path / "out"
     write_predictions(file, predictions(*rows))
     run = {"vote": main, "report": report.main}[command]
-    assert run([str(file), "--data", str(data), "--out", str(out)]) == 2
+    assert run([str(file), "--data", str(data), "--leave-out-lost", "--out", str(out)]) == 2
     assert f"{file}: no prediction is a vote" in (shown := capsys.readouterr().err)
     assert reason in shown
     assert not out.exists()
@@ -510,7 +612,7 @@ def test_predictions_of_which_none_is_a_vote_are_refused(
 
 def test_what_a_vote_lacks_is_said(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "predictions"
-    asked = Evaluation(checkpoint_id="step_1", num_aug=None, max_groups=None, num_rows=3, rows_per_file=1)
+    asked = Evaluation(checkpoint_id="step_1", num_aug=None, max_groups=None, num_rows=14, rows_per_file=5)
     claim(folder, asked, Part())
     empty = np.zeros((0, 0), dtype=np.uint8)
     rows = [
@@ -520,12 +622,13 @@ def test_what_a_vote_lacks_is_said(data: Path, tmp_path: Path, capsys: pytest.Ca
         row(2, 1, constant(1), q=np.nan),
     ]
     write_predictions(folder / "predictions_00001.npz", predictions(*rows))
-    assert main([str(folder), "--data", str(data), "--out", str(tmp_path / "s.json")]) == 0
+    tasks = ["--identifiers", str(data / "identifiers.json"), "--tasks", str(data / "test_puzzles.json")]
+    assert main([str(folder), *tasks, "--leave-out-lost", "--out", str(tmp_path / "s.json")]) == 0
     assert capsys.readouterr().err.splitlines() == [
         "warning: 1 predictions match no test input of their task, as those of another dataset; ignored",
-        "warning: 1 predictions are of a model whose numbers were lost (q_halt_logits is NaN); ignored",
-        f"warning: 2 files of the evaluation are not there (the first: {folder}/predictions_00000.npz); run "
-        "tools.evaluate again for the rest",
+        "warning: 1 predictions are of a model whose numbers were lost (NaN); ignored",
+        f"warning: {folder}: 10 of 14 inputs are not answered (predictions_00000.npz is not there, "
+        "predictions_00001.npz lacks 1, predictions_00002.npz is not there); run tools.evaluate again for the rest",
         "warning: 2 test inputs have no prediction; submitted as [[0]]",
         "warning: 1 test inputs are answered by empty grids; submitted as [[0]]",
     ]
