@@ -22,6 +22,7 @@ demo: setup
 	$(BIN)/python -m tools.evaluate $(DEMO)/checkpoints/latest --data data/demo --out $(DEMO)/predictions
 	$(BIN)/python -m tools.vote $(DEMO)/predictions --data data/demo --subsets configs/demo_subsets.json \
 		--out $(DEMO)/submission.json --scores $(DEMO)/scores.json
+	$(BIN)/python -m tools.check_submission $(DEMO)/submission.json --tasks data/demo
 	$(BIN)/python -m tools.report $(DEMO)/predictions --data data/demo --subsets configs/demo_subsets.json \
 		--metrics $(DEMO)/metrics.jsonl --title "hrm-dist demo" --out $(DEMO)/report.html
 
