@@ -4,7 +4,9 @@ PREDICTIONS are the *.npz files of tools.evaluate, or folders of them. The tasks
 that they were made from. Every task and every test input gets two attempts, predicted or not; so does
 every held-out task that the dataset's sources had and --canvas or --limit-groups left out. Scores are
 printed as a table and, as the last line, as one JSON object; inputs with a hidden truth are not scored. An interval
-is Wilson's, at 95 %, over test inputs: what other inputs might have given. --scores keeps the object for tools.results.
+is Wilson's, at 95 %, over test inputs: what other inputs might have given; the object also has those of a bootstrap
+over tasks, which checkpoint, dataset and rules the scores are of. It is kept in scores.json of a whole folder that
+tools.evaluate wrote, or where --scores says; in a run folder tools.results reads it.
 
 A grid is ranked by its number of votes, then by its mean of sigmoid(q_halt), as published; --by has votes weigh
 something else, with which these two decide ties.
@@ -20,8 +22,9 @@ examples:
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,11 +36,11 @@ from data_pipeline.base.paths import path_argument
 from data_pipeline.base.progress import progress_bar
 from data_pipeline.base.table import table
 from data_pipeline.schema import dataset_sha256, load_dataset_info, verify_document
-from hrm_dist.evaluation.intervals import share_interval
+from hrm_dist.evaluation.intervals import share_interval, task_intervals
 from hrm_dist.evaluation.output_dir import RECORD, Evaluation, missing_files, read_evaluation
 from hrm_dist.evaluation.predictions import Predictions, prediction_files, read_predictions, refuse_lost
-from hrm_dist.evaluation.scores import count_text
-from hrm_dist.evaluation.voting import VOTE_BY, Votes, scores, submission, vote
+from hrm_dist.evaluation.scores import SCORES_FILE, count_text
+from hrm_dist.evaluation.voting import VOTE_BY, VoteBy, Votes, scores, submission, task_shares, vote
 
 ALL_TASKS = "all tasks"
 _MOST_NAMED = 3
@@ -64,6 +67,10 @@ class VoteResult(NamedTuple):
     evaluated_on: str | None
     """The dataset's test split, by name and hash; None where that is not known."""
     trained_on: str | None
+    dataset_sha256: str | None
+    by: VoteBy
+    evaluations: list[Evaluation]
+    """What tools.evaluate says of the folders of the predictions."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,7 +123,7 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
         )
     subsets = read_subsets(Path(args.subsets), test_puzzles) if args.subsets else {}
     evaluations = _evaluations(args.predictions)
-    _refuse_other_dataset(evaluations, args.data)
+    sha256 = _refuse_other_dataset(evaluations, args.data)
     checkpoint_ids, num_rows = set[str](), dict[Path, int]()
 
     def blocks() -> Iterator[Predictions]:
@@ -159,6 +166,7 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
         left_out=info.left_out_tests if info else {},
         evaluated_on=(info and info.subset("test")) or None,
         trained_on=(info and info.subset("train")) or None,
+        dataset_sha256=sha256, by=args.by, evaluations=list(evaluations.values()),
     )  # fmt: skip
 
 
@@ -168,10 +176,13 @@ def _evaluations(predictions: Sequence[str | Path]) -> dict[Path, Evaluation]:
     return {folder: known for folder in folders if (known := read_evaluation(folder)) is not None}
 
 
-def _refuse_other_dataset(evaluations: Mapping[Path, Evaluation], data: str | None) -> None:
-    """Raise InputError for predictions of another dataset; nothing is known where either has no digest."""
+def _refuse_other_dataset(evaluations: Mapping[Path, Evaluation], data: str | None) -> str | None:
+    """Return the dataset's digest; raise InputError for predictions of another one.
+
+    A copy of identifiers.json and test_puzzles.json alone has none, nor have evaluations of earlier versions.
+    """
     if data is None or not _is_dataset(data) or not (Path(data) / "train" / "index.json").exists():
-        return
+        return _in_common(evaluations.values(), "dataset_sha256")
     expected = dataset_sha256(data)
     for folder, evaluation in evaluations.items():
         found = evaluation.dataset_sha256
@@ -180,6 +191,13 @@ def _refuse_other_dataset(evaluations: Mapping[Path, Evaluation], data: str | No
                 f"{folder / RECORD}: dataset_sha256 is {found[:12]}..., but that of {data} is {expected[:12]}..., so "
                 "the predictions are of another dataset; give theirs with --data."
             )
+    return expected
+
+
+def _in_common(evaluations: Iterable[Evaluation], name: str) -> Any:
+    """Return what evaluations have in a field, if that is the same in all."""
+    found = {getattr(evaluation, name) for evaluation in evaluations}
+    return found.pop() if len(found) == 1 else None
 
 
 def _refuse_foreign(votes: Votes, tasks_file: Path) -> None:
@@ -283,16 +301,26 @@ def score_table(by_set: dict[str, dict[str, float]]) -> str:
 
 
 def summary(result: VoteResult) -> dict[str, Any]:
-    """Return the scores and what they are of; intervals are of the shares of test inputs."""
+    """Return the scores and what they are of.
+
+    `intervals` are Wilson's of the shares of test inputs, `task_intervals` a bootstrap's over tasks, and `rules` by
+    what the model stopped thinking, by what the vote on a test input did, and what a vote weighed.
+    """
+    names = ("halting", "max_segments", "vote_rule")
     return {
         "evaluated_on": result.evaluated_on,
         "trained_on": result.trained_on,
         "scores": result.scores,
         "intervals": {name: input_intervals(values) for name, values in result.scores.items()},
+        "task_intervals": {name: _task_intervals(result, name) for name in result.scores},
         "predictions": {
             name: count for name, count in result.votes._asdict().items() if isinstance(count, int)
         },
         "checkpoint_ids": result.checkpoint_ids,
+        "checkpoint_sha256": _in_common(result.evaluations, "checkpoint_sha256"),
+        "dataset_sha256": result.dataset_sha256,
+        "planned_sha256": _in_common(result.evaluations, "planned_sha256"),
+        "rules": {"vote": result.by} | {name: _in_common(result.evaluations, name) for name in names},
     }
 
 
@@ -303,6 +331,17 @@ def input_intervals(values: dict[str, float]) -> dict[str, tuple[float, float]]:
         key: share_interval(round(values[key] * values["inputs"]), round(values["inputs"])) for key in keys
     }
     return {key: (round(interval.low, 6), round(interval.high, 6)) for key, interval in intervals.items()}
+
+
+def _task_intervals(result: VoteResult, name: str) -> dict[str, tuple[float, float]]:
+    """Return the bounds of the interval of each mean over the tasks of a set, if these are several."""
+    if result.scores[name]["tasks"] < 2:
+        return {}
+    shares = task_shares(result.votes, result.test_puzzles, tasks=result.subsets.get(name))
+    return {
+        key: (round(interval.low, 6), round(interval.high, 6))
+        for key, interval in zip(shares, task_intervals(list(shares.values())), strict=True)
+    }
 
 
 def warn_of_ignored(result: VoteResult) -> None:
@@ -374,10 +413,20 @@ def run(args: argparse.Namespace) -> int:
     print(score_table(result.scores))
     print(f"submission: {args.out}")
     content = json.dumps(summary(result))
-    if args.scores:
-        replace_file(args.scores, f"{content}\n".encode())
+    scores_file = args.scores or _scores_file(args.predictions)
+    if scores_file:
+        replace_file(scores_file, f"{content}\n".encode())
+        print(f"scores: {scores_file}")
     print(content)
     return 0
+
+
+def _scores_file(predictions: Sequence[Path]) -> Path | None:
+    """Return where the scores of a whole folder of tools.evaluate belong, if that is what was voted on."""
+    [folder, *others] = predictions
+    if others or read_evaluation(folder) is None or not os.access(folder, os.W_OK):
+        return None
+    return folder / SCORES_FILE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -388,7 +437,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=path_argument, required=True, metavar="F", help="the submission file to write"
     )
     parser.add_argument(
-        "--scores", type=path_argument, metavar="F", help="also write the JSON object to a file"
+        "--scores",
+        type=path_argument,
+        metavar="F",
+        help=f"where to write the JSON object (default: {SCORES_FILE} of a folder of tools.evaluate)",
     )
     return exit_code(lambda: run(parser.parse_args(argv)))
 

@@ -1,7 +1,8 @@
 """Intervals of scores: over inputs, over seeds, and of the difference between two settings.
 
 All are two-sided at 95 %. An interval over inputs says what other test inputs might have given with the same weights;
-one over seeds what other initial weights and orders of the data might have given on the same test inputs.
+one over tasks what other tasks might have, each with all of its test inputs; one over seeds what other initial weights
+and orders of the data might have given on the same test inputs.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 CONFIDENCE = 0.95
+_RESAMPLES = 9_999
 
 
 class Interval(NamedTuple):
@@ -34,6 +36,32 @@ def share_interval(num_right: float, num: int) -> Interval:
     centre = (share + z * z / (2 * num)) / (1 + z * z / num)
     half = z / (1 + z * z / num) * (share * (1 - share) / num + z * z / (4 * num * num)) ** 0.5
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def task_intervals(shares: Sequence[Sequence[float]]) -> list[Interval]:
+    """Return the mean of each sequence of shares, a task each, with the percentiles of a bootstrap over tasks.
+
+    The sequences are of the same tasks, and resampled together. The draws have a fixed seed, so that the same shares
+    give the same bounds; of a single task there are none.
+    """
+    from scipy.stats import bootstrap
+
+    values = np.array(shares, dtype=np.float64)
+    means = values.mean(axis=-1).tolist()
+    if values.shape[-1] < 2:
+        return [Interval(mean, float("nan"), float("nan")) for mean in means]
+    resampled = bootstrap(
+        (values,),
+        np.mean,
+        axis=-1,
+        method="percentile",
+        confidence_level=CONFIDENCE,
+        n_resamples=_RESAMPLES,
+        batch=1_000,  # at a time, which bounds the memory
+        random_state=np.random.default_rng(0),  # pyright: ignore[reportCallIssue] -- `rng` came with scipy 1.15
+    )
+    bounds = (np.atleast_1d(bound).tolist() for bound in resampled.confidence_interval)
+    return [Interval(*interval) for interval in zip(means, *bounds, strict=True)]
 
 
 def mean_interval(values: Sequence[float]) -> Interval:

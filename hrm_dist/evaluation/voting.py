@@ -166,15 +166,11 @@ def scores(
     `.../oracle` takes any candidate. `inputs` and `tasks` say how many were scored; with none, the rest is
     absent. `tasks` restricts to a subset.
     """
-    chosen = (
-        test_puzzles if tasks is None else [task for task in dict.fromkeys(tasks) if task in test_puzzles]
-    )
-    ranks_of_task = [known for task in chosen if (known := _known_ranks(votes, test_puzzles, task))]
-    result: dict[str, float] = {"inputs": sum(map(len, ranks_of_task)), "tasks": len(ranks_of_task)}
-    if not ranks_of_task:
+    hits = _hits(votes, test_puzzles, ks, tasks)
+    by_task = next(iter(hits.values()))
+    result: dict[str, float] = {"inputs": sum(map(len, by_task)), "tasks": len(by_task)}
+    if not by_task:
         return result
-    limits = {f"pass@{k}": float(k) for k in ks} | {"oracle": math.inf}
-    hits = {name: [[r < k for r in ranks] for ranks in ranks_of_task] for name, k in limits.items()}
     for name, by_task in hits.items():
         result[f"input/{name}"] = sum(map(sum, by_task)) / result["inputs"]
     for name, by_task in hits.items():
@@ -182,6 +178,31 @@ def scores(
     for name, by_task in hits.items():
         result[f"task_all/{name}"] = sum(map(all, by_task)) / len(by_task)
     return result
+
+
+def task_shares(
+    votes: Votes,
+    test_puzzles: TestPuzzles,
+    ks: Sequence[int] = PASS_KS,
+    tasks: Iterable[str] | None = None,
+) -> dict[str, list[float]]:
+    """Return the share of right test inputs of each task that is scored; `task/pass@k` of `scores` are their means."""
+    return {
+        f"task/{name}": [sum(right) / len(right) for right in by_task]
+        for name, by_task in _hits(votes, test_puzzles, ks, tasks).items()
+    }
+
+
+def _hits(
+    votes: Votes, test_puzzles: TestPuzzles, ks: Sequence[int], tasks: Iterable[str] | None
+) -> dict[str, list[list[bool]]]:
+    """Return for each task with a known truth which of its test inputs are right, by what counts as right."""
+    chosen = (
+        test_puzzles if tasks is None else [task for task in dict.fromkeys(tasks) if task in test_puzzles]
+    )
+    ranks_of_task = [known for task in chosen if (known := _known_ranks(votes, test_puzzles, task))]
+    limits = {f"pass@{k}": float(k) for k in ks} | {"oracle": math.inf}
+    return {name: [[r < k for r in ranks] for ranks in ranks_of_task] for name, k in limits.items()}
 
 
 def _known_ranks(votes: Votes, test_puzzles: TestPuzzles, task: str) -> list[float]:

@@ -14,6 +14,7 @@ from hrm_dist.evaluation.intervals import (
     interval_text,
     mean_interval,
     share_interval,
+    task_intervals,
 )
 
 VALUES = st.lists(st.floats(0, 1), min_size=2, max_size=8)
@@ -72,3 +73,29 @@ def test_differences_are_spelled_with_their_sign_in_points() -> None:
     assert difference_text(difference_interval([0.5, 0.7], [0.4, 0.6])) == "+10.0 points [10.0, 10.0]"
     assert difference_text(difference_interval([0.4], [0.5])) == "-10.0 points"
     assert difference_text(difference_interval([3.0], [1.0]), percent=False) == "+2.0"
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=30))
+def test_an_interval_over_tasks_holds_their_mean_and_no_more_than_their_range(shares: list[float]) -> None:
+    [interval] = task_intervals([shares])
+    assert interval.value == pytest.approx(np.mean(shares))
+    assert min(shares) - 1e-9 <= interval.low <= interval.high <= max(shares) + 1e-9
+    assert [interval] == task_intervals([shares])
+
+
+def test_an_interval_over_many_tasks_is_that_of_their_standard_error() -> None:
+    shares = (np.arange(400) % 5 == 0).astype(float)
+    [interval] = task_intervals([shares.tolist()])
+    half = 1.96 * shares.std() / 20
+    assert interval == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=0.005)
+
+
+def test_scores_of_the_same_tasks_are_resampled_together() -> None:
+    first, second = task_intervals([[0, 0, 1, 1], [1, 1, 2, 2]])
+    assert tuple(second) == pytest.approx([bound + 1 for bound in first])
+
+
+def test_a_single_task_has_no_interval() -> None:
+    [interval] = task_intervals([[0.5]])
+    assert interval.value == 0.5
+    assert np.isnan([interval.low, interval.high]).all()

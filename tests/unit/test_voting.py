@@ -654,6 +654,70 @@ def test_the_command_writes_a_submission_and_ends_with_its_scores(data: Path, tm
     assert list(json.loads(out.read_text())) == ["a", "b", "c"]
 
 
+def evaluated_folder(folder: Path, **known: Any) -> Path:
+    """A folder of tools.evaluate whose predictions are right for one of two test inputs of task a, and for b."""
+    asked = Evaluation(
+        checkpoint_id="step_1", num_aug=0, max_groups=None, num_rows=3, rows_per_file=3, **known
+    )
+    claim(folder, asked, Part())
+    rows = [row(1, 0, constant(1)), row(1, 1, constant(9)), row(4, 2, constant(3))]
+    write_predictions(folder / "predictions_00000.npz", predictions(*rows))
+    return folder
+
+
+def test_scores_of_a_whole_folder_are_kept_in_it(data: Path, tmp_path: Path) -> None:
+    rules = {"halting": "q:2", "max_segments": 8}
+    digests = {name: str(n) * 64 for n, name in enumerate(("checkpoint_sha256", "dataset_sha256"))}
+    folder = evaluated_folder(tmp_path / "predictions", **rules, **digests)
+    arguments = ["--data", str(data), "--by", "q", "--out", str(tmp_path / "s.json")]
+    assert main([str(folder), *arguments]) == 0
+    found = json.loads((folder / "scores.json").read_text())
+    assert found["rules"] == {"vote": "q", **rules, "vote_rule": "none"}
+    assert {name: found[name] for name in digests} == digests
+    assert found["scores"]["all tasks"]["task/pass@2"] == 0.75
+
+
+def test_scores_go_elsewhere_if_that_is_said_and_nowhere_for_a_file(data: Path, tmp_path: Path) -> None:
+    folder = evaluated_folder(tmp_path / "predictions")
+    arguments = ["--data", str(data), "--out", str(tmp_path / "s.json")]
+    assert main([str(folder / "predictions_00000.npz"), *arguments]) == 0
+    assert main([str(folder), "--scores", str(tmp_path / "kept.json"), *arguments]) == 0
+    assert not (folder / "scores.json").exists()
+    assert json.loads((tmp_path / "kept.json").read_text())["checkpoint_sha256"] is None
+
+
+def test_digests_and_rules_that_differ_between_folders_are_not_told(data: Path, tmp_path: Path) -> None:
+    for name, segments in (("a", 4), ("b", 8)):
+        evaluated_folder(
+            tmp_path / name, checkpoint_sha256="0" * 64, dataset_sha256=name * 64, max_segments=segments
+        )
+    folders = [str(tmp_path / name) for name in "ab"]
+    arguments = ["--data", str(data), "--out", str(tmp_path / "s.json"), "--scores", str(tmp_path / "k.json")]
+    assert main([*folders, *arguments]) == 0
+    found = json.loads((tmp_path / "k.json").read_text())
+    assert (found["rules"]["max_segments"], found["rules"]["halting"]) == (None, "none")
+    assert (found["checkpoint_sha256"], found["dataset_sha256"]) == ("0" * 64, None)
+
+
+def test_task_intervals_are_over_tasks_and_of_each_subset(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "subsets.json").write_text('{"both": ["a", "b"], "one": ["b"]}')
+    folder = evaluated_folder(tmp_path / "predictions")
+    options = [
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path / "s.json"),
+        "--subsets",
+        str(tmp_path / "subsets.json"),
+    ]
+    assert main([str(folder), *options]) == 0
+    found = json.loads((folder / "scores.json").read_text())["task_intervals"]
+    assert (
+        found["all tasks"]["task/pass@2"] == found["both"]["task/pass@2"] == [0.5, 1]
+    )  # a's share, b's share
+    assert found["one"] == {}
+
+
 def test_the_command_needs_to_know_the_data(tmp_path: Path) -> None:
     command = [
         sys.executable,
