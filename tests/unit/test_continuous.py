@@ -206,3 +206,24 @@ def test_an_input_whose_numbers_are_lost_never_halts_early() -> None:
     nan = np.full(2, np.nan, dtype=np.float32)
     said = Said(nan, nan, np.zeros(2, dtype=np.int32), nan)
     assert not any(HaltingRule.parse(rule).halts(said).any() for rule in RULES)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("rule", RULES)
+def test_on_a_gpu_recorded_and_one_segment_late_answers_are_those_of_plain_ones(
+    dataset: Path, reader: TestReader, rule: str
+) -> None:
+    device = torch.device("cuda", 0)
+    model = build_model(
+        arch_of("hrm", halt_max_steps=4), load_dataset_info(dataset).metadata("train"), seed=3
+    )
+    let_halting_vary(model)
+    model = model.to(device).eval()
+    got = []
+    for records, lag in ((True, 1), (False, 0)):
+        segment = EvaluationSegment(model, 7, device, records=records, has_grids=True, residuals=True)
+        answering = Answering(segment, reader, HaltingRule.parse(rule), MAX_SEGMENTS, lag=lag)
+        got.append(finished(answering, np.arange(NUM_ROWS)))
+    for name in ("rows", "num_segments", "preds"):
+        np.testing.assert_array_equal(getattr(got[0], name), getattr(got[1], name))
