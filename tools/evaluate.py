@@ -255,7 +255,8 @@ def _segment(
         model.compile_parts()
         model.network.compile_parts(with_ends=True)
         _say("compiling: the first batch takes a minute or so")
-    slots = min(options.batch_size, evaluation.rows_per_file)
+    # As many however many ranks share a part, so that they give the same bits.
+    slots = min(options.batch_size, -(-evaluation.num_rows // options.part.count))
     residuals = evaluation.every_segment or HaltingRule.parse(evaluation.halting).kind == "residual"
     return EvaluationSegment(
         model, slots, device, records=on_gpu, has_grids=score_fn(reader.info.kind) is not None,
