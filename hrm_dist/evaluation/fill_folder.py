@@ -23,22 +23,15 @@ _BATCH = 4096
 def planned_inputs(reader: TestReader) -> Planned:
     """Return all that a reader covers, as it will be proven."""
     places = reader.places()
-    identifiers, examples, digests_of = (
-        [np.empty(0, np.int32)],
-        [np.empty(0, np.int32)],
-        [np.empty(0, np.uint64)],
-    )
-    for batch in reader.batches(_BATCH):
-        identifiers.append(batch["puzzle_identifiers"].numpy())
-        examples.append(batch["example_index"].numpy())
-        digests_of.append(digests(batch["inputs"].numpy()))
-    return Planned(
-        np.concatenate(identifiers),
-        np.concatenate(examples),
-        places.rounds.astype(np.int32),
-        places.groups.astype(np.int32),
-        np.concatenate(digests_of),
-    )
+    # Filled in place: small arrays that stay, between large ones that go, would leave the heap in pieces.
+    identifiers, examples = np.empty((2, len(reader)), dtype=np.int32)
+    digest_of = np.empty(len(reader), dtype=np.uint64)
+    for start, batch in zip(range(0, len(reader), _BATCH), reader.batches(_BATCH), strict=True):
+        rows = slice(start, start + _BATCH)
+        identifiers[rows], examples[rows] = batch["puzzle_identifiers"], batch["example_index"]
+        digest_of[rows] = digests(batch["inputs"].numpy())
+    rounds_of, groups = (array.astype(np.int32) for array in (places.rounds, places.groups))
+    return Planned(identifiers, examples, rounds_of, groups, digest_of)
 
 
 class Share:
