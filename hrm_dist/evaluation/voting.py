@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import compress, count
+from itertools import compress, count, repeat
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -269,12 +269,11 @@ class Undo:
         """
         canvas = math.isqrt(tokens.shape[1])
         heights, widths = crop_sizes(tokens)
-        keys = []
-        columns = (tokens, self._dihedrals, heights.tolist(), widths.tolist(), self._colours)
-        for row, dihedral, height, width, colours in zip(*columns, strict=True):
-            shape, cells = _cells(dihedral, height, width, canvas)
-            keys.append(shape + row.take(cells).tobytes().translate(colours))
-        return keys
+        found = map(_cells, self._dihedrals, heights.tolist(), widths.tolist(), repeat(canvas))
+        return [
+            shape + row.take(cells).tobytes().translate(colours)
+            for row, (shape, cells), colours in zip(tokens, found, self._colours, strict=True)
+        ]
 
 
 class VoteCounter:
