@@ -32,7 +32,7 @@ from data_pipeline.base.matplotlib_settings import plain_matplotlib
 from data_pipeline.base.paths import path_argument
 from data_pipeline.base.sizes import size_text
 from hrm_dist.evaluation.scores import count_text
-from hrm_dist.evaluation.voting import Candidate, attempts, grid_key
+from hrm_dist.evaluation.voting import WEIGHT_MEANINGS, Candidate, attempts, grid_key
 from tools.vote import (
     ALL_TASKS,
     SCORE_MEANINGS,
@@ -83,6 +83,7 @@ def render_report(
         overall=result.scores[ALL_TASKS],
         meanings=SCORE_MEANINGS,
         count_text=count_text,
+        weight_meaning=None if result.by == "count" else WEIGHT_MEANINGS[result.by],
         pass_columns=pass_columns(result.scores[ALL_TASKS]),
         curves=curves,
         tasks=tasks[:max_tasks],

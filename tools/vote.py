@@ -40,7 +40,16 @@ from hrm_dist.evaluation.intervals import share_interval, task_intervals
 from hrm_dist.evaluation.output_dir import RECORD, Evaluation, missing_files, read_evaluation
 from hrm_dist.evaluation.predictions import Predictions, prediction_files, read_predictions, refuse_lost
 from hrm_dist.evaluation.scores import SCORES_FILE, count_text
-from hrm_dist.evaluation.voting import VOTE_BY, VoteBy, Votes, scores, submission, task_shares, vote
+from hrm_dist.evaluation.voting import (
+    VOTE_BY,
+    WEIGHT_MEANINGS,
+    VoteBy,
+    Votes,
+    scores,
+    submission,
+    task_shares,
+    vote,
+)
 
 ALL_TASKS = "all tasks"
 _MOST_NAMED = 3
@@ -101,7 +110,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--by",
         choices=VOTE_BY,
         default="count",
-        help="what a vote weighs: one (default, as published), sigmoid(q_halt), or the probability of its grid by cell",
+        help="what a vote weighs (%(default)s, as published): "
+        + "; ".join(f"{by}: {text}" for by, text in WEIGHT_MEANINGS.items()),
     )
     add(
         "--leave-out-lost",
@@ -410,6 +420,8 @@ def run(args: argparse.Namespace) -> int:
     warn_of_ignored(result)
     if result.evaluated_on:
         print(f"evaluated on {result.evaluated_on}, trained on {result.trained_on or 'nothing'}")
+    if result.by != "count":
+        print(f"a vote weighs {WEIGHT_MEANINGS[result.by]}")
     print(score_table(result.scores))
     print(f"submission: {args.out}")
     content = json.dumps(summary(result))

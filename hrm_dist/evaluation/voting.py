@@ -7,7 +7,7 @@ Memory is bounded whatever a model predicts. A vote takes 36 bytes, some three t
 and each candidate at the end one small object of 100 bytes. Grids, of up to 935 bytes each, are kept where they can
 still matter: of the best KEPT_GRIDS candidates of a test input, of those that are right, and beside them of as many new
 ones until it is chosen again. So the distinct grids of a test input take 190 kB at most, on average over the test
-inputs. 400,000 predictions of a canvas of 30 x 30, no two alike, were voted on in 331 MB, of which 60 are Python's.
+inputs. 400,000 predictions of a canvas of 30 x 30, no two alike, took 360 MB in all.
 
 Shape legend: N predictions of a file or batch, S cells of the square canvas.
 """
@@ -35,12 +35,17 @@ TestPuzzles = Mapping[str, Mapping[str, Any]]
 PADDING_IDENTIFIER = 0
 PASS_KS = (1, 2, 5, 10, 100, 1000)
 VoteBy = Literal["count", "q", "probability"]
-"""What a vote weighs: one, sigmoid(q_halt), or the probability of its grid by cell, their geometric mean.
+"""What a vote weighs: WEIGHT_MEANINGS. By cell means the geometric mean over the cells of a grid.
 
 A grid's own probability would let small grids win, since it does not cover where a grid ends: over the ARC models of a
 sweep it solved fewer test inputs than that of a cell (docs/benchmarks/evaluation.md).
 """
 VOTE_BY: tuple[VoteBy, ...] = get_args(VoteBy)
+WEIGHT_MEANINGS: Mapping[VoteBy, str] = {
+    "count": "one",
+    "q": "sigmoid(q_halt)",
+    "probability": "the probability of its grid by cell",
+}
 
 KEPT_GRIDS = 100
 """Of each test input; the others have counts and digests alone."""

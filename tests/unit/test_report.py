@@ -90,6 +90,15 @@ def test_each_task_says_how_it_went(arguments: list[str]) -> None:
     assert "the truth got no vote" in page
 
 
+@pytest.mark.parametrize(("by", "weight"), [((), None), (("--by", "q"), "weight 0.500")])
+def test_weights_are_shown_where_votes_do_not_just_count(
+    by: tuple[str, ...], weight: str | None, arguments: list[str]
+) -> None:
+    page = page_of(arguments, *by)
+    assert re.findall(r"weight \d\.\d{3}", page)[:1] == ([weight] if weight else [])
+    assert ("votes of sigmoid(q_halt), then by votes, then by mean q" in page) == (weight is not None)
+
+
 def test_the_page_asks_for_nothing_from_outside(arguments: list[str], tmp_path: Path) -> None:
     row = {"step": 1, "train/loss": 1.0, "train/lr": 0.1}
     page = page_of(arguments, *write_metrics(tmp_path / "metrics.jsonl", json.dumps(row)))

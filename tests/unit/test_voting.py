@@ -348,6 +348,16 @@ def test_what_is_known_of_a_row_survives_the_file_and_may_be_absent(tmp_path: Pa
         assert getattr(bare, name) is None
 
 
+@given(st.integers(0, 7), st.integers(1, 9))
+def test_parts_hold_every_row_once_and_in_order(num_rows: int, size: int) -> None:
+    rows = [row(1, 0, constant(1), q=n, example=n) for n in range(num_rows)]
+    known = predictions(*rows)._replace(log_probs=-np.arange(num_rows, dtype=np.float32))
+    parts = list(known.parts(size))
+    assert all(0 < len(part.preds) <= size and part.checkpoint_id == "step_1" for part in parts)
+    assert [n for part in parts for n in part.example_index] == list(range(num_rows))
+    assert [-p for part in parts for p in part.arrays()["log_probs"]] == list(range(num_rows))
+
+
 def test_too_many_rows_for_a_file_are_the_callers_mistake(tmp_path: Path) -> None:
     rows = [row(1, 0, constant(1))] * (MAX_ROWS_PER_FILE + 1)
     with pytest.raises(ValueError, match="at most 8192"):
@@ -368,7 +378,7 @@ def test_checkpoints_are_pooled_in_a_vote_only_if_asked_for(tmp_path: Path) -> N
 
 def save(path: Path, **changes: Any) -> Path:
     """A prediction file with fields replaced; None takes one out."""
-    fields = (
+    fields: dict[str, Any] = (
         dict(zip(Predictions._fields[:5], predictions(row(1, 0, constant(1)))[:5], strict=True)) | changes
     )
     np.savez(path, **{name: field for name, field in fields.items() if field is not None})
