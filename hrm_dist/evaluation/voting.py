@@ -24,8 +24,14 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.arc.augment import AugmentationTable, inverse_dihedral, parse_names
-from data_pipeline.arc.tokens import FIRST_COLOUR_ID, NUM_COLOURS, VOCAB_SIZE, Grid, crop_sizes
+from data_pipeline.arc.augment import (
+    NUM_DIHEDRAL,
+    AugmentationTable,
+    dihedral,
+    inverse_dihedral,
+    parse_names,
+)
+from data_pipeline.arc.tokens import FIRST_COLOUR_ID, NUM_COLOURS, VOCAB_SIZE, Grid, crop_sizes, encode
 from data_pipeline.base.errors import InputError
 from hrm_dist.evaluation.predictions import Predictions
 
@@ -83,7 +89,7 @@ class Candidate:
         """Return [height, width] colours; 0 x 0 if the prediction held no colour in its corner."""
         if self.key is None:
             raise ValueError(f"only the best {KEPT_GRIDS} candidates of a test input have a grid")
-        return np.frombuffer(self.key, dtype=np.uint8, offset=2).reshape(self.key[0], self.key[1])
+        return _grid_of(self.key)
 
 
 class Votes(NamedTuple):
@@ -227,6 +233,10 @@ def grid_key(grid: npt.ArrayLike) -> bytes:
     return bytes(cells.shape) + cells.tobytes()
 
 
+def _grid_of(key: bytes) -> Grid:
+    return np.frombuffer(key, dtype=np.uint8, offset=2).reshape(key[0], key[1])
+
+
 _EMPTY_KEY = grid_key(np.zeros((0, 0)))
 
 
@@ -299,6 +309,7 @@ class VoteCounter:
         self.skipped = {"padding": 0, "unknown_task": 0, "unknown_input": 0, "lost": 0}
         self.examples: dict[str, str] = {}
         self.num_votes = 0
+        self._turned_on: dict[int, dict[tuple[str, int], list[tuple[int, bytes]]]] = {}
         self._grids = _Grids()
         self._blocks = [np.empty(0, dtype=_VOTE)]
 
@@ -320,10 +331,7 @@ class VoteCounter:
                 )
         numbers: list[int] = ids.tolist()
         tasks, augmentations = parse_names([self.identifiers[i] for i in numbers])
-        undo = Undo(augmentations)
-        number_of = self.number_of_input.get
-        asked = zip(tasks, undo.keys(block.inputs), strict=True)
-        inputs = np.array([number_of(key, -1) for key in asked], dtype=np.int32)
+        inputs = self._inputs(tasks, augmentations, block.inputs)
         why_not = {
             "padding": ids == PADDING_IDENTIFIER,
             "unknown_task": np.array([task not in self.inputs_of_task for task in tasks], dtype=bool),
@@ -341,7 +349,7 @@ class VoteCounter:
                 self.examples.setdefault(reason, f"{block.source}: row {found[0]}, of puzzle {name!r}")
             is_vote &= ~applies
         grids = self._grids
-        keys = list(compress(undo.keys(block.preds), is_vote))
+        keys = list(compress(Undo(augmentations).keys(block.preds), is_vote))
         votes = np.empty(len(keys), dtype=_VOTE)
         votes["identifier"] = ids[is_vote]
         votes["example"] = block.example_index[is_vote]
@@ -358,6 +366,43 @@ class VoteCounter:
         self.num_votes += len(votes)
         if len(grids) > max(_LEAST_GRIDS, 2 * KEPT_GRIDS * len(self.number_of_input)):
             self._forget_grids()
+
+    def _inputs(
+        self, tasks: Sequence[str], augmentations: AugmentationTable, tokens: npt.NDArray[np.uint8]
+    ) -> npt.NDArray[np.int32]:
+        """Return which test input each row of `tokens` [N, S] is; -1 where it is none of its task.
+
+        Almost all rows are a test input of the task as we would augment and encode it, which takes half the time of
+        undoing that. What remains may have other padding.
+        """
+        num_rows, size = tokens.shape
+        tables = np.tile(
+            np.arange(256, dtype=np.uint8), (num_rows, 1)
+        )  # of each row: original token -> token
+        tables[:, FIRST_COLOUR_ID:VOCAB_SIZE] = augmentations.palettes + FIRST_COLOUR_ID
+        rows, colours = tokens.tobytes(), tables.tobytes()
+        canvases_of = self._turned(math.isqrt(size))
+        inputs = np.full(num_rows, -1, dtype=np.int32)
+        for n, key in enumerate(zip(tasks, augmentations.dihedrals.tolist(), strict=True)):
+            for number, canvas in canvases_of.get(key, ()):
+                if canvas.translate(colours[256 * n : 256 * n + 256]) == rows[size * n : size * n + size]:
+                    inputs[n] = number
+                    break
+        others = np.flatnonzero(inputs < 0)
+        keys = Undo(AugmentationTable(*(column[others] for column in augmentations))).keys(tokens[others])
+        for n, key in zip(others.tolist(), keys, strict=True):
+            inputs[n] = self.number_of_input.get((tasks[n], key), -1)
+        return inputs
+
+    def _turned(self, canvas: int) -> dict[tuple[str, int], list[tuple[int, bytes]]]:
+        """Return the tokens of the test inputs by task and dihedral id, each with its number."""
+        if canvas not in self._turned_on:
+            self._turned_on[canvas] = found = defaultdict[tuple[str, int], list[tuple[int, bytes]]](list)
+            for (task, key), number in self.number_of_input.items():
+                grid = _grid_of(key)
+                for t in range(NUM_DIHEDRAL) if max(grid.shape) <= canvas else ():
+                    found[task, t].append((number, encode(dihedral(grid, t), canvas).tobytes()))
+        return self._turned_on[canvas]
 
     def votes(self) -> npt.NDArray[np.void]:
         """Return the votes, each once, by identifier and example; their order of arrival does not matter.

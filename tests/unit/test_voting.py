@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.arc.augment import Augmentation, apply
-from data_pipeline.arc.tokens import encode
+from data_pipeline.arc.tokens import EOS_ID, PAD_ID, encode
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import Part
 from data_pipeline.schema import dataset_sha256
@@ -275,6 +275,25 @@ def test_an_empty_candidate_is_submitted_as_a_valid_grid() -> None:
     votes = vote([predictions(row(2, 1, empty))], IDENTIFIERS, puzzles())
     assert votes.tasks["a"][1][0].grid.shape == (0, 0)
     assert attempts(votes.tasks["a"][1]) == ([[0]], [[0]])
+
+
+def test_an_input_with_other_padding_is_still_recognised() -> None:
+    rows = [row(i, source, constant(1)) for i in (1, 2, 3) for source in (0, 1)]
+    block = predictions(*rows)
+    is_padding = block.inputs == PAD_ID
+    assert is_padding.any()
+    padded = block._replace(inputs=np.where(is_padding, EOS_ID, block.inputs).astype(np.uint8))
+    votes = [vote([one], IDENTIFIERS, puzzles()) for one in (block, padded)]
+    assert [[c.count for c in candidates] for candidates in votes[0].tasks["a"]] == [[3], [3]]
+    assert ranking(votes[1], "a") == ranking(votes[0], "a")
+    assert ranking(votes[1], "a", 1) == ranking(votes[0], "a", 1)
+
+
+def test_an_input_too_large_for_the_canvas_gets_no_vote() -> None:
+    large = puzzles()
+    large["a"]["test"].append({"input": [[1] * (CANVAS + 1)], "output": [[1]]})
+    votes = vote([predictions(row(1, 0, constant(1)))], IDENTIFIERS, large)
+    assert [len(candidates) for candidates in votes.tasks["a"]] == [1, 0, 0]
 
 
 def test_what_is_not_a_vote_is_counted_and_left_out() -> None:
