@@ -3,11 +3,11 @@
 Every augmentation of a task predicts the same test input in its own colours and orientation. Undoing the
 augmentation turns each prediction into one vote for one grid.
 
-Memory is bounded whatever a model predicts. A vote takes 36 bytes, some three times as much while votes are sorted,
-and each candidate at the end one small object of 100 bytes. Grids, of up to 935 bytes each, are kept where they can
-still matter: of the best KEPT_GRIDS candidates of a test input, of those that are right, and beside them of as many new
-ones until it is chosen again. So the distinct grids of a test input take 190 kB at most, on average over the test
-inputs. 400,000 predictions of a canvas of 30 x 30, no two alike, took 360 MB in all.
+Memory is bounded whatever a model predicts. A vote takes 36 bytes, and at most some 430 where it is sorted and becomes
+a candidate of its own. Grids, of up to 935 bytes each, are kept where they can still matter: of the best KEPT_GRIDS
+candidates of a test input, of those that are right, and beside them of as many new ones until it is chosen again. So the
+distinct grids of a test input take 190 kB at most, on average over the test inputs. Of a canvas of 30 x 30, no two
+predictions alike, 400,000 take 360 MB in all, and 600,000 446 MB.
 
 Shape legend: N predictions of a file or batch, S cells of the square canvas.
 """
