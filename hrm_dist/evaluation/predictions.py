@@ -73,7 +73,9 @@ class Predictions(NamedTuple):
         """Yield the rows in order, at most so many at a time."""
         arrays = self.arrays()
         for start in range(0, len(self.puzzle_identifiers), num_rows):
-            yield self._replace(**{name: array[start : start + num_rows] for name, array in arrays.items()})
+            source = f"{self.source}, from row {start} on" if start else self.source
+            part = {name: array[start : start + num_rows] for name, array in arrays.items()}
+            yield self._replace(**part, source=source)
 
 
 def write_predictions(path: str | Path, predictions: Predictions) -> None:

@@ -5,8 +5,8 @@ augmentation turns each prediction into one vote for one grid.
 
 Memory is bounded whatever a model predicts. A vote takes 36 bytes, and at most some 430 where it is sorted and becomes
 a candidate of its own. Grids, of up to 935 bytes each, are kept where they can still matter: of the best KEPT_GRIDS
-candidates of a test input, of those that are right, and beside them of as many new ones until it is chosen again. So the
-distinct grids of a test input take 190 kB at most, on average over the test inputs. Of a canvas of 30 x 30, no two
+candidates of a test input, of those that are right, and beside them of as many new ones until it is chosen again. So
+the distinct grids of a test input take 190 kB at most, on average over the test inputs. Of a canvas of 30 x 30, no two
 predictions alike, 400,000 take 360 MB in all, and 600,000 446 MB.
 
 Shape legend: N predictions of a file or batch, S cells of the square canvas.
@@ -376,9 +376,8 @@ class VoteCounter:
         undoing that. What remains may have other padding.
         """
         num_rows, size = tokens.shape
-        tables = np.tile(
-            np.arange(256, dtype=np.uint8), (num_rows, 1)
-        )  # of each row: original token -> token
+        # Of each row: original token -> token.
+        tables = np.tile(np.arange(256, dtype=np.uint8), (num_rows, 1))
         tables[:, FIRST_COLOUR_ID:VOCAB_SIZE] = augmentations.palettes + FIRST_COLOUR_ID
         rows, colours = tokens.tobytes(), tables.tobytes()
         canvases_of = self._turned(math.isqrt(size))

@@ -373,6 +373,7 @@ def test_parts_hold_every_row_once_and_in_order(num_rows: int, size: int) -> Non
     known = predictions(*rows)._replace(log_probs=-np.arange(num_rows, dtype=np.float32))
     parts = list(known.parts(size))
     assert all(0 < len(part.preds) <= size and part.checkpoint_id == "step_1" for part in parts)
+    assert [part.source for part in parts[1:2]] == [f"predictions, from row {size} on"][: len(parts) - 1]
     assert [n for part in parts for n in part.example_index] == list(range(num_rows))
     assert [-p for part in parts for p in part.arrays()["log_probs"]] == list(range(num_rows))
 
