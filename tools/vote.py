@@ -39,6 +39,7 @@ from data_pipeline.schema import dataset_sha256, load_dataset_info, verify_docum
 from hrm_dist.evaluation.intervals import share_interval, task_intervals
 from hrm_dist.evaluation.output_dir import RECORD, Evaluation, missing_files, read_evaluation
 from hrm_dist.evaluation.predictions import Predictions, prediction_files, read_predictions, refuse_lost
+from hrm_dist.evaluation.proof import Prover, planned_file
 from hrm_dist.evaluation.scores import SCORES_FILE, count_text
 from hrm_dist.evaluation.voting import (
     VOTE_BY,
@@ -136,6 +137,12 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
     sha256 = _refuse_other_dataset(evaluations, args.data)
     checkpoint_ids, num_rows = set[str](), dict[Path, int]()
 
+    provers = {
+        folder.resolve(): Prover(folder, evaluation)
+        for folder, evaluation in evaluations.items()
+        if evaluation.planned_sha256 is not None and planned_file(folder).exists()
+    }
+
     def blocks() -> Iterator[Predictions]:
         files = prediction_files(args.predictions)
         reader = read_predictions(files, allow_mixed_checkpoints=args.mix_checkpoints)
@@ -145,7 +152,10 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
                     refuse_lost(block)
                 if block.checkpoint_id is not None:
                     checkpoint_ids.add(block.checkpoint_id)
-                num_rows[Path(block.source).resolve()] = len(block.preds)
+                path = Path(block.source).resolve()
+                if path.parent in provers:
+                    provers[path.parent].add(block)
+                num_rows[path] = len(block.preds)
                 yield block
                 progress.update()
 

@@ -11,7 +11,6 @@ predictions. evaluation.json has its digest.
 import hashlib
 import io
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,33 +107,49 @@ def read_planned(out: Path, sha256: str) -> Planned:
     return inputs
 
 
-def prove(out: Path, evaluation: Evaluation, blocks: Iterable[Predictions] | None = None) -> Proof | None:
+class Prover:
+    """Goes through the files of a folder, of which evaluation.json says what was planned."""
+
+    def __init__(self, out: Path, evaluation: Evaluation) -> None:
+        """Raises InputError where the plan is missing or damaged."""
+        self._out, self._evaluation = out, evaluation
+        self._planned = read_planned(out, evaluation.planned_sha256 or "")
+        self._is_answered = np.zeros(len(self._planned.digests), dtype=bool)
+
+    def add(self, block: Predictions) -> None:
+        """Note what a file answers. Raises InputError for an input that is foreign or answered twice."""
+        rows = _rows_of(self._planned, block)
+        values, counts = np.unique(rows, return_counts=True)
+        doubled = values[self._is_answered[values] | (counts > 1)]
+        if len(doubled):
+            raise InputError(
+                f"{block.source}: answers {len(doubled):,} inputs a second time: {self._planned.named(doubled)}; "
+                "remove the file that does not belong here, and evaluate again."
+            )
+        self._is_answered[values] = True
+
+    def proof(self) -> Proof:
+        """Return what the files prove. Raises InputError for a block of tasks whose record is damaged."""
+        planned, is_wanted = self._planned, np.ones_like(self._is_answered)
+        if self._evaluation.cut is not None:
+            for record in read_records(self._out, self._evaluation.cut):
+                for one in record["inputs"]:
+                    of_input = (planned.groups == one["group"]) & (planned.example_index == one["test"])
+                    is_wanted[of_input & (planned.rounds >= one["rounds"])] = False
+        return Proof(planned, is_wanted, self._is_answered)
+
+
+def prove(out: Path, evaluation: Evaluation) -> Proof | None:
     """Return what the files of a folder prove; None for one of an earlier version, which did not say what it planned.
 
-    blocks: what was read of its files, if they were. Raises InputError for an input that is foreign or answered twice,
-    and for a block of tasks whose record is damaged.
+    Raises InputError as `Prover` does.
     """
     if evaluation.planned_sha256 is None:
         return None
-    planned = read_planned(out, evaluation.planned_sha256)
-    is_answered = np.zeros(len(planned.digests), dtype=bool)
-    for block in read_predictions([out]) if blocks is None else blocks:
-        rows = _rows_of(planned, block)
-        values, counts = np.unique(rows, return_counts=True)
-        doubled = values[is_answered[values] | (counts > 1)]
-        if len(doubled):
-            raise InputError(
-                f"{block.source}: answers {len(doubled):,} inputs a second time: {planned.named(doubled)}; remove the "
-                "file that does not belong here, and evaluate again."
-            )
-        is_answered[values] = True
-    is_wanted = np.ones_like(is_answered)
-    if evaluation.cut is not None:
-        for record in read_records(out, evaluation.cut):
-            for one in record["inputs"]:
-                of_input = (planned.groups == one["group"]) & (planned.example_index == one["test"])
-                is_wanted[of_input & (planned.rounds >= one["rounds"])] = False
-    return Proof(planned, is_wanted, is_answered)
+    prover = Prover(out, evaluation)
+    for block in read_predictions([out]):
+        prover.add(block)
+    return prover.proof()
 
 
 def _rows_of(inputs: Planned, block: Predictions) -> NDArray[np.int32]:

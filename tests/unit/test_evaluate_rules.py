@@ -18,7 +18,7 @@ from hrm_dist.evaluation.predictions import (
 )
 from hrm_dist.evaluation.trajectories import read_trajectories, segments_file
 from hrm_dist.train import main as train
-from tools import evaluate
+from tools import evaluate, vote
 
 Run = Callable[..., int]
 SETTLES = "confident:0.05:1"
@@ -199,7 +199,7 @@ def copied(out: Path, tmp_path: Path) -> Path:
 
 
 def test_missing_doubled_and_foreign_inputs_are_named(
-    run: Run, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, whole: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = copied(whole, tmp_path)
     [path] = out.glob("*.npz")
@@ -224,6 +224,9 @@ def test_missing_doubled_and_foreign_inputs_are_named(
         write_predictions(path, predictions)
         assert run(out, "--every-segment") == 2
         assert message in capsys.readouterr().err
+        if "not answered" not in message:  # of which a vote only warns
+            assert vote.main([str(out), "--data", str(dataset), "--out", f"{tmp_path}/submission.json"]) == 2
+            assert message in capsys.readouterr().err
 
 
 def test_damaged_plans_and_records_are_refused(

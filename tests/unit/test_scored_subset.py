@@ -12,10 +12,11 @@ from data_pipeline.inspect.__main__ import summary
 from data_pipeline.inspect.verify import verify
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import SPLITS, DatasetInfo, load_dataset_info
-from hrm_dist.evaluation.predictions import Predictions, write_predictions
+from hrm_dist.evaluation import puzzle_scores
+from hrm_dist.evaluation.predictions import Predictions, read_prediction_file, write_predictions
 from hrm_dist.evaluation.scores import evaluation_text
 from hrm_dist.train import main as train
-from tools import evaluate, report, vote
+from tools import report, vote
 
 SUBSET = "sudoku-4x4@7aaad74326ea"
 EARLIER = Path(__file__).parents[1] / "golden" / "earlier" / "sudoku"
@@ -28,8 +29,8 @@ def sudokus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def right_predictions(dataset: Path, path: Path) -> int:
-    """Write predictions that are all right; return their number."""
+def right_predictions(dataset: Path, path: Path) -> None:
+    """Write predictions that are all right."""
     reader = TestReader(dataset)
     [batch] = reader.batches(len(reader))
     arrays = {name: batch[name].numpy() for name in ("puzzle_identifiers", "inputs", "example_index")}
@@ -38,7 +39,6 @@ def right_predictions(dataset: Path, path: Path) -> int:
     write_predictions(
         path, Predictions(**arrays, preds=preds, q_halt_logits=no_logits, checkpoint_id="step_1")
     )
-    return len(reader)
 
 
 def shown(dataset: Path) -> DatasetInfo:
@@ -81,8 +81,10 @@ def test_the_end_of_a_run_shows_the_subset(
 
 
 def test_the_accuracy_of_predictions_is_told_with_their_subset(sudokus: Path, tmp_path: Path) -> None:
-    num = right_predictions(sudokus, tmp_path / "p.npz")
-    text = evaluate.accuracy_text({tmp_path / "p.npz": range(num)}, TestReader(sudokus))
+    right_predictions(sudokus, tmp_path / "p.npz")
+    reader, predictions = TestReader(sudokus), read_prediction_file(tmp_path / "p.npz")
+    labels = reader.take(np.arange(len(predictions.preds)))["labels"].numpy()
+    text = puzzle_scores.summary_text(puzzle_scores.summary([(predictions, labels)], reader.info))
     assert text.endswith(f"cell accuracy 100.0%, on {SUBSET}")
 
 
