@@ -15,9 +15,10 @@ task in rounds, and stops where the vote on a test input is settled: exact (the 
 it saves little, since a second place is long open), or as tools.calibrate_vote has found on other tasks.
 
 The folder says what was planned, and proves that each input was answered once; of Sudokus and mazes the scores are
-printed here and written to its scores.json. Vote on ARC predictions with tools.vote. Files hold at most 1,024 examples
-and come in any order; the same command after an interruption resumes with those that are missing. --against compares
-the answers with those of another folder, such as one of all segments.
+printed here and written to its scores.json. Vote on ARC predictions with tools.vote. Files hold 128 to 1,024 examples,
+or fewer, and come in any order; the same command after an interruption resumes with those that are missing: what is
+lost is no more than a file and what the slots have finished since it began. --against compares the answers with those
+of another folder, such as one of all segments.
 
 To share an evaluation among jobs, give each its --part, with the same N, and the same --out on a disk that all see:
 
@@ -34,11 +35,10 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,15 +60,15 @@ from hrm_dist.evaluation import proof
 from hrm_dist.evaluation.compare import compared, comparison_text, refuse_other_inputs
 from hrm_dist.evaluation.continuous import Answering
 from hrm_dist.evaluation.evaluate import score_fn
-from hrm_dist.evaluation.fill_folder import Share, planned_inputs
+from hrm_dist.evaluation.fill_folder import Noted, Share, planned_inputs
 from hrm_dist.evaluation.halting import HALTING_HELP, HaltingRule
 from hrm_dist.evaluation.load_model import load_model, refuse_other_dataset
 from hrm_dist.evaluation.output_dir import Evaluation, agree, claim, cut_of_tasks, rows_per_file
-from hrm_dist.evaluation.predictions import read_prediction_file
+from hrm_dist.evaluation.predictions import Predictions, read_prediction_file
 from hrm_dist.evaluation.puzzle_scores import summary, summary_text
 from hrm_dist.evaluation.scores import SCORES_FILE
 from hrm_dist.evaluation.segment import EvaluationSegment
-from hrm_dist.evaluation.stopping import RULES, parse_vote_rule
+from hrm_dist.evaluation.stopping import RULES, Calibration, parse_vote_rule, read_calibration
 from hrm_dist.freed_memory import keep_freed_memory
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.flops import evaluation_flops_per_sequence, matmul_rate
@@ -77,6 +77,18 @@ from hrm_dist.model.network import Network
 
 _SAMPLE = 1024
 """Inputs whose lengths stand for those of all, where padding is not computed."""
+
+_WARM_UP_SEGMENTS = {"cpu": 1, "cuda": 15}
+"""Not timed: they compile, and on a GPU are recorded."""
+
+
+class _Speed(NamedTuple):
+    """What was answered after the first segments."""
+
+    made: Noted
+    num_slots: int
+    """Segments times slots."""
+    seconds: float
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -117,7 +129,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}.")
     options.halting = HaltingRule.parse(options.halting)
-    options.vote_until = parse_vote_rule(options.vote_until)
+    rule_text = options.vote_until
+    options.vote_until = parse_vote_rule(rule_text)
+    is_file = str(options.vote_until) != rule_text and Path(rule_text).is_file()
+    options.calibration = read_calibration(Path(rule_text)) if is_file else None
     return options
 
 
@@ -149,7 +164,7 @@ def evaluation_asked_for(
                 "is no vote; leave it out."
             )
         num_inputs = int((reader.places().rounds == 0).sum())
-        cut = cut_of_tasks(num_inputs, num_parts * num_ranks)
+        cut = cut_of_tasks(len(reader), num_inputs, num_parts * num_ranks)
     return Evaluation(
         checkpoint_id=f"{identity(options.checkpoint)}-{_weights(options, state)}",
         num_aug=options.num_aug,
@@ -163,6 +178,7 @@ def evaluation_asked_for(
         halting=str(options.halting),
         every_segment=options.every_segment,
         vote_rule=str(options.vote_until),
+        calibration=options.calibration,
         cut=cut,
     )
 
@@ -200,14 +216,8 @@ def _fill(
     out: Path = options.out
     part: Part = options.part
     asked = evaluation_asked_for(options, reader, part.count, world.world_size)
-    if options.against is not None:
-        refuse_other_inputs(options.against, asked)
-    evaluation = collectives.run_on_rank0(lambda: agree(out, asked, part))
-    if evaluation.max_segments is None and options.max_segments is not None:
-        raise InputError(
-            f"{out}: an earlier version began it, with as many segments as in training; leave out --max-segments, or "
-            "choose another --out."
-        )
+    evaluation = collectives.run_on_rank0(lambda: agreed(options, asked))
+    _say_what_was_calibrated(options.calibration, asked, reader)
     todo = collectives.run_on_rank0(lambda: _missing(evaluation, out, part))
     if not todo:
         return evaluation, 0, True
@@ -227,20 +237,54 @@ def _fill(
     share = Share(out, evaluation, reader, options.data, units)
     # Before and after, since others may use the machine.
     rates = [matmul_rate(world.device, model.dtype)]
-    is_complete, counts, seconds = _predict_together(share, answering, world, stop)
+    is_complete, total, speed = _predict_together(share, answering, world, stop)
     rates.append(matmul_rate(world.device, model.dtype))
-    _tell(collectives.gather_objects((counts, seconds)), segment, reader, max(rates) * world.world_size)
+    _tell(collectives.gather_objects((total, speed)), segment, reader, max(rates) * world.world_size)
     return evaluation, len(todo), is_complete
+
+
+def agreed(options: argparse.Namespace, asked: Evaluation) -> Evaluation:
+    """Return what the folder is of, as `agree` does; also raise InputError for what cannot be compared with it."""
+    evaluation = agree(options.out, asked, options.part)
+    if evaluation.max_segments is None and options.max_segments is not None:
+        raise InputError(
+            f"--out {options.out}: an earlier version began it, with as many segments as in training; leave out "
+            "--max-segments, or choose another --out."
+        )
+    if options.against is not None:
+        refuse_other_inputs(options.against, evaluation)
+    return evaluation
+
+
+def _say_what_was_calibrated(calibration: Calibration | None, asked: Evaluation, reader: TestReader) -> None:
+    """Say where the bound of a calibrated rule does not hold."""
+    if calibration is None:
+        return
+    if calibration.checkpoint_ids != [asked.checkpoint_id]:
+        _say(
+            f"note: the rule was calibrated with {', '.join(calibration.checkpoint_ids) or 'an unknown checkpoint'}, "
+            f"not with {asked.checkpoint_id}; its bound on changed tasks is for that one"
+        )
+    num_same = len(set(calibration.calibrated_on) & set(reader.group_names))
+    if num_same:
+        _say(
+            f"note: {num_same} of these {len(reader.group_names)} tasks calibrated the rule; its bound on changed "
+            "tasks is for others"
+        )
 
 
 def _claim(out: Path, asked: Evaluation, part: Part, reader: TestReader) -> Evaluation:
     """Make the folder one of this evaluation; what is planned is written before anything is predicted."""
     known = agree(out, asked, part)
-    if known.planned_sha256 is None and not any(path.exists() for path in known.units(out)):
-        planned = planned_inputs(reader)
-        asked = asked.model_copy(update={"planned_sha256": planned.sha256()})
+    is_new = known.planned_sha256 is None and not any(path.exists() for path in known.units(out))
+    if not is_new and (known.planned_sha256 is None or proof.planned_file(out).exists()):
+        return claim(out, asked, part)
+    planned = planned_inputs(reader)
+    evaluation = claim(out, asked.model_copy(update={"planned_sha256": planned.sha256()}), part)
+    # Of a folder that another command has claimed meanwhile this is the same plan, or claiming it has failed.
+    if evaluation.planned_sha256 is not None:
         proof.write_planned(out, planned)
-    return claim(out, asked, part)
+    return evaluation
 
 
 def _segment(
@@ -271,20 +315,21 @@ def _missing(evaluation: Evaluation, out: Path, part: Part) -> list[Path]:
 
 def _predict_together(
     share: Share, answering: Answering, world: World, stop: PreemptionHandler
-) -> tuple[bool, Counter[str], float]:
-    """Write this rank's files; return False if a signal to any rank came first, with counts and the seconds it took."""
-    counts = Counter[str]()
-    start = time.monotonic()
+) -> tuple[bool, Noted, _Speed]:
+    """Write this rank's files; return False if a signal to any rank came first, with what was answered and how fast."""
+    total = Noted()
+    is_warm = False
     poll = stop.poll(is_working=True)
     with (
         closing(share.fill(answering)) as answers,
         progress_bar("evaluate", "example", share.num_rows, shown=world.is_main) as progress,
     ):
-        for finished, num_rows in answers:
-            counts["made"] += len(finished.rows)
-            counts["lost"] += int(np.isnan(finished.q_halt_logits).sum())
-            counts["segments"] += int(finished.num_segments.sum())
-            progress.update(num_rows)
+        start, before, num_before = time.monotonic(), total, 0
+        for noted in answers:
+            total += noted
+            progress.update(noted.num_rows)
+            if not is_warm and answering.num_launched >= _WARM_UP_SEGMENTS[world.device.type]:
+                is_warm, start, before, num_before = True, time.monotonic(), total, answering.num_launched
             if not poll.stop:
                 poll = stop.poll(is_working=True)
             if poll.stop:
@@ -292,40 +337,46 @@ def _predict_together(
         seconds = time.monotonic() - start
         while not (poll.stop or poll.done):
             poll = stop.poll(is_working=False)
-    counts["slots"] = answering.num_launched * answering.segment.num_slots
-    return not poll.stop, counts, seconds
+    num_slots = (answering.num_launched - num_before) * answering.segment.num_slots
+    made = Noted(*(now - then for now, then in zip(total, before, strict=True)))
+    return not poll.stop, total, _Speed(made, num_slots, seconds)
 
 
 def _tell(
-    of_ranks: Iterable[tuple[Counter[str], float]],
-    segment: EvaluationSegment,
-    reader: TestReader,
-    peak: float,
+    of_ranks: Iterable[tuple[Noted, _Speed]], segment: EvaluationSegment, reader: TestReader, peak: float
 ) -> None:
     """Say how fast it went, and what is wrong with the answers; peak: operations per second."""
     each = list(of_ranks)
-    total, seconds = sum((counts for counts, _ in each), Counter[str]()), max(seconds for _, seconds in each)
-    if not total["made"] or not collectives.is_main():
+    total = sum((noted for noted, _ in each), Noted())
+    if not total.num_answers or not collectives.is_main():
         return
-    model, made = segment.model, total["made"]
-    lengths = None
+    print(
+        f"{total.num_answers:,} inputs answered, {total.num_segments / total.num_answers:.2f} segments per input"
+    )
+    made = sum((speed.made for _, speed in each), Noted())
+    seconds, num_slots = max(speed.seconds for _, speed in each), sum(speed.num_slots for _, speed in each)
+    if made.num_segments and seconds > 0:
+        flops = made.num_segments * _flops_of_segment(segment, reader)
+        print(
+            f"after the first segments {made.num_answers / seconds:,.1f} inputs/s, {flops / seconds / peak:.1%} of "
+            f"the rate of large matrix products here; {made.num_segments / num_slots:.1%} of what was computed is in "
+            "answers"
+        )
+    if total.num_lost:
+        _say(
+            f"warning: {total.num_lost:,} of {total.num_answers:,} predictions are lost (q_halt_logits is NaN): the "
+            "model's numbers overflow; tools.vote refuses them, or leaves them out with --leave-out-lost"
+        )
+
+
+def _flops_of_segment(segment: EvaluationSegment, reader: TestReader) -> int:
+    """Return the mean matmul operations of an input's segment."""
+    model, lengths = segment.model, None
     if model.windows is not None:
         some = reader.take(np.linspace(0, len(reader) - 1, min(len(reader), _SAMPLE)).astype(np.int64))
         fields = {name: some[name] for name in ("inputs", "puzzle_identifiers")}
         lengths = segment.lengths(fields).numpy()
-    flops = total["segments"] * evaluation_flops_per_sequence(
-        model.arch, reader.info.metadata("test"), lengths
-    )
-    print(
-        f"{made:,} inputs in {seconds:.1f} s: {made / seconds:,.1f} inputs/s, {total['segments'] / made:.2f} segments "
-        f"per input, {total['segments'] / total['slots']:.1%} of the slots' segments answered, "
-        f"{flops / seconds / peak:.1%} of the measured matmul peak"
-    )
-    if total["lost"]:
-        _say(
-            f"warning: {total['lost']:,} of {made:,} predictions are lost (q_halt_logits is NaN): the model's "
-            "numbers overflow; a vote leaves these out"
-        )
+    return evaluation_flops_per_sequence(model.arch, reader.info.metadata("test"), lengths)
 
 
 def _say(text: str) -> None:
@@ -367,7 +418,7 @@ def scores_of(
     """Return the scores of a folder's predictions with what they are a claim about."""
     ranges = evaluation.files(out)
     blocks = (
-        (read_prediction_file(path), reader.take(np.arange(rows.start, rows.stop))["labels"].numpy())
+        (_read_puzzles(path, reader), reader.take(np.arange(rows.start, rows.stop))["labels"].numpy())
         for path, rows in ranges.items()
     )
     return {
@@ -379,6 +430,17 @@ def scores_of(
         },
         "rules": {name: getattr(evaluation, name) for name in ("halting", "max_segments", "vote_rule")},
     }
+
+
+def _read_puzzles(path: Path, reader: TestReader) -> Predictions:
+    predictions, vocab_size = read_prediction_file(path), reader.info.vocab_size
+    most = int(predictions.preds.max(initial=0))
+    if most >= vocab_size:
+        raise InputError(
+            f"{path}: preds holds token {most}, but {reader.info.kind} has tokens 0 to {vocab_size - 1}; remove it and "
+            "evaluate again."
+        )
+    return predictions
 
 
 def _command() -> int:

@@ -11,6 +11,7 @@ from data_pipeline.reader import TestReader
 from data_pipeline.schema import IGNORE_LABEL_ID
 from hrm_dist.evaluation.output_dir import Evaluation, read_evaluation
 from hrm_dist.evaluation.predictions import read_predictions
+from hrm_dist.evaluation.proof import prove
 
 _BATCH = 4096
 
@@ -33,16 +34,21 @@ class Comparison(NamedTuple):
     segments_there: int
 
 
-def refuse_other_inputs(against: Path, asked: Evaluation) -> None:
-    """Raise InputError unless a folder is of the inputs that are asked for, as far as that is known yet."""
+def refuse_other_inputs(against: Path, evaluation: Evaluation) -> None:
+    """Raise InputError unless a folder can be compared with an evaluation, being of the same inputs."""
     other = read_evaluation(against)
+    if other is None:
+        raise InputError(
+            f"--against {against}: is no folder of predictions; give one that tools.evaluate wrote."
+        )
+    for which, known in ((f"--against {against}", other), ("--out", evaluation)):
+        if known.dataset_sha256 is None:
+            raise InputError(
+                f"{which}: an earlier version began it, and did not say which inputs it answers; evaluate again into a "
+                "new folder to compare with it."
+            )
     same = ("dataset_sha256", "num_aug", "max_groups", "num_rows")
-    if (
-        other is None
-        or other.planned_sha256 is None
-        or any(getattr(other, name) != getattr(asked, name) for name in same)
-        or asked.planned_sha256 not in (None, other.planned_sha256)
-    ):
+    if any(getattr(other, name) != getattr(evaluation, name) for name in same):
         raise InputError(
             f"--against {against}: is no evaluation of the same inputs; give a folder that tools.evaluate wrote with "
             "the same --data, --num-aug and --max-groups."
@@ -52,6 +58,9 @@ def refuse_other_inputs(against: Path, asked: Evaluation) -> None:
 def compared(out: Path, against: Path, evaluation: Evaluation, reader: TestReader) -> Comparison:
     """Return what the predictions in `out` changed against others; raise InputError unless of the same inputs."""
     refuse_other_inputs(against, evaluation)
+    other = read_evaluation(against)
+    assert other is not None
+    prove(against, other)
     num_cells = reader.info.seq_len
     answers = [_Answers.read(folder, len(reader), num_cells) for folder in (out, against)]
     totals = np.zeros(len(Comparison._fields), dtype=np.int64)
@@ -104,7 +113,7 @@ def comparison_text(found: Comparison, against: Path) -> str:
         return f"against {against}: no input is answered in both"
     per_input = (found.segments / found.inputs, found.segments_there / found.inputs)
     text = (
-        f"against {against}: {found.differing:,} of {found.inputs:,} answers differ, "
+        f"against {against}: {found.differing:,} of {found.inputs:,} answers that both have differ, "
         f"{per_input[0]:.2f} segments per input instead of {per_input[1]:.2f}"
     )
     if found.known:

@@ -1,7 +1,7 @@
 """Continuous batching: a sequence that is finished leaves its slot to the next input.
 
-So the device never works on what is finished, and its shapes stay fixed. On a GPU the host looks one segment late at
-who has finished, and discards what that segment made of these: it never waits for the segment just launched.
+So the device hardly works on what is finished, and its shapes stay fixed. On a GPU the host looks one segment late at
+who has halted, and discards what that segment made of these: it never waits for the segment just launched.
 Shape legend: B slots, F sequences that finish together, S tokens.
 """
 
@@ -51,19 +51,6 @@ class Finished(NamedTuple):
     q_halt_logits: NDArray[np.float32]  # [F]
     log_probs: NDArray[np.float32]  # [F]
     trajectories: list[Trajectory]  # [F], if asked for
-
-    @classmethod
-    def nothing(cls, num_cells: int) -> Self:
-        """Return the answers of no input."""
-        no_values = np.empty(0, dtype=np.float32)
-        return cls(
-            np.empty(0, dtype=np.int64),
-            np.empty(0, dtype=np.int32),
-            np.empty((0, num_cells), dtype=np.uint8),
-            no_values,
-            no_values,
-            [],
-        )
 
     def part(self, which: slice) -> Self:
         """Return some of them."""

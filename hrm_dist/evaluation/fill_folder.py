@@ -1,8 +1,9 @@
 """One rank's share of a folder of predictions: what it answers next, and what becomes of the answers."""
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,26 @@ def planned_inputs(reader: TestReader) -> Planned:
     return Planned(identifiers, examples, rounds_of, groups, digest_of)
 
 
+class Noted(NamedTuple):
+    """What became of answers: those that count, and of how many rows nothing more comes."""
+
+    num_rows: int = 0
+    num_answers: int = 0
+    num_segments: int = 0
+    num_lost: int = 0
+
+    @classmethod
+    def of(cls, answers: Finished, num_rows: int) -> Self:
+        """Return what is noted of answers, all or none of which are of this rank's files."""
+        if not num_rows:
+            return cls()
+        num_lost = int(np.isnan(answers.q_halt_logits).sum())
+        return cls(num_rows, len(answers.rows), int(answers.num_segments.sum()), num_lost)
+
+    def __add__(self, other: Self) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._make(map(sum, zip(self, other, strict=True)))
+
+
 class Share:
     """The files of a rank, or the blocks of tasks of an adaptive vote, that are not complete."""
 
@@ -57,16 +78,15 @@ class Share:
             reader, files, evaluation.checkpoint_id, keeps_trajectories=evaluation.every_segment
         )
 
-    def fill(self, answering: Answering) -> Generator[tuple[Finished, int]]:
-        """Write the files; yield after every segment what it has finished, and of how many rows nothing more comes."""
+    def fill(self, answering: Answering) -> Generator[Noted]:
+        """Write the files; yield what was noted after every segment, and after every file of an earlier command."""
         if self._vote is not None:
-            yield Finished.nothing(self._reader.info.seq_len), self._vote.resume(self._writer)
+            yield from self._vote.resume(self._writer)
         for finished in answering.answers(self._queue):
             if self._vote is None:
-                self._writer.add(finished)
-                yield finished, len(finished.rows)
+                yield Noted.of(finished, self._writer.add(finished))
             else:
-                yield finished, self._vote.note(self._vote.rounds.add(finished), self._writer)
+                yield self._vote.note(self._vote.rounds.add(finished), self._writer)
 
 
 class _Vote:
@@ -96,23 +116,23 @@ class _Vote:
         for block in self._blocks:
             self.files |= rounds.files_of_block(out, block, cut, places)
 
-    def resume(self, writer: PredictionWriter) -> int:
-        """Take what earlier commands have answered."""
-        there = (read_prediction_file(path) for path in self.files if path.exists())
-        return self.note(self.rounds.replay(there), writer)
+    def resume(self, writer: PredictionWriter) -> Iterator[Noted]:
+        """Take what earlier commands have answered, file by file."""
+        for path in [path for path in self.files if path.exists()]:
+            yield self.note(self.rounds.replay(read_prediction_file(path)), writer)
 
-    def note(self, decided: rounds.Decided, writer: PredictionWriter) -> int:
-        """Write what is decided; return of how many rows nothing more comes."""
-        num_rows = 0
+    def note(self, decided: rounds.Decided, writer: PredictionWriter) -> Noted:
+        """Write what is decided."""
+        noted = Noted()
         for answers in decided.accepted:
-            num_rows += writer.add(answers)
+            noted += Noted.of(answers, writer.add(answers))
         for rows in decided.left_out:
-            num_rows += writer.leave_out(rows)
+            noted += Noted(num_rows=writer.leave_out(rows))
         for block in [block for block in self._blocks if self._is_complete(block)]:
             # Its last file is written: nothing is to come of its rows.
             write_record(self._out, self.rounds.record(block, self._cut.num_blocks, self._names))
             self._blocks.remove(block)
-        return num_rows
+        return noted
 
     def _is_complete(self, block: int) -> bool:
         return self.rounds.is_complete(block, self._cut.num_blocks)

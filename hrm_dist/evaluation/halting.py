@@ -65,7 +65,7 @@ class HaltingRule(NamedTuple):
             "none": lambda: np.zeros(len(said.q_halt_logits), dtype=bool),
             "learned": lambda: said.q_halt_logits > said.q_continue_logits,
             "q": lambda: said.q_halt_logits > self.value,
-            "unchanged": lambda: said.num_unchanged >= self.value,
+            "unchanged": lambda: (said.num_unchanged >= self.value) & ~np.isnan(said.q_halt_logits),
             "residual": lambda: said.residuals < self.value,
         }
         return rules[self.kind]()

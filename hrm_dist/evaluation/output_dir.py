@@ -9,12 +9,10 @@ DIR/  evaluation.json               what the predictions are of, by which rules,
       rounds/block_000.json         a block that is complete: its rounds, and why each test input needed no more
 """
 
-import json
 import os
 import socket
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
@@ -23,13 +21,14 @@ from data_pipeline.base.files import make_folder, put_if_missing, replace_file
 from data_pipeline.base.models import Strict, reason_of
 from data_pipeline.base.parallel import Part
 from hrm_dist.evaluation.predictions import MAX_ROWS_PER_FILE
+from hrm_dist.evaluation.stopping import Calibration
 
 RECORD = "evaluation.json"
-_MOST_ROWS = 1024
-"""Of a new file: a kill loses the files that are not complete, so they are small."""
+_NUM_FILES, _FEW_ROWS, _MOST_ROWS = 16, 128, 1024
+"""A kill loses the files that are not complete: a new folder has so many, with about as many rows at least and most."""
 
 
-_CUTS = ("rows_per_file", "cut")
+_NOT_COMPARED = ("rows_per_file", "cut", "calibration")
 _MAY_BE_ABSENT = ("checkpoint_sha256", "dataset_sha256", "subset", "planned_sha256", "max_segments")
 
 
@@ -62,6 +61,8 @@ class Evaluation(Strict):
     every_segment: bool = False
     vote_rule: str = "none"
     """When the vote on a test input is settled, as VoteRule spells it."""
+    calibration: Calibration | None = None
+    """Where tools.calibrate_vote found the rule."""
     cut: Cut | None = None
     """Where a rule may settle votes."""
 
@@ -95,39 +96,72 @@ def block_record(out: Path, block: int) -> Path:
     return out / "rounds" / f"block_{block:03d}.json"
 
 
-def write_record(out: Path, record: Mapping[str, Any]) -> None:
-    """Write that a block is complete, with what rounds.py says of it; its files must be there."""
-    replace_file(block_record(out, record["block"]), f"{json.dumps(record)}\n".encode())
+class InputRecord(Strict):
+    """What the vote on a test input took."""
+
+    task: str
+    group: int = Field(ge=0)
+    """The number of the task."""
+    test: int = Field(ge=0)
+    rounds: int = Field(ge=1)
+    votes: int = Field(ge=1)
+    of: int = Field(ge=1)
+    """Votes of all rounds."""
+    why: Literal["settled", "all rounds"]
 
 
-def read_records(out: Path, cut: Cut) -> list[dict[str, Any]]:
+class RoundRecord(Strict):
+    """What a round took."""
+
+    round: int = Field(ge=0)
+    asked: int = Field(ge=0)
+    """Test inputs that it asked."""
+    settled: int = Field(ge=0)
+    """Of these, whose vote is settled then."""
+
+
+class BlockRecord(Strict):
+    """That a block of tasks is complete, and what its votes took."""
+
+    block: int = Field(ge=0)
+    rule: str
+    rounds: list[RoundRecord]
+    inputs: list[InputRecord]
+
+
+def write_record(out: Path, record: BlockRecord) -> None:
+    """Write that a block is complete; its files must be there."""
+    replace_file(block_record(out, record.block), f"{record.model_dump_json()}\n".encode())
+
+
+def read_records(out: Path, cut: Cut) -> list[BlockRecord]:
     """Return what is known of the blocks that are complete. Raises InputError for what is damaged."""
-    records: list[dict[str, Any]] = []
+    records: list[BlockRecord] = []
     for path in filter(Path.exists, (block_record(out, block) for block in range(cut.num_blocks))):
         try:
-            record = json.loads(path.read_bytes())
-            for one in record["inputs"]:
-                _ = (
-                    one["group"] + one["test"] + one["rounds"] + one["votes"] + one["of"],
-                    one["why"],
-                    one["task"],
-                )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: unreadable ({error}); remove it and evaluate again.") from error
-        records.append(record)
+            records.append(BlockRecord.model_validate_json(path.read_bytes()))
+        except (OSError, ValidationError) as error:
+            raise InputError(
+                f"{path}: unreadable ({reason_of(error)}); remove it and evaluate again."
+            ) from error
     return records
 
 
 def rows_per_file(num_rows: int, num_parts: int) -> int:
     """Return how many rows a file has, so that every part has something to do where there are enough rows."""
-    return max(1, min(_MOST_ROWS, -(-num_rows // num_parts)))
+    return max(1, min(_good_size(num_rows), -(-num_rows // num_parts)))
 
 
-def cut_of_tasks(num_inputs: int, num_blocks: int) -> Cut:
-    """Return how an adaptive vote on so many test inputs is cut."""
-    return Cut(
-        num_blocks=num_blocks, rounds_per_file=max(1, _MOST_ROWS // max(1, -(-num_inputs // num_blocks)))
-    )
+def _good_size(num_rows: int) -> int:
+    return min(max(-(-num_rows // _NUM_FILES), _FEW_ROWS), _MOST_ROWS)
+
+
+def cut_of_tasks(num_rows: int, num_inputs: int, num_ranks: int) -> Cut:
+    """Return how an adaptive vote on so many test inputs, with so many rows in all rounds, is cut for all ranks."""
+    inputs_of_rank = -(-num_inputs // num_ranks)
+    num_blocks = num_ranks * max(1, -(-inputs_of_rank // _good_size(num_rows)))
+    inputs_of_block = max(1, -(-num_inputs // num_blocks))
+    return Cut(num_blocks=num_blocks, rounds_per_file=max(1, _good_size(num_rows) // inputs_of_block))
 
 
 def agree(out: Path, asked: Evaluation, part: Part) -> Evaluation:
@@ -138,6 +172,8 @@ def agree(out: Path, asked: Evaluation, part: Part) -> Evaluation:
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is no folder; choose one for the predictions.")
+    if (out / "dataset.json").exists():
+        raise InputError(f"--out {out}: is a dataset; choose another folder for the predictions.")
     # Files first: whoever writes one has written the record before.
     has_files = any(out.glob("*.npz"))
     known = read_evaluation(out)
@@ -148,9 +184,9 @@ def agree(out: Path, asked: Evaluation, part: Part) -> Evaluation:
             )
         return asked
     differing = ", ".join(
-        f"{name} {getattr(known, name)!r}, now {value!r}"
+        f"{name} {_short(name, getattr(known, name))}, now {_short(name, value)}"
         for name, value in asked
-        if name not in _CUTS and getattr(known, name) != value and not known.knows_less(name, value)
+        if name not in _NOT_COMPARED and getattr(known, name) != value and not known.knows_less(name, value)
     )
     if differing:
         raise InputError(
@@ -173,6 +209,11 @@ def claim(out: Path, asked: Evaluation, part: Part) -> Evaluation:
     replace_file(draft, evaluation.model_dump_json(indent=1).encode())
     put_if_missing(draft, path)
     return agree(out, asked, part)
+
+
+def _short(name: str, value: object) -> str:
+    """Return a value as a message shows it; digests in short."""
+    return repr(value[:12] if name.endswith("sha256") and isinstance(value, str) else value)
 
 
 def missing_files(out: Path) -> list[Path]:
@@ -206,7 +247,8 @@ def _refuse_other_cut(out: Path, known: Evaluation, num_parts: int) -> None:
             )
         return
     rows = rows_per_file(known.num_rows, num_parts)
-    if rows != known.rows_per_file:
+    of_earlier_version = max(1, min(MAX_ROWS_PER_FILE, -(-known.num_rows // num_parts)))
+    if known.rows_per_file not in (rows, of_earlier_version):
         raise InputError(
             f"{out}: was begun with {known.rows_per_file:,} predictions per file, but {num_parts} parts would have "
             f"{rows:,}; resume with as many parts as before, or with one command without --part, or choose another "

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import replace_file
-from hrm_dist.evaluation.output_dir import Evaluation, read_records
+from hrm_dist.evaluation.output_dir import Evaluation, block_record, read_records
 from hrm_dist.evaluation.predictions import Predictions, read_predictions
 
 _FIELDS = {
@@ -64,6 +64,8 @@ class Proof(NamedTuple):
     planned: Planned
     is_wanted: NDArray[np.bool_]  # [N]; not: the vote on the test input was settled before
     is_answered: NDArray[np.bool_]  # [N]
+    num_lost: int
+    """Of the answers, those of which q is NaN."""
 
     def missing(self) -> NDArray[np.int64]:
         """Return the rows that should be answered and are not."""
@@ -75,7 +77,8 @@ class Proof(NamedTuple):
         saved = "" if wanted == num else f" ({num - wanted:,} of {num:,} planned were not needed)"
         if len(missing):
             return f"{len(missing):,} of {wanted:,} inputs are not answered: {self.planned.named(missing)}{saved}"
-        return f"each of {wanted:,} inputs is answered once{saved}"
+        lost = f", {self.num_lost:,} of them with lost numbers (NaN)" if self.num_lost else ""
+        return f"each of {wanted:,} inputs is answered once{lost}{saved}"
 
 
 def digests(inputs: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -115,9 +118,22 @@ class Prover:
         self._out, self._evaluation = out, evaluation
         self._planned = read_planned(out, evaluation.planned_sha256 or "")
         self._is_answered = np.zeros(len(self._planned.digests), dtype=bool)
+        self._num_lost = 0
 
     def add(self, block: Predictions) -> None:
         """Note what a file answers. Raises InputError for an input that is foreign or answered twice."""
+        evaluation = self._evaluation
+        if block.checkpoint_id != evaluation.checkpoint_id:
+            raise InputError(
+                f"{block.source}: is of checkpoint {block.checkpoint_id!r}, but evaluation.json is of "
+                f"{evaluation.checkpoint_id!r}; remove it, and evaluate again."
+            )
+        num_segments, most = block.num_segments, evaluation.max_segments
+        if num_segments is not None and most is not None and num_segments.max(initial=0) > most:
+            raise InputError(
+                f"{block.source}: num_segments holds {num_segments.max()}, but evaluation.json allows {most}; it is of "
+                "another evaluation: remove it, and evaluate again."
+            )
         rows = _rows_of(self._planned, block)
         values, counts = np.unique(rows, return_counts=True)
         doubled = values[self._is_answered[values] | (counts > 1)]
@@ -127,16 +143,22 @@ class Prover:
                 "remove the file that does not belong here, and evaluate again."
             )
         self._is_answered[values] = True
+        self._num_lost += int(np.isnan(block.q_halt_logits).sum())
 
     def proof(self) -> Proof:
         """Return what the files prove. Raises InputError for a block of tasks whose record is damaged."""
         planned, is_wanted = self._planned, np.ones_like(self._is_answered)
-        if self._evaluation.cut is not None:
-            for record in read_records(self._out, self._evaluation.cut):
-                for one in record["inputs"]:
-                    of_input = (planned.groups == one["group"]) & (planned.example_index == one["test"])
-                    is_wanted[of_input & (planned.rounds >= one["rounds"])] = False
-        return Proof(planned, is_wanted, self._is_answered)
+        for record in read_records(self._out, self._evaluation.cut) if self._evaluation.cut else ():
+            for one in record.inputs:
+                of_input = (planned.groups == one.group) & (planned.example_index == one.test)
+                beyond = of_input & (planned.rounds >= one.rounds)
+                is_wanted[beyond] = False
+                if self._is_answered[beyond].any():
+                    raise InputError(
+                        f"{block_record(self._out, record.block)}: says that test input {one.test} of task {one.task} "
+                        f"took {one.rounds} rounds, but more are answered; remove it and evaluate again."
+                    )
+        return Proof(planned, is_wanted, self._is_answered, self._num_lost)
 
 
 def prove(out: Path, evaluation: Evaluation) -> Proof | None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from data_pipeline.arc.augment import parse_names
 from data_pipeline.reader import Places, TestReader
 from hrm_dist.evaluation.continuous import Finished
-from hrm_dist.evaluation.output_dir import Cut
+from hrm_dist.evaluation.output_dir import BlockRecord, Cut, InputRecord, RoundRecord
 from hrm_dist.evaluation.predictions import Predictions
 from hrm_dist.evaluation.stopping import VoteRule
 from hrm_dist.evaluation.voting import Undo
@@ -64,19 +64,21 @@ class Rounds:
         for number, one in enumerate(self.inputs):
             self._input_of_row[np.concatenate(one.rows)] = number
         self._num_rounds = np.array([len(one.rows) for one in self.inputs], dtype=np.int64)
-        self._num_begun, self._num_decided = np.zeros((2, len(self.inputs)), dtype=np.int64)
+        self._num_begun = np.zeros(len(self.inputs), dtype=np.int64)
         self._answers: dict[int, tuple[Finished, bytes | None]] = {}  # of rounds that are not decided
         self._next: list[int] = []
 
     def take(self, most: int) -> NDArray[np.int64]:
-        """Return the next rows: of inputs with the fewest rounds under way, and of these the least far."""
+        """Return the next rows, of the inputs that are least far, though it be before their last rounds are decided.
+
+        So all inputs are about as far, and few files are open.
+        """
         while len(self._next) < most:
             is_open = self._num_begun < self._num_rounds
             if not is_open.any():
                 break
-            under_way = np.where(is_open, self._num_begun - self._num_decided, np.iinfo(np.int64).max)
-            chosen = np.flatnonzero(under_way == under_way.min())
-            chosen = chosen[np.argsort(self._num_begun[chosen], kind="stable")][: most - len(self._next)]
+            num_begun = np.where(is_open, self._num_begun, np.iinfo(np.int64).max)
+            chosen = np.flatnonzero(num_begun == num_begun.min())[: most - len(self._next)]
             for number in chosen.tolist():
                 rows = self.inputs[number].rows[self._num_begun[number]]
                 self._next += [row for row in rows.tolist() if row not in self._answers]
@@ -124,7 +126,6 @@ class Rounds:
                 one.why = "all rounds"
             elif self._rule.is_settled(support, one.num_votes_left, one.num_planned):
                 one.why = "settled"
-        self._num_decided[number] = one.num_decided
         self._num_begun[number] = max(self._num_begun[number], one.num_decided)
         if one.why is not None:
             self._num_begun[number] = self._num_rounds[number]
@@ -136,27 +137,21 @@ class Rounds:
                     self._answers.pop(row, None)
                 self._next = [row for row in self._next if row not in needless]
 
-    def replay(self, answered: Iterable[Predictions]) -> Decided:
+    def replay(self, block: Predictions) -> Decided:
         """Take answers of an earlier command, which are on disk."""
-        parts = Decided([], [])
-        for block in answered:
-            assert block.rows is not None
-            assert block.num_segments is not None
-            assert block.log_probs is not None
-            known = self._input_of_row[block.rows] >= 0
-            rows = block.rows[known].astype(np.int64)
-            answers = Finished(
-                rows,
-                block.num_segments[known],
-                block.preds[known],
-                block.q_halt_logits[known],
-                block.log_probs[known],
-                trajectories=[],
-            )
-            part = self.add(answers)
-            parts.accepted.extend(part.accepted)
-            parts.left_out.extend(part.left_out)
-        return parts
+        assert block.rows is not None
+        assert block.num_segments is not None
+        assert block.log_probs is not None
+        known = self._input_of_row[block.rows] >= 0
+        answers = Finished(
+            block.rows[known].astype(np.int64),
+            block.num_segments[known],
+            block.preds[known],
+            block.q_halt_logits[known],
+            block.log_probs[known],
+            trajectories=[],
+        )
+        return self.add(answers)
 
     def is_complete(self, block: int, num_blocks: int) -> bool:
         """Return whether the votes on all tasks of a block are settled."""
@@ -165,33 +160,32 @@ class Rounds:
     def _of_block(self, block: int, num_blocks: int) -> Iterator[_Input]:
         return (one for one in self.inputs if one.places[0][0] % num_blocks == block)
 
-    def record(self, block: int, num_blocks: int, tasks: Sequence[str]) -> dict[str, Any]:
+    def record(self, block: int, num_blocks: int, tasks: Sequence[str]) -> BlockRecord:
         """Return what there is to tell of a block that is complete; tasks: their names."""
         inputs = [
-            {
-                "task": tasks[task],
-                "group": task,
-                "test": test,
-                "rounds": one.num_decided,
-                "votes": one.num_planned - one.num_votes_left,
-                "of": one.num_planned,
-                "why": one.why,
-            }
+            InputRecord(
+                task=tasks[task],
+                group=task,
+                test=test,
+                rounds=one.num_decided,
+                votes=one.num_planned - one.num_votes_left,
+                of=one.num_planned,
+                why=one.why or "all rounds",
+            )
             for one in self._of_block(block, num_blocks)
             for task, test in one.places
         ]
-        lasted = Counter(one["rounds"] for one in inputs)
-        settled = Counter(one["rounds"] for one in inputs if one["why"] == "settled")
-        rounds = range(max(lasted, default=0))
-        asked = [sum(count for last, count in lasted.items() if last > number) for number in rounds]
-        return {
-            "block": block,
-            "rule": str(self._rule),
-            "rounds": [
-                {"round": number, "asked": asked[number], "settled": settled[number + 1]} for number in rounds
-            ],
-            "inputs": inputs,
-        }
+        lasted = Counter(one.rounds for one in inputs)
+        settled = Counter(one.rounds for one in inputs if one.why == "settled")
+        rounds = [
+            RoundRecord(
+                round=number,
+                asked=sum(count for last, count in lasted.items() if last > number),
+                settled=settled[number + 1],
+            )
+            for number in range(max(lasted, default=0))
+        ]
+        return BlockRecord(block=block, rule=str(self._rule), rounds=rounds, inputs=inputs)
 
 
 def _inputs(

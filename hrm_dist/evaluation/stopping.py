@@ -18,7 +18,10 @@ from pydantic import Field, ValidationError, field_validator
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.models import Strict, reason_of
 
-RULES = "none, exact, confident:LIMIT:DESIGN_EFFECT, or a file that tools.calibrate_vote wrote"
+RULES = (
+    "none, exact, confident:LIMIT:DESIGN_EFFECT (LIMIT from 0 to below 1, DESIGN_EFFECT from 1), or a file that "
+    "tools.calibrate_vote wrote"
+)
 _UNSEEN = 1.0
 """As many votes count for a candidate yet to come: after a single vote, the next is as likely to be for another."""
 _NO_VOTES = 1e-9
@@ -30,7 +33,7 @@ class VoteRule(NamedTuple):
 
     name: Literal["none", "exact", "confident"] = "none"
     limit: float = 0.0
-    """Of a confident rule: settled where `missed_share` is at most this."""
+    """Of a confident rule: settled where `missed_share` is below this."""
     design_effect: float = 1.0
     """Of a confident rule: as many votes seen tell as much as one of a vote in random order."""
 
@@ -50,7 +53,7 @@ class VoteRule(NamedTuple):
         if self.name == "exact":
             return _cannot_change(support, votes_left)
         if self.name == "confident":
-            return missed_share(support, votes_left, num_votes, self.design_effect) <= self.limit
+            return missed_share(support, votes_left, num_votes, self.design_effect) < self.limit
         return False
 
 
@@ -142,7 +145,7 @@ def parse_vote_rule(text: str) -> VoteRule:
         return read_calibration(Path(text)).vote_rule
     if rule is None:
         raise InputError(
-            f"{text!r}: no such rule for when a vote is settled, and no such file; give {RULES}."
+            f"--vote-until {text}: no such rule for when a vote is settled, and no such file; give {RULES}."
         )
     return rule
 

@@ -144,7 +144,8 @@ def evaluation(rest: Sequence[str], num_parts: int, cluster: Cluster) -> JobSpec
         raise InputError(f"--out {options.out}: is the folder of a training; choose one for the predictions.")
     reader = TestReader(options.data, options.max_groups, options.num_aug)
     asked = evaluate.evaluation_asked_for(options, reader, num_parts)
-    output_dir.agree(options.out, asked, Part(0, num_parts))
+    options.part = Part(0, num_parts)
+    evaluate.agreed(options, asked)
     path = pointer.target(options.checkpoint)  # `latest` may change before the jobs run
     fixed = [str(path) if _means(argument, options.checkpoint) else argument for argument in rest]
     join = ["tools.evaluate", *fixed, "--device", "cpu"] if num_parts > 1 else None

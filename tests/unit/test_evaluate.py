@@ -316,7 +316,8 @@ def test_a_part_that_is_none_is_refused(part: str, run: Run, checkpoint: Path, t
 
 
 def test_files_have_at_most_the_allowed_number_of_rows() -> None:
-    assert [rows_per_file(3000, n) for n in (1, 2, 3, 4)] == [1024, 1024, 1000, 750]
+    assert [rows_per_file(20_000, n) for n in (1, 2, 20, 40)] == [1024, 1024, 1000, 500]
+    assert [rows_per_file(n, 1) for n in (100, 129, 4000)] == [100, 128, 250]
 
 
 def test_a_file_has_a_row_however_many_parts_there_are() -> None:
@@ -325,8 +326,8 @@ def test_a_file_has_a_row_however_many_parts_there_are() -> None:
 
 
 def claim_at(moment: float, out: Path, count: int) -> int | str:
-    size = rows_per_file(600, count)
-    asked = Evaluation(checkpoint_id="c", num_aug=None, max_groups=None, num_rows=600, rows_per_file=size)
+    size = rows_per_file(200, count)
+    asked = Evaluation(checkpoint_id="c", num_aug=None, max_groups=None, num_rows=200, rows_per_file=size)
     while time.monotonic() < moment:
         pass
     try:
@@ -342,7 +343,7 @@ def test_parts_that_start_at_once_agree_on_one_record(tmp_path: Path) -> None:
             moment = time.monotonic() + 0.02
             outcomes = list(pool.map(claim_at, [moment] * 4, [out] * 4, (2, 3, 2, 3)))
             sizes = {outcome for outcome in outcomes if isinstance(outcome, int)}
-            assert sizes in ({300}, {200})
+            assert sizes in ({100}, {67})
             refusals = [outcome for outcome in outcomes if isinstance(outcome, str)]
             assert len(refusals) == 2
             assert all("resume with as many parts as before" in refusal for refusal in refusals)

@@ -1,5 +1,6 @@
 """tools.evaluate by other rules than the published ones: what it writes, proves and refuses."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.base.errors import exit_code
+from data_pipeline.reader import TestReader
 from hrm_dist.evaluation import output_dir, proof
+from hrm_dist.evaluation.fill_folder import planned_inputs
 from hrm_dist.evaluation.output_dir import read_evaluation, read_records
 from hrm_dist.evaluation.predictions import (
     Predictions,
@@ -16,6 +19,7 @@ from hrm_dist.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
+from hrm_dist.evaluation.stopping import Calibration
 from hrm_dist.evaluation.trajectories import read_trajectories, segments_file
 from hrm_dist.train import main as train
 from tools import evaluate, vote
@@ -117,9 +121,9 @@ def test_what_a_rule_has_changed_is_told(
 ) -> None:
     assert run(tmp_path / "out", "--max-segments", 1, "--against", whole) == 0
     text = capsys.readouterr().out
-    assert "of 108 answers differ, 1.00 segments per input instead of 4.00; right " in text
+    assert "of 108 answers that both have differ, 1.00 segments per input instead of 4.00; right " in text
     assert run(whole, "--every-segment", "--against", whole) == 0
-    assert ": 0 of 108 answers differ, 4.00 segments" in capsys.readouterr().out
+    assert ": 0 of 108 answers that both have differ, 4.00 segments" in capsys.readouterr().out
     few = tmp_path / "few"
     assert run(few, "--max-groups", 2) == 0
     assert run(whole, "--every-segment", "--against", few) == 2
@@ -141,9 +145,9 @@ def why(out: Path) -> list[tuple[str, int, int, str]]:
     assert evaluation is not None
     assert evaluation.cut is not None
     return sorted(
-        (one["task"], one["test"], one["rounds"], one["why"])
+        (one.task, one.test, one.rounds, one.why)
         for record in read_records(out, evaluation.cut)
-        for one in record["inputs"]
+        for one in record.inputs
     )
 
 
@@ -258,8 +262,8 @@ def test_damaged_plans_and_records_are_refused(
     [
         (("--halting", "often"), "--halting often: is no rule; give one of none, learned"),
         (("--max-segments", 0), "--max-segments 0: must be at least 1"),
-        (("--vote-until", "soon"), "'soon': no such rule"),
-        (("--against", "nowhere"), "is no evaluation of the same inputs"),
+        (("--vote-until", "soon"), "--vote-until soon: no such rule"),
+        (("--against", "nowhere"), "--against nowhere: is no folder of predictions"),
     ],
 )
 def test_bad_options_are_refused_and_write_nothing(
@@ -268,3 +272,88 @@ def test_bad_options_are_refused_and_write_nothing(
     assert run(tmp_path / "out", *options) == 2
     assert reason in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_predictions_of_another_checkpoint_are_refused(
+    run: Run, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = copied(whole, tmp_path)
+    [path] = out.glob("*.npz")
+    write_predictions(path, read_prediction_file(path)._replace(checkpoint_id="step_9-other"))
+    assert run(out, "--every-segment") == 2
+    assert "is of checkpoint 'step_9-other', but evaluation.json is of 'step_3-" in capsys.readouterr().err
+
+
+def test_a_record_that_says_less_than_was_answered_is_refused(
+    run: Run, settled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = copied(settled, tmp_path)
+    record = output_dir.block_record(out, 0)
+    content = json.loads(record.read_text())
+    content["inputs"][0]["rounds"] = 1
+    record.write_text(json.dumps(content))
+    assert run(out, "--vote-until", SETTLES) == 2
+    assert "took 1 rounds, but more are answered" in capsys.readouterr().err
+
+
+def test_a_plan_that_was_lost_is_made_again(run: Run, settled: Path, tmp_path: Path) -> None:
+    out = copied(settled, tmp_path)
+    proof.planned_file(out).unlink()
+    (out / "rounds" / "block_000.json").unlink()
+    assert run(out, "--vote-until", SETTLES) == 0
+    assert proof.planned_file(out).read_bytes() == proof.planned_file(settled).read_bytes()
+
+
+def test_a_refused_command_leaves_the_plan_of_another(
+    run: Run, dataset: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was still planning when the other claimed the folder."""
+    out = tmp_path / "out"
+
+    def plan(reader: TestReader) -> proof.Planned:
+        shutil.copytree(whole, out)
+        return planned_inputs(reader)
+
+    monkeypatch.setattr(evaluate, "planned_inputs", plan)
+    assert run(out, "--num-aug", 1) == 2
+    monkeypatch.undo()
+    assert run(out, "--every-segment") == 0
+
+
+def test_a_rule_says_where_its_calibration_does_not_hold(
+    run: Run, whole: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibration = Calibration(
+        rule="exact",
+        most_changed=0.05,
+        confidence=0.95,
+        num_tasks=1,
+        num_changed=0,
+        bound=0.95,
+        calibrated_on=TestReader(dataset).group_names[:3],
+        checkpoint_ids=["step_9-other"],
+        dataset_sha256=None,
+    )
+    (tmp_path / "stopping.json").write_text(calibration.model_dump_json())
+    assert run(tmp_path / "out", "--vote-until", tmp_path / "stopping.json") == 0
+    said = capsys.readouterr().err
+    assert "calibrated with step_9-other, not with step_3-" in said
+    assert "3 of these 8 tasks calibrated the rule" in said
+    found = read_evaluation(tmp_path / "out")
+    assert found is not None
+    assert found.calibration == calibration
+
+
+def test_predictions_are_not_put_into_a_dataset(
+    run: Run, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(dataset) == 2
+    assert "is a dataset; choose another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("num_inputs", "num_ranks"), [(419, 1), (419, 8), (419, 16), (60_000, 2), (1, 3)])
+def test_files_of_an_adaptive_vote_are_small(num_inputs: int, num_ranks: int) -> None:
+    cut = output_dir.cut_of_tasks(num_inputs * 1001, num_inputs, num_ranks)
+    assert cut.num_blocks % num_ranks == 0
+    inputs_of_block = -(-num_inputs // cut.num_blocks)
+    assert inputs_of_block * cut.rounds_per_file <= 1024
