@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+from data_pipeline.arc.dataset import ArcOptions
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.progress import progress_bar
+from data_pipeline.build import build
 from data_pipeline.kinds import kind_named
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import load_dataset_info
+from data_pipeline.shards.plan import Request
 from hrm_dist.evaluation import puzzle_scores
 from hrm_dist.evaluation.continuous import Answering, Finished, InOrder
 from hrm_dist.evaluation.halting import HaltingRule
@@ -28,7 +31,8 @@ from hrm_dist.model.act import ACTModel, build_model
 from hrm_dist.train import main as train
 from tests.unit.models import arch_of, let_halting_vary
 from tools.scaling.__main__ import main
-from tools.scaling.outcomes import Outcomes, halting_rules, point, predictions_at, read_outcomes, stops
+from tools.scaling.outcomes import Outcomes, Point, halting_rules, point, predictions_at, read_outcomes, stops
+from tools.scaling.results import Row, as_table
 
 SUDOKU = Path(__file__).parents[1] / "golden" / "earlier" / "sudoku"
 MEETING = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -193,6 +197,24 @@ def test_rules_are_distinct_and_can_be_asked_for(reader: TestReader, folder: Pat
     assert [HaltingRule.parse(str(rule)) for rule in rules] == rules
 
 
+def test_what_overflowed_counts_as_wrong_and_sets_no_limit(tmp_path: Path) -> None:
+    reader = TestReader(SUDOKU, max_groups=30)
+    sound = read(teach(reader, tmp_path / "taught"), reader)
+    trajectories = read_trajectories(segments_file(tmp_path / "taught" / "predictions_00000.npz"))
+    q_halt_logits = np.arange(trajectories.num_segments.sum(), dtype=np.float32)
+    q_halt_logits[::3] = np.nan  # of the first segment and the fourth
+    got = read(damaged(tmp_path / "taught", tmp_path / "lost", q_halt_logits=q_halt_logits), reader)
+    is_lost = np.isnan(got.q_halt_logits)
+    for name in ("is_right", "cells_right", "checks"):
+        before, after = getattr(sound, name), getattr(got, name)
+        assert before[is_lost].any()
+        assert not after[is_lost].any()
+        np.testing.assert_array_equal(after[~is_lost], before[~is_lost])
+    limits = [rule.value for rule in halting_rules([got]) if rule.kind == "q"]
+    assert len(limits) == 5
+    assert np.isfinite(limits).all()
+
+
 def damaged(folder: Path, out: Path, **fields: Any) -> Path:
     """Copy an evaluation, with other fields in the segments of the first file."""
     shutil.copytree(folder, out)
@@ -257,12 +279,26 @@ def test_one_command_evaluates_compares_and_resumes(
         main([*command, "--max-segments", "6"])
 
 
+def test_costs_of_a_table_have_a_unit_and_equally_many_decimals() -> None:
+    def row(name: str, operations: float, seconds: float) -> Row:
+        found = Point(1.0, 4, 2, 0.5, [], 0, 0, 0)
+        return Row(
+            name, [found], [{"examples": 4, "exact_accuracy": 0.5, "cell_accuracy": 0.5}], operations, seconds
+        )
+
+    rows = [row("1", 6.4e7, 0.0008), row("32", 2.04e9, 1.6)]
+    head, *lines = as_table(rows, rows[-1], "segments").splitlines()
+    assert head.split("  ")[1:3] == ["Gop an input", "ms an input"]
+    assert [line.split()[1:3] for line in lines] == [["0.064", "0.80"], ["2.040", "1,600.00"]]
+
+
 def test_several_checkpoints_are_compared_one_by_one(
-    checkpoint: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, config: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert train([str(config), f"checkpoint_path={tmp_path / 'run'}", "max_steps=2", "seed=1"]) == 0
     command = [
         str(checkpoint),
-        str(checkpoint),
+        str(tmp_path / "run" / "checkpoints" / "latest"),
         "--data",
         str(dataset),
         "--max-groups",
@@ -279,6 +315,38 @@ def test_several_checkpoints_are_compared_one_by_one(
     assert len(written["checkpoints"]) == len(written["rules"][0]["by_checkpoint"]) == 2
 
 
+def test_lost_inputs_are_warned_of(
+    checkpoint: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(checkpoint), "--data", str(dataset), "--max-groups", "1", "--num-aug", "3"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "lost" not in capsys.readouterr().err
+    predictions = tmp_path / "out" / "predictions"
+    path = segments_file(predictions / "predictions_00000.npz")
+    q_halt_logits = read_trajectories(path).q_halt_logits.copy()
+    q_halt_logits[2:5] = np.nan  # of the first input's last two segments, and of the second's first
+    shutil.move(damaged(predictions, tmp_path / "lost", q_halt_logits=q_halt_logits) / "segments", tmp_path)
+    shutil.rmtree(path.parent)
+    shutil.move(tmp_path / "segments", path.parent)
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    warning = "2 of 4 inputs are lost after some segments, 1 after the last (q_halt_logits is NaN)"
+    assert warning in capsys.readouterr().err
+
+
+def test_a_dataset_whose_truth_is_hidden_is_refused_at_the_start(checkpoint: Path, tmp_path: Path) -> None:
+    pair = {"input": [[1, 2]], "output": [[2, 1]]}
+    source = tmp_path / "source"
+    source.mkdir()
+    for task in ("00000001", "00000002"):
+        (source / f"{task}.json").write_text(json.dumps({"train": [pair], "test": [{"input": [[3, 4]]}]}))
+    data = tmp_path / "data"
+    options = ArcOptions(num_aug=2, holdout="all", canvas=6)
+    build(Request("arc", [str(source)], data, options, seed=0, workers=1, quiet=True))
+    with pytest.raises(InputError, match="truth of all held-out puzzles is hidden"):
+        main([str(checkpoint), "--data", str(data), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_bad_input_is_refused_before_anything_is_written(
     checkpoint: Path, dataset: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,9 +361,12 @@ def test_bad_input_is_refused_before_anything_is_written(
             main([*both, "--out", str(out)])
     with pytest.raises(InputError, match="trained with 4, 6 segments"):
         main([*both, "--out", str(out)])
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(InputError, match="--max-segments 0: must be at least 1"):
         main([*both, "--out", str(out), "--max-segments", "0"])
-    assert end.value.code == 2
+    with pytest.raises(InputError, match="is the same checkpoint as"):
+        main([str(checkpoint), str(checkpoint.resolve()), "--data", str(dataset), "--out", str(out)])
+    with pytest.raises(InputError, match="is no folder"):
+        main([*both, "--out", str(config)])
     with pytest.raises(InputError, match="another dataset"):
         main([str(checkpoint), "--data", str(SUDOKU), "--out", str(out)])
     assert not out.exists()

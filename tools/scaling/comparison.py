@@ -2,15 +2,19 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import replace_file
 from data_pipeline.base.progress import progress_bar
 from data_pipeline.reader import TestReader
-from hrm_dist.checkpoint.reader import read_state
+from data_pipeline.schema import IGNORE_LABEL_ID
+from hrm_dist.checkpoint.reader import content_sha256, read_state
 from hrm_dist.distributed.launch_env import launch_env
 from hrm_dist.distributed.process_group import process_group
 from hrm_dist.evaluation.load_model import refuse_other_dataset
@@ -29,6 +33,8 @@ def compare(options: argparse.Namespace) -> int:
             f"{num} processes: this is a command for one; evaluate with several by tools.evaluate first (see --help)."
         )
     reader = TestReader(options.data, options.max_groups, options.num_aug)
+    _refuse_hidden_truth(options.data, reader)
+    _refuse_doubles(options.checkpoints)
     trained = [_trained_segments(checkpoint, options.data, reader) for checkpoint in options.checkpoints]
     most = options.max_segments or trained[0]
     if options.max_segments is None and len(set(trained)) > 1:
@@ -43,6 +49,7 @@ def compare(options: argparse.Namespace) -> int:
         if code := _evaluate(checkpoint, folder, most, options):
             return code
     evaluated = _read(folders, trained, options, reader)
+    _warn_of_lost(evaluated)
     rules = halting_rules([one.outcomes for one in evaluated])
     total = (most + len(rules)) * len(evaluated)
     with progress_bar("compare", "score", total, shown=True) as progress:
@@ -50,6 +57,41 @@ def compare(options: argparse.Namespace) -> int:
         halted = by_rule(rules, evaluated, reader, options.data, progress)
     _write(evaluated, segments, halted, options, reader)
     return 0
+
+
+def _refuse_hidden_truth(data: Path, reader: TestReader) -> None:
+    num_originals = int((reader.places().rounds == 0).sum())
+    batches = reader.batches(1024, stop=num_originals)
+    if num_originals and not any((batch["labels"] != IGNORE_LABEL_ID).any() for batch in batches):
+        raise InputError(
+            f"{data}: the truth of all held-out puzzles is hidden, so there is nothing to compare; give a dataset "
+            "with outputs."
+        )
+
+
+def _refuse_doubles(checkpoints: Sequence[Path]) -> None:
+    """Refuse a checkpoint that is given twice: as two seeds it would narrow the intervals."""
+    known: dict[str, Path] = {}
+    for checkpoint in checkpoints:
+        read_state(checkpoint)  # its message, if it is none
+        before = known.setdefault(content_sha256(checkpoint), checkpoint)
+        if before is not checkpoint:
+            raise InputError(
+                f"{checkpoint}: is the same checkpoint as {before}; give each once, of several seeds if there are."
+            )
+
+
+def _warn_of_lost(evaluated: Sequence[Evaluated]) -> None:
+    """Say of how many inputs the numbers overflow."""
+    for one in evaluated:
+        is_lost = np.isnan(one.outcomes.q_halt_logits)
+        if is_lost.any():
+            print(
+                f"warning: {one.checkpoint}: {is_lost.any(axis=1).sum():,} of {len(is_lost):,} inputs are lost after "
+                f"some segments, {is_lost[:, -1].sum():,} after the last (q_halt_logits is NaN): the model's numbers "
+                "overflow; they count as wrong there",
+                file=sys.stderr,
+            )
 
 
 def _trained_segments(checkpoint: Path, data: Path, reader: TestReader) -> int:
@@ -81,11 +123,6 @@ def _read(
     ):
         for checkpoint, folder, most in zip(options.checkpoints, folders, trained, strict=True):
             outcomes = read_outcomes(folder, reader, progress)
-            if not outcomes.is_known.any():
-                raise InputError(
-                    f"{options.data}: the truth of all held-out puzzles is hidden, so there is nothing to compare; "
-                    "give a dataset with outputs."
-                )
             with progress.untimed():
                 cost = measure(checkpoint, options.data, reader, options.batch_size or 64, world.device)
             record = read_evaluation(folder)

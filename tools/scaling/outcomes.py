@@ -23,13 +23,13 @@ from hrm_dist.evaluation.trajectories import Trajectories, read_trajectories, se
 
 REPEATS = (1, 2, 3, 4)
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-"""Of what all inputs have after all segments: the limits that are tried of q_halt_logits and residuals."""
+"""Of what all inputs have after each segment: the limits that are tried of q_halt_logits and residuals."""
 
 
 class Outcomes(NamedTuple):
     """Of all inputs of an evaluation, in the order of its files, after each segment."""
 
-    is_right: NDArray[np.bool_]  # [N, M] in every cell; of no meaning where the truth is hidden
+    is_right: NDArray[np.bool_]  # [N, M] in every cell, and not lost; of no meaning where the truth is hidden
     cells_right: NDArray[np.float32]  # [N, M] share
     is_repeated: NDArray[np.bool_]  # [N, M] whether the answer is that of the segment before
     is_last: NDArray[np.bool_]  # [N, M] whether it is that of the last segment
@@ -98,7 +98,7 @@ def halting_rules(outcomes: Sequence[Outcomes]) -> list[HaltingRule]:
 
 
 def _limits(values: Sequence[NDArray[np.float32]]) -> list[float]:
-    """Return quantiles, in few digits."""
+    """Return quantiles of what is finite, in few digits."""
     finite = np.concatenate([some[np.isfinite(some)] for some in values])
     limits = np.quantile(finite, QUANTILES).tolist() if len(finite) else []
     return list(dict.fromkeys(float(f"{limit:.2g}") for limit in limits))
@@ -197,15 +197,19 @@ def _outcomes(file: _File, reader: TestReader) -> Outcomes:
             f"{predictions.source}: preds are not the last answers of its segments; evaluate again into a new folder."
         )
     num_rows, most = len(labels), len(is_right)
+    q_halt_logits = trajectories.by_segment("q_halt_logits")
+    # The answers of what overflowed mean nothing, even one that happens to be right.
+    is_sound = ~np.isnan(q_halt_logits)
     return Outcomes(
-        is_right=np.stack(is_right, axis=1),
-        cells_right=np.stack(cells_right, axis=1),
+        is_right=np.stack(is_right, axis=1) & is_sound,
+        cells_right=np.stack(cells_right, axis=1) * is_sound,
         is_repeated=np.stack(is_repeated, axis=1),
         is_last=np.stack(is_last, axis=1),
-        q_halt_logits=trajectories.by_segment("q_halt_logits"),
+        q_halt_logits=q_halt_logits,
         q_continue_logits=trajectories.by_segment("q_continue_logits"),
         residuals=trajectories.by_segment("residuals"),
-        checks=np.array(checks, dtype=bool).reshape(most, -1, num_rows).transpose(2, 0, 1),
+        checks=np.array(checks, dtype=bool).reshape(most, -1, num_rows).transpose(2, 0, 1)
+        & is_sound[:, :, None],
         is_known=num_asked > 0,
     )
 

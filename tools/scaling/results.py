@@ -141,8 +141,8 @@ def as_table(rows: Sequence[Row], last: Row, what: str) -> str:
     columns: dict[str, Callable[[Row], str]] = {what: lambda row: row.name}
     if what != "segments":
         columns["segments"] = lambda row: f"{row.segments:.2f}"
-    columns["operations"] = lambda row: f"{row.operations:.2g}"
-    columns["ms"] = lambda row: f"{1000 * row.seconds:.3g}"
+    columns["Gop an input"] = _fixed(lambda row: row.operations / 1e9, rows)
+    columns["ms an input"] = _fixed(lambda row: 1000 * row.seconds, rows)
     if "input/pass@2" in last.scores[0]:
         columns["exact"] = lambda row: f"{row.score('exact_accuracy'):.1%}"
         columns["cells"] = lambda row: f"{row.score('cell_accuracy'):.1%}"
@@ -163,6 +163,13 @@ def as_table(rows: Sequence[Row], last: Row, what: str) -> str:
         )
     cells = [[spell(row) for spell in columns.values()] for row in rows]
     return "\n".join(table([list(columns), *cells], "<" + ">" * (len(columns) - 1)))
+
+
+def _fixed(value: Callable[[Row], float], rows: Sequence[Row]) -> Callable[[Row], str]:
+    """Return what spells a value of each row, all with as many decimals as give the least two digits."""
+    least = min(map(value, rows))
+    decimals = max(0, 1 - math.floor(math.log10(least))) if least > 0 else 0
+    return lambda row: f"{value(row):,.{decimals}f}"
 
 
 def as_json(row: Row) -> dict[str, Any]:
