@@ -11,8 +11,9 @@ All inputs run all segments, into OUT/predictions (of several checkpoints OUT/pr
 
 which may be run before, on several GPUs or in parts; the same command after an interruption resumes. Every rule by
 which tools.evaluate halts is then applied to what the model said after each segment: learned, `q:X`, `unchanged:K`,
-`residual:X`, and `none`. The limits X are where 10, 25, 50, 75 and 90 % lie below, of the q_halt_logits or residuals
-of all inputs after all segments, in two digits. For each rule, and for each number of segments:
+`residual:X`, and `none`. The limits X that are tried are quantiles (10, 25, 50, 75 and 90 %), to two digits, of all
+q_halt_logits, or all residuals, that occur: of every input after each segment. For each rule, and for each number of
+segments:
 
   segments       mean per input
   Gop an input   10^9 operations of matrix products (a multiplication and an addition are two), mean per input

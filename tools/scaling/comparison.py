@@ -154,19 +154,27 @@ def _write(
     rows: dict[str, Any] = {
         name: list(map(as_json, of)) for name, of in (("segments", segments), ("rules", halted))
     }
-    name = evaluated[0].record.checkpoint_id if len(evaluated) == 1 else f"{len(evaluated)} checkpoints"
     json_file, picture = options.out / "scaling.json", options.out / "scaling.png"
     replace_file(json_file, f"{json.dumps(content | rows, indent=1)}\n".encode())
     trained = [one.trained_segments for one in evaluated]
-    plot.draw(
-        picture, segments, halted, trained_segments=trained, score=score, title=f"{name}{on and f' on {on}'}"
+    title = _title(
+        [one.checkpoint for one in evaluated], on.partition("@")[0] or options.data.absolute().name
     )
+    plot.draw(picture, segments, halted, trained_segments=trained, score=score, title=title)
     print(as_table(segments, segments[-1], "segments"), "", sep="\n")
     print(as_table(halted, segments[-1], "halting"))
     print(f"{json_file}, {picture}")
     for row in (*rows["segments"], *rows["rules"]):
         del row["by_checkpoint"]
     print(json.dumps(content | rows))
+
+
+def _title(checkpoints: Sequence[Path], dataset: str) -> str:
+    """Name the run folder of the first, how many more there are, and the dataset."""
+    first = checkpoints[0].absolute()
+    name = first.parent.parent.name if first.parent.name == "checkpoints" else first.name
+    more = len(checkpoints) - 1
+    return f"{name}{f' and {more} more' * (more > 0)}, {dataset}"
 
 
 def _described(one: Evaluated) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from data_pipeline.base.files import replace_file
 from data_pipeline.base.matplotlib_settings import plain_matplotlib
+from hrm_dist.evaluation.intervals import interval_text
 from tools.scaling.results import Row
 
 if TYPE_CHECKING:
@@ -38,15 +39,14 @@ def draw(
     """Write the picture. trained_segments: how many the models were trained with; score: what is compared."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.2), dpi=100, layout="constrained")
+    figure = Figure(figsize=(10, 5.4), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_segments(left, segments, trained_segments, score)
     _draw_rules(right, segments, rules, trained_segments, score)
     figure.suptitle(title, fontsize=10)
     over = "inputs (Wilson)" if len(rules[0].scores) == 1 else "checkpoints (Student)"
-    figure.text(
-        0.5, -0.01, f"Intervals at 95 %, over {over}.", ha="center", va="top", fontsize=8, color="#606060"
-    )
+    note = f"Intervals at 95 %, over {over}. Large: the best of each kind of rule; small: its other limits."
+    figure.text(0.5, -0.01, note, ha="center", va="top", fontsize=8, color="#606060")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", bbox_inches="tight")
     replace_file(path, picture.getvalue())
@@ -55,10 +55,11 @@ def draw(
 def _draw_segments(axes: "Axes", rows: Sequence[Row], trained_segments: Sequence[int], score: str) -> None:
     numbers = np.arange(1, len(rows) + 1)
     value, low, high = np.array([row.interval for row in rows]).T
-    axes.fill_between(numbers, low, high, color="#0072b2", alpha=0.2, lw=0)
     axes.plot(numbers, value, "o-", color="#0072b2", ms=3, lw=1.5, label=score)
+    axes.fill_between(numbers, low, high, color="#0072b2", alpha=0.2, lw=0, label="its interval")
     if len(rows[0].shares) > 1:
-        axes.plot(numbers, [row.shares for row in rows], color="#0072b2", lw=0.6, alpha=0.6)
+        each = axes.plot(numbers, [row.shares for row in rows], color="#0072b2", lw=0.6, alpha=0.6)
+        each[0].set_label("of each checkpoint")
     cells = [row.score("cell_accuracy") for row in rows]
     axes.plot(numbers, cells, "--", color="#d55e00", lw=1.2, label="cells right")
     for i, number in enumerate(sorted(set(trained_segments))):
@@ -66,9 +67,7 @@ def _draw_segments(axes: "Axes", rows: Sequence[Row], trained_segments: Sequence
     axes.set_xlabel("segments")
     axes.set_ylabel("accuracy")
     axes.set_ylim(-0.02, 1.02)
-    _in_percent(axes)
-    axes.grid(color="#e0e0e0", lw=0.6)
-    axes.legend(fontsize=8, loc="best", framealpha=0.8)
+    _finish(axes)
 
 
 def _draw_rules(
@@ -79,44 +78,56 @@ def _draw_rules(
         [row.interval.value for row in segments],
         color=_GREY,
         lw=1,
-        label="all inputs after n",
+        label="all inputs after n segments",
     )
     as_trained = [row for row in segments if row.segments in trained_segments]
-    x, y = [row.segments for row in as_trained], [row.interval.value for row in as_trained]
-    axes.plot(x, y, "s", mfc="none", mec=_GREY, ms=9, label="as many as in training")
-    kinds = dict.fromkeys(row.name.partition(":")[0] for row in rules)
-    for kind in kinds:
+    for row in as_trained:
+        label = f"as in training, {_told(row)}"
+        axes.plot(row.segments, row.interval.value, "s", mfc="none", mec=_GREY, ms=10, label=label)
+    for kind, (colour, shape) in _LOOKS.items():
         own = sorted(
             (row for row in rules if row.name.partition(":")[0] == kind), key=lambda row: row.segments
         )
-        colour, shape = _LOOKS[kind]
-        x = [row.segments for row in own]
-        y, low, high = np.array([row.interval for row in own]).T
-        # Of a single checkpoint's inputs; of checkpoints, whose scores differ as a whole, they would hide the rules.
-        if len(rules[0].shares) == 1:
-            axes.errorbar(
-                x, y, yerr=(y - low, high - y), fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.6
-            )
-        axes.plot(x, y, shape, ls="-", lw=0.8, color=colour, ms=6, mec="white", mew=0.5, label=kind)
-        for row, at, height in zip(own, x, y, strict=True):
-            limit = row.name.partition(":")[2]
-            axes.annotate(limit, (at, height), (3, -9), textcoords="offset points", fontsize=7, color=colour)
+        if not own:
+            continue
+        x, y = [row.segments for row in own], [row.interval.value for row in own]
+        axes.plot(x, y, shape, ls="-", lw=0.8, color=colour, ms=4)
+        # The table has all rules; labels of all would hide each other where rules are good.
+        best = max(own, key=lambda row: row.interval.value)
+        label = f"{'best ' * (len(own) > 1)}{best.name}, {_told(best)}"
+        axes.plot(
+            best.segments, best.interval.value, shape, color=colour, ms=9, mec="black", mew=0.8, label=label
+        )
     shares = [row.interval.value for row in (*rules, *as_trained)]
     margin = 0.08 * (max(shares) - min(shares)) + 0.005
     axes.set_ylim(min(shares) - margin, max(shares) + margin)
-    axes.set_xlabel("segments per input, mean")
-    per_segment = segments[0].operations
-    above = axes.secondary_xaxis(
-        "top", functions=(lambda x: np.asarray(x) * per_segment, lambda x: np.asarray(x) / per_segment)
-    )
-    above.set_xlabel("operations per input")
     axes.set_ylabel(score)
-    _in_percent(axes)
-    axes.grid(color="#e0e0e0", lw=0.6)
-    axes.legend(fontsize=8, loc="best", framealpha=0.8)
+    _mark_costs(axes, segments)
+    _finish(axes)
 
 
-def _in_percent(axes: "Axes") -> None:
+def _told(row: Row) -> str:
+    return f"at {row.segments:.1f}: {interval_text(row.interval)}"
+
+
+def _mark_costs(axes: "Axes", segments: Sequence[Row]) -> None:
+    """Let an axis double with each mark, since rules that are good lie close together at few segments."""
+    most = len(segments)
+    marks = [2**i for i in range(most.bit_length())]
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(0.9, 1.12 * most)
+    axes.set_xticks(marks, [str(mark) for mark in marks])
+    axes.minorticks_off()
+    axes.set_xlabel("segments an input, mean")
+    above = axes.secondary_xaxis("top")
+    above.set_xticks(marks, [f"{segments[0].operations * mark / 1e9:.2g}" for mark in marks])
+    above.minorticks_off()
+    above.set_xlabel("Gop an input, mean")
+
+
+def _finish(axes: "Axes") -> None:
     from matplotlib.ticker import PercentFormatter
 
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(color="#e0e0e0", lw=0.6)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
