@@ -48,7 +48,7 @@ from hrm_dist.evaluation.output_dir import missing_files, read_evaluation
 from hrm_dist.evaluation.predictions import prediction_files, read_predictions
 from hrm_dist.evaluation.stopping import Calibration, VoteRule
 from hrm_dist.evaluation.voting import VoteCounter, grid_number
-from tools.vote import read_identifiers, read_subsets, read_test_puzzles
+from tools.vote import read_identifiers, read_subsets, read_test_puzzles, refuse_inputs_as_outputs
 
 LIMITS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 """Of confident rules, the most cautious first."""
@@ -298,6 +298,7 @@ def agreement_numbers(found: Agreement) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Replay, calibrate, test, write, print."""
+    refuse_inputs_as_outputs(args, {"--out": args.out})
     subset = _subset(args)
     inputs, checkpoint_ids = read_votes(args.predictions, args.data)
     calibrating, testing = split_tasks(inputs, subset)

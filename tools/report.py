@@ -39,6 +39,7 @@ from tools.vote import (
     VoteResult,
     add_arguments,
     pass_columns,
+    refuse_inputs_as_outputs,
     run_vote,
     warn_of_ignored,
 )
@@ -255,6 +256,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> str | None:
 def run(args: argparse.Namespace) -> int:
     """Vote and write the page."""
     require("report", "tools.report")
+    refuse_inputs_as_outputs(args, {"--out": args.out})
     result = run_vote(args)
     page = render_report(
         result,

@@ -25,17 +25,25 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipeline.arc.json_format import parse_task, read_json
 from data_pipeline.base.command_line import command_parser
 from data_pipeline.base.errors import InputError, exit_code
-from data_pipeline.base.files import replace_file
+from data_pipeline.base.files import atomic_write, refuse_outputs
 from data_pipeline.base.paths import path_argument
 from data_pipeline.base.progress import progress_bar
 from data_pipeline.base.table import table
-from data_pipeline.schema import dataset_sha256, load_dataset_info, verify_document
+from data_pipeline.schema import (
+    DOCUMENTS,
+    SPLITS,
+    WINDOWS,
+    dataset_sha256,
+    load_dataset_info,
+    verify_document,
+)
 from hrm_dist.evaluation.intervals import share_interval, task_intervals
 from hrm_dist.evaluation.output_dir import RECORD, Evaluation, missing_files, read_evaluation
 from hrm_dist.evaluation.predictions import Predictions, prediction_files, read_predictions, refuse_lost
@@ -54,6 +62,8 @@ from hrm_dist.evaluation.voting import (
 
 ALL_TASKS = "all tasks"
 _MOST_NAMED = 3
+_FOLDERS_AND_RECORD = ("planned", "rounds", "segments", RECORD)
+"""What tools.evaluate writes beside predictions."""
 SCORE_MEANINGS = {
     "task": "mean over tasks of the share of a task's test inputs that are right (the competition's score)",
     "input": "share of test inputs that are right",
@@ -120,6 +130,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="vote without predictions that are NaN (by default an error, as infinite q_halt_logits are)",
     )
     add("--mix-checkpoints", action="store_true", help="pool predictions of several checkpoints in one vote")
+
+
+def refuse_inputs_as_outputs(args: argparse.Namespace, outputs: Mapping[str, Path | None]) -> None:
+    """Raise InputError for an output that would take the place of what was given to read, or of another output."""
+    files = prediction_files(args.predictions)
+    inputs = {*files, *(file.parent / name for file in files for name in _FOLDERS_AND_RECORD)}
+    if args.data is not None:
+        inputs |= {Path(args.data) / name for name in (*SPLITS, *DOCUMENTS, WINDOWS, "dataset.json")}
+    others = (getattr(args, name, None) for name in ("identifiers", "tasks", "subsets", "metrics"))
+    refuse_outputs(outputs, inputs | {path for path in others if path is not None})
 
 
 def run_vote(args: argparse.Namespace) -> VoteResult:
@@ -424,9 +444,15 @@ def _is_dataset(folder: str) -> bool:
 
 def run(args: argparse.Namespace) -> int:
     """Vote, write the submission, print the scores."""
+    scores_file = args.scores or _scores_file(args.predictions)
+    refuse_inputs_as_outputs(args, {"--out": args.out, "--scores": scores_file})
     result = run_vote(args)
-    content = json.dumps(submission(result.votes, result.left_out), separators=(",", ":"))
-    replace_file(args.out, content.encode())
+    attempts = json.dumps(submission(result.votes, result.left_out), separators=(",", ":"))
+    content = json.dumps(summary(result))
+    with ExitStack() as stack:  # none is replaced unless both can be written
+        stack.enter_context(atomic_write(args.out)).write(attempts.encode())
+        if scores_file:
+            stack.enter_context(atomic_write(scores_file)).write(f"{content}\n".encode())
     warn_of_ignored(result)
     if result.evaluated_on:
         print(f"evaluated on {result.evaluated_on}, trained on {result.trained_on or 'nothing'}")
@@ -434,10 +460,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"a vote weighs {WEIGHT_MEANINGS[result.by]}")
     print(score_table(result.scores))
     print(f"submission: {args.out}")
-    content = json.dumps(summary(result))
-    scores_file = args.scores or _scores_file(args.predictions)
     if scores_file:
-        replace_file(scores_file, f"{content}\n".encode())
         print(f"scores: {scores_file}")
     print(content)
     return 0

@@ -8,12 +8,12 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from data_pipeline.base.errors import WriteError, unwritable
+from data_pipeline.base.errors import InputError, WriteError, unwritable
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -25,6 +25,30 @@ def replace_file(path: Path | str, content: bytes, *, make_folder: bool = True) 
     """Write a file so that it is either as before or complete; see `atomic_write`."""
     with atomic_write(path, make_folder=make_folder) as file:
         file.write(content)
+
+
+def refuse_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path]) -> None:
+    """Raise InputError, before any work, for an output that is an input, below one, a folder, or another output.
+
+    outputs: by option, None where nothing is to be written.
+    """
+    is_read = {os.path.realpath(path) for path in inputs}
+    option_of: dict[str, str] = {}
+    for option, path in outputs.items():
+        mode = None if path is None else _mode(path)
+        if path is None or not (mode is None or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            continue  # of a device nothing is lost
+        real = os.path.realpath(path)
+        if not is_read.isdisjoint((real, *map(str, Path(real).parents))):
+            raise InputError(
+                f"{option} {path}: is among the files that this command reads, and would be overwritten; give "
+                "another name."
+            )
+        if mode is not None and stat.S_ISDIR(mode):
+            raise WriteError(f"{option} {path}: cannot be written (it is a folder); give the name of a file.")
+        if real in option_of:
+            raise InputError(f"{option} {path}: is the file of {option_of[real]}, too; give another name.")
+        option_of[real] = option
 
 
 @contextmanager

@@ -252,3 +252,13 @@ def test_predictions_of_another_dataset_are_refused(
     write_predictions(tmp_path / "other.npz", found._replace(inputs=np.roll(found.inputs, 1, axis=0)))
     message = refused(capsys, out, calibrate(tmp_path / "other.npz", dataset, out))
     assert "predictions are for none of its test inputs" in message
+
+
+def test_a_calibration_never_writes_over_what_it_reads(
+    predictions: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in (predictions, dataset / "test_puzzles.json"):
+        before = file.read_bytes()
+        assert calibrate(predictions, dataset, file) == 2
+        assert "is among the files that this command reads" in capsys.readouterr().err
+        assert file.read_bytes() == before

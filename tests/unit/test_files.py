@@ -9,8 +9,8 @@ from unittest import mock
 import pytest
 
 from data_pipeline.base import jsonl
-from data_pipeline.base.errors import WriteError
-from data_pipeline.base.files import atomic_write, make_folder, replace_file, sync
+from data_pipeline.base.errors import InputError, WriteError
+from data_pipeline.base.files import atomic_write, make_folder, refuse_outputs, replace_file, sync
 from tests.unit import test_report
 from tools import report, vote
 
@@ -226,3 +226,33 @@ def test_what_keeps_from_writing_decides_the_remedy(
     with pytest.raises(WriteError, match=remedy):
         replace_file(tmp_path / "file", b"content")
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("read", "is among the files"),
+        ("other/../read", "is among the files"),
+        ("link", "is among the files"),
+        ("whole/new", "is among the files"),
+        ("taken", "is the file of --first, too"),
+        ("other", "cannot be written"),
+    ],
+)
+def test_outputs_that_would_destroy_something_are_refused(output: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "read").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "read")
+    outputs = {"--first": tmp_path / "taken", "--second": tmp_path / output}
+    with pytest.raises(InputError, match=f"--second {tmp_path / output}: {words}"):
+        refuse_outputs(outputs, [tmp_path / "read", tmp_path / "whole"])
+
+
+def test_outputs_beside_what_is_read_are_allowed(tmp_path: Path) -> None:
+    (tmp_path / "before").touch()
+    outputs = {"--first": tmp_path / "before", "--second": tmp_path / "read.json", "--third": None}
+    refuse_outputs(outputs, [tmp_path / "read"])
+
+
+def test_a_device_may_take_several_outputs(device: Path) -> None:
+    refuse_outputs({"--first": device, "--second": device}, [])

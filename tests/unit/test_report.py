@@ -202,3 +202,9 @@ def test_the_image_shows_arc_colours() -> None:
     view = grid_view([[0, 1, 9]], 3, (100, 2, 20))
     pixels = np.asarray(image_of(view).convert("RGB"))[0]
     assert [pixel.tolist() for pixel in pixels] == [[0, 0, 0], [0x00, 0x74, 0xD9], [0x87, 0x0C, 0x25]]
+
+
+def test_a_report_never_writes_over_what_it_reads(arguments: list[str]) -> None:
+    before = Path(arguments[0]).read_bytes()
+    assert main([*arguments[:-1], arguments[0]]) == 2
+    assert Path(arguments[0]).read_bytes() == before

@@ -761,3 +761,39 @@ def test_the_command_needs_to_know_the_data(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: identifiers.json is missing")
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "predictions/predictions_00000.npz",
+        "predictions/evaluation.json",
+        "predictions/planned/inputs.npz",
+        "data/test_puzzles.json",
+        "data/test/index.json",
+        "subsets.json",
+    ],
+)
+@pytest.mark.parametrize("option", ["--out", "--scores"])
+def test_a_vote_never_writes_over_what_it_reads(
+    option: str, output: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, subsets = evaluated_folder(tmp_path / "predictions"), tmp_path / "subsets.json"
+    subsets.write_text('{"some": ["a"]}')
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    outputs = {"--out": str(tmp_path / "s.json")} | {option: str(tmp_path / output)}
+    arguments = [str(folder), "--data", str(data), "--subsets", str(subsets)]
+    assert main([*arguments, *(word for pair in outputs.items() for word in pair)]) == 2
+    assert f"{option} {tmp_path / output}: is among the files" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_no_submission_is_written_where_scores_cannot_be(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = evaluated_folder(tmp_path / "predictions"), tmp_path / "s.json"
+    (tmp_path / "file").touch()
+    for scores_file in (tmp_path, tmp_path / "file" / "scores.json", out):
+        code = main([str(folder), "--data", str(data), "--out", str(out), "--scores", str(scores_file)])
+        assert (code, out.exists()) == (2, False)
+        assert str(scores_file) in capsys.readouterr().err
