@@ -44,11 +44,10 @@ from data_pipeline.base.progress import progress_bar
 from data_pipeline.base.table import table
 from data_pipeline.schema import load_dataset_info, verify_document
 from hrm_dist.evaluation.intervals import CONFIDENCE, interval_text, share_interval
-from hrm_dist.evaluation.output_dir import missing_files, read_evaluation
-from hrm_dist.evaluation.predictions import prediction_files, read_predictions
+from hrm_dist.evaluation.predictions import prediction_files, read_predictions, refuse_lost
 from hrm_dist.evaluation.stopping import Calibration, VoteRule
 from hrm_dist.evaluation.voting import VoteCounter, grid_number
-from tools.vote import read_identifiers, read_subsets, read_test_puzzles, refuse_inputs_as_outputs
+from tools.vote import Folders, read_identifiers, read_subsets, read_test_puzzles, refuse_inputs_as_outputs
 
 LIMITS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 """Of confident rules, the most cautious first."""
@@ -106,28 +105,26 @@ class Agreement(NamedTuple):
 
 def read_votes(predictions: Sequence[Path], data: Path) -> tuple[list[InputVotes], list[str]]:
     """Return the votes on each test input with a known truth, and the checkpoints that made them."""
-    for path in predictions:
-        known = read_evaluation(path if path.is_dir() else path.parent)
-        if known is not None and known.vote_rule != "none":
+    folders = Folders(predictions)
+    for folder, evaluation in folders.evaluations.items():
+        if evaluation.vote_rule != "none":
             raise InputError(
-                f"{path}: its votes ended early (by {known.vote_rule}), but only a full vote tells what that changes; "
-                "give predictions of tools.evaluate without --vote-until."
+                f"{folder}: its votes ended early (by {evaluation.vote_rule}), but only a full vote tells what that "
+                "changes; give predictions of tools.evaluate without --vote-until."
             )
-    missing = [file for path in predictions if path.is_dir() for file in missing_files(path)]
-    if missing:
-        raise InputError(
-            f"{missing[0]}: not there yet, nor are {len(missing) - 1} other files of the evaluation, but only a full "
-            "vote tells what an early end would change; run tools.evaluate again for the rest."
-        )
     info = load_dataset_info(data)
     identifiers = read_identifiers(verify_document(data, info, "identifiers.json"))
     test_puzzles = read_test_puzzles(verify_document(data, info, "test_puzzles.json"))
     counter = VoteCounter(identifiers, test_puzzles)
     checkpoint_ids = set[str]()
     for block in read_predictions(prediction_files(predictions)):
+        refuse_lost(block)
+        folders.add(block)
         counter.add(block)
         if block.checkpoint_id is not None:
             checkpoint_ids.add(block.checkpoint_id)
+    for text in folders.unanswered():
+        raise InputError(f"{text}: only a full vote tells what an early end would change.")
     num_foreign = counter.skipped["unknown_task"] + counter.skipped["unknown_input"]
     if num_foreign:
         raise InputError(

@@ -5,8 +5,9 @@ that they were made from. Every task and every test input gets two attempts, pre
 every held-out task that the dataset's sources had and --canvas or --limit-groups left out. Scores are
 printed as a table and, as the last line, as one JSON object; inputs with a hidden truth are not scored. An interval
 is Wilson's, at 95 %, over test inputs: what other inputs might have given; the object also has those of a bootstrap
-over tasks, which checkpoint, dataset and rules the scores are of. It is kept in scores.json of a whole folder that
-tools.evaluate wrote, or where --scores says; in a run folder tools.results reads it.
+over tasks, which checkpoint, dataset and rules the scores are of. It is written where --scores says; in a run folder
+tools.results reads it. Without --scores, counted votes (--by count) on one whole, complete folder of tools.evaluate
+leave it there as scores.json.
 
 A grid is ranked by its number of votes, then by its mean of sigmoid(q_halt), as published; --by has votes weigh
 something else, with which these two decide ties.
@@ -81,7 +82,7 @@ class VoteResult(NamedTuple):
     subsets: dict[str, list[str]]
     checkpoint_ids: list[str]
     unanswered: list[str]
-    """Of each folder of an evaluation that is not complete: which inputs are not answered."""
+    """Of each whole folder that is not complete: which inputs are not answered, and what to do."""
     left_out: dict[str, int]
     """Held-out tasks that are not in the dataset, and how many test inputs each has."""
     evaluated_on: str | None
@@ -153,15 +154,9 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
             "none out, or is of Sudokus or mazes, whose accuracy tools.evaluate prints."
         )
     subsets = read_subsets(Path(args.subsets), test_puzzles) if args.subsets else {}
-    evaluations = _evaluations(args.predictions)
-    sha256 = _refuse_other_dataset(evaluations, args.data)
-    checkpoint_ids, num_rows = set[str](), dict[Path, int]()
-
-    provers = {
-        folder.resolve(): Prover(folder, evaluation)
-        for folder, evaluation in evaluations.items()
-        if evaluation.planned_sha256 is not None and planned_file(folder).exists()
-    }
+    folders = Folders(args.predictions)
+    sha256 = _refuse_other_dataset(folders.evaluations, args.data)
+    checkpoint_ids = set[str]()
 
     def blocks() -> Iterator[Predictions]:
         files = prediction_files(args.predictions)
@@ -172,10 +167,7 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
                     refuse_lost(block)
                 if block.checkpoint_id is not None:
                     checkpoint_ids.add(block.checkpoint_id)
-                path = Path(block.source).resolve()
-                if path.parent in provers:
-                    provers[path.parent].add(block)
-                num_rows[path] = len(block.preds)
+                folders.add(block)
                 yield block
                 progress.update()
 
@@ -194,26 +186,79 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
         _refuse_foreign(votes, tasks_file)
     by_set = {ALL_TASKS: scores(votes, test_puzzles)}
     by_set |= {name: scores(votes, test_puzzles, tasks=tasks) for name, tasks in subsets.items()}
-    given = {Path(path).resolve() for path in args.predictions}
-    unanswered = [
-        text
-        for folder, evaluation in evaluations.items()
-        if folder.resolve() in given and (text := _unanswered(folder, evaluation, num_rows))
-    ]
     info = None if args.tasks or not _is_dataset(args.data) else load_dataset_info(args.data)
     return VoteResult(
-        votes, test_puzzles, by_set, subsets, sorted(checkpoint_ids), unanswered,
+        votes, test_puzzles, by_set, subsets, sorted(checkpoint_ids), folders.unanswered(),
         left_out=info.left_out_tests if info else {},
         evaluated_on=(info and info.subset("test")) or None,
         trained_on=(info and info.subset("train")) or None,
-        dataset_sha256=sha256, by=args.by, evaluations=list(evaluations.values()),
+        dataset_sha256=sha256, by=args.by, evaluations=list(folders.evaluations.values()),
     )  # fmt: skip
 
 
-def _evaluations(predictions: Sequence[str | Path]) -> dict[Path, Evaluation]:
-    """Return what tools.evaluate says of its folders that are given, or that hold a given file."""
-    folders = dict.fromkeys(path if path.is_dir() else path.parent for path in map(Path, predictions))
-    return {folder: known for folder in folders if (known := read_evaluation(folder)) is not None}
+class Folders:
+    """The folders of tools.evaluate that predictions are of, and what was read of each."""
+
+    def __init__(self, predictions: Sequence[str | Path]) -> None:
+        """Raises InputError for a damaged evaluation.json or plan."""
+        paths = dict.fromkeys(map(Path, predictions))
+        folders = dict.fromkeys(path if path.is_dir() else path.parent for path in paths)
+        self.evaluations = {
+            folder: known for folder in folders if (known := read_evaluation(folder)) is not None
+        }
+        self._whole = [folder for folder in self.evaluations if folder in paths]
+        """Those given as such, not by some of their files."""
+        self._num_rows: dict[Path, int] = {}
+        self._provers = {
+            folder.resolve(): Prover(folder, evaluation)
+            for folder, evaluation in self.evaluations.items()
+            if evaluation.planned_sha256 is not None and planned_file(folder).exists()
+        }
+
+    def add(self, block: Predictions) -> None:
+        """Note what a file answers. Raises InputError for an input that was not planned, or is answered twice."""
+        path = Path(block.source).resolve()
+        self._num_rows[path] = len(block.preds)
+        if path.parent in self._provers:
+            self._provers[path.parent].add(block)
+
+    def unanswered(self) -> list[str]:
+        """Return of each whole folder which inputs no file answers, and what to do; nothing of complete ones."""
+        found = []
+        for folder in self._whole:
+            if lack := self._lack(folder):
+                again = "again for the rest" if missing_files(folder) else "into another folder"
+                found.append(f"{folder}: {lack}; run tools.evaluate {again}")
+        return found
+
+    def _lack(self, folder: Path) -> str:
+        if folder.resolve() in self._provers:
+            proof = self._provers[folder.resolve()].proof()
+            return proof.text() if len(proof.missing()) else ""
+        return _lacking_files(folder, self.evaluations[folder], self._num_rows)
+
+
+def _lacking_files(folder: Path, evaluation: Evaluation, num_rows: Mapping[Path, int]) -> str:
+    """Return which files of an evaluation of an earlier version lack rows, given the rows of each; empty for none."""
+    if evaluation.cut is not None:
+        missing = missing_files(folder)
+        return f"{len(missing)} of {evaluation.cut.num_blocks} blocks of tasks are missing" if missing else ""
+    lacking = {
+        path: lack
+        for path, rows in evaluation.files(folder).items()
+        if (lack := len(rows) - num_rows.get(path.resolve(), 0)) > 0
+    }
+    if not lacking:
+        return ""
+    named = [
+        f"{path.name} {f'lacks {lack:,}' if path.exists() else 'is not there'}"
+        for path, lack in list(lacking.items())[:_MOST_NAMED]
+    ]
+    others = f", and {len(lacking) - _MOST_NAMED} more files" if len(lacking) > _MOST_NAMED else ""
+    return (
+        f"{sum(lacking.values()):,} of {evaluation.num_rows:,} inputs are not answered "
+        f"({', '.join(named)}{others})"
+    )
 
 
 def _refuse_other_dataset(evaluations: Mapping[Path, Evaluation], data: str | None) -> str | None:
@@ -248,34 +293,6 @@ def _refuse_foreign(votes: Votes, tasks_file: Path) -> None:
             f"{example}: answers an input that {tasks_file} does not have ({num:,} such predictions), so it was made "
             "from another dataset; give that with --data, or, to vote on some tasks only, these with --tasks."
         )
-
-
-def _unanswered(folder: Path, evaluation: Evaluation, num_rows: Mapping[Path, int]) -> str:
-    """Return which inputs of an evaluation are in no file, given the rows of those that were read; empty for none."""
-    if evaluation.cut is not None:
-        missing = missing_files(folder)
-        if not missing:
-            return ""
-        return (
-            f"{folder}: {len(missing)} of {evaluation.cut.num_blocks} blocks of tasks are not complete (there is no "
-            f"{', '.join(path.name for path in missing[:_MOST_NAMED])}{', ...' * (len(missing) > _MOST_NAMED)})"
-        )
-    lacking = {
-        path: lack
-        for path, rows in evaluation.files(folder).items()
-        if (lack := len(rows) - num_rows.get(path.resolve(), 0)) > 0
-    }
-    if not lacking:
-        return ""
-    named = [
-        f"{path.name} {f'lacks {lack:,}' if path.exists() else 'is not there'}"
-        for path, lack in list(lacking.items())[:_MOST_NAMED]
-    ]
-    others = f", and {len(lacking) - _MOST_NAMED} more files" if len(lacking) > _MOST_NAMED else ""
-    return (
-        f"{folder}: {sum(lacking.values()):,} of {evaluation.num_rows:,} inputs are not answered "
-        f"({', '.join(named)}{others})"
-    )
 
 
 def read_identifiers(path: Path) -> list[str]:
@@ -392,7 +409,13 @@ def warn_of_ignored(result: VoteResult) -> None:
     if votes.repeated:
         print(f"note: {votes.repeated} predictions occur twice in the files; counted once", file=sys.stderr)
     for text in result.unanswered:
-        print(f"warning: {text}; run tools.evaluate again for the rest", file=sys.stderr)
+        print(f"warning: {text}", file=sys.stderr)
+    rules = sorted({evaluation.vote_rule for evaluation in result.evaluations} - {"none"})
+    if rules and result.by != "count":
+        print(
+            f"note: votes ended by {', '.join(rules)}, which judges counted votes, not --by {result.by}",
+            file=sys.stderr,
+        )
     if result.left_out:
         print(
             f"warning: {len(result.left_out)} held-out tasks of the sources are not in the dataset (--canvas, "
@@ -444,9 +467,11 @@ def _is_dataset(folder: str) -> bool:
 
 def run(args: argparse.Namespace) -> int:
     """Vote, write the submission, print the scores."""
-    scores_file = args.scores or _scores_file(args.predictions)
+    scores_file = args.scores or _scores_file(args)
     refuse_inputs_as_outputs(args, {"--out": args.out, "--scores": scores_file})
     result = run_vote(args)
+    if result.unanswered and args.scores is None:
+        scores_file = None
     attempts = json.dumps(submission(result.votes, result.left_out), separators=(",", ":"))
     content = json.dumps(summary(result))
     with ExitStack() as stack:  # none is replaced unless both can be written
@@ -466,10 +491,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _scores_file(predictions: Sequence[Path]) -> Path | None:
-    """Return where the scores of a whole folder of tools.evaluate belong, if that is what was voted on."""
-    [folder, *others] = predictions
-    if others or read_evaluation(folder) is None or not os.access(folder, os.W_OK):
+def _scores_file(args: argparse.Namespace) -> Path | None:
+    """Return where the scores of one whole folder of tools.evaluate belong, if these are counted votes on it."""
+    [folder, *others] = args.predictions
+    if others or args.by != "count" or read_evaluation(folder) is None or not os.access(folder, os.W_OK):
         return None
     return folder / SCORES_FILE
 
@@ -485,7 +510,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--scores",
         type=path_argument,
         metavar="F",
-        help=f"where to write the JSON object (default: {SCORES_FILE} of a folder of tools.evaluate)",
+        help="where to write the JSON object "
+        f"(default: {SCORES_FILE} of one complete folder of tools.evaluate, for --by count; else nowhere)",
     )
     return exit_code(lambda: run(parser.parse_args(argv)))
 

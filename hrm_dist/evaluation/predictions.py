@@ -172,8 +172,8 @@ def refuse_lost(predictions: Predictions) -> None:
         if rows.any():
             raise InputError(
                 f"{_first(predictions.source, name, getattr(predictions, name), rows)}; the model's numbers "
-                "overflowed: give predictions of a sound checkpoint, or --leave-out-lost to vote without those that "
-                "are NaN."
+                "overflowed: give predictions of a sound checkpoint (tools.vote --leave-out-lost votes without those "
+                "that are NaN)."
             )
 
 

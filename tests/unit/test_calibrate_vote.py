@@ -13,6 +13,7 @@ from data_pipeline.base.parallel import Part
 from data_pipeline.reader import TestReader
 from hrm_dist.evaluation.output_dir import Evaluation, claim
 from hrm_dist.evaluation.predictions import Predictions, read_prediction_file, write_predictions
+from hrm_dist.evaluation.proof import Planned, digests, write_planned
 from hrm_dist.evaluation.stopping import VoteRule, parse_vote_rule, read_calibration
 from tools import vote
 from tools.calibrate_vote import (
@@ -202,7 +203,13 @@ def refused(capsys: pytest.CaptureFixture[str], out: Path, code: int) -> str:
 
 @pytest.mark.parametrize(
     ("rule", "words"),
-    [("none", "predictions_00001.npz: not there yet"), ("exact", "its votes ended early (by exact)")],
+    [
+        (
+            "none",
+            "predictions_00001.npz is not there); run tools.evaluate again",
+        ),
+        ("exact", "its votes ended early (by exact)"),
+    ],
 )
 def test_an_evaluation_without_full_votes_is_refused(
     predictions: Path,
@@ -262,3 +269,52 @@ def test_a_calibration_never_writes_over_what_it_reads(
         assert calibrate(predictions, dataset, file) == 2
         assert "is among the files that this command reads" in capsys.readouterr().err
         assert file.read_bytes() == before
+
+
+def planned_folder(folder: Path, block: Predictions) -> tuple[Path, Predictions]:
+    """Return an evaluation that has planned the inputs of a block, and the block with its rows."""
+    zeros = np.zeros(len(block.preds), dtype=np.int32)
+    plan = Planned(block.puzzle_identifiers, block.example_index, zeros, zeros, digests(block.inputs))
+    known = Evaluation(
+        checkpoint_id="step_1", num_aug=None, max_groups=None, num_rows=len(zeros), rows_per_file=8192,
+        planned_sha256=plan.sha256(),
+    )  # fmt: skip
+    claim(folder, known, Part())
+    write_planned(folder, plan)
+    return folder / "predictions_00000.npz", block._replace(rows=np.arange(len(zeros), dtype=np.int32))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda block: next(block.parts(20)), "inputs are not answered: row 20 (identifier"),
+        (lambda block: block._replace(inputs=np.roll(block.inputs, 1, axis=0)), "foreign inputs"),
+        (lambda block: block._replace(q_halt_logits=block.q_halt_logits * np.float32(np.nan)), "is nan"),
+    ],
+)
+def test_a_calibration_wants_each_planned_input_answered(
+    predictions: Path,
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Any,
+    words: str,
+) -> None:
+    path, block = planned_folder(tmp_path / "predictions", read_prediction_file(predictions))
+    write_predictions(path, spoil(block))
+    out = tmp_path / "out.json"
+    assert words in refused(capsys, out, calibrate(path.parent, dataset, out))
+    write_predictions(path, block)
+    assert calibrate(path.parent, dataset, out) == 0
+
+
+def test_a_calibration_refuses_an_input_answered_twice(
+    predictions: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, block = planned_folder(tmp_path / "predictions", read_prediction_file(predictions))
+    write_predictions(path, block)
+    write_predictions(path.with_name("copy.npz"), next(block.parts(2)))
+    out = tmp_path / "out.json"
+    assert "answers 2 inputs a second time: row 0" in refused(
+        capsys, out, calibrate(path.parent, dataset, out)
+    )

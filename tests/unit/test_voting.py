@@ -17,7 +17,7 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import Part
 from data_pipeline.schema import dataset_sha256
 from hrm_dist.evaluation import voting
-from hrm_dist.evaluation.output_dir import Evaluation, claim
+from hrm_dist.evaluation.output_dir import Cut, Evaluation, claim, write_record
 from hrm_dist.evaluation.predictions import (
     MAX_ROWS_PER_FILE,
     UNKNOWN_EXAMPLE,
@@ -25,6 +25,7 @@ from hrm_dist.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
+from hrm_dist.evaluation.proof import Planned, digests, write_planned
 from hrm_dist.evaluation.voting import Candidate, attempts, scores, submission, vote
 from tools import report
 from tools.vote import main
@@ -699,10 +700,10 @@ def test_scores_of_a_whole_folder_are_kept_in_it(data: Path, tmp_path: Path) -> 
     rules = {"halting": "q:2", "max_segments": 8}
     digests = {name: str(n) * 64 for n, name in enumerate(("checkpoint_sha256", "dataset_sha256"))}
     folder = evaluated_folder(tmp_path / "predictions", **rules, **digests)
-    arguments = ["--data", str(data), "--by", "q", "--out", str(tmp_path / "s.json")]
+    arguments = ["--data", str(data), "--out", str(tmp_path / "s.json")]
     assert main([str(folder), *arguments]) == 0
     found = json.loads((folder / "scores.json").read_text())
-    assert found["rules"] == {"vote": "q", **rules, "vote_rule": "none"}
+    assert found["rules"] == {"vote": "count", **rules, "vote_rule": "none"}
     assert {name: found[name] for name in digests} == digests
     assert found["scores"]["all tasks"]["task/pass@2"] == 0.75
 
@@ -797,3 +798,45 @@ def test_no_submission_is_written_where_scores_cannot_be(
         code = main([str(folder), "--data", str(data), "--out", str(out), "--scores", str(scores_file)])
         assert (code, out.exists()) == (2, False)
         assert str(scores_file) in capsys.readouterr().err
+
+
+def test_only_counted_votes_on_a_complete_folder_leave_scores_there(data: Path, tmp_path: Path) -> None:
+    complete, other = evaluated_folder(tmp_path / "complete"), evaluated_folder(tmp_path / "other")
+    begun = evaluated_folder(tmp_path / "begun")
+    known = json.loads((begun / "evaluation.json").read_text())
+    (begun / "evaluation.json").write_text(json.dumps(known | {"num_rows": 4}))
+    arguments = ["--data", str(data), "--out", str(tmp_path / "s.json")]
+    for words in ([complete, "--by", "q"], [complete, other], [begun]):
+        assert main([*map(str, words), *arguments]) == 0
+    assert not list(tmp_path.rglob("scores.json"))
+    assert main([str(complete), *arguments]) == 0
+    assert list(tmp_path.rglob("scores.json")) == [complete / "scores.json"]
+
+
+@pytest.mark.parametrize("by", ["count", "q"])
+def test_a_rule_for_counted_votes_is_noted_where_votes_weigh_something_else(
+    by: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = evaluated_folder(tmp_path / "predictions", vote_rule="exact")
+    assert main([str(folder), "--data", str(data), "--by", by, "--out", str(tmp_path / "s.json")]) == 0
+    note = "note: votes ended by exact, which judges counted votes, not --by q\n"
+    assert (note in capsys.readouterr().err) == (by == "q")
+
+
+def test_planned_inputs_without_an_answer_are_named_where_votes_end_early(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = predictions(row(1, 0, constant(1)), row(1, 1, constant(9)), row(4, 2, constant(3)))
+    rows = np.arange(3, dtype=np.int32)
+    plan = Planned(block.puzzle_identifiers, block.example_index, rows * 0, rows * 0, digests(block.inputs))
+    cut = Cut(num_blocks=1, rounds_per_file=1)
+    folder = evaluated_folder(
+        tmp_path / "predictions", vote_rule="exact", cut=cut, planned_sha256=plan.sha256()
+    )
+    write_planned(folder, plan)
+    write_record(folder, {"block": 0, "inputs": []})
+    some = next(block._replace(rows=rows).parts(2))
+    write_predictions(folder / "predictions_00000.npz", some)
+    assert main([str(folder), "--data", str(data), "--out", str(tmp_path / "s.json")]) == 0
+    warning = f"warning: {folder}: 1 of 3 inputs are not answered: row 2 (identifier 4, example -1); run"
+    assert f"{warning} tools.evaluate into another folder\n" in capsys.readouterr().err
