@@ -9,8 +9,8 @@ come with the tasks, or in solutions beside the challenges, are scored by; --sol
 
 A test input is right if either attempt is. The organiser's own scorers take the mean over tasks, while Kaggle's page
 speaks of the share of all test inputs: both are printed. Those scorers refuse less than this check: to them a missing
-task costs nothing, a third attempt counts, and 1.0 and true pass for 1. An interval is Wilson's, at 95 %. The last line
-is one JSON object.
+task costs nothing, a third attempt counts, and 1.0 and true pass for 1. Intervals are at 95 %: of the mean over tasks
+that of a bootstrap over tasks, as tools.vote has it, of the shares Wilson's. The last line is one JSON object.
 
 examples:
   python -m tools.check_submission submission.json --tasks arc-agi_test_challenges.json
@@ -36,7 +36,7 @@ from data_pipeline.base.errors import InputError, exit_code, unreadable
 from data_pipeline.base.paths import path_argument
 from data_pipeline.base.table import table
 from data_pipeline.schema import load_dataset_info, verify_document
-from hrm_dist.evaluation.intervals import Interval, interval_text, share_interval
+from hrm_dist.evaluation.intervals import Interval, interval_text, share_interval, task_intervals
 from hrm_dist.evaluation.voting import EMPTY_ATTEMPT
 
 JsonGrid = list[list[int]]
@@ -250,16 +250,34 @@ def right_attempts(submission: Mapping[str, Any], truths: Truths) -> dict[str, l
 
 def score(right: Mapping[str, Sequence[int | None]]) -> dict[str, tuple[float, int]]:
     """Return the points of each kind of score, and how many were to be had; none where no truth is known."""
-    known = [[bool(number) for number in numbers if number is not None] for numbers in right.values()]
-    known = [numbers for numbers in known if numbers]
+    known = _known(right)
     if not known:
         return {}
     num_tasks = len(known)
     return {
-        "task": (math.fsum(sum(numbers) / len(numbers) for numbers in known), num_tasks),
+        "task": (math.fsum(map(_share, known)), num_tasks),
         "input": (sum(map(sum, known)), sum(map(len, known))),
         "task_all": (sum(map(all, known)), num_tasks),
     }
+
+
+def score_intervals(right: Mapping[str, Sequence[int | None]]) -> dict[str, Interval]:
+    """Return the interval of each kind of score: a bootstrap's of the mean over tasks, Wilson's of the shares."""
+    intervals = {kind: share_interval(*gained) for kind, gained in score(right).items()}
+    if intervals:
+        [over_tasks] = task_intervals([[_share(numbers) for numbers in _known(right)]])
+        intervals["task"] = over_tasks._replace(value=intervals["task"].value)  # the sum of which is exact
+    return intervals
+
+
+def _known(right: Mapping[str, Sequence[int | None]]) -> list[list[bool]]:
+    """Return of each task with a known truth which of its test inputs are right."""
+    known = ([bool(number) for number in numbers if number is not None] for numbers in right.values())
+    return [numbers for numbers in known if numbers]
+
+
+def _share(numbers: Sequence[bool]) -> float:
+    return sum(numbers) / len(numbers)
 
 
 def summary(
@@ -273,6 +291,7 @@ def summary(
     bounds = {
         f"{kind}/pass@{len(ATTEMPTS)}": [round(interval.low, 6), round(interval.high, 6)]
         for kind, interval in intervals.items()
+        if not math.isnan(interval.low)  # over a single task
     }
     return {**counts._asdict(), "scores": scores, "intervals": bounds}
 
@@ -293,7 +312,7 @@ def run(args: argparse.Namespace) -> int:
     )
     right = right_attempts(submission, truths)
     points = score(right)
-    intervals = {kind: share_interval(*gained) for kind, gained in points.items()}
+    intervals = score_intervals(right)
     if points:
         print(
             f"scored by the outputs that are known: {points['task'][1]} of {counts.tasks} tasks, "

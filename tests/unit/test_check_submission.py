@@ -13,8 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_model
 
+from hrm_dist.evaluation.intervals import task_intervals
 from hrm_dist.evaluation.voting import submission, vote
-from tools.check_submission import Counts, count, faults, main, parse, right_attempts, score
+from tools.check_submission import (
+    Counts,
+    count,
+    faults,
+    main,
+    parse,
+    right_attempts,
+    score,
+    score_intervals,
+)
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "arc_submissions.json").read_text())
 TASKS, SOLUTIONS = GOLDEN["tasks"], GOLDEN["solutions"]
@@ -113,6 +123,21 @@ def test_the_three_scores_differ_as_defined() -> None:
         "input": (2, 4),
         "task_all": (1, 3),
     }
+
+
+def test_the_mean_over_tasks_has_the_interval_that_votes_print() -> None:
+    right = {"a": [1, 0, 0], "b": [2], "c": [0, 2], "d": [None]}
+    several = [[1.0, 1.0, 1.0], [1 / 3, 1.0, 0.5]]  # as of a vote's pass@1 and pass@2
+    assert score_intervals(right)["task"] == pytest.approx(task_intervals(several)[1])
+
+
+def test_the_mean_over_a_single_task_has_no_interval(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tasks.json").write_text(json.dumps({"three": solved(TASKS)["three"]}))
+    (tmp_path / "submission.json").write_text(json.dumps({"three": RIGHT["three"]}))
+    found = last_object([tmp_path / "submission.json", "--tasks", tmp_path / "tasks.json"], capsys)
+    assert list(found["intervals"]) == ["input/pass@2", "task_all/pass@2"]
 
 
 def test_equal_attempts_and_placeholders_are_counted_apart() -> None:
