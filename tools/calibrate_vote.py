@@ -391,8 +391,11 @@ def _report(
         solved = sets["calibrated"][0].solved_in_full
         if solved < 2 * result.bound * result.num_tasks:
             lines.append(
-                f"note: the full vote solves only {solved} of these test inputs, so the bound leaves room to lose half "
-                "of them; a stronger model or more tasks would tell more"
+                "note: the full vote solves "
+                + (f"only {solved} of" if solved else "none of")
+                + " these test inputs, so the bound "
+                + ("leaves room to lose half of them" if solved else "says nothing of what would be lost")
+                + "; a stronger model or more tasks would tell more"
             )
     return "\n".join(lines)
 

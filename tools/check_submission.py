@@ -72,6 +72,10 @@ def read_submission(file: Path) -> Any:
     except UnicodeDecodeError as error:
         reason = f"no UTF-8 text ({error.reason} at byte {error.start})"
         raise InputError(f"{file}: is {reason}; give the submission itself, as plain JSON.") from None
+    if text.startswith("\ufeff"):
+        raise InputError(
+            f"{file}: begins with a byte order mark, which JSON must not have; save it as UTF-8 without one."
+        )
     if not text.strip():
         raise InputError(f"{file}: is empty; write the submission again.")
     return parse(text, file)
@@ -83,8 +87,13 @@ def parse(text: str, file: Path) -> Any:
         return json.loads(text, object_pairs_hook=_Object)
     except RecursionError:
         raise InputError(f"{file}: is nested too deeply for a submission; write it again.") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise InputError(f"{file}: is not JSON ({error}); write the submission again.") from None
+    except ValueError:
+        digits = sys.get_int_max_str_digits()
+        raise InputError(
+            f"{file}: holds a number of more than {digits:,} digits; write the submission again."
+        ) from None
 
 
 def read_tasks(path: Path) -> Truths:
@@ -104,7 +113,7 @@ def _tasks_of_dataset(folder: Path) -> Truths:
     if (folder / "dataset.json").exists():
         info = load_dataset_info(folder)
         file, left_out = verify_document(folder, info, file.name), info.left_out_tests
-    tasks = {} if read_json(file) == {} else _tasks_of_files(file)
+    tasks = {} if read_json(file, "build the dataset again") == {} else _tasks_of_files(file)
     tasks.update((task, [None] * num_inputs) for task, num_inputs in left_out.items())
     if not tasks:
         raise InputError(
@@ -125,7 +134,7 @@ def _tasks_of_files(path: Path) -> Truths:
 
 def read_solutions(file: Path, tasks: Truths) -> Truths:
     """Return the truths that a file of solutions, {task id: [grid, ...]}, has of the tasks; raise InputError."""
-    solutions = as_object(read_json(file))
+    solutions = as_object(read_json(file, "give --solutions a JSON file, {task id: [grid, ...]}"))
     truths: Truths = {}
     for task, known in tasks.items():
         outputs = as_list(solutions.get(task))

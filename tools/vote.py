@@ -63,6 +63,7 @@ from hrm_dist.evaluation.voting import (
 
 ALL_TASKS = "all tasks"
 _MOST_NAMED = 3
+_OF_DATASET = "give the file of the dataset that the predictions were made from"
 _FOLDERS_AND_RECORD = ("planned", "rounds", "segments", RECORD)
 """What tools.evaluate writes beside predictions."""
 SCORE_MEANINGS = {
@@ -297,7 +298,7 @@ def _refuse_foreign(votes: Votes, tasks_file: Path) -> None:
 
 def read_identifiers(path: Path) -> list[str]:
     """Read identifiers.json: the name of each identifier."""
-    names = read_json(path)
+    names = read_json(path, _OF_DATASET)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(
             f"{path}: must be a list of names, one for each identifier; build the dataset again."
@@ -307,7 +308,7 @@ def read_identifiers(path: Path) -> list[str]:
 
 def read_test_puzzles(path: Path) -> dict[str, Any]:
     """Read test_puzzles.json and check every grid; a test output may be absent or null: a hidden truth."""
-    puzzles = read_json(path)
+    puzzles = read_json(path, _OF_DATASET)
     if not isinstance(puzzles, dict):
         raise InputError(f"{path}: must be an object, task id -> {{train, test}}; build the dataset again.")
     for task, pairs in puzzles.items():
@@ -317,7 +318,7 @@ def read_test_puzzles(path: Path) -> dict[str, Any]:
 
 def read_subsets(path: Path, test_puzzles: dict[str, Any]) -> dict[str, list[str]]:
     """Read named lists of task ids, all of them in test_puzzles."""
-    subsets = read_json(path)
+    subsets = read_json(path, "give --subsets a JSON file, {name: [task ids]}")
     if not isinstance(subsets, dict) or not all(isinstance(tasks, list) for tasks in subsets.values()):
         raise InputError(f"{path}: must be an object, name -> list of task ids.")
     if ALL_TASKS in subsets:

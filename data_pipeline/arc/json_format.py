@@ -16,7 +16,7 @@ from typing import cast
 
 import numpy as np
 
-from data_pipeline.arc.json_text import read_items
+from data_pipeline.arc.json_text import AGAIN, read_items
 from data_pipeline.arc.task import Pair, Task
 from data_pipeline.arc.tokens import NUM_COLOURS, Grid
 from data_pipeline.base.errors import InputError
@@ -27,9 +27,13 @@ PAIRS_SUFFIX = "-pairs"
 _ID_KEYS = ("id", "task_id", "uid")
 
 
-def read_json(file: Path) -> object:
-    """Return the one document of a file; raise InputError."""
-    items = list(read_items(lambda: file.open("rb"), str(file), is_lines=False))
+def read_json(file: Path, remedy: str) -> object:
+    """Return the one document of a file; raise InputError, with this remedy where that of a source does not fit."""
+    try:
+        items = list(read_items(lambda: file.open("rb"), str(file), is_lines=False))
+    except InputError as error:
+        what, _, for_sources = str(error).rpartition("; ")
+        raise InputError(f"{what}; {remedy}.") if AGAIN in for_sources else error from None
     if len(items) != 1:
         raise InputError(f"{file}: is {len(items)} JSON documents where one is due; give another file.")
     return items[0].value

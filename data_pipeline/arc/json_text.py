@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import struct
+import sys
 import zipfile
 import zlib
 from collections import Counter
@@ -39,7 +40,8 @@ _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, 
 
 _UNPACK = "unpack it and give the folder"
 _CONVERT = "convert it to JSON"
-_AGAIN = "download the file again"
+AGAIN = "download the file again"
+"""In the remedy of a message about a file of a source."""
 _FOREIGN = {
     b"version https://git-lfs": ("a pointer of Git LFS", "fetch the file itself with `git lfs pull`"),
     b"PK\x03\x04": ("a .zip archive", "give it as a source of its own"),
@@ -82,7 +84,7 @@ def read_items(open_file: Callable[[], IO[bytes]], label: str, *, is_lines: bool
     except _DAMAGED as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise InputError(
-            f"{label}: cannot be read ({reason}); check its rights and the disk, or {_AGAIN}."
+            f"{label}: cannot be read ({reason}); check its rights and the disk, or {AGAIN}."
         ) from None
     try:
         text = content.decode(_encoding(head))
@@ -146,31 +148,31 @@ def _parse(text: str, label: str) -> object:
     try:
         return json.loads(text, object_pairs_hook=unique)
     except RecursionError:
-        raise InputError(f"{label}: nested too deeply to be a task; {_AGAIN}.") from None
+        raise InputError(f"{label}: nested too deeply to be a task; {AGAIN}.") from None
     except json.JSONDecodeError:
         raise
-    except ValueError as error:  # an integer of thousands of digits
-        raise InputError(f"{label}: malformed JSON ({error}); {_AGAIN}.") from None
+    except ValueError:
+        raise InputError(
+            f"{label}: malformed JSON (a number of more than {sys.get_int_max_str_digits():,} digits); {AGAIN}."
+        ) from None
 
 
 def _malformed(label: str, head: bytes, error: Exception) -> InputError:
     foreign = _foreign(label, head)
-    return foreign or InputError(
-        f"{label}: malformed JSON ({error}); {_AGAIN}, or take it out of the source."
-    )
+    return foreign or InputError(f"{label}: malformed JSON ({error}); {AGAIN}, or take it out of the source.")
 
 
 def _not_text(label: str, head: bytes, error: UnicodeDecodeError) -> InputError:
     foreign = _foreign(label, head)
     return foreign or InputError(
-        f"{label}: not UTF-8, UTF-16 or UTF-32 text ({error.reason} at byte {error.start}); {_AGAIN}, or save it as "
+        f"{label}: not UTF-8, UTF-16 or UTF-32 text ({error.reason} at byte {error.start}); {AGAIN}, or save it as "
         "UTF-8."
     )
 
 
 def _foreign(label: str, head: bytes) -> InputError | None:
     if not head.strip():
-        return InputError(f"{label}: is empty; {_AGAIN}, or take it out of the source.")
+        return InputError(f"{label}: is empty; {AGAIN}, or take it out of the source.")
     if head[257:262] == b"ustar":
         return InputError(f"{label}: is a tar archive; {_UNPACK}.")
     for magic, (what, remedy) in _FOREIGN.items():

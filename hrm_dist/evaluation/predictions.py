@@ -123,8 +123,8 @@ def read_predictions(
         if predictions.checkpoint_id != first.checkpoint_id and not allow_mixed_checkpoints:
             raise InputError(
                 f"{file}: checkpoint_id is {_name(predictions)}, but {first.source} has {_name(first)}; "
-                "a vote over several checkpoints is another method: give the files of one, "
-                "or ask for it with --mix-checkpoints."
+                "a vote over several checkpoints is another method: give the files of one "
+                "(tools.vote --mix-checkpoints pools several)."
             )
         yield predictions
 
@@ -144,8 +144,11 @@ def read_prediction_file(path: Path) -> Predictions:
             names = [name for name in (*_REQUIRED, *_OPTIONAL, "checkpoint_id") if name in archive.files]
             arrays = {name: archive[name] for name in names}
     except (*_DAMAGE, AttributeError, TypeError) as error:  # the last two: a bare .npy under this name
+        # Of what is no archive, or holds objects, numpy says how to load it unsafely.
+        is_other = isinstance(error, AttributeError | TypeError) or "allow_pickle" in str(error)
+        reason = "it is no archive of arrays of numbers" if is_other else error
         raise InputError(
-            f"{path}: not a readable .npz file ({error}); evaluate again to replace it."
+            f"{path}: not a readable .npz file ({reason}); remove it and evaluate again."
         ) from error
     checkpoint_id = arrays.pop("checkpoint_id", None)
     if checkpoint_id is not None and (checkpoint_id.ndim or checkpoint_id.dtype.kind != "U"):

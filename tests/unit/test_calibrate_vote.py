@@ -318,3 +318,14 @@ def test_a_calibration_refuses_an_input_answered_twice(
     assert "answers 2 inputs a second time: row 0" in refused(
         capsys, out, calibrate(path.parent, dataset, out)
     )
+
+
+def test_a_bound_on_votes_that_solve_nothing_is_said_to_tell_nothing(
+    predictions: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = read_prediction_file(predictions)
+    write_predictions(tmp_path / "wrong.npz", found._replace(preds=np.full_like(found.preds, 2)))
+    out = tmp_path / "stopping.json"
+    assert calibrate(tmp_path / "wrong.npz", dataset, out, "--most-changed", "0.9") == 0
+    note = "note: the full vote solves none of these test inputs, so the bound says nothing of what would be lost;"
+    assert note in capsys.readouterr().out

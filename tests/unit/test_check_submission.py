@@ -271,9 +271,12 @@ def test_an_entry_that_is_not_as_wanted_is_named(
         (" \n", "is empty; write the submission again."),
         ("{", "is not JSON ("),
         (f"{json.dumps(RIGHT)} {{}}", "is not JSON (Extra data"),
-        (f"\ufeff{json.dumps(RIGHT)}", "is not JSON (Unexpected UTF-8 BOM"),
+        (
+            f"\ufeff{json.dumps(RIGHT)}",
+            "begins with a byte order mark, which JSON must not have; save it as UTF-8",
+        ),
         ("[" * 100_000, "is nested too deeply"),
-        ("1" * 5000, "is not JSON ("),
+        ("1" * 5000, "holds a number of more than 4,300 digits; write the submission again.\n"),
         (json.dumps(RIGHT).encode("utf-16"), "is no UTF-8 text ("),
         (gzip.compress(json.dumps(RIGHT).encode()), "is no UTF-8 text ("),
         ("[]", "[] is no submission, which is an object"),
@@ -338,6 +341,22 @@ def test_solutions_of_other_tasks_are_refused(
     code, shown = check(solutions=solutions)
     assert code == 2
     assert shown.startswith(f"error: outputs.json: {message}")
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[1] [2]"])
+def test_solutions_that_cannot_be_read_are_asked_for(
+    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "submission.json").write_text(json.dumps(RIGHT))
+    (tmp_path / "tasks.json").write_text(json.dumps(TASKS))
+    file = tmp_path / "outputs.json"
+    if content is not None:
+        file.write_text(content)
+    arguments = [tmp_path / "submission.json", "--tasks", tmp_path / "tasks.json", "--solutions", file]
+    assert main(list(map(str, arguments))) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {file}: ")
+    assert message.endswith("; give --solutions a JSON file, {task id: [grid, ...]}.\n")
 
 
 def solved(tasks: Any) -> Any:
