@@ -18,7 +18,16 @@ until the bound on that share (Clopper-Pearson, one-sided at 95 %) exceeds --mos
 --out, `exact` if there is none. Half of the tasks calibrate (drawn with a fixed seed), or those of a subset; the others
 test what was found. The rule is for models and tasks like these.
 
-Prints a table and, as the last line, a JSON object. Intervals are Wilson's at 95 %, over test inputs.
+Prints a table and, as the last line, a JSON object, which also has Wilson's intervals of the shares of test inputs. A
+line of the table compares the votes that a rule ended with the full ones:
+
+  saved              the share of the predictions that were not needed
+  first same         of the test inputs, those with the same first attempt
+  both same          those with the same two attempts, in either order
+  solved same        those that both votes solve, or neither
+  solved             how many the ended votes solve, and how many the full ones
+  tasks changed      how many tasks came out differently, and of how many
+  at most            the bound on the share of such tasks, which is held against --most-changed
 
 examples:
   python -m tools.calibrate_vote runs/demo/predictions --data data/demo --most-changed 0.1 --out runs/demo/stopping.json
@@ -43,7 +52,7 @@ from data_pipeline.base.paths import path_argument
 from data_pipeline.base.progress import progress_bar
 from data_pipeline.base.table import table
 from data_pipeline.schema import load_dataset_info, verify_document
-from hrm_dist.evaluation.intervals import CONFIDENCE, interval_text, share_interval
+from hrm_dist.evaluation.intervals import CONFIDENCE, share_interval
 from hrm_dist.evaluation.predictions import prediction_files, read_predictions, refuse_lost
 from hrm_dist.evaluation.stopping import Calibration, VoteRule
 from hrm_dist.evaluation.voting import VoteCounter, grid_number
@@ -52,6 +61,8 @@ from tools.vote import Folders, read_identifiers, read_subsets, read_test_puzzle
 LIMITS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 """Of confident rules, the most cautious first."""
 EXACT = VoteRule("exact")
+COLUMNS = ("saved", "first same", "both same", "solved same", "solved", "tasks changed", "at most")
+"""Of the table, as the description at the top explains them."""
 
 
 class InputVotes(NamedTuple):
@@ -257,21 +268,10 @@ def split_tasks(
 
 def agreement_table(agreements: Sequence[Agreement]) -> list[str]:
     """Return a line for each rule."""
-    rows = [
-        [
-            "",
-            "saved",
-            "first the same",
-            "both the same",
-            "solved the same",
-            "solved",
-            "tasks changed",
-            "at most",
-        ]
-    ]
+    rows = [["", *COLUMNS]]
     for found in agreements:
         same = (found.first_same, found.both_same, found.solved_same)
-        shares = [interval_text(share_interval(number, found.num_inputs)) for number in same]
+        shares = [f"{number / found.num_inputs:.1%}" for number in same]
         solved = f"{found.solved} of {found.solved_in_full}"
         changed = f"{found.num_changed} of {found.num_tasks}"
         rows.append([str(found.rule), f"{found.saved:.1%}", *shares, solved, changed, f"{found.bound:.1%}"])

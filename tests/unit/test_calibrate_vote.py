@@ -17,11 +17,13 @@ from hrm_dist.evaluation.proof import Planned, digests, write_planned
 from hrm_dist.evaluation.stopping import VoteRule, parse_vote_rule, read_calibration
 from tools import vote
 from tools.calibrate_vote import (
+    COLUMNS,
     EXACT,
     LIMITS,
     Agreement,
     InputVotes,
     agreement,
+    agreement_table,
     choose,
     design_effect,
     main,
@@ -329,3 +331,16 @@ def test_a_bound_on_votes_that_solve_nothing_is_said_to_tell_nothing(
     assert calibrate(tmp_path / "wrong.npz", dataset, out, "--most-changed", "0.9") == 0
     note = "note: the full vote solves none of these test inputs, so the bound says nothing of what would be lost;"
     assert note in capsys.readouterr().out
+
+
+def test_the_table_fits_on_a_line_of_120_characters() -> None:
+    long = VoteRule("confident", 0.001, 12345.678)
+    found = Agreement(long, 1.0, *[99_999] * 6, num_tasks=99_999, num_changed=99_999, bound=1.0)
+    assert max(map(len, agreement_table([found]))) < 120
+
+
+def test_the_help_explains_each_column_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    explained = [line.strip().split("  ")[0] for line in capsys.readouterr().out.splitlines() if line]
+    assert set(COLUMNS) <= set(explained)
