@@ -17,7 +17,7 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.base.parallel import Part
 from data_pipeline.schema import dataset_sha256
 from hrm_dist.evaluation import voting
-from hrm_dist.evaluation.output_dir import Cut, Evaluation, claim, write_record
+from hrm_dist.evaluation.output_dir import BlockRecord, Cut, Evaluation, claim, write_record
 from hrm_dist.evaluation.predictions import (
     MAX_ROWS_PER_FILE,
     UNKNOWN_EXAMPLE,
@@ -836,7 +836,7 @@ def test_planned_inputs_without_an_answer_are_named_where_votes_end_early(
         tmp_path / "predictions", vote_rule="exact", cut=cut, planned_sha256=plan.sha256()
     )
     write_planned(folder, plan)
-    write_record(folder, {"block": 0, "inputs": []})
+    write_record(folder, BlockRecord(block=0, rule="exact", rounds=[], inputs=[]))
     some = next(block._replace(rows=rows).parts(2))
     write_predictions(folder / "predictions_00000.npz", some)
     assert main([str(folder), "--data", str(data), "--out", str(tmp_path / "s.json")]) == 0
