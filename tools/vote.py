@@ -135,9 +135,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def refuse_inputs_as_outputs(args: argparse.Namespace, outputs: Mapping[str, Path | None]) -> None:
-    """Raise InputError for an output that would take the place of what was given to read, or of another output."""
+    """Raise InputError for an output that would take the place of what is read, of what lies with it, or of another."""
     files = prediction_files(args.predictions)
-    inputs = {*files, *(file.parent / name for file in files for name in _FOLDERS_AND_RECORD)}
+    folders = {file.parent for file in files}
+    inputs = {folder / name for folder in folders for name in _FOLDERS_AND_RECORD}
+    inputs |= {*files, *(file for folder in folders for file in folder.glob("*.npz"))}
     if args.data is not None:
         inputs |= {Path(args.data) / name for name in (*SPLITS, *DOCUMENTS, WINDOWS, "dataset.json")}
     others = (getattr(args, name, None) for name in ("identifiers", "tasks", "subsets", "metrics"))
@@ -469,7 +471,7 @@ def _is_dataset(folder: str) -> bool:
 def run(args: argparse.Namespace) -> int:
     """Vote, write the submission, print the scores."""
     scores_file = args.scores or _scores_file(args)
-    refuse_inputs_as_outputs(args, {"--out": args.out, "--scores": scores_file})
+    refuse_inputs_as_outputs(args, {"--scores": scores_file, "--out": args.out})
     result = run_vote(args)
     if result.unanswered and args.scores is None:
         scores_file = None

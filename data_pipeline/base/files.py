@@ -41,8 +41,8 @@ def refuse_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path]) -
         real = os.path.realpath(path)
         if not is_read.isdisjoint((real, *map(str, Path(real).parents))):
             raise InputError(
-                f"{option} {path}: is among the files that this command reads, and would be overwritten; give "
-                "another name."
+                f"{option} {path}: is among the files that are read, or lies with them, and would be overwritten; "
+                "give another name."
             )
         if mode is not None and stat.S_ISDIR(mode):
             raise WriteError(f"{option} {path}: cannot be written (it is a folder); give the name of a file.")

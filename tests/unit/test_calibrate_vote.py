@@ -269,7 +269,7 @@ def test_a_calibration_never_writes_over_what_it_reads(
     for file in (predictions, dataset / "test_puzzles.json"):
         before = file.read_bytes()
         assert calibrate(predictions, dataset, file) == 2
-        assert "is among the files that this command reads" in capsys.readouterr().err
+        assert "is among the files that are read" in capsys.readouterr().err
         assert file.read_bytes() == before
 
 

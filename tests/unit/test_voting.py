@@ -770,6 +770,7 @@ def test_the_command_needs_to_know_the_data(tmp_path: Path) -> None:
     "output",
     [
         "predictions/predictions_00000.npz",
+        "predictions/predictions_00001.npz",
         "predictions/evaluation.json",
         "predictions/planned/inputs.npz",
         "data/test_puzzles.json",
@@ -783,9 +784,10 @@ def test_a_vote_never_writes_over_what_it_reads(
 ) -> None:
     folder, subsets = evaluated_folder(tmp_path / "predictions"), tmp_path / "subsets.json"
     subsets.write_text('{"some": ["a"]}')
+    (folder / "predictions_00001.npz").touch()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     outputs = {"--out": str(tmp_path / "s.json")} | {option: str(tmp_path / output)}
-    arguments = [str(folder), "--data", str(data), "--subsets", str(subsets)]
+    arguments = [str(folder / "predictions_00000.npz"), "--data", str(data), "--subsets", str(subsets)]
     assert main([*arguments, *(word for pair in outputs.items() for word in pair)]) == 2
     assert f"{option} {tmp_path / output}: is among the files" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
