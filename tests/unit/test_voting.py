@@ -390,7 +390,9 @@ def test_checkpoints_are_pooled_in_a_vote_only_if_asked_for(tmp_path: Path) -> N
         write_predictions(
             tmp_path / f"{name}.npz", predictions(row(1, 0, constant(1)), checkpoint_id=checkpoint_id)
         )
-    with pytest.raises(InputError, match=r"2\.npz: checkpoint_id is 'step_2'.*tools.vote --mix-checkpoints pools several"):
+    with pytest.raises(
+        InputError, match=r"2\.npz: checkpoint_id is 'step_2'.*tools.vote --mix-checkpoints pools"
+    ):
         list(read_predictions([tmp_path]))
     with pytest.raises(InputError, match=r"3\.npz: checkpoint_id is missing"):
         list(read_predictions([tmp_path / "1.npz", tmp_path / "3.npz"]))
