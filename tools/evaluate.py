@@ -220,6 +220,7 @@ def _fill(
     _say_what_was_calibrated(options.calibration, asked, reader)
     todo = collectives.run_on_rank0(lambda: _missing(evaluation, out, part))
     if not todo:
+        collectives.run_on_rank0(lambda: _plan_again(evaluation, out, reader))
         return evaluation, 0, True
     metadata = reader.info.metadata("train")
     ema = options.weights == "ema"
@@ -285,6 +286,18 @@ def _claim(out: Path, asked: Evaluation, part: Part, reader: TestReader) -> Eval
     if evaluation.planned_sha256 is not None:
         proof.write_planned(out, planned)
     return evaluation
+
+
+def _plan_again(evaluation: Evaluation, out: Path, reader: TestReader) -> None:
+    """Write the plan of a complete folder that has lost it; raise InputError if it was another."""
+    if evaluation.planned_sha256 is None or proof.planned_file(out).exists():
+        return
+    planned = planned_inputs(reader)
+    if planned.sha256() != evaluation.planned_sha256:
+        raise InputError(
+            f"--out {out}: was planned for other inputs than those of --data; choose another --out."
+        )
+    proof.write_planned(out, planned)
 
 
 def _segment(

@@ -104,9 +104,9 @@ def read_planned(out: Path, sha256: str) -> Planned:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             inputs = Planned(*(archive[name].astype(dtype) for name, dtype in _FIELDS.items()))
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: unreadable ({error}); evaluate again into a new folder.") from error
+        raise InputError(f"{path}: is no readable .npz file; remove it, and evaluate again.") from error
     if inputs.sha256() != sha256:
-        raise InputError(f"{path}: damaged, not what evaluation.json says; evaluate again into a new folder.")
+        raise InputError(f"{path}: damaged, not what evaluation.json says; remove it, and evaluate again.")
     return inputs
 
 

@@ -298,10 +298,11 @@ def test_a_record_that_says_less_than_was_answered_is_refused(
 
 def test_a_plan_that_was_lost_is_made_again(run: Run, settled: Path, tmp_path: Path) -> None:
     out = copied(settled, tmp_path)
-    proof.planned_file(out).unlink()
-    (out / "rounds" / "block_000.json").unlink()
-    assert run(out, "--vote-until", SETTLES) == 0
-    assert proof.planned_file(out).read_bytes() == proof.planned_file(settled).read_bytes()
+    for lost in ((), ("rounds/block_000.json",)):
+        for name in ("planned/inputs.npz", *lost):
+            (out / name).unlink()
+        assert run(out, "--vote-until", SETTLES) == 0
+        assert proof.planned_file(out).read_bytes() == proof.planned_file(settled).read_bytes()
 
 
 def test_a_refused_command_leaves_the_plan_of_another(
