@@ -136,10 +136,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def refuse_inputs_as_outputs(args: argparse.Namespace, outputs: Mapping[str, Path | None]) -> None:
     """Raise InputError for an output that would take the place of what is read, of what lies with it, or of another."""
-    files = prediction_files(args.predictions)
-    folders = {file.parent for file in files}
+    given = {Path(path) for path in args.predictions}
+    folders = {path if path.is_dir() else path.parent for path in given}
     inputs = {folder / name for folder in folders for name in _FOLDERS_AND_RECORD}
-    inputs |= {*files, *(file for folder in folders for file in folder.glob("*.npz"))}
+    inputs |= given - folders | {file for folder in folders for file in folder.glob("*.npz")}
     if args.data is not None:
         inputs |= {Path(args.data) / name for name in (*SPLITS, *DOCUMENTS, WINDOWS, "dataset.json")}
     others = (getattr(args, name, None) for name in ("identifiers", "tasks", "subsets", "metrics"))
