@@ -83,11 +83,12 @@ _WARM_UP_SEGMENTS = {"cpu": 1, "cuda": 15}
 
 
 class _Speed(NamedTuple):
-    """What was answered after the first segments."""
+    """What was computed after the first segments."""
 
-    made: Noted
-    num_slots: int
-    """Segments times slots."""
+    num_segments: int
+    """Of answers."""
+    num_computed: int
+    """Of all slots."""
     seconds: float
 
 
@@ -337,12 +338,13 @@ def _predict_together(
         closing(share.fill(answering)) as answers,
         progress_bar("evaluate", "example", share.num_rows, shown=world.is_main) as progress,
     ):
-        start, before, num_before = time.monotonic(), total, 0
+        start, num_before, of_answers_before = time.monotonic(), 0, 0
         for noted in answers:
             total += noted
             progress.update(noted.num_rows)
             if not is_warm and answering.num_launched >= _WARM_UP_SEGMENTS[world.device.type]:
-                is_warm, start, before, num_before = True, time.monotonic(), total, answering.num_launched
+                is_warm, start, num_before = True, time.monotonic(), answering.num_launched
+                of_answers_before = total.num_segments + answering.num_segments_under_way
             if not poll.stop:
                 poll = stop.poll(is_working=True)
             if poll.stop:
@@ -350,9 +352,8 @@ def _predict_together(
         seconds = time.monotonic() - start
         while not (poll.stop or poll.done):
             poll = stop.poll(is_working=False)
-    num_slots = (answering.num_launched - num_before) * answering.segment.num_slots
-    made = Noted(*(now - then for now, then in zip(total, before, strict=True)))
-    return not poll.stop, total, _Speed(made, num_slots, seconds)
+    num_computed = (answering.num_launched - num_before) * answering.segment.num_slots
+    return not poll.stop, total, _Speed(total.num_segments - of_answers_before, num_computed, seconds)
 
 
 def _tell(
@@ -363,17 +364,16 @@ def _tell(
     total = sum((noted for noted, _ in each), Noted())
     if not total.num_answers or not collectives.is_main():
         return
-    print(
-        f"{total.num_answers:,} inputs answered, {total.num_segments / total.num_answers:.2f} segments per input"
-    )
-    made = sum((speed.made for _, speed in each), Noted())
-    seconds, num_slots = max(speed.seconds for _, speed in each), sum(speed.num_slots for _, speed in each)
-    if made.num_segments and seconds > 0:
-        flops = made.num_segments * _flops_of_segment(segment, reader)
+    per_input = total.num_segments / total.num_answers
+    print(f"{total.num_answers:,} inputs answered, {per_input:.2f} segments per input")
+    num_segments, num_computed = (sum(speed[n] for _, speed in each) for n in range(2))
+    seconds = max(speed.seconds for _, speed in each)
+    if num_segments > 0 and seconds > 0:
+        rate = num_segments / seconds
         print(
-            f"after the first segments {made.num_answers / seconds:,.1f} inputs/s, {flops / seconds / peak:.1%} of "
-            f"the rate of large matrix products here; {made.num_segments / num_slots:.1%} of what was computed is in "
-            "answers"
+            f"after the first segments {rate / per_input:,.1f} inputs/s, "
+            f"{rate * _flops_of_segment(segment, reader) / peak:.1%} of the rate of large matrix products here; "
+            f"{num_segments / num_computed:.1%} of what was computed is in answers"
         )
     if total.num_lost:
         _say(

@@ -104,6 +104,11 @@ class Answering:
         self.num_launched = 0
         """Segments so far."""
 
+    @property
+    def num_segments_under_way(self) -> int:
+        """Return how many segments the inputs in the slots have run."""
+        return int(self._num_segments[self._rows != _NOBODY].sum())
+
     def answers(self, queue: Queue) -> Iterator[Finished]:
         """Yield what is finished after each segment, until the queue has nothing more and all are."""
         while True:
