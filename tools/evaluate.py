@@ -157,6 +157,11 @@ def evaluation_asked_for(
             f"--halting {options.halting}: architecture {arch.name} carries no state from one segment to the next; "
             "give another rule."
         )
+    if options.halting.kind == "learned" and arch.halting == "fixed":
+        _say(
+            "note: the model was trained with halting: fixed, so its Q-head has never decided when to halt; "
+            "tools.scaling shows what this rule costs"
+        )
     cut = None
     if options.vote_until.name != "none":
         if score_fn(reader.info.kind) is None:

@@ -358,3 +358,13 @@ def test_files_of_an_adaptive_vote_are_small(num_inputs: int, num_ranks: int) ->
     assert cut.num_blocks % num_ranks == 0
     inputs_of_block = -(-num_inputs // cut.num_blocks)
     assert inputs_of_block * cut.rounds_per_file <= 1024
+
+
+def test_a_learned_rule_that_was_never_learned_is_noted(
+    config: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train([str(config), f"checkpoint_path={tmp_path}/run", "max_steps=1", "arch.halting=fixed"]) == 0
+    arguments = [f"{tmp_path}/run/checkpoints/latest", "--data", str(dataset), "--num-aug", "0", "--halting"]
+    for rule, is_noted in (("learned", True), ("unchanged:1", False)):
+        assert evaluate.main([*arguments, rule, "--out", f"{tmp_path}/{rule}"]) == 0
+        assert ("its Q-head has never decided" in capsys.readouterr().err) == is_noted
