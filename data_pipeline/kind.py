@@ -73,4 +73,4 @@ class Kind(NamedTuple):
     scorer: Literal["votes"] | None = None
     """What scores a test split beside the share of right answers: the votes of each task's augmentations."""
     checks: Mapping[str, Check] = MappingProxyType({})
-    """What may hold of a prediction that is not the stored answer in every cell, by the name of the score."""
+    """Checks that a good prediction passes, be it the stored answer or not, by the name of the score."""

@@ -52,11 +52,18 @@ from data_pipeline.base.paths import path_argument
 from data_pipeline.base.progress import progress_bar
 from data_pipeline.base.table import table
 from data_pipeline.schema import load_dataset_info, verify_document
+from hrm_dist.evaluation.given_folders import GivenFolders
 from hrm_dist.evaluation.intervals import CONFIDENCE, share_interval
 from hrm_dist.evaluation.predictions import prediction_files, read_predictions, refuse_lost
 from hrm_dist.evaluation.stopping import Calibration, VoteRule
 from hrm_dist.evaluation.voting import VoteCounter, grid_number
-from tools.vote import Folders, read_identifiers, read_subsets, read_test_puzzles, refuse_inputs_as_outputs
+from tools.vote import (
+    add_predictions,
+    read_identifiers,
+    read_subsets,
+    read_test_puzzles,
+    refuse_inputs_as_outputs,
+)
 
 LIMITS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 """Of confident rules, the most cautious first."""
@@ -116,7 +123,7 @@ class Agreement(NamedTuple):
 
 def read_votes(predictions: Sequence[Path], data: Path) -> tuple[list[InputVotes], list[str]]:
     """Return the votes on each test input with a known truth, and the checkpoints that made them."""
-    folders = Folders(predictions)
+    folders = GivenFolders(predictions)
     for folder, evaluation in folders.evaluations.items():
         if evaluation.vote_rule != "none":
             raise InputError(
@@ -413,14 +420,8 @@ def _share(text: str) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = command_parser("tools.calibrate_vote", __doc__)
+    add_predictions(parser)
     add = parser.add_argument
-    add(
-        "predictions",
-        nargs="+",
-        type=path_argument,
-        metavar="PREDICTIONS",
-        help="*.npz files, or folders of them",
-    )
     add(
         "--data",
         type=path_argument,

@@ -45,10 +45,10 @@ from data_pipeline.schema import (
     load_dataset_info,
     verify_document,
 )
+from hrm_dist.evaluation.given_folders import GivenFolders
 from hrm_dist.evaluation.intervals import share_interval, task_intervals
-from hrm_dist.evaluation.output_dir import RECORD, Evaluation, missing_files, read_evaluation
+from hrm_dist.evaluation.output_dir import RECORD, Evaluation, read_evaluation
 from hrm_dist.evaluation.predictions import Predictions, prediction_files, read_predictions, refuse_lost
-from hrm_dist.evaluation.proof import Prover, planned_file
 from hrm_dist.evaluation.scores import SCORES_FILE, count_text
 from hrm_dist.evaluation.voting import (
     VOTE_BY,
@@ -95,16 +95,21 @@ class VoteResult(NamedTuple):
     """What tools.evaluate says of the folders of the predictions."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what a vote is made from; the report takes the same."""
-    add = parser.add_argument
-    add(
+def add_predictions(parser: argparse.ArgumentParser) -> None:
+    """Add the prediction files to read."""
+    parser.add_argument(
         "predictions",
         nargs="+",
         type=path_argument,
         metavar="PREDICTIONS",
         help="*.npz files, or folders of them",
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what a vote is made from; the report takes the same."""
+    add_predictions(parser)
+    add = parser.add_argument
     add(
         "--data",
         type=path_argument,
@@ -157,7 +162,7 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
             "none out, or is of Sudokus or mazes, whose accuracy tools.evaluate prints."
         )
     subsets = read_subsets(Path(args.subsets), test_puzzles) if args.subsets else {}
-    folders = Folders(args.predictions)
+    folders = GivenFolders(args.predictions)
     sha256 = _refuse_other_dataset(folders.evaluations, args.data)
     checkpoint_ids = set[str]()
 
@@ -197,71 +202,6 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
         trained_on=(info and info.subset("train")) or None,
         dataset_sha256=sha256, by=args.by, evaluations=list(folders.evaluations.values()),
     )  # fmt: skip
-
-
-class Folders:
-    """The folders of tools.evaluate that predictions are of, and what was read of each."""
-
-    def __init__(self, predictions: Sequence[str | Path]) -> None:
-        """Raises InputError for a damaged evaluation.json or plan."""
-        paths = dict.fromkeys(map(Path, predictions))
-        folders = dict.fromkeys(path if path.is_dir() else path.parent for path in paths)
-        self.evaluations = {
-            folder: known for folder in folders if (known := read_evaluation(folder)) is not None
-        }
-        self._whole = [folder for folder in self.evaluations if folder in paths]
-        """Those given as such, not by some of their files."""
-        self._num_rows: dict[Path, int] = {}
-        self._provers = {
-            folder.resolve(): Prover(folder, evaluation)
-            for folder, evaluation in self.evaluations.items()
-            if evaluation.planned_sha256 is not None and planned_file(folder).exists()
-        }
-
-    def add(self, block: Predictions) -> None:
-        """Note what a file answers. Raises InputError for an input that was not planned, or is answered twice."""
-        path = Path(block.source).resolve()
-        self._num_rows[path] = len(block.preds)
-        if path.parent in self._provers:
-            self._provers[path.parent].add(block)
-
-    def unanswered(self) -> list[str]:
-        """Return of each whole folder which inputs no file answers, and what to do; nothing of complete ones."""
-        found = []
-        for folder in self._whole:
-            if lack := self._lack(folder):
-                again = "again for the rest" if missing_files(folder) else "into another folder"
-                found.append(f"{folder}: {lack}; run tools.evaluate {again}")
-        return found
-
-    def _lack(self, folder: Path) -> str:
-        if folder.resolve() in self._provers:
-            proof = self._provers[folder.resolve()].proof()
-            return proof.text() if len(proof.missing()) else ""
-        return _lacking_files(folder, self.evaluations[folder], self._num_rows)
-
-
-def _lacking_files(folder: Path, evaluation: Evaluation, num_rows: Mapping[Path, int]) -> str:
-    """Return which files of an evaluation of an earlier version lack rows, given the rows of each; empty for none."""
-    if evaluation.cut is not None:
-        missing = missing_files(folder)
-        return f"{len(missing)} of {evaluation.cut.num_blocks} blocks of tasks are missing" if missing else ""
-    lacking = {
-        path: lack
-        for path, rows in evaluation.files(folder).items()
-        if (lack := len(rows) - num_rows.get(path.resolve(), 0)) > 0
-    }
-    if not lacking:
-        return ""
-    named = [
-        f"{path.name} {f'lacks {lack:,}' if path.exists() else 'is not there'}"
-        for path, lack in list(lacking.items())[:_MOST_NAMED]
-    ]
-    others = f", and {len(lacking) - _MOST_NAMED} more files" if len(lacking) > _MOST_NAMED else ""
-    return (
-        f"{sum(lacking.values()):,} of {evaluation.num_rows:,} inputs are not answered "
-        f"({', '.join(named)}{others})"
-    )
 
 
 def _refuse_other_dataset(evaluations: Mapping[Path, Evaluation], data: str | None) -> str | None:

@@ -28,7 +28,7 @@ _STEPS = ((1, 1), (-1, 1), (-1, -1), (1, -1), (1, -1), (-1, 1), (1, 1), (-1, -1)
 """Down and right through the grid, or the transposed one, by dihedral id."""
 _INVERSE_DIHEDRAL = (0, 3, 2, 1, 4, 5, 6, 7)
 _TRM_SUFFIX, _HRM_SUFFIX = "|||t?|||##########", "_t?_##########"
-"""How an augmentation is spelled after the task: ? is its dihedral id, # a digit of its palette."""
+"""The spelling of an augmentation after the task: ? is its dihedral id, # a digit of its palette."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -71,7 +71,7 @@ class PuzzleType(ABC):
     characters: ClassVar[bytes]
     """Those of tokens 1, 2, ... of the published datasets in CSV files."""
     checks: ClassVar[Mapping[str, Check]] = MappingProxyType({})
-    """What may hold of a prediction beside being the stored answer, by the name of the score."""
+    """Checks that a good prediction passes, be it the stored answer or not, by the name of the score."""
 
     side: int
 

@@ -13,7 +13,7 @@ from hrm_dist.distributed import collectives
 
 
 class Poll(NamedTuple):
-    """What ranks that work on their own agree on."""
+    """The state of all ranks, each of which works on its own."""
 
     stop: bool
     """A signal has come to any of them, and not all have done their work."""

@@ -34,7 +34,7 @@ class _Input:
         """(task, test input of it)."""
         self.rows = rows
         """Of each round."""
-        self.num_begun = self.num_decided = 0
+        self.num_decided = 0
         """Rounds."""
         self.num_votes_left = sum(map(len, rows))
         self.num_planned = self.num_votes_left

@@ -38,11 +38,6 @@ class PredictionWriter:
         self._num_pending = [len(rows) for rows in self._rows]
         self._answered: dict[int, list[Finished]] = {}  # of files that are not complete
 
-    @property
-    def num_open(self) -> int:
-        """Return how many files have been begun and are not written; a kill loses these."""
-        return len(self._answered)
-
     def add(self, finished: Finished) -> int:
         """Take answers, and write the files that they complete; return how many are of these files."""
         num_rows = 0

@@ -1,10 +1,12 @@
 """Small models and random batches for them."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from data_pipeline.schema import IGNORE_LABEL_ID, DatasetMetadata
+from data_pipeline.schema import IGNORE_LABEL_ID, DatasetMetadata, load_dataset_info
 from hrm_dist.config import ArchConfig
 from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.model import build_model
@@ -54,6 +56,14 @@ def let_halting_vary(model: ACTModel) -> None:
     assert model.puzzle_emb is not None
     for tensor in (head.get_parameter("weight"), model.puzzle_emb.weights):
         tensor.data.copy_(torch.randn(tensor.shape, generator=generator))
+
+
+def halting_model(dataset: Path) -> ACTModel:
+    """Return an HRM for a dataset, of at most four segments, whose Q-values vary; in evaluation mode."""
+    metadata = load_dataset_info(dataset).metadata("train")
+    model = build_model(arch_of("hrm", halt_max_steps=4), metadata, seed=3)
+    let_halting_vary(model)
+    return model.eval()
 
 
 def segment_loss(model: ACTModel, batch: Batch) -> Tensor:

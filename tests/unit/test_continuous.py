@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from data_pipeline.arc.tokens import crop_sizes
 from data_pipeline.base.errors import InputError
 from data_pipeline.reader import TestReader
-from data_pipeline.schema import load_dataset_info
 from hrm_dist.evaluation.continuous import Answering, Finished, InOrder
 from hrm_dist.evaluation.evaluate import answer
 from hrm_dist.evaluation.halting import HaltingRule, Said
 from hrm_dist.evaluation.segment import EvaluationSegment, grid_cells
 from hrm_dist.evaluation.trajectories import Trajectory
-from hrm_dist.model.act import ACTModel, build_model
-from tests.unit.models import arch_of, let_halting_vary
+from hrm_dist.model.act import ACTModel
+from tests.unit.models import halting_model
 
 CPU = torch.device("cpu")
 NUM_ROWS, MAX_SEGMENTS = 24, 6
@@ -40,10 +39,7 @@ def reader(dataset: Path) -> TestReader:
 
 @pytest.fixture(scope="module")
 def model(dataset: Path) -> ACTModel:
-    metadata = load_dataset_info(dataset).metadata("train")
-    model = build_model(arch_of("hrm", halt_max_steps=4), metadata, seed=3)
-    let_halting_vary(model)
-    return model.eval()
+    return halting_model(dataset)
 
 
 @pytest.fixture(scope="module")
@@ -216,11 +212,7 @@ def test_on_a_gpu_recorded_and_one_segment_late_answers_are_those_of_plain_ones(
     dataset: Path, reader: TestReader, rule: str
 ) -> None:
     device = torch.device("cuda", 0)
-    model = build_model(
-        arch_of("hrm", halt_max_steps=4), load_dataset_info(dataset).metadata("train"), seed=3
-    )
-    let_halting_vary(model)
-    model = model.to(device).eval()
+    model = halting_model(dataset).to(device)
     got = []
     for records, lag in ((True, 1), (False, 0)):
         segment = EvaluationSegment(model, 7, device, records=records, has_grids=True, residuals=True)

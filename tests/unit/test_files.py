@@ -252,7 +252,10 @@ def test_outputs_beside_what_is_read_are_allowed(tmp_path: Path) -> None:
     (tmp_path / "before").touch()
     outputs = {"--first": tmp_path / "before", "--second": tmp_path / "read.json", "--third": None}
     refuse_outputs(outputs, [tmp_path / "read"])
+    assert [path.name for path in tmp_path.iterdir()] == ["before"]  # and nothing is made yet
 
 
 def test_a_device_may_take_several_outputs(device: Path) -> None:
     refuse_outputs({"--first": device, "--second": device}, [])
+    with pytest.raises(InputError):
+        refuse_outputs({"--first": device.with_name("file"), "--second": device.with_name("file")}, [])

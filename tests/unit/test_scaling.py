@@ -19,7 +19,6 @@ from data_pipeline.base.progress import progress_bar
 from data_pipeline.build import build
 from data_pipeline.kinds import kind_named
 from data_pipeline.reader import TestReader
-from data_pipeline.schema import load_dataset_info
 from data_pipeline.shards.plan import Request
 from hrm_dist.evaluation import puzzle_scores
 from hrm_dist.evaluation.continuous import Answering, Finished, InOrder
@@ -27,9 +26,9 @@ from hrm_dist.evaluation.halting import HaltingRule
 from hrm_dist.evaluation.predictions import Predictions, write_predictions
 from hrm_dist.evaluation.segment import EvaluationSegment
 from hrm_dist.evaluation.trajectories import Recorder, read_trajectories, segments_file, write_trajectories
-from hrm_dist.model.act import ACTModel, build_model
+from hrm_dist.model.act import ACTModel
 from hrm_dist.train import main as train
-from tests.unit.models import arch_of, let_halting_vary
+from tests.unit.models import halting_model
 from tools.scaling.__main__ import main
 from tools.scaling.outcomes import Outcomes, Point, halting_rules, point, predictions_at, read_outcomes, stops
 from tools.scaling.results import Row, as_table
@@ -47,10 +46,7 @@ def reader(dataset: Path) -> TestReader:
 
 @pytest.fixture(scope="module")
 def model(dataset: Path) -> ACTModel:
-    metadata = load_dataset_info(dataset).metadata("train")
-    model = build_model(arch_of("hrm", halt_max_steps=4), metadata, seed=3)
-    let_halting_vary(model)
-    return model.eval()
+    return halting_model(dataset)
 
 
 def run(model: ACTModel, reader: TestReader, rule: str) -> Finished:
