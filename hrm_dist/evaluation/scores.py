@@ -12,7 +12,7 @@ from data_pipeline.kinds import KINDS
 from hrm_dist.evaluation.intervals import interval_text, share_interval
 
 SCORES_FILE = "scores.json"
-"""In a run folder, what tools.vote has written of the run's votes."""
+"""What tools.vote or tools.evaluate has found, beside the predictions or, where asked for, in a run folder."""
 
 Scores = Mapping[str, float]
 """By name, without `eval/`."""

@@ -40,7 +40,7 @@ class RunFolder(NamedTuple):
     evaluations: dict[int, dict[str, float]]
     """Scores by step, from metrics.jsonl."""
     votes: dict[str, Any] | None
-    """What tools.vote has written with --scores."""
+    """The content of scores.json: of tools.vote --scores, or what tools.evaluate has left with predictions."""
 
     @property
     def step(self) -> int | None:
