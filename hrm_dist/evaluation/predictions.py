@@ -42,7 +42,18 @@ _OPTIONAL = {
     "num_segments": (np.int32, 1),
     "log_probs": (np.float32, 1),
 }
-_DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, RuntimeError)
+NPZ_DAMAGE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    zipfile.BadZipFile,
+    zlib.error,
+    RuntimeError,
+    AttributeError,
+    TypeError,
+)
+"""What reading a damaged .npz may raise; the last two, a bare .npy under this name."""
 
 
 class Predictions(NamedTuple):
@@ -143,7 +154,7 @@ def read_prediction_file(path: Path) -> Predictions:
                 )
             names = [name for name in (*_REQUIRED, *_OPTIONAL, "checkpoint_id") if name in archive.files]
             arrays = {name: archive[name] for name in names}
-    except (*_DAMAGE, AttributeError, TypeError) as error:  # the last two: a bare .npy under this name
+    except NPZ_DAMAGE as error:
         # Of what is no archive, or holds objects, numpy says how to load it unsafely.
         is_other = isinstance(error, AttributeError | TypeError) or "allow_pickle" in str(error)
         reason = "it is no archive of arrays of numbers" if is_other else error

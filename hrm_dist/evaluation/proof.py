@@ -10,7 +10,6 @@ predictions. evaluation.json has its digest.
 
 import hashlib
 import io
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import replace_file
 from hrm_dist.evaluation.output_dir import Evaluation, block_record, read_records
-from hrm_dist.evaluation.predictions import Predictions, read_predictions
+from hrm_dist.evaluation.predictions import NPZ_DAMAGE, Predictions, read_predictions
 
 _FIELDS = {
     "puzzle_identifiers": np.int32,
@@ -103,7 +102,7 @@ def read_planned(out: Path, sha256: str) -> Planned:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             inputs = Planned(*(archive[name].astype(dtype) for name, dtype in _FIELDS.items()))
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, TypeError, AttributeError) as error:
+    except NPZ_DAMAGE as error:
         raise InputError(f"{path}: is no readable .npz file; remove it, and evaluate again.") from error
     if inputs.sha256() != sha256:
         raise InputError(f"{path}: damaged, not what evaluation.json says; remove it, and evaluate again.")

@@ -14,8 +14,6 @@ Shape legend: B slots, N rows, S cells of an answer, K segments over all rows, C
 """
 
 import io
-import zipfile
-import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +24,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import replace_file
+from hrm_dist.evaluation.predictions import NPZ_DAMAGE
 
 VALUES = ("q_halt_logits", "q_continue_logits", "residuals", "log_probs")
 """What is kept of each segment beside its answer."""
@@ -41,8 +40,6 @@ _FIELDS = {
     "tokens": (np.uint8, 1),
     "num_cells": (np.int32, 0),
 }
-_DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, RuntimeError)
-_DAMAGE += (AttributeError, TypeError)  # a bare .npy under this name
 
 
 class Trajectory(NamedTuple):
@@ -212,7 +209,7 @@ def read_trajectories(path: Path) -> Trajectories:
             arrays = {name: archive[name] for name in _FIELDS}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; evaluate with --every-segment, into a new folder.") from None
-    except _DAMAGE as error:
+    except NPZ_DAMAGE as error:
         raise InputError(
             f"{path}: not a readable .npz file ({error}); remove it and the predictions beside its folder, and "
             "evaluate again."

@@ -246,7 +246,9 @@ def test_damaged_plans_and_records_are_refused(
     record.write_text(sound)
     plan = proof.planned_file(out)
     other = plan.read_bytes()
-    for content in (b"", other[:-40]):
+    flipped = bytearray(other)
+    flipped[len(other) // 2] ^= 0xFF
+    for content in (b"", other[:-40], bytes(flipped)):
         plan.write_bytes(content)
         assert run(out, "--vote-until", SETTLES) == 2
         assert str(plan) in capsys.readouterr().err
