@@ -1,8 +1,8 @@
 """Normal noise that follows from keys alone: the same in any batch, slot, world size and order.
 
-A counter-based generator: element e of a sequence's draw is a mix of (key, e), by the finalizer of SplitMix64 (Steele et
-al. 2014, doi:10.1145/2660193.2660195), made normal by Box and Muller's transform. Nothing is kept between draws, so a CUDA graph
-may record them, with the keys in a tensor. Shapes: B sequences.
+A counter-based generator: element e of a sequence's draw is a mix of (key, e), by the finalizer of SplitMix64 (Steele
+et al. 2014, doi:10.1145/2660193.2660195), made normal by Box and Muller's transform. Nothing is kept between draws, so
+a CUDA graph may record them, with the keys in a tensor. Shapes: B sequences.
 """
 
 import math
