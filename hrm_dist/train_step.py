@@ -19,7 +19,7 @@ from hrm_dist.cuda_graph import HostInputs, Program, Spec, why_plain
 from hrm_dist.distributed import collectives
 from hrm_dist.distributed.process_group import World
 from hrm_dist.engines.base import Engine
-from hrm_dist.model.act import ACTModel, Batch, Carry, explore_halting
+from hrm_dist.model.act import ACTModel, Batch, Carry, explore_halting, segment_keys
 from hrm_dist.model.losses import act_loss, finite_sequences
 from hrm_dist.model.puzzle_embedding import SignSGD
 from hrm_dist.packed_sizes import PackedSize
@@ -53,6 +53,7 @@ class TrainStep:
         batch = {"inputs": tokens, "labels": tokens, "puzzle_identifiers": by_slot}
         others = {
             "min_halt_steps": by_slot,
+            "noise_keys": by_slot._replace(dtype=torch.int64),
             "step": Spec((), torch.int64),
             "lr": number,
             "puzzle_emb_lr": number,
@@ -119,7 +120,8 @@ class TrainStep:
                 self._engine.set_requires_gradient_sync(is_last=True)
                 free_to_halt = torch.zeros_like(rows["puzzle_identifiers"])
                 carry = self._model.initial_carry(rows)
-                carry, outputs = self._model(carry, rows, free_to_halt, size.num_rows)
+                keys = torch.zeros_like(rows["puzzle_identifiers"], dtype=torch.int64)
+                carry, outputs = self._model(carry, rows, free_to_halt, size.num_rows, keys)
                 self._engine.backward(self._segment_loss(carry, outputs)[0])
                 if self._model.puzzle_emb is not None:
                     self._model.puzzle_emb.gradients = []
@@ -136,7 +138,11 @@ class TrainStep:
         tensors = {
             name: torch.tensor(value, dtype=self._inputs[name].dtype) for name, value in numbers.items()
         }
-        self._inputs.fill({**batch, "min_halt_steps": min_halt_steps, **tensors})
+        noise_keys = torch.zeros_like(self._inputs["noise_keys"], device="cpu")
+        if config.arch.is_random:
+            of_all = segment_keys(config.seed, max(0, step - 1), config.global_batch_size)
+            noise_keys = torch.from_numpy(rank_slice(of_all, world.rank, world.world_size))
+        self._inputs.fill({**batch, "min_halt_steps": min_halt_steps, "noise_keys": noise_keys, **tensors})
 
     def _micro_batches(self, num: int) -> list[tuple[slice, Batch]]:
         """Return what is computed at a time: which slots, and their rows of the batch, no longer bytes."""
@@ -155,7 +161,13 @@ class TrainStep:
         for index, (slots, batch) in enumerate(micro_batches):
             self._engine.set_requires_gradient_sync(is_last=index + 1 == len(micro_batches))
             carried = _of_slots(self._state.carry, slots)
-            carry, outputs = self._model(carried, batch, inputs["min_halt_steps"][slots], size.num_rows)
+            carry, outputs = self._model(
+                carried,
+                batch,
+                inputs["min_halt_steps"][slots],
+                size.num_rows,
+                inputs["noise_keys"][slots],
+            )
             loss, metrics, are_finite = self._segment_loss(carry, outputs)
             self._engine.backward(loss / config.global_batch_size)
             finite.append(are_finite)

@@ -116,6 +116,7 @@ def _segments(
             segments["recorded"] = EvaluationSegment(model, size, device, records=True)
     tokens = torch.randint(metadata.vocab_size, (size, metadata.seq_len), dtype=torch.uint8)
     batch = {"inputs": tokens, "puzzle_identifiers": torch.zeros(size, dtype=torch.int32)}
+    batch["noise_keys"] = torch.arange(size)
     for segment in segments.values():
         segment.refill(batch, torch.ones(size, dtype=torch.bool))
     return segments

@@ -101,7 +101,17 @@ ARCHITECTURES: dict[str, Architecture] = {
         levels={"H_level": LevelInfo("H_layers")},
         states={},
         defaults={"H_layers": 8, "act_continue": False},
-        fixed={"mlp_t": False, "H_cycles": 1, "L_cycles": 1, "halt_max_steps": 1},
+        fixed={
+            "mlp_t": False,
+            "H_cycles": 1,
+            "L_cycles": 1,
+            "halt_max_steps": 1,
+            # There is no state for them.
+            "initial_states": "fixed",
+            "segment_noise": 0.0,
+            "update_noise": 0.0,
+            "damping": 1.0,
+        },
     ),
     "looped_transformer": Architecture(
         # HRM's outer loop around one stack of blocks, which runs once per segment.

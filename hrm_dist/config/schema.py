@@ -87,6 +87,16 @@ class ArchConfig(Strict):
     """What of a segment carries gradient: the last update of each level, the last H cycle, or all."""
     loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"] = "stablemax_cross_entropy"
     """Loss per token; stablemax is computed in float64."""
+    initial_states: Literal["fixed", "random"] = "fixed"
+    """What a sequence begins with: one vector at every position (published), or random numbers, anew for each sequence
+    (EqR, arXiv 2605.21488)."""
+    segment_noise: float = Field(default=0.0, ge=0, le=10)
+    """Standard deviation of what is added to the state that answers are read from, before every segment (PTRM, arXiv
+    2605.19943)."""
+    update_noise: float = Field(default=0.0, ge=0, le=10)
+    """Standard deviation of what every update adds to its state (EqR: 0.01)."""
+    damping: float = Field(default=1.0, gt=0, le=1)
+    """Share of an update's result in the new state; the rest stays as it was (EqR's lambda: 0.95)."""
     rope_theta: float = Field(default=10000.0, gt=0)
     """Base of RoPE's wavelengths."""
     rms_norm_eps: float = Field(default=1e-5, gt=0)
@@ -111,6 +121,11 @@ class ArchConfig(Strict):
     def has_q_target(self) -> bool:
         """Return whether a segment in training is followed by a forward of the next, to value it."""
         return self.act_continue and self.halt_max_steps > 1
+
+    @property
+    def is_random(self) -> bool:
+        """Return whether a segment draws random numbers, for which it needs keys."""
+        return self.initial_states == "random" or self.segment_noise > 0 or self.update_noise > 0
 
     @model_validator(mode="before")
     @classmethod

@@ -18,6 +18,7 @@ from torch import Tensor
 from data_pipeline.reader import TestReader
 from hrm_dist.evaluation.halting import HaltingRule
 from hrm_dist.evaluation.segment import EvaluationSegment, Results
+from hrm_dist.evaluation.start_keys import start_keys
 from hrm_dist.evaluation.trajectories import Recorder, Trajectory
 
 _NOBODY = -1
@@ -131,12 +132,15 @@ class Answering:
         batch = self.reader.take(rows)
         begins = torch.zeros(self.segment.num_slots, dtype=torch.bool)
         begins[slots] = True
-        for name in ("inputs", "puzzle_identifiers"):
+        fields = {name: batch[name] for name in ("inputs", "puzzle_identifiers")}
+        if self.segment.model.arch.is_random:
+            fields["noise_keys"] = start_keys(batch)
+        for name, values in fields.items():
             if name not in self._held:
                 # What lies in slots that are never filled is computed too.
                 begins[:] = True
-                self._held[name] = batch[name][np.zeros(len(begins), dtype=np.int64)]
-            self._held[name][slots] = batch[name]
+                self._held[name] = values[np.zeros(len(begins), dtype=np.int64)]
+            self._held[name][slots] = values
         self.segment.refill(self._held, begins)
         self._rows[slots], self._num_segments[slots] = rows, 0
 

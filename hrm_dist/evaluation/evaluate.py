@@ -17,6 +17,7 @@ from hrm_dist.distributed import collectives
 from hrm_dist.evaluation import puzzle_scores, voting
 from hrm_dist.evaluation.predictions import Predictions
 from hrm_dist.evaluation.segment import EvaluationSegment, Results
+from hrm_dist.evaluation.start_keys import start_keys
 from hrm_dist.model.act import ACTModel
 
 
@@ -49,12 +50,14 @@ class _Predicted(NamedTuple):
 
 def predict(segment: EvaluationSegment, batch: TestBatch) -> Results:
     """Run halt_max_steps segments on a batch; in one smaller than there are slots, examples come several times."""
-    inputs, identifiers = batch["inputs"], batch["puzzle_identifiers"]
-    if len(inputs) < segment.num_slots:
-        row = torch.arange(segment.num_slots) % len(inputs)
-        inputs, identifiers = inputs[row], identifiers[row]
-    everywhere = torch.ones(segment.num_slots, dtype=torch.bool)
-    segment.refill({"inputs": inputs, "puzzle_identifiers": identifiers}, everywhere)
+    fields = {name: batch[name] for name in ("inputs", "puzzle_identifiers")}
+    if segment.model.arch.is_random:
+        fields["noise_keys"] = start_keys(batch)
+    size = len(batch["inputs"])
+    if size < segment.num_slots:
+        row = torch.arange(segment.num_slots) % size
+        fields = {name: tensor[row] for name, tensor in fields.items()}
+    segment.refill(fields, torch.ones(segment.num_slots, dtype=torch.bool))
     for _ in range(segment.model.arch.halt_max_steps):
         segment()
     return segment.results()

@@ -17,6 +17,7 @@ from hrm_dist.cuda_graph import HostInputs, Program, Spec
 from hrm_dist.evaluation.halting import Said
 from hrm_dist.model.act import ACTModel, Carry
 from hrm_dist.model.losses import LOSSES
+from hrm_dist.model.noise import key_of
 from hrm_dist.model.packing import inside_sequences
 from hrm_dist.packed_sizes import evaluation_rows
 
@@ -81,6 +82,7 @@ class EvaluationSegment:
             {
                 "inputs": tokens,
                 "puzzle_identifiers": Spec((num_slots,), torch.int32),
+                "noise_keys": Spec((num_slots,), torch.int64),
                 "refill": Spec((num_slots,), torch.bool),
             },
             device,
@@ -96,6 +98,7 @@ class EvaluationSegment:
         # Of sequences without padding the host knows the lengths, since it gives them to the slots.
         self._windows = None if model.windows is None else model.windows.cpu()
         self._lengths = torch.zeros(num_slots, dtype=torch.int64)
+        self._no_keys = torch.zeros(num_slots, dtype=torch.int64)
         self._numbers_of_rows = (0,)
         if self._windows is not None:
             self._numbers_of_rows = evaluation_rows(
@@ -104,13 +107,17 @@ class EvaluationSegment:
         self._program = Program(self.device_part, device, records=records)
 
     def refill(self, batch: Mapping[str, Tensor], slots: Tensor) -> None:
-        """Let these slots, [B] bool, begin with their row of a batch (on the host, [B, ...]) in the next segment."""
+        """Let these slots, [B] bool, begin with their row of a batch (on the host, [B, ...]) in the next segment.
+
+        Of a model that draws random numbers the batch has `noise_keys` [B] int64 too (see start_keys.py).
+        """
         if self._windows is not None:
             self._lengths = torch.where(slots, self.lengths(batch), self._lengths)
         self._inputs.fill(
             {
                 "inputs": batch["inputs"],
                 "puzzle_identifiers": batch["puzzle_identifiers"],
+                "noise_keys": batch["noise_keys"] if self.model.arch.is_random else self._no_keys,
                 "refill": slots,
             }
         )
@@ -131,7 +138,11 @@ class EvaluationSegment:
     def device_part(self, num_rows: int) -> None:
         """Run a segment on the tensors at fixed places; num_rows: room for packed sequences."""
         refill = self._inputs["refill"]
-        carry, outputs = self.model(self.carry._replace(halted=refill), self._batch(), num_rows=num_rows)
+        noise_keys = None
+        if self.model.arch.is_random:
+            noise_keys = key_of(self._inputs["noise_keys"], torch.where(refill, 0, self.carry.steps))
+        begun = self.carry._replace(halted=refill)
+        carry, outputs = self.model(begun, self._batch(), num_rows=num_rows, noise_keys=noise_keys)
         logits = outputs["logits"]
         preds = logits.argmax(-1).to(torch.uint8)
         cells = grid_cells(preds) if self._has_grids else torch.ones_like(preds, dtype=torch.bool)

@@ -20,12 +20,19 @@ from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.model.initialization import InitFn, initialize, truncated_normal
 from hrm_dist.model.layers import DTYPES
 from hrm_dist.model.network import Network, Segment
+from hrm_dist.model.noise import key_of, normal
+from hrm_dist.model.noise import truncated_normal as random_numbers
 from hrm_dist.model.packing import Packing, inside_sequences, pack_rows
 from hrm_dist.model.puzzle_embedding import WHOLE_TABLE, PuzzleEmbedding, TablePlacement
 from hrm_dist.model.recurrences.base import Recurrence, States
 
 Batch = dict[str, Tensor]
 """inputs [B, T] int32, labels [B, T] int32 (-100 = ignored), puzzle_identifiers [B] int32"""
+
+
+# What tells the draws of a segment apart: initial states, noise before the segment, in its updates, and in those of the
+# segment that the Q-target looks at.
+_BEGIN, _BEFORE, _WITHIN, _FOLLOWING = range(4)
 
 
 @functools.cache
@@ -103,7 +110,7 @@ class ACTModel(nn.Module):
 
     def compile_parts(self) -> None:
         """Let what is outside of the network, and does not depend on its engine, be compiled when it first runs."""
-        for name in ("_refill", "_packing", "lengths"):
+        for name in ("_refill", "_packing", "_position_keys", "_disturbed", "lengths"):
             setattr(self, name, torch.compile(getattr(self, name), fullgraph=True, dynamic=False))
 
     def _is_inside(self, data: Batch) -> Tensor:
@@ -118,17 +125,63 @@ class ACTModel(nn.Module):
     def _packing(self, data: Batch, num_rows: int) -> Packing:
         return pack_rows(self._is_inside(data), num_rows)
 
-    def _refill(self, carry: Carry, batch: Batch) -> Carry:
-        """Give halted slots their sequence from the batch, to start over; the batch's other rows are unused."""
+    def _refill(self, carry: Carry, batch: Batch, position_keys: Tensor | None = None) -> Carry:
+        """Give halted slots their sequence from the batch, to start over; the batch's other rows are unused.
+
+        position_keys: [B, S] int64, of this segment, where anything is random.
+        """
         halted = carry.halted
 
         def choose(new: Tensor, old: Tensor) -> Tensor:
             return torch.where(halted.view(-1, *[1] * (old.ndim - 1)), new, old)
 
-        first = [initial.to(self.dtype) for initial in self.initial_states().values()]
+        if self.arch.initial_states == "random":
+            assert position_keys is not None
+            first = [
+                random_numbers(key_of(position_keys, _BEGIN, number), self.arch.hidden_size).to(self.dtype)
+                for number in range(len(carry.inner_carry))
+            ]
+        else:
+            first = [initial.to(self.dtype) for initial in self.initial_states().values()]
         states = self._new_states(*map(choose, first, carry.inner_carry))
         data = {name: choose(batch[name], old) for name, old in carry.current_data.items()}
         return Carry(states, torch.where(halted, 0, carry.steps), halted, data)
+
+    def _position_keys(self, noise_keys: Tensor) -> Tensor:
+        """Return the keys of each slot's positions, [B, S] int64, from those of the slots."""
+        return key_of(noise_keys[:, None], torch.arange(self.seq_len, device=noise_keys.device))
+
+    def _disturbed(self, state: Tensor, position_keys: Tensor, packing: Packing | None) -> Tensor:
+        """Return a state with the noise that comes before a segment, at the positions that are computed."""
+        noise = self.arch.segment_noise * normal(position_keys, self.arch.hidden_size)
+        if packing is not None:
+            noise = torch.where(packing.is_inside_BS[..., None], noise, 0)
+        return (state.float() + noise).to(state.dtype)
+
+    def _segment(
+        self,
+        states: States,
+        inputs: Tensor,
+        rows: Tensor | None,
+        packing: Packing | None,
+        position_keys: Tensor | None,
+        *,
+        want_logits: bool = True,
+    ) -> Segment:
+        """Run the network on states, with the noise that there may be."""
+        if self.arch.segment_noise:
+            assert position_keys is not None
+            with torch.no_grad():
+                answer = self._disturbed(states[0], key_of(position_keys, _BEFORE), packing)
+            states = (answer, *states[1:])
+        if self.arch.update_noise:
+            assert position_keys is not None
+            position_keys = key_of(position_keys, _WITHIN)
+        else:
+            position_keys = None
+        return self.network(
+            states or None, inputs, rows, want_logits=want_logits, packing=packing, noise_keys=position_keys
+        )
 
     def forward(
         self,
@@ -136,24 +189,31 @@ class ACTModel(nn.Module):
         batch: Batch,
         min_halt_steps: Tensor | None = None,
         num_rows: int | None = None,
+        noise_keys: Tensor | None = None,
     ) -> tuple[Carry, dict[str, Tensor]]:
         """Run one segment on every slot.
 
         min_halt_steps: [B] segments before which a slot may not halt (exploration, training only); drawn
         from torch's global generator when not given. num_rows: where padding is not computed, room for all positions
-        that are; None for room for any.
+        that are; None for room for any. noise_keys: [B] int64, from which the random numbers of each slot's segment
+        follow; needed with `arch.is_random`.
         Return the carry (without gradient) and `logits` [B, T, V], `q_halt_logits` [B], `q_continue_logits`
         [B] and, in training with `act_continue`, `target_q_continue` [B].
         """
         with torch.no_grad():  # as in evaluation, for which it is then not compiled again
-            carry = self._refill(carry, batch)
+            position_keys = None
+            if self.arch.is_random:
+                if noise_keys is None:
+                    raise ValueError("the model draws random numbers; give a key for each slot (noise_keys)")
+                position_keys = self._position_keys(noise_keys)
+            carry = self._refill(carry, batch, position_keys)
         data = carry.current_data
         rows = self.puzzle_emb(data["puzzle_identifiers"]) if self.puzzle_emb is not None else None
         packing = None
         if self.windows is not None:
             with torch.no_grad():
                 packing = self._packing(data, num_rows or len(carry.steps) * self.seq_len)
-        segment: Segment = self.network(carry.inner_carry or None, data["inputs"], rows, packing=packing)
+        segment = self._segment(carry.inner_carry, data["inputs"], rows, packing, position_keys)
         assert segment.logits is not None
         outputs = {
             "logits": segment.logits,
@@ -173,7 +233,12 @@ class ACTModel(nn.Module):
                     halted &= steps >= (self._explored(steps) if min_halt_steps is None else min_halt_steps)
                 if self.arch.act_continue:
                     outputs["target_q_continue"] = self._q_target(
-                        states, data["inputs"], None if rows is None else rows.detach(), is_last, packing
+                        states,
+                        data["inputs"],
+                        None if rows is None else rows.detach(),
+                        is_last,
+                        packing,
+                        None if position_keys is None else key_of(position_keys, _FOLLOWING),
                     )
         return Carry(states, steps, halted, data), outputs
 
@@ -193,9 +258,10 @@ class ACTModel(nn.Module):
         rows: Tensor | None,
         is_last: Tensor,
         packing: Packing | None,
+        position_keys: Tensor | None,
     ) -> Tensor:
         """Bootstrap the value of continuing: the better of the next segment's two values."""
-        following: Segment = self.network(states, inputs, rows, want_logits=False, packing=packing)
+        following = self._segment(states, inputs, rows, packing, position_keys, want_logits=False)
         best = torch.maximum(following.q_halt_logits, following.q_continue_logits)
         return torch.sigmoid(torch.where(is_last, following.q_halt_logits, best))
 
@@ -212,6 +278,14 @@ def explore_halting(arch: ArchConfig, seed: int, step: int, global_batch_size: i
     explores = generator.random(global_batch_size) < arch.halt_exploration_prob
     min_steps = generator.integers(2, arch.halt_max_steps + 1, global_batch_size, dtype=np.int32)
     return np.where(explores, min_steps, 0).astype(np.int32)
+
+
+def segment_keys(seed: int, step: int, global_batch_size: int) -> np.ndarray:
+    """Return from what each slot of the global batch draws its noise in a step of training, [global_batch_size] int64.
+
+    As `explore_halting`, a pure function.
+    """
+    return key_of(seed, step, torch.arange(global_batch_size, device="cpu")).numpy()
 
 
 def build_model(

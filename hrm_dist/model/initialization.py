@@ -13,6 +13,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+CUT = 2.0
+"""Standard deviations at which the normal of initial values is cut."""
+CUT_MASS = math.erf(CUT / math.sqrt(2))
+"""Share of a normal that the cut leaves."""
+CUT_STD = math.sqrt(1 - 2 * CUT * (math.exp(-0.5 * CUT * CUT) / math.sqrt(2 * math.pi)) / CUT_MASS)
+"""The std that the cut leaves of a unit normal, 0.8796."""
+
 FillFn = Callable[[Tensor, torch.Generator], object]
 """Fill a whole tensor on the CPU with draws of a generator."""
 
@@ -26,16 +33,13 @@ class InitFn(Protocol):
 def truncated_normal(std: float) -> FillFn:
     """Return the published distribution of weights: a normal cut at two standard deviations, of `std` *after* the cut.
 
-    Cutting a unit normal at +-2 leaves a std of 0.8796, for which the published initialisation corrects.
+    The cut narrows a normal, for which the published initialisation corrects.
     """
-    cut = 2.0
-    mass = math.erf(cut / math.sqrt(2))
-    density = math.exp(-0.5 * cut * cut) / math.sqrt(2 * math.pi)
-    scale = std / math.sqrt(1 - 2 * cut * density / mass)
+    scale = std / CUT_STD
 
     def fill(tensor: Tensor, generator: torch.Generator) -> None:
-        tensor.uniform_(-mass, mass, generator=generator).erfinv_().mul_(math.sqrt(2) * scale)
-        tensor.clamp_(-cut * scale, cut * scale)
+        tensor.uniform_(-CUT_MASS, CUT_MASS, generator=generator).erfinv_().mul_(math.sqrt(2) * scale)
+        tensor.clamp_(-CUT * scale, CUT * scale)
 
     return fill
 

@@ -93,6 +93,7 @@ class Network(nn.Module):
                 module.forward = torch.compile(module.forward, fullgraph=True, dynamic=False)
         if with_ends:
             self._embed = torch.compile(self._embed, fullgraph=True, dynamic=False)
+        self.recurrence.compile_parts()
         for name in ("_pack", "_unpack_states", "_unpack_logits"):
             setattr(self, name, torch.compile(getattr(self, name), fullgraph=True, dynamic=False))
 
@@ -115,21 +116,23 @@ class Network(nn.Module):
         puzzle_rows: Tensor | None,
         want_logits: bool = True,
         packing: Packing | None = None,
+        noise_keys: Tensor | None = None,
     ) -> Segment:
         """Run one segment.
 
         states: None where none is carried, as FSDP2 cannot move an empty tuple to a GPU. inputs: [B, T] tokens.
         puzzle_rows: [B, puzzle_emb_ndim], or None without puzzle embeddings. packing: the positions to compute, or None
-        for all; others keep the states that they have, and are predicted as padding.
+        for all; others keep the states that they have, and are predicted as padding. noise_keys: [B, S] int64, if
+        updates are noisy.
         """
         arch = self.arch
         if self._rope is None and arch.pos_encodings == "rope" and not arch.mlp_t:
             head_size = arch.hidden_size // arch.num_heads
             self._rope = rope_tables(self.seq_len, head_size, arch.rope_theta, inputs.device)
         if packing is not None:
-            return self._packed(states or (), inputs, puzzle_rows, packing, want_logits)
+            return self._packed(states or (), inputs, puzzle_rows, packing, want_logits, noise_keys)
         embedding = self._embed(inputs, puzzle_rows)
-        new_states: States = self.recurrence(states or (), embedding, Positions(self._rope))
+        new_states: States = self.recurrence(states or (), embedding, Positions(self._rope), noise_keys)
         answer = new_states[0]
         logits = self.lm_head(answer[:, arch.prefix_len :]) if want_logits else None
         # The Q-head reads the first position: the puzzle embedding's where there is one.
@@ -142,10 +145,13 @@ class Network(nn.Module):
         puzzle_rows: Tensor | None,
         packing: Packing,
         want_logits: bool,
+        noise_keys: Tensor | None,
     ) -> Segment:
         # The dense embedding is kept no longer than until it is packed.
         packed, positions = self._pack((self._embed(inputs, puzzle_rows), *states), packing)
-        new_states: States = self.recurrence(packed[1:], packed[0], positions)
+        if noise_keys is not None:
+            noise_keys = noise_keys.flatten()[packing.position_N].unsqueeze(0)
+        new_states: States = self.recurrence(packed[1:], packed[0], positions, noise_keys)
         answer = new_states[0].squeeze(0)
         logits = self._unpack_logits(self.lm_head(answer), packing) if want_logits else None
         q_logits = self.q_head(answer[packing.first_rows]).to(torch.float32)

@@ -1,8 +1,8 @@
-"""Normal noise that follows from keys alone: the same in any batch, slot, world size and order.
+"""Random numbers that follow from keys alone: the same in any batch, slot, world size and order.
 
-A counter-based generator: element e of a sequence's draw is a mix of (key, e), by the finalizer of SplitMix64 (Steele
-et al. 2014, doi:10.1145/2660193.2660195), made normal by Box and Muller's transform. Nothing is kept between draws, so
-a CUDA graph may record them, with the keys in a tensor. Shapes: B sequences.
+A counter-based generator: number n of a key's draw is a mix of (key, n), by the finalizer of SplitMix64 (Steele et al.
+2014, doi:10.1145/2660193.2660195), made normal by Box and Muller's transform. Nothing is kept between draws, so a CUDA
+graph may record them, with the keys in a tensor.
 """
 
 import math
@@ -10,38 +10,54 @@ import math
 import torch
 from torch import Tensor
 
+from hrm_dist.model.initialization import CUT, CUT_MASS, CUT_STD
+
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _FACTORS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 _MANTISSA = 24  # bits of a uniform number in float32
 
 
-def key_of(seed: int, *fields: Tensor | int) -> Tensor:
-    """Return the keys, [B] int64, of a seed and what tells draws apart, such as row, start and segment; [B] or numbers.
+def key_of(seed: int | Tensor, *fields: int | Tensor) -> Tensor:
+    """Return the keys, int64, of a seed (or of keys) and what tells draws apart, such as row, start and segment.
 
-    The order of fields matters, and so does their number.
+    One of them at least is a tensor; all broadcast together. The order of fields matters, and so does their number.
     """
-    key = torch.tensor(seed, dtype=torch.int64)
-    tensors = [field for field in fields if isinstance(field, Tensor)]
-    if tensors:
-        key = key.to(tensors[0].device)
+    first = next(value for value in (seed, *fields) if isinstance(value, Tensor))
+    key = seed if isinstance(seed, Tensor) else torch.full((), seed, dtype=torch.int64, device=first.device)
     for field in fields:
         key = _mix(_mix(key + _GOLDEN) + field)
     return key
 
 
-def normal(key: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return standard normal numbers, [B, *shape] float32, for keys [B]; none is beyond 5.8."""
-    size = math.prod(shape)
-    pairs = -(-size // 2)
-    counter = torch.arange(1, pairs + 1, device=key.device) * _GOLDEN
-    bits = _mix(key[:, None] + counter)
-    mask, scale = 2**_MANTISSA - 1, 2.0**-_MANTISSA
+def normal(keys: Tensor, size: int) -> Tensor:
+    """Return `size` standard normal numbers for each key, [*keys.shape, size] float32; none is beyond 5.8."""
     # The first is above 0, as its logarithm is taken.
-    first = (((bits >> 40) & mask) + 1).to(torch.float32) * scale
-    second = (bits & mask).to(torch.float32) * scale
+    first, second = (part.to(torch.float32) * 2.0**-_MANTISSA for part in _pairs(keys, size, offset=1))
     radius, angle = (-2 * first.log()).sqrt(), (2 * math.pi) * second
-    both = torch.cat((radius * angle.cos(), radius * angle.sin()), 1)
-    return both[:, :size].view(-1, *shape)
+    return torch.cat((radius * angle.cos(), radius * angle.sin()), -1)[..., :size]
+
+
+def truncated_normal(keys: Tensor, size: int) -> Tensor:
+    """Return numbers of the distribution of initial states, [*keys.shape, size] float32, with a std of 1.
+
+    As `initialization.truncated_normal`: a normal cut at two standard deviations.
+    """
+    bits = torch.cat(_pairs(keys, size), -1)[..., :size]
+    # In the middle of each of 2^24 intervals between -1 and 1, whose ends are none of them.
+    uniform = (bits.to(torch.float32) + 0.5) * 2.0 ** (1 - _MANTISSA) - 1
+    numbers = torch.erfinv(CUT_MASS * uniform) * (math.sqrt(2) / CUT_STD)
+    return numbers.clamp(-CUT / CUT_STD, CUT / CUT_STD)
+
+
+def _pairs(keys: Tensor, size: int, offset: int = 0) -> tuple[Tensor, Tensor]:
+    """Return two draws of 24 bits for each pair of numbers, the last of which may be half one.
+
+    offset: added to the first.
+    """
+    counter = torch.arange(1, size // 2 + size % 2 + 1, device=keys.device) * _GOLDEN
+    bits = _mix(keys[..., None] + counter)
+    mask = 2**_MANTISSA - 1
+    return ((bits >> 40) & mask) + offset, bits & mask
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -34,7 +34,12 @@ ARCHS = [
     *(arch_of(name) for name in ("transformer", "looped_transformer")),
     arch_of("hrm", pos_encodings="learned", act_continue=False),
     arch_of("hrm", puzzle_emb_ndim=0, gradient="bptt"),
+    arch_of("hrm", initial_states="random", segment_noise=0.3, update_noise=0.1, damping=0.8),
 ]
+
+
+def name_of(arch: ArchConfig) -> str:
+    return f"{arch.name}-{arch.pos_encodings}-{arch.gradient}-{arch.initial_states}"
 
 
 def grid_batch(size: int, seed: int) -> Batch:
@@ -95,7 +100,8 @@ def run(
             for name, old in carry.current_data.items()
         }
         with inside(data):
-            carry, outputs = model(carry, batch, torch.zeros(len(carry.steps)), num_rows)
+            noise_keys = 100 * len(said) + torch.arange(len(carry.steps))
+            carry, outputs = model(carry, batch, torch.zeros(len(carry.steps)), num_rows, noise_keys)
             loss, metrics = act_loss(carry, outputs, model.arch.loss_type)
             loss.backward()
         states = {name: getattr(carry.inner_carry, name) for name in model.arch.description.states}
@@ -127,7 +133,9 @@ def assert_equal_runs(
         torch.testing.assert_close(gradient, other[1][name], rtol=0, atol=1e-4 * scale + 1e-6)
 
 
-@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: f"{arch.name}-{arch.pos_encodings}-{arch.gradient}")
+@pytest.mark.parametrize(
+    "arch", ARCHS, ids=lambda arch: f"{arch.name}-{arch.pos_encodings}-{arch.gradient}-{arch.initial_states}"
+)
 def test_skipped_padding_equals_padding_that_nobody_sees(arch: ArchConfig) -> None:
     packed, whole = model_of(arch, WINDOWS), model_of(arch, None)
     batches = [grid_batch(6, seed) for seed in range(2)]
@@ -143,7 +151,9 @@ def test_skipped_padding_equals_padding_that_nobody_sees(arch: ArchConfig) -> No
     assert_equal_runs(found, expected, seen, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: f"{arch.name}-{arch.pos_encodings}-{arch.gradient}")
+@pytest.mark.parametrize(
+    "arch", ARCHS, ids=lambda arch: f"{arch.name}-{arch.pos_encodings}-{arch.gradient}-{arch.initial_states}"
+)
 def test_windows_of_the_whole_canvas_equal_computed_padding(arch: ArchConfig) -> None:
     whole_canvas = torch.full_like(WINDOWS, CANVAS)
     batches = [grid_batch(6, seed) for seed in range(3)]

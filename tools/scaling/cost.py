@@ -11,6 +11,7 @@ from data_pipeline.reader import TestBatch, TestReader
 from hrm_dist.evaluation.evaluate import num_slots
 from hrm_dist.evaluation.load_model import load_model
 from hrm_dist.evaluation.segment import EvaluationSegment
+from hrm_dist.evaluation.start_keys import start_keys
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.flops import evaluation_flops_per_sequence
 from tools.bench_train.speed import timed_steps
@@ -37,7 +38,7 @@ def measure(checkpoint: Path, data: Path, reader: TestReader, batch_size: int, d
     slots = num_slots(len(reader), batch_size, device)
     segment = EvaluationSegment(model, slots, device, records=device.type == "cuda")
     batch = reader.take(np.arange(slots))
-    segment.refill(_tensors(batch), torch.ones(slots, dtype=torch.bool))
+    segment.refill(_tensors(batch) | {"noise_keys": start_keys(batch)}, torch.ones(slots, dtype=torch.bool))
     timed_steps(segment, device, _WARM_UP_SEGMENTS[device.type])
     times = [timed_steps(segment, device, _SEGMENTS_PER_TURN[device.type]).wall for _ in range(_TURNS)]
     operations = evaluation_flops_per_sequence(model.arch, metadata, _lengths(model, reader))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hrm_dist.config import ArchConfig
 from hrm_dist.config.architectures import num_updates_with_gradient
 from hrm_dist.model.layers import DTYPES, CastedLinear, Level, Positions, SwiGLU
+from hrm_dist.model.noise import key_of, normal
 
 States = tuple[Tensor, ...]
 """[B, S, D] each, in the order of the description; the heads read the first, also where none is carried."""
@@ -73,6 +74,34 @@ class Recurrence(nn.Module, ABC):
             states = update(number, states)
         return states
 
+    def settled(self, old: Tensor, new: Tensor, noise_keys: Tensor | None, *place: int) -> Tensor:
+        """Return a state after an update: the new one, or with `arch.damping` and `arch.update_noise` near it (EqR).
+
+        old, new: before the update and what it gives. place: which update of the segment, and of which state.
+        """
+        if self.arch.damping == 1 and not self.arch.update_noise:
+            return new
+        noise = noise_keys
+        if self.arch.update_noise:
+            assert noise_keys is not None
+            noise = key_of(noise_keys, *place)
+        return self._near(old, new, noise)
+
+    def _near(self, old: Tensor, new: Tensor, noise_keys: Tensor | None) -> Tensor:
+        damping, dtype = self.arch.damping, new.dtype
+        # In float32, in which a small share is not lost.
+        mixed = new.float() if damping == 1 else torch.lerp(old.float(), new.float(), damping)
+        if self.arch.update_noise:
+            assert noise_keys is not None
+            mixed = mixed + self.arch.update_noise * normal(noise_keys, new.shape[-1])
+        return mixed.to(dtype)
+
+    def compile_parts(self) -> None:
+        """Let what is beside the levels be compiled when it first runs."""
+        self._near = torch.compile(self._near, fullgraph=True, dynamic=False)
+
     @abstractmethod
-    def forward(self, states: States, input_BSD: Tensor, positions: Positions) -> States:
-        """Run one segment."""
+    def forward(
+        self, states: States, input_BSD: Tensor, positions: Positions, noise_keys: Tensor | None = None
+    ) -> States:
+        """Run one segment; noise_keys: [B, S] int64, from which its random numbers follow."""

@@ -16,14 +16,15 @@ def refine(
     states: States,
     input_BSD: Tensor,
     positions: Positions,
+    noise_keys: Tensor | None,
 ) -> States:
     """Run a segment's N = H_cycles slow updates of T = L_cycles fast updates each."""
 
     def update(number: int, states: States) -> States:
         z_H, z_L = states
-        z_L = L_level(z_L, positions, z_H, input_BSD)
+        z_L = recurrence.settled(z_L, L_level(z_L, positions, z_H, input_BSD), noise_keys, number, 1)
         if number % recurrence.arch.L_cycles == 0:
-            z_H = H_level(z_H, positions, z_L)
+            z_H = recurrence.settled(z_H, H_level(z_H, positions, z_L), noise_keys, number, 0)
         return z_H, z_L
 
     return recurrence.run_updates(update, states)
@@ -35,5 +36,7 @@ class HRMRecurrence(Recurrence):
     H_level: Level
     L_level: Level
 
-    def forward(self, states: States, input_BSD: Tensor, positions: Positions) -> States:
-        return refine(self, self.H_level, self.L_level, states, input_BSD, positions)
+    def forward(
+        self, states: States, input_BSD: Tensor, positions: Positions, noise_keys: Tensor | None = None
+    ) -> States:
+        return refine(self, self.H_level, self.L_level, states, input_BSD, positions, noise_keys)

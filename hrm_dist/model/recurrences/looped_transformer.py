@@ -15,6 +15,8 @@ class LoopedTransformerRecurrence(Recurrence):
 
     H_level: Level
 
-    def forward(self, states: States, input_BSD: Tensor, positions: Positions) -> States:
+    def forward(
+        self, states: States, input_BSD: Tensor, positions: Positions, noise_keys: Tensor | None = None
+    ) -> States:
         [z_H] = states
-        return (self.H_level(z_H, positions, input_BSD),)
+        return (self.settled(z_H, self.H_level(z_H, positions, input_BSD), noise_keys, 1, 0),)

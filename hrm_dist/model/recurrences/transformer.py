@@ -14,5 +14,7 @@ class TransformerRecurrence(Recurrence):
 
     H_level: Level
 
-    def forward(self, states: States, input_BSD: Tensor, positions: Positions) -> States:
+    def forward(
+        self, states: States, input_BSD: Tensor, positions: Positions, noise_keys: Tensor | None = None
+    ) -> States:
         return (self.H_level(input_BSD, positions),)

@@ -15,5 +15,7 @@ class TRMRecurrence(Recurrence):
 
     L_level: Level
 
-    def forward(self, states: States, input_BSD: Tensor, positions: Positions) -> States:
-        return refine(self, self.L_level, self.L_level, states, input_BSD, positions)
+    def forward(
+        self, states: States, input_BSD: Tensor, positions: Positions, noise_keys: Tensor | None = None
+    ) -> States:
+        return refine(self, self.L_level, self.L_level, states, input_BSD, positions, noise_keys)

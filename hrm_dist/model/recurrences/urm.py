@@ -74,5 +74,11 @@ class URMRecurrence(Recurrence):
     feed_forward = ConvSwiGLU
     level: Level
 
-    def forward(self, states: States, input_BSD: Tensor, positions: Positions) -> States:
-        return self.run_updates(lambda _, states: (self.level(states[0], positions, input_BSD),), states)
+    def forward(
+        self, states: States, input_BSD: Tensor, positions: Positions, noise_keys: Tensor | None = None
+    ) -> States:
+        def update(number: int, states: States) -> States:
+            [state] = states
+            return (self.settled(state, self.level(state, positions, input_BSD), noise_keys, number, 0),)
+
+        return self.run_updates(update, states)
