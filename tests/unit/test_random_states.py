@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrm_dist.config import ArchConfig
 from hrm_dist.config.architectures import ARCHITECTURES
@@ -93,7 +93,11 @@ def test_both_states_are_damped_before_the_other_sees_them(name: str) -> None:
     recurrence = model.recurrence
     slow = recurrence.get_submodule("H_level" if name == "hrm" else "L_level")
     seen: list[tuple[Tensor, ...]] = []
-    slow.register_forward_hook(lambda _, given, result: seen.append((given[0], given[2], result)))
+
+    def note(_: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
+        seen.append((given[0], given[2], result))
+
+    slow.register_forward_hook(note)
     states = states_after(model, KEYS, batch)
     old, z_L, new = seen[-1]
     torch.testing.assert_close(z_L, states["z_L"])
