@@ -51,7 +51,7 @@ class Finished(NamedTuple):
     preds: NDArray[np.uint8]  # [F, S]
     q_halt_logits: NDArray[np.float32]  # [F]
     log_probs: NDArray[np.float32]  # [F]
-    trajectories: list[Trajectory]  # [F], if asked for
+    trajectories: list[tuple[Trajectory, ...]]  # [F], of each all starts in order, if asked for
 
     def part(self, which: slice) -> Self:
         """Return some of them."""
@@ -169,7 +169,7 @@ class Answering:
         if self._recorder is not None:
             values = (said.q_halt_logits, said.q_continue_logits, said.residuals, log_probs)
             self._recorder.add(runs, runs & (num_segments == 1), preds, *values)
-            trajectories = [self._recorder.take(slot) for slot in slots.tolist()]
+            trajectories = [(self._recorder.take(slot),) for slot in slots.tolist()]
         return Finished(
             rows[slots],
             num_segments[slots],

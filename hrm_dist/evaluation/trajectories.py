@@ -2,20 +2,25 @@
 
 An answer changes in few cells from one segment to the next, and then in none, so that a small part of the answers'
 size is needed. They lie beside the predictions, in a folder of their own, where a vote does not look for predictions:
-DIR/segments/predictions_00000.npz is of DIR/predictions_00000.npz. A file holds
+DIR/segments/predictions_00000.npz is of DIR/predictions_00000.npz. An entry is a start of an input; those of an input
+follow each other, from start 0 on, and all inputs have as many. A file holds
   rows int32 [N]                   which of the inputs that the evaluation covers, from 0
-  num_segments int32 [N]           how many segments a row has run; K is their sum
-  q_halt_logits, q_continue_logits, residuals, log_probs float32 [K]   of each segment, row after row
+  start_index int32 [N]            which start of its input
+  puzzle_identifiers, example_index int32 [N]   which input that is, as in the predictions
+  num_segments int32 [N]           how many segments an entry has run; K is their sum
+  q_halt_logits, q_continue_logits, residuals, log_probs float32 [K]   of each segment, entry after entry
   starts int64 [K + 1]             where the changes of each segment begin
   cells uint16 [C], tokens uint8 [C]   what is new against the segment before; before the first, all is padding
   num_cells int32, 0-d             S
+Files of earlier versions have one start of each input, and no start_index, puzzle_identifiers and example_index.
 
-Shape legend: B slots, N rows, S cells of an answer, K segments over all rows, C changes.
+Shape legend: B slots, N entries, R inputs, S cells of an answer, K segments over all entries, C changes.
 """
 
 import io
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +38,9 @@ _MAX_CELLS = 2**16
 # field -> dtype, number of axes
 _FIELDS = {
     "rows": (np.int32, 1),
+    "start_index": (np.int32, 1),
+    "puzzle_identifiers": (np.int32, 1),
+    "example_index": (np.int32, 1),
     "num_segments": (np.int32, 1),
     **dict.fromkeys(VALUES, (np.float32, 1)),
     "starts": (np.int64, 1),
@@ -40,10 +48,12 @@ _FIELDS = {
     "tokens": (np.uint8, 1),
     "num_cells": (np.int32, 0),
 }
+_NEW_FIELDS = ("start_index", "puzzle_identifiers", "example_index")
+"""Absent in files of earlier versions, all three."""
 
 
 class Trajectory(NamedTuple):
-    """One input's segments, n of them."""
+    """The segments of one start of an input, n of them."""
 
     values: NDArray[np.float32]  # [n, len(VALUES)]
     num_changes: NDArray[np.int64]  # [n]
@@ -127,37 +137,46 @@ class Recorder:
 
 
 class Trajectories(NamedTuple):
-    """The rows of one file."""
+    """The entries of one file."""
 
     rows: NDArray[np.int32]  # [N]
+    start_index: NDArray[np.int32]  # [N]
     num_segments: NDArray[np.int32]  # [N]
     q_halt_logits: NDArray[np.float32]  # [K]
     q_continue_logits: NDArray[np.float32]  # [K]
     residuals: NDArray[np.float32]  # [K]
     log_probs: NDArray[np.float32]  # [K]
-    starts: NDArray[np.int64]  # [K + 1]
+    offsets: NDArray[np.int64]  # [K + 1] `starts` of the file
     cells: NDArray[np.uint16]  # [C]
     tokens: NDArray[np.uint8]  # [C]
     num_cells: int
+    # None where an earlier version wrote the file.
+    puzzle_identifiers: NDArray[np.int32] | None = None  # [N]
+    example_index: NDArray[np.int32] | None = None  # [N]
+
+    @property
+    def num_starts(self) -> int:
+        """Return how many entries, one after the other, are of the same input."""
+        return int(self.start_index.max(initial=0)) + 1
 
     def answers(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield the answers [N, S] after the first segment, the second, and so on, to the most that a row has run.
+        """Yield the answers [N, S] after the first segment, the second, and so on, to the most that an entry has run.
 
-        A row that has run fewer keeps its last. It is the same array every time: copy what has to last.
+        An entry that has run fewer keeps its last. It is the same array every time: copy what has to last.
         """
         answers = np.zeros((len(self.rows), self.num_cells), dtype=np.uint8)
         first = self.num_segments.astype(np.int64).cumsum() - self.num_segments
         for n in range(self.num_segments.max(initial=0)):
             running = np.flatnonzero(self.num_segments > n)
             segments = first[running] + n
-            starts, stops = self.starts[segments], self.starts[segments + 1]
+            starts, stops = self.offsets[segments], self.offsets[segments + 1]
             lengths = stops - starts
             changes = np.arange(lengths.sum()) + np.repeat(starts - (lengths.cumsum() - lengths), lengths)
             answers[np.repeat(running, lengths), self.cells[changes]] = self.tokens[changes]
             yield answers
 
     def by_segment(self, name: str) -> NDArray[np.float32]:
-        """Return one of VALUES as [N, most segments of a row]; a row that has run fewer keeps its last."""
+        """Return one of VALUES as [N, most segments of an entry]; one that has run fewer keeps its last."""
         values: NDArray[np.float32] = getattr(self, name)
         last = self.num_segments.astype(np.int64).cumsum() - 1
         numbers = np.arange(self.num_segments.max(initial=0))
@@ -171,19 +190,35 @@ def segments_file(predictions: Path) -> Path:
 
 
 def write_trajectories(
-    path: Path, rows: NDArray[np.int32], trajectories: Sequence[Trajectory], num_cells: int
+    path: Path,
+    rows: NDArray[np.int32],
+    puzzle_identifiers: NDArray[np.int32],
+    example_index: NDArray[np.int32],
+    trajectories: Sequence[Sequence[Trajectory]],
+    num_cells: int,
 ) -> None:
-    """Write the trajectories of these rows, in this order, under a temporary name until the file is complete."""
+    """Write the trajectories of inputs, in this order, under a temporary name until the file is complete.
+
+    The arrays are [R]; trajectories: of each input, all of its starts in order.
+    """
     empty = Trajectory(
         np.zeros((0, len(VALUES)), dtype=np.float32),
         np.zeros(0, dtype=np.int64),
         np.zeros(0, dtype=np.uint16),
         np.zeros(0, dtype=np.uint8),
     )
-    values, num_changes, cells, tokens = map(np.concatenate, zip(empty, *trajectories, strict=True))
+    values, num_changes, cells, tokens = map(
+        np.concatenate, zip(empty, *chain.from_iterable(trajectories), strict=True)
+    )
+    num_starts = [len(of_input) for of_input in trajectories]
     arrays = {
-        "rows": rows,
-        "num_segments": np.array([len(one.num_changes) for one in trajectories], dtype=np.int32),
+        "rows": rows.repeat(num_starts),
+        "start_index": np.array([start for num in num_starts for start in range(num)], dtype=np.int32),
+        "puzzle_identifiers": puzzle_identifiers.repeat(num_starts),
+        "example_index": example_index.repeat(num_starts),
+        "num_segments": np.array(
+            [len(one.num_changes) for one in chain.from_iterable(trajectories)], dtype=np.int32
+        ),
         **dict(zip(VALUES, values.T, strict=True)),
         "starts": np.concatenate([[0], num_changes.cumsum()]).astype(np.int64),
         "cells": cells,
@@ -201,12 +236,14 @@ def read_trajectories(path: Path) -> Trajectories:
     try:
         # Opened here, since np.load leaves a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            missing = [name for name in _FIELDS if name not in archive.files]
+            is_of_earlier_version = not any(name in archive.files for name in _NEW_FIELDS)
+            names = [name for name in _FIELDS if not (is_of_earlier_version and name in _NEW_FIELDS)]
+            missing = [name for name in names if name not in archive.files]
             if missing:
                 raise InputError(
                     f"{path}: has no {', '.join(missing)}; it must be what an evaluation with --every-segment wrote."
                 )
-            arrays = {name: archive[name] for name in _FIELDS}
+            arrays = {name: archive[name] for name in names}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; evaluate with --every-segment, into a new folder.") from None
     except NPZ_DAMAGE as error:
@@ -214,14 +251,16 @@ def read_trajectories(path: Path) -> Trajectories:
             f"{path}: not a readable .npz file ({error}); remove it and the predictions beside its folder, and "
             "evaluate again."
         ) from error
+    if is_of_earlier_version:
+        arrays["start_index"] = np.zeros(arrays["rows"].shape, dtype=np.int32)
     _check(arrays, str(path))
-    num_cells = int(arrays.pop("num_cells"))
-    return Trajectories(**arrays, num_cells=num_cells)
+    num_cells, offsets = int(arrays.pop("num_cells")), arrays.pop("starts")
+    return Trajectories(**arrays, offsets=offsets, num_cells=num_cells)
 
 
 def _check(arrays: dict[str, NDArray], source: str) -> None:
-    for name, (dtype, num_axes) in _FIELDS.items():
-        array = arrays[name]
+    for name, array in arrays.items():
+        dtype, num_axes = _FIELDS[name]
         if array.dtype != dtype or array.ndim != num_axes:
             axes = "without axes" if num_axes == 0 else "with one axis"
             raise InputError(
@@ -230,7 +269,7 @@ def _check(arrays: dict[str, NDArray], source: str) -> None:
     rows, num_segments, starts, cells = (arrays[name] for name in ("rows", "num_segments", "starts", "cells"))
     total = int(num_segments.sum(dtype=np.int64))
     lengths = {
-        "num_segments": len(rows),
+        **{name: len(rows) for name in (*_NEW_FIELDS, "num_segments") if name in arrays},
         **dict.fromkeys(VALUES, total),
         "starts": total + 1,
         "tokens": len(cells),
@@ -243,16 +282,47 @@ def _check(arrays: dict[str, NDArray], source: str) -> None:
     if is_sound:
         new_segment[starts] = True
     rising = np.diff(cells.astype(np.int64)) > 0
+    inputs = rows[:: _check_starts(arrays, source)]
     wrong = {
-        "rows": (rows.min(initial=0) < 0 or len(np.unique(rows)) < len(rows), "negative or doubled"),
-        "num_segments": (num_segments.min(initial=1) < 1, "below 1"),
+        "rows": (
+            bool(inputs.min(initial=0) < 0) or len(np.unique(inputs)) < len(inputs),
+            "negative or doubled",
+        ),
+        "num_segments": (bool(num_segments.min(initial=1) < 1), "below 1"),
         "num_cells": (not 1 <= arrays["num_cells"] <= _MAX_CELLS, f"not 1 to {_MAX_CELLS}"),
         "starts": (not is_sound, f"not ascending from 0 to {len(cells)}, the number of cells"),
         "cells": (
-            cells.max(initial=0) >= arrays["num_cells"] or not (rising | new_segment[1:-1]).all(),
+            bool(cells.max(initial=0) >= arrays["num_cells"]) or not (rising | new_segment[1:-1]).all(),
             f"not ascending within a segment, or not below {arrays['num_cells']}",
         ),
     }
+    _refuse(wrong, source)
+
+
+def _check_starts(arrays: dict[str, NDArray], source: str) -> int:
+    """Return how many starts each input has."""
+    start_index = arrays["start_index"]
+    num_starts = int(start_index.max(initial=0)) + 1
+    first = np.arange(len(start_index)) // num_starts * num_starts
+    is_whole = len(start_index) % num_starts == 0
+    wrong = {
+        "start_index": (
+            not (is_whole and np.array_equal(start_index, np.arange(len(start_index)) % num_starts)),
+            f"not 0 to {num_starts - 1} of each input, in order",
+        )
+    }
+    for name in ("rows", "puzzle_identifiers", "example_index"):
+        if name in arrays:
+            wrong[name] = (
+                not np.array_equal(arrays[name], arrays[name][first]),
+                "not those of the input's first start",
+            )
+    _refuse(wrong, source)
+    return num_starts
+
+
+def _refuse(wrong: Mapping[str, tuple[bool, str]], source: str) -> None:
+    """Raise InputError for the first field that is wrong, with what its entries are."""
     for name, (is_wrong, why) in wrong.items():
         if is_wrong:
             raise InputError(

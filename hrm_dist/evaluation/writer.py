@@ -68,15 +68,19 @@ class PredictionWriter:
 
     def _write(self, path: Path, answers: Finished) -> None:
         rows, batch = answers.rows.astype(np.int32), self._reader.take(answers.rows)
+        puzzle_identifiers, example_index = (
+            batch[name].numpy() for name in ("puzzle_identifiers", "example_index")
+        )
         if self._keeps_trajectories:
             # First, since a prediction file that is there is complete.
-            write_trajectories(segments_file(path), rows, answers.trajectories, answers.preds.shape[1])
+            keys, num_cells = (rows, puzzle_identifiers, example_index), answers.preds.shape[1]
+            write_trajectories(segments_file(path), *keys, answers.trajectories, num_cells)
         predictions = Predictions(
-            batch["puzzle_identifiers"].numpy(),
+            puzzle_identifiers,
             batch["inputs"].numpy(),
             answers.preds,
             answers.q_halt_logits,
-            batch["example_index"].numpy(),
+            example_index,
             self._checkpoint_id,
             rows=rows,
             num_segments=answers.num_segments,

@@ -157,7 +157,7 @@ def test_every_segment_s_answer_can_be_kept(
     rule = HaltingRule.parse("unchanged:2")
     answering = Answering(segment, reader, rule, MAX_SEGMENTS, lag=lag, keeps_trajectories=True)
     got = finished(answering, np.arange(NUM_ROWS))
-    for row, trajectory in enumerate(got.trajectories):
+    for row, [trajectory] in enumerate(got.trajectories):
         answers = replayed(trajectory, got.preds.shape[1])
         np.testing.assert_array_equal(answers, alone.preds[: got.num_segments[row], row])
 

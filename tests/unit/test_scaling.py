@@ -60,13 +60,15 @@ def run(model: ACTModel, reader: TestReader, rule: str) -> Finished:
 def write(path: Path, reader: TestReader, got: Finished, order: NDArray[np.int64]) -> None:
     """Write some rows of what was answered, with their segments."""
     batch, rows = reader.take(got.rows[order]), got.rows[order].astype(np.int32)
-    write_trajectories(segments_file(path), rows, [got.trajectories[i] for i in order], got.preds.shape[1])
+    identifiers, examples = batch["puzzle_identifiers"].numpy(), batch["example_index"].numpy()
+    trajectories = [got.trajectories[i] for i in order]
+    write_trajectories(segments_file(path), rows, identifiers, examples, trajectories, got.preds.shape[1])
     predictions = Predictions(
-        batch["puzzle_identifiers"].numpy(),
+        identifiers,
         batch["inputs"].numpy(),
         got.preds[order],
         got.q_halt_logits[order],
-        batch["example_index"].numpy(),
+        examples,
         rows=rows,
         num_segments=got.num_segments[order],
     )
@@ -119,7 +121,7 @@ def teach(reader: TestReader, out: Path) -> Path:
         is_wrong = (rng.random(truth.shape) < 0.1) & (rng.random((len(truth), 1)) < 0.5)
         preds = np.where(is_wrong, 5, truth).astype(np.uint8)
         recorder.add(everywhere, everywhere if n == 0 else ~everywhere, preds, *zeros)
-    trajectories = [recorder.take(slot) for slot in range(len(truth))]
+    trajectories = [(recorder.take(slot),) for slot in range(len(truth))]
     num_segments = np.full(len(truth), MAX_SEGMENTS, dtype=np.int32)
     got = Finished(np.arange(len(truth)), num_segments, preds, zeros[0], zeros[0], trajectories)
     write(out / "predictions_00000.npz", reader, got, rng.permutation(len(truth)))

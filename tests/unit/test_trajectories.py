@@ -1,6 +1,7 @@
 """Trajectories: what is read of them is what the slots answered, segment by segment; damage is named."""
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from hrm_dist.evaluation.trajectories import (
     segments_file,
     write_trajectories,
 )
+
+FIELDS = ["starts" if name == "offsets" else name for name in Trajectories._fields]
 
 
 class Input(NamedTuple):
@@ -71,6 +74,14 @@ def record(inputs: list[Input], num_slots: int, num_cells: int) -> tuple[list[in
     return rows, trajectories
 
 
+def write(
+    path: Path, rows: Sequence[int], trajectories: Sequence[Sequence[Trajectory]], num_cells: int
+) -> None:
+    """Write trajectories of inputs whose puzzle and example follow from the row."""
+    of_input = np.array(rows, dtype=np.int32)
+    write_trajectories(path, of_input, of_input // 2 + 5, of_input % 2, trajectories, num_cells)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -90,10 +101,11 @@ def test_what_is_read_is_what_the_slots_answered(
     inputs = draw_inputs(np.random.default_rng(seed), num, num_cells, max_segments)
     rows, trajectories = record(inputs, num_slots, num_cells)
     path = tmp_path_factory.mktemp("of") / "segments.npz"
-    write_trajectories(path, np.array(rows, dtype=np.int32), trajectories, num_cells)
+    write(path, rows, [(one,) for one in trajectories], num_cells)
     read = read_trajectories(path)
     finished = [inputs[row] for row in rows]
     assert read.rows.tolist() == rows
+    assert read.num_starts == 1
     assert read.num_segments.tolist() == [len(one.preds) for one in finished]
     answers = [answer.copy() for answer in read.answers()]
     assert len(answers) == max((len(one.preds) for one in finished), default=0)
@@ -152,8 +164,64 @@ def written(tmp_path: Path) -> Path:
     inputs = draw_inputs(np.random.default_rng(0), 4, num_cells=9, max_segments=5)
     rows, trajectories = record(inputs, num_slots=2, num_cells=9)
     path = tmp_path / "segments.npz"
-    write_trajectories(path, np.array(rows, dtype=np.int32), trajectories, num_cells=9)
+    write(path, rows, [(one,) for one in trajectories], num_cells=9)
     return path
+
+
+@pytest.fixture
+def of_starts(tmp_path: Path) -> Path:
+    """Six trajectories: three starts of each of two inputs."""
+    inputs = draw_inputs(np.random.default_rng(0), 6, num_cells=9, max_segments=5)
+    rows, trajectories = record(inputs, num_slots=2, num_cells=9)
+    in_order = [trajectories[rows.index(row)] for row in range(6)]
+    path = tmp_path / "segments.npz"
+    write(path, [7, 2], [in_order[:3], in_order[3:]], num_cells=9)
+    return path
+
+
+def test_the_starts_of_an_input_follow_each_other(of_starts: Path) -> None:
+    inputs = draw_inputs(np.random.default_rng(0), 6, num_cells=9, max_segments=5)
+    read = read_trajectories(of_starts)
+    assert read.num_starts == 3
+    assert read.rows.tolist() == [7, 7, 7, 2, 2, 2]
+    assert read.start_index.tolist() == [0, 1, 2, 0, 1, 2]
+    assert read.puzzle_identifiers is not None
+    assert read.puzzle_identifiers.tolist() == [8, 8, 8, 6, 6, 6]
+    assert read.example_index is not None
+    assert read.example_index.tolist() == [1, 1, 1, 0, 0, 0]
+    *_, last = read.answers()
+    np.testing.assert_array_equal(last, [one.preds[-1] for one in inputs])
+
+
+def test_a_file_of_an_earlier_version_has_one_start(written: Path) -> None:
+    now = read_trajectories(written)
+    new = ("start_index", "puzzle_identifiers", "example_index")
+    save(written, {name: array for name, array in arrays_of(written).items() if name not in new})
+    earlier = read_trajectories(written)
+    assert earlier.num_starts == 1
+    assert earlier.puzzle_identifiers is None
+    assert earlier.example_index is None
+    for name in Trajectories._fields[:-2]:
+        np.testing.assert_array_equal(getattr(earlier, name), getattr(now, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("start_index", [0, 1, 2, 0, 1, 1]),
+        ("start_index", [0, 1, 2, 0, 1, -1]),
+        ("start_index", [0, 1, 2, 0, 2, 1]),
+        ("start_index", [0, 1, 2, 3, 0, 1]),  # four of the first input, two of the second
+        ("rows", [7, 7, 2, 2, 2, 2]),
+        ("rows", [7, 7, 7, 7, 7, 7]),
+        ("puzzle_identifiers", [8, 8, 8, 6, 6, 8]),
+        ("example_index", [1, 0, 1, 0, 0, 0]),
+    ],
+)
+def test_starts_that_differ_between_inputs_are_refused(of_starts: Path, name: str, values: list[int]) -> None:
+    save(of_starts, arrays_of(of_starts) | {name: np.array(values, dtype=np.int32)})
+    with pytest.raises(InputError, match=f"{of_starts}: {name} has entries"):
+        read_trajectories(of_starts)
 
 
 def save(path: Path, arrays: dict[str, NDArray]) -> None:
@@ -165,7 +233,7 @@ def arrays_of(path: Path) -> dict[str, NDArray]:
         return {name: archive[name] for name in archive.files}
 
 
-@pytest.mark.parametrize("name", Trajectories._fields)
+@pytest.mark.parametrize("name", FIELDS)
 def test_a_field_that_is_missing_or_of_another_type_is_named(written: Path, name: str) -> None:
     arrays = arrays_of(written)
     save(written, {key: value for key, value in arrays.items() if key != name})
@@ -209,7 +277,7 @@ def test_a_row_without_a_segment_is_refused(written: Path) -> None:
 
 def test_fields_of_different_lengths_are_refused(written: Path) -> None:
     arrays = arrays_of(written)
-    for name in ("num_segments", "residuals", "starts", "tokens"):
+    for name in ("start_index", "example_index", "num_segments", "residuals", "starts", "tokens"):
         save(written, arrays | {name: arrays[name][:-1]})
         with pytest.raises(InputError, match="entries; it must have"):
             read_trajectories(written)
