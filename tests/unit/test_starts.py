@@ -1,0 +1,140 @@
+"""Several starts of an input: the choice is a function of their trajectories, whatever runs beside them."""
+
+import math
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from hrm_dist.evaluation.continuous import Ended, Finished, InOrder
+from hrm_dist.evaluation.starts import CHOICES, Choice, Starts
+
+NUM_ROWS, MAX_SEGMENTS = 5, 4
+NAN = math.nan
+
+
+class Told(NamedTuple):
+    """What each start of each row would say, if it ran to its end."""
+
+    num_segments: NDArray[np.int64]  # [rows, starts]
+    q: NDArray[np.float32]
+    residuals: NDArray[np.float32]
+    answers: NDArray[np.int64]
+
+    @property
+    def num_starts(self) -> int:
+        return self.q.shape[1]
+
+
+def told(num_starts: int, seed: int) -> Told:
+    """Few values, so that ties are frequent, some lost."""
+    rng = np.random.default_rng(seed)
+    shape = NUM_ROWS, num_starts
+    q = rng.choice([-1.0, 0.5, 2.0, NAN], shape, p=[0.3, 0.3, 0.3, 0.1])
+    residuals = rng.choice([0.1, 0.2, math.inf, NAN], shape)
+    chances = rng.dirichlet([1.5, 0.7, 0.4])
+    return Told(
+        rng.integers(1, MAX_SEGMENTS + 1, shape),
+        q.astype(np.float32),
+        residuals.astype(np.float32),
+        rng.choice(3, shape, p=chances),
+    )
+
+
+def ended(told: Told, finished: list[int], going_on: dict[int, int]) -> Ended:
+    """What `Answering` tells of starts that finished, and of those that go on."""
+    numbers = np.array(finished, dtype=np.int64)
+    rows, starts = numbers // told.num_starts, numbers % told.num_starts
+    preds = np.repeat(told.answers[rows, starts].astype(np.uint8)[:, None] + 2, 4, axis=1)
+    q = told.q[rows, starts]
+    num_segments = told.num_segments[rows, starts].astype(np.int32)
+    # Of each its number, to know it by.
+    log_probs = -starts.astype(np.float32)
+    answers = Finished(numbers, num_segments, preds, q, log_probs, [])
+    others = np.array(list(going_on), dtype=np.int64)
+    return Ended(
+        answers, told.residuals[rows, starts], others, np.array(list(going_on.values()), dtype=np.int32)
+    )
+
+
+class Outcome(NamedTuple):
+    chosen: dict[int, int]  # row -> start
+    num_segments: int
+    num_dropped: int
+
+
+def run(told: Told, choice: Choice, num_slots: int, seed: int) -> Outcome:
+    """Let slots run at any pace; nobody but Starts says who comes next, and who is of no more interest."""
+    rng = np.random.default_rng(seed)
+    starts = Starts(InOrder(np.arange(NUM_ROWS)), told.num_starts, choice, MAX_SEGMENTS, has_grids=True)
+    running: dict[int, int] = {}
+    chosen: dict[int, int] = {}
+    while True:
+        running |= dict.fromkeys(starts.take(num_slots - len(running)).tolist(), 0)
+        if not running:
+            break
+        for number in [number for number in running if rng.random() < 0.6]:
+            running[number] += 1
+        seen = {number: n for number, n in running.items() if n}
+        finished = [n for n, most in seen.items() if most == told.num_segments.flat[n]]
+        going_on = {number: n for number, n in seen.items() if number not in finished}
+        got = starts.add(ended(told, finished, going_on))
+        assert chosen.keys().isdisjoint(got.rows.tolist())
+        chosen |= dict(zip(got.rows.tolist(), (-got.log_probs).tolist(), strict=True))
+        numbers = np.array([number for number in running if number not in finished], dtype=np.int64)
+        most = starts.most_segments(numbers)
+        running = {
+            n: running[n]
+            for n, most in zip(numbers.tolist(), most.tolist(), strict=True)
+            if running[n] < most
+        }
+    return Outcome(chosen, starts.spent.num_segments, starts.spent.num_dropped)
+
+
+def highest(scores: dict[int, float]) -> int:
+    """The lowest number of the highest score; NaN is no score, unless there is no other."""
+    known = {start: score for start, score in scores.items() if not math.isnan(score)}
+    return min(start for start in known if known[start] == max(known.values())) if known else min(scores)
+
+
+def plainly_chosen(told: Told, choice: Choice, row: int) -> int:
+    """The start that is chosen, from the ends of all trajectories."""
+    q = dict(enumerate(told.q[row].tolist()))
+    num_segments, answers = told.num_segments[row].tolist(), told.answers[row].tolist()
+    sound = [start for start in q if not math.isnan(q[start])]
+    if choice == "residual":
+        return highest({k: NAN if math.isnan(q[k]) else -float(told.residuals[row, k]) for k in q})
+    if choice == "first":
+        halted = [(num_segments[k], k) for k in sound if num_segments[k] < MAX_SEGMENTS]
+        return min(halted)[1] if halted else highest(q)
+    if choice == "vote":
+        for num_voted in range(1, len(q) + 1):
+            voters = [k for k in sound if k < num_voted]
+            counts = Counter(answers[k] for k in voters)
+            num_left = len(q) - num_voted
+            for leader, most in counts.items():
+                if all(most > counts[other] + num_left for other in (*(set(counts) - {leader}), "unseen")):
+                    return highest({k: q[k] for k in voters if answers[k] == leader})
+        tied = [k for k in sound if counts[answers[k]] == max(counts.values())]
+        return highest({k: q[k] for k in tied} or q)
+    return highest(q)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@given(
+    num_starts=st.integers(2, 9),
+    num_slots=st.integers(1, 60),
+    seed=st.integers(0, 2**32),
+    order=st.integers(0, 2**32),
+)
+@settings(max_examples=150, deadline=None)
+def test_the_choice_is_that_of_all_trajectories_in_any_order(
+    choice: Choice, num_starts: int, num_slots: int, seed: int, order: int
+) -> None:
+    world = told(num_starts, seed)
+    expected = {row: plainly_chosen(world, choice, row) for row in range(NUM_ROWS)}
+    assert run(world, choice, num_slots, order).chosen == expected
