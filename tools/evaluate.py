@@ -10,6 +10,18 @@ answers; tools.scaling shows by how much):
     python -m tools.evaluate CHECKPOINT --data data/sudoku --out predictions --max-segments 64 --halting learned
     python -m tools.evaluate CHECKPOINT --data data/arc1 --out predictions --vote-until exact
 
+A model may also try several times, from random states or with noise that changes its way, whether or not it was
+trained with it; then one of its answers is chosen, and what can no longer be chosen is dropped:
+
+    python -m tools.evaluate CHECKPOINT --data data/sudoku --out predictions --starts 16 --segment-noise 0.3
+    python -m tools.evaluate CHECKPOINT --data data/sudoku --out predictions --starts 16 --initial-states random \
+        --choose residual
+    python -m tools.evaluate CHECKPOINT --data data/sudoku --out predictions --starts 16 --segment-noise 0.3 \
+        --halting learned --choose first
+
+--choose takes the answer of highest q (q), the most frequent (vote), the first to halt (first) or the one whose state
+changed least at last (residual). The same --noise-seed gives the same answers, in any batch and on any number of GPUs.
+
 An example that is finished makes room for the next at once. --vote-until goes through the augmentations of each ARC
 task in rounds, and stops where the vote on a test input is settled: exact (the first two answers can no longer change;
 it saves little, since a second place is long open), or as tools.calibrate_vote has found on other tasks.
@@ -63,17 +75,28 @@ from hrm_dist.evaluation.evaluate import score_fn
 from hrm_dist.evaluation.fill_folder import Noted, Share, planned_inputs
 from hrm_dist.evaluation.halting import HALTING_HELP, HaltingRule
 from hrm_dist.evaluation.load_model import load_model, refuse_other_dataset
-from hrm_dist.evaluation.output_dir import Evaluation, agree, claim, cut_of_tasks, rows_per_file
+from hrm_dist.evaluation.output_dir import (
+    RANDOMNESS,
+    Evaluation,
+    agree,
+    claim,
+    cut_of_tasks,
+    rows_per_file,
+)
 from hrm_dist.evaluation.predictions import Predictions, read_prediction_file
 from hrm_dist.evaluation.puzzle_scores import summary, summary_text
 from hrm_dist.evaluation.scores import SCORES_FILE
 from hrm_dist.evaluation.segment import EvaluationSegment
+from hrm_dist.evaluation.starts import CHOICES, MAX_STARTS
 from hrm_dist.evaluation.stopping import RULES, Calibration, parse_vote_rule, read_calibration
 from hrm_dist.freed_memory import keep_freed_memory
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.flops import evaluation_flops_per_sequence, matmul_rate
 from hrm_dist.model.kernels import require_c_compiler
 from hrm_dist.model.network import Network
+
+_MAX_NOISE = 10.0
+"""Of ArchConfig."""
 
 _SAMPLE = 1024
 """Inputs whose lengths stand for those of all, where padding is not computed."""
@@ -116,6 +139,20 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="RULE",
         help=f"when the vote on a test input is settled: {RULES}",
     )
+    add(
+        "--starts",
+        type=int,
+        default=1,
+        metavar="K",
+        help="tries per example, one of which answers (%(default)s)",
+    )
+    add("--choose", choices=CHOICES, help="which of several tries answers (q)")
+    add("--initial-states", choices=("fixed", "random"), help="what a try begins with (as trained)")
+    add("--segment-noise", type=float, metavar="X",
+        help="standard deviation of what is added to the answer's state before every segment (as trained)")  # fmt: skip
+    add("--update-noise", type=float, metavar="X",
+        help="standard deviation of what every update adds to its state (as trained)")  # fmt: skip
+    add("--noise-seed", type=int, default=0, metavar="N", help="other numbers give other tries (%(default)s)")
     add("--against", type=path_argument, metavar="DIR",
         help="other predictions of the same inputs: tell which answers differ, and the score")  # fmt: skip
     add("--batch-size", type=int, default=64, metavar="N", help="examples at a time (%(default)s)")
@@ -130,11 +167,59 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}.")
     options.halting = HaltingRule.parse(options.halting)
+    _check_starts(options)
     rule_text = options.vote_until
     options.vote_until = parse_vote_rule(rule_text)
     is_file = str(options.vote_until) != rule_text and Path(rule_text).is_file()
     options.calibration = read_calibration(Path(rule_text)) if is_file else None
     return options
+
+
+def _check_starts(options: argparse.Namespace) -> None:
+    """Raise InputError for tries that cannot be, whatever the model."""
+    if not 1 <= options.starts <= MAX_STARTS:
+        raise InputError(f"--starts {options.starts}: must be from 1 to {MAX_STARTS:,}.")
+    for name in ("segment_noise", "update_noise"):
+        value = getattr(options, name)
+        if value is not None and not 0 <= value <= _MAX_NOISE:
+            raise InputError(
+                f"--{name.replace('_', '-')} {value:g}: must be from 0 to {_MAX_NOISE:g}; the states have a root mean "
+                "square of about 1."
+            )
+    if not 0 <= options.noise_seed < 2**63:
+        raise InputError(f"--noise-seed {options.noise_seed}: must be from 0 to 2^63 - 1.")
+    if options.starts == 1:
+        if options.choose is not None:
+            raise InputError(
+                f"--choose {options.choose}: there is one try of each example to choose from; give --starts K."
+            )
+        return
+    options.choose = options.choose or "q"
+    if options.choose == "first" and options.halting.kind == "none":
+        raise InputError(
+            "--choose first: with --halting none no try halts before the others; give a rule, such as --halting "
+            "learned, or choose by something else."
+        )
+
+
+def _changed_randomness(options: argparse.Namespace, arch: ArchConfig) -> dict[str, Any]:
+    """Return what is random otherwise than in training; raise InputError for what cannot be of this architecture."""
+    asked_for = {name: getattr(options, name) for name in RANDOMNESS}
+    changed = {name: value for name, value in asked_for.items() if value not in (None, getattr(arch, name))}
+    states = arch.description.states
+    if not states and (changed or options.choose == "residual"):
+        option = "--choose residual" if not changed else f"--{next(iter(changed)).replace('_', '-')}"
+        raise InputError(
+            f"{option}: architecture {arch.name} carries no state from one segment to the next; leave it out."
+        )
+    is_random = ArchConfig.model_validate({**arch.model_dump(), **changed}).is_random
+    if not is_random and (options.starts > 1 or options.noise_seed):
+        option = f"--starts {options.starts}" if options.starts > 1 else f"--noise-seed {options.noise_seed}"
+        raise InputError(
+            f"{option}: nothing is random, so that all tries of an example would be the same; give --segment-noise X, "
+            "--update-noise X or --initial-states random."
+        )
+    return changed
 
 
 def evaluation_asked_for(
@@ -162,6 +247,7 @@ def evaluation_asked_for(
             "note: the model was trained with halting: fixed, so its Q-head has never decided when to halt; "
             "tools.scaling shows what this rule costs"
         )
+    changed = _changed_randomness(options, arch)
     cut = None
     if options.vote_until.name != "none":
         if score_fn(reader.info.kind) is None:
@@ -183,6 +269,10 @@ def evaluation_asked_for(
         max_segments=options.max_segments or arch.halt_max_steps,
         halting=str(options.halting),
         every_segment=options.every_segment,
+        starts=options.starts,
+        choose=options.choose,
+        noise_seed=options.noise_seed,
+        **changed,
         vote_rule=str(options.vote_until),
         calibration=options.calibration,
         cut=cut,
@@ -229,8 +319,11 @@ def _fill(
         collectives.run_on_rank0(lambda: _plan_again(evaluation, out, reader))
         return evaluation, 0, True
     metadata = reader.info.metadata("train")
-    ema = options.weights == "ema"
-    model = load_model(options.checkpoint, options.data, metadata, ema=ema, device=world.device)
+    overrides = {name: value for name in RANDOMNESS if (value := getattr(evaluation, name)) is not None}
+    model = load_model(
+        options.checkpoint, options.data, metadata,
+        ema=options.weights == "ema", device=world.device, overrides=overrides,
+    )  # fmt: skip
     evaluation = collectives.run_on_rank0(lambda: _claim(out, asked, part, reader))
     # Listed once for all ranks: one that looked later would already see files of the others.
     todo = collectives.run_on_rank0(lambda: _missing(evaluation, out, part))
@@ -238,7 +331,7 @@ def _fill(
     rule = HaltingRule.parse(evaluation.halting)
     answering = Answering(
         segment, reader, rule, evaluation.max_segments or model.arch.halt_max_steps,
-        keeps_trajectories=evaluation.every_segment,
+        keeps_trajectories=evaluation.every_segment, num_starts=evaluation.starts, noise_seed=evaluation.noise_seed,
     )  # fmt: skip
     units = Part(world.rank, world.world_size).share(todo)
     share = Share(out, evaluation, reader, options.data, units)
@@ -319,8 +412,9 @@ def _segment(
         model.network.compile_parts(with_ends=True)
         _say("compiling: the first batch takes a minute or so")
     # As many however many ranks share a part, so that they give the same bits.
-    slots = min(options.batch_size, -(-evaluation.num_rows // options.part.count))
-    residuals = evaluation.every_segment or HaltingRule.parse(evaluation.halting).kind == "residual"
+    slots = min(options.batch_size, -(-evaluation.num_rows // options.part.count) * evaluation.starts)
+    rules = (HaltingRule.parse(evaluation.halting).kind, evaluation.choose)
+    residuals = evaluation.every_segment or "residual" in rules
     return EvaluationSegment(
         model, slots, device, records=on_gpu, has_grids=score_fn(reader.info.kind) is not None,
         residuals=residuals and bool(model.arch.description.states),
@@ -349,7 +443,7 @@ def _predict_together(
             progress.update(noted.num_rows)
             if not is_warm and answering.num_launched >= _WARM_UP_SEGMENTS[world.device.type]:
                 is_warm, start, num_before = True, time.monotonic(), answering.num_launched
-                of_answers_before = total.num_segments + answering.num_segments_under_way
+                of_answers_before = total.num_segments + share.num_segments_not_noted(answering)
             if not poll.stop:
                 poll = stop.poll(is_working=True)
             if poll.stop:
@@ -370,7 +464,7 @@ def _tell(
     if not total.num_answers or not collectives.is_main():
         return
     per_input = total.num_segments / total.num_answers
-    print(f"{total.num_answers:,} inputs answered, {per_input:.2f} segments per input")
+    print(f"{total.num_answers:,} inputs answered, {_breadth_text(total)}{per_input:.2f} segments per input")
     num_segments, num_computed = (sum(speed[n] for _, speed in each) for n in range(2))
     seconds = max(speed.seconds for _, speed in each)
     if num_segments > 0 and seconds > 0:
@@ -385,6 +479,16 @@ def _tell(
             f"warning: {total.num_lost:,} of {total.num_answers:,} predictions are lost (q_halt_logits is NaN): the "
             "model's numbers overflow; tools.vote refuses them, or leaves them out with --leave-out-lost"
         )
+
+
+def _breadth_text(total: Noted) -> str:
+    """Return how many starts inputs had, if they had several."""
+    if not total.num_starts:
+        return ""
+    return (
+        f"{total.num_starts:,} starts, of which {total.num_dropped / total.num_starts:.1%} were dropped early; "
+        "over all starts "
+    )
 
 
 def _flops_of_segment(segment: EvaluationSegment, reader: TestReader) -> int:
@@ -446,7 +550,7 @@ def scores_of(
             name: getattr(evaluation, name)
             for name in ("checkpoint_sha256", "dataset_sha256", "planned_sha256")
         },
-        "rules": {name: getattr(evaluation, name) for name in ("halting", "max_segments", "vote_rule")},
+        "rules": evaluation.rules(),
     }
 
 

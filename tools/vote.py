@@ -306,7 +306,7 @@ def summary(result: VoteResult) -> dict[str, Any]:
     `intervals` are Wilson's of the shares of test inputs, `task_intervals` a bootstrap's over tasks, and `rules` by
     what the model stopped thinking, by what the vote on a test input did, and what a vote weighed.
     """
-    names = ("halting", "max_segments", "vote_rule")
+    names = {name: None for evaluation in result.evaluations for name in evaluation.rules()}
     return {
         "evaluated_on": result.evaluated_on,
         "trained_on": result.trained_on,

@@ -15,6 +15,7 @@ from hrm_dist.evaluation.continuous import Answering, Finished, InOrder
 from hrm_dist.evaluation.output_dir import Cut, Evaluation, block_record, write_record
 from hrm_dist.evaluation.predictions import read_prediction_file
 from hrm_dist.evaluation.proof import Planned, digests
+from hrm_dist.evaluation.starts import Starts
 from hrm_dist.evaluation.stopping import parse_vote_rule
 from hrm_dist.evaluation.writer import PredictionWriter
 
@@ -42,6 +43,10 @@ class Noted(NamedTuple):
     num_answers: int = 0
     num_segments: int = 0
     num_lost: int = 0
+    num_starts: int = 0
+    """Of inputs that have several."""
+    num_dropped: int = 0
+    """Of these, those that did not run to their end since another was certain to be chosen."""
 
     @classmethod
     def of(cls, answers: Finished, num_rows: int) -> Self:
@@ -62,7 +67,7 @@ class Share:
         self, out: Path, evaluation: Evaluation, reader: TestReader, data_path: Path, units: Sequence[Path]
     ) -> None:
         """units: some of `evaluation.units(out)`."""
-        self._out, self._reader = out, reader
+        self._evaluation = evaluation
         self._vote: _Vote | None = None
         if evaluation.cut is None:
             ranges = evaluation.files(out)
@@ -80,13 +85,41 @@ class Share:
 
     def fill(self, answering: Answering) -> Generator[Noted]:
         """Write the files; yield what was noted after every segment, and after every file of an earlier command."""
+        starts = self._starts(answering)
         if self._vote is not None:
-            yield from self._vote.resume(self._writer)
-        for finished in answering.answers(self._queue):
-            if self._vote is None:
-                yield Noted.of(finished, self._writer.add(finished))
-            else:
-                yield self._vote.note(self._vote.rounds.add(finished), self._writer)
+            for noted in self._vote.resume(self._writer):
+                # A file does not say how far starts ran that were not chosen.
+                yield noted if starts is None else Noted(noted.num_rows)
+        if starts is None:
+            for finished in answering.answers(self._queue):
+                yield self._note(finished, None)
+        else:
+            for finished in starts.chosen(answering):
+                yield self._note(finished, starts)._replace(**starts.spent._asdict())
+
+    def num_segments_not_noted(self, answering: Answering) -> int:
+        """Return how many segments were run that will be noted when their inputs are answered."""
+        return answering.num_segments_under_way if self._evaluation.starts == 1 else 0
+
+    def _starts(self, answering: Answering) -> Starts | None:
+        """Return the queue of several starts of each row, if there are several."""
+        evaluation, choice = self._evaluation, self._evaluation.choose
+        if choice is None:
+            return None
+        return Starts(
+            self._queue, evaluation.starts, choice, answering.max_segments,
+            has_grids=answering.segment.has_grids, drops=not evaluation.every_segment,
+        )  # fmt: skip
+
+    def _note(self, finished: Finished, starts: Starts | None) -> Noted:
+        """Write what is answered."""
+        if self._vote is None:
+            return Noted.of(finished, self._writer.add(finished))
+        decided = self._vote.rounds.add(finished)
+        if starts is not None:
+            for rows in decided.left_out:
+                starts.leave_out(rows)
+        return self._vote.note(decided, self._writer)
 
 
 class _Vote:

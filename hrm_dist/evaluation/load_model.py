@@ -1,6 +1,8 @@
 """The model of a checkpoint, for prediction."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -19,11 +21,18 @@ _CPU = torch.device("cpu")
 
 
 def load_model(
-    path: Path, data_path: Path, metadata: DatasetMetadata, *, ema: bool, device: torch.device = _CPU
+    path: Path,
+    data_path: Path,
+    metadata: DatasetMetadata,
+    *,
+    ema: bool,
+    device: torch.device = _CPU,
+    overrides: Mapping[str, object] = MappingProxyType({}),
 ) -> ACTModel:
     """Return a checkpoint's model in evaluation mode, with the EMA of its weights if asked for and kept.
 
-    Raises InputError if the dataset is not the one of training. Call it on all ranks, which verify the files together.
+    overrides: fields of its architecture that shall not be as in training. Raises InputError if the dataset is not the
+    one of training. Call it on all ranks, which verify the files together.
     """
     checkpoint = open_checkpoint(path)
     refuse_other_dataset(path, checkpoint.state, data_path, metadata)
@@ -31,7 +40,7 @@ def load_model(
     windows = None
     if config.get("padding") == "skip":
         windows = torch.from_numpy(_windows_of_training(path, checkpoint.state, data_path))
-    model = ACTModel(ArchConfig.model_validate(config["arch"]), metadata, windows=windows)
+    model = ACTModel(ArchConfig.model_validate({**config["arch"], **overrides}), metadata, windows=windows)
     tensors = checkpoint.tensors("model")
     if ema:
         tensors |= checkpoint.tensors("ema")

@@ -12,7 +12,7 @@ DIR/  evaluation.json               what the predictions are of, by which rules,
 import os
 import socket
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -29,6 +29,10 @@ _NUM_FILES, _FEW_ROWS, _MOST_ROWS = 16, 128, 1024
 
 
 _NOT_COMPARED = ("rows_per_file", "cut", "calibration")
+RANDOMNESS = ("initial_states", "segment_noise", "update_noise")
+"""Fields of the architecture that an evaluation may change."""
+_RULES = ("halting", "max_segments", "vote_rule")
+_RULES_OF_STARTS = ("starts", "choose", *RANDOMNESS, "noise_seed")
 _MAY_BE_ABSENT = ("checkpoint_sha256", "dataset_sha256", "subset", "planned_sha256", "max_segments")
 
 
@@ -59,6 +63,15 @@ class Evaluation(Strict):
     halting: str = "none"
     """As HaltingRule spells it."""
     every_segment: bool = False
+    starts: int = Field(default=1, ge=1)
+    """Of each input."""
+    choose: Literal["q", "vote", "first", "residual"] | None = None
+    """Which of several starts answers; see starts.py."""
+    # None: as the model was trained.
+    initial_states: Literal["fixed", "random"] | None = None
+    segment_noise: float | None = None
+    update_noise: float | None = None
+    noise_seed: int = 0
     vote_rule: str = "none"
     """When the vote on a test input is settled, as VoteRule spells it."""
     calibration: Calibration | None = None
@@ -69,6 +82,13 @@ class Evaluation(Strict):
     def knows_less(self, name: str, value: object) -> bool:
         """Return whether a field differs only since this record, or who asks, does not have it."""
         return name in _MAY_BE_ABSENT and (value is None or getattr(self, name) is None)
+
+    def rules(self) -> dict[str, Any]:
+        """Return how answers come about; of starts and what is random, what differs from a plain evaluation."""
+        fields = type(self).model_fields
+        of_starts = {name: getattr(self, name) for name in _RULES_OF_STARTS}
+        changed = {name: value for name, value in of_starts.items() if value != fields[name].default}
+        return {name: getattr(self, name) for name in _RULES} | changed
 
     def files(self, out: Path) -> dict[Path, range]:
         """Return all files, in order, and the rows of the test split in each; not of an adaptive vote."""

@@ -76,7 +76,7 @@ class EvaluationSegment:
         the state that answers are read from.
         """
         self.model, self.num_slots = model, num_slots
-        self._has_grids, self._has_residuals = has_grids, residuals
+        self.has_grids, self._has_residuals = has_grids, residuals
         tokens = Spec((num_slots, model.seq_len - model.arch.prefix_len), torch.uint8)
         self._inputs = HostInputs(
             {
@@ -145,7 +145,7 @@ class EvaluationSegment:
         carry, outputs = self.model(begun, self._batch(), num_rows=num_rows, noise_keys=noise_keys)
         logits = outputs["logits"]
         preds = logits.argmax(-1).to(torch.uint8)
-        cells = grid_cells(preds) if self._has_grids else torch.ones_like(preds, dtype=torch.bool)
+        cells = grid_cells(preds) if self.has_grids else torch.ones_like(preds, dtype=torch.bool)
         answer = torch.where(cells, preds, 0)
         is_same = ~refill & (answer == self._answer).all(1)
         self.num_unchanged.copy_(torch.where(is_same, self.num_unchanged + 1, 0))

@@ -37,7 +37,14 @@ class _ByScore:
         """After how many segments each can be chosen no longer, unless it has halted; 0 where it has ended."""
         self.num_segments = np.zeros(num_starts, dtype=np.int64)
         """That each was seen to have run."""
+        self.num_queued = 0
+        """Of the first starts."""
         self._scores = [np.nan] * num_starts
+
+    @property
+    def num_needed(self) -> int:
+        """Return how many starts it takes to choose, at the least: these first ones."""
+        return len(self._scores)
 
     def end(self, start: int, answer: Finished, score: float, vote: bytes) -> None:
         """Take what a start answers in the end; its score is NaN if its numbers are lost."""
@@ -60,6 +67,21 @@ class _ByVote(_ByScore):
         self._counts = Counter[bytes]()
         self._num_counted = 0  # of the first starts, in order
 
+    @property
+    def num_needed(self) -> int:
+        # If the leader gets all of them.
+        return self._num_counted + (self._num_left - self._lead) // 2 + 1
+
+    @property
+    def _num_left(self) -> int:
+        return len(self._scores) - self._num_counted
+
+    @property
+    def _lead(self) -> int:
+        """How many votes the leader is ahead of all others, those that nobody has voted for yet included."""
+        most, second = (*(count for _, count in self._counts.most_common(2)), 0, 0)[:2]
+        return most - second
+
     def end(self, start: int, answer: Finished, score: float, vote: bytes) -> None:
         super().end(start, answer, score, vote)
         self._votes[start] = None if np.isnan(score) else vote
@@ -70,9 +92,8 @@ class _ByVote(_ByScore):
             self._num_counted += 1
             if vote is not None:
                 self._counts[vote] += 1
-            most, second = (*(count for _, count in self._counts.most_common(2)), 0, 0)[:2]
-            num_left = len(self._scores) - self._num_counted
-            if most - second > num_left or not num_left:
+            if self._lead > self._num_left or not self._num_left:
+                most = max(self._counts.values(), default=0)
                 gave_it = [
                     self._counts[self._votes[start] or b""] == most for start in range(self._num_counted)
                 ]
@@ -119,27 +140,40 @@ CHOICES: tuple[Choice, ...] = tuple(_KINDS)
 
 
 class Spent(NamedTuple):
-    """What the starts took."""
+    """What a segment took, and what came of it."""
 
-    num_segments: int = 0
-    """Of all starts, the dropped ones included."""
-    num_dropped: int = 0
-    """Starts that did not run to their end, or not at all, since another was certain to be chosen."""
+    num_segments: int
+    """Of all starts, those that will be dropped included."""
+    num_starts: int
+    """Of the inputs whose choice has become certain."""
+    num_dropped: int
+    """Of these starts, those that did not run to their end."""
 
 
 class Starts:
     """The queue of the starts of another queue's rows, numbered row * num_starts + start."""
 
     def __init__(
-        self, queue: Queue, num_starts: int, choice: Choice, max_segments: int, *, has_grids: bool
+        self,
+        queue: Queue,
+        num_starts: int,
+        choice: Choice,
+        max_segments: int,
+        *,
+        has_grids: bool,
+        drops: bool = True,
     ) -> None:
-        """has_grids: whether an answer is the grid that the tokens spell, as in ARC, and not all of them."""
-        self._queue, self._num_starts, self._choice = queue, num_starts, choice
-        self._max_segments, self._has_grids = max_segments, has_grids
+        """has_grids: whether an answer is the grid that the tokens spell, as in ARC, and not all of them.
+
+        drops: whether starts are dropped that can no longer be chosen.
+        """
+        self._queue, self._num_starts = queue, num_starts
+        self._choice: Choice = choice
+        self._max_segments, self._has_grids, self._drops = max_segments, has_grids, drops
         self._open: dict[int, _ByScore] = {}
         self._next = deque[int]()
-        self.spent = Spent()
-        """So far."""
+        self.spent = Spent(0, 0, 0)
+        """Of the segment added last."""
 
     def chosen(self, answering: Answering) -> Iterator[Finished]:
         """Yield the rows whose choice has become certain after each segment, and what is chosen."""
@@ -149,18 +183,31 @@ class Starts:
     def take(self, most: int) -> NDArray[np.int64]:
         """Return the numbers of the next starts that could be chosen, at most so many."""
         taken: list[int] = []
-        while len(taken) < most:
-            if not self._next:
-                rows = self._queue.take(-(-(most - len(taken)) // self._num_starts)).tolist()
-                if not rows:
-                    break
-                for row in rows:
-                    self._open[row] = _KINDS[self._choice](self._num_starts, self._max_segments)
-                    self._next.extend(range(row * self._num_starts, (row + 1) * self._num_starts))
+        while len(taken) < most and (self._next or self._queue_more(most - len(taken))):
             number = self._next.popleft()
             if self._most_segments(number):
                 taken.append(number)
         return np.array(taken, dtype=np.int64)
+
+    def _queue_more(self, num_wanted: int) -> bool:
+        """Queue the first starts of new rows; where there are no more, those that may not be needed. False if none."""
+        for row in self._queue.take(-(-num_wanted // self._num_starts)).tolist():
+            self._open[row] = one = _KINDS[self._choice](self._num_starts, self._max_segments)
+            self._queue_starts(row, one.num_needed if self._drops else self._num_starts)
+        if not self._next:
+            for row in self._open:
+                self._queue_starts(row, self._num_starts)
+        return bool(self._next)
+
+    def _queue_starts(self, row: int, end: int) -> None:
+        """Queue the starts of a row up to one, before those of other rows if some have run."""
+        one = self._open[row]
+        new = range(row * self._num_starts + one.num_queued, row * self._num_starts + end)
+        if one.num_queued:
+            self._next.extendleft(reversed(new))
+        else:
+            self._next.extend(new)
+        one.num_queued = max(one.num_queued, end)
 
     def most_segments(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return after how many segments each of these starts can be chosen no longer, unless it has halted."""
@@ -168,27 +215,30 @@ class Starts:
 
     def _most_segments(self, number: int) -> int:
         row, start = divmod(number, self._num_starts)
-        return int(self._open[row].most_segments[start]) if row in self._open else 0
+        if row not in self._open:
+            return 0
+        return int(self._open[row].most_segments[start]) if self._drops else self._max_segments
 
     def add(self, ended: Ended) -> Finished:
         """Take what came of a segment; return the rows whose choice has become certain."""
         rows = self._note_going_on(ended) | self._note_finished(ended)
         chosen: list[Finished] = []
+        num_dropped = 0
         for row in sorted(rows):
             one = self._open[row]
-            start = one.chosen()
+            start = one.chosen() if self._drops or len(one.ended) == self._num_starts else None
             if start is None:
+                self._queue_starts(row, one.num_needed)
                 continue
             del self._open[row]
             answer = one.ended[start]._replace(rows=np.array([row]))
             if answer.trajectories:
-                of_starts = {k: ended.trajectories[0] for k, ended in sorted(one.ended.items())}
-                answer = answer._replace(trajectories=[of_starts])
+                of_all = tuple(one.ended[k].trajectories[0][0] for k in range(self._num_starts))
+                answer = answer._replace(trajectories=[of_all])
             chosen.append(answer)
-            num_dropped = self._num_starts - len(one.ended)
-            self.spent = self.spent._replace(num_dropped=self.spent.num_dropped + num_dropped)
-        num_run = len(ended.finished.rows) + len(ended.going_on)
-        self.spent = self.spent._replace(num_segments=self.spent.num_segments + num_run)
+            num_dropped += self._num_starts - len(one.ended)
+        num_segments = len(ended.finished.rows) + len(ended.going_on)
+        self.spent = Spent(num_segments, len(chosen) * self._num_starts, num_dropped)
         return Finished.joined(chosen) if chosen else ended.finished.part(slice(0))
 
     def _note_going_on(self, ended: Ended) -> set[int]:
