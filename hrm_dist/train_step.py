@@ -119,7 +119,7 @@ class TrainStep:
                 [(_, rows), *_] = self._micro_batches(size.num_micro_batches)
                 self._engine.set_requires_gradient_sync(is_last=True)
                 free_to_halt = torch.zeros_like(rows["puzzle_identifiers"])
-                carry = self._model.initial_carry(rows)
+                carry = self._model.initial_carry(rows, self._config.arch.num_chains)
                 keys = torch.zeros_like(rows["puzzle_identifiers"], dtype=torch.int64)
                 carry, outputs = self._model(carry, rows, free_to_halt, size.num_rows, keys)
                 self._engine.backward(self._segment_loss(carry, outputs)[0])

@@ -118,4 +118,4 @@ def _new_carry(model: ACTModel, num_slots: int, device: torch.device) -> Carry:
     """Return a carry all of whose slots wait for a sequence."""
     tokens = torch.zeros(num_slots, model.seq_len - model.arch.prefix_len, dtype=torch.int32, device=device)
     batch = {"inputs": tokens, "labels": tokens, "puzzle_identifiers": tokens[:, 0]}
-    return model.initial_carry(batch)
+    return model.initial_carry(batch, model.arch.num_chains)

@@ -111,6 +111,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "segment_noise": 0.0,
             "update_noise": 0.0,
             "damping": 1.0,
+            "num_chains": 1,
         },
     ),
     "looped_transformer": Architecture(

@@ -97,6 +97,9 @@ class ArchConfig(Strict):
     """Standard deviation of what every update adds to its state (EqR: 0.01)."""
     damping: float = Field(default=1.0, gt=0, le=1)
     """Share of an update's result in the new state; the rest stays as it was (EqR's lambda: 0.95)."""
+    num_chains: int = Field(default=1, ge=1, le=64)
+    """Chains of states that a sequence has in training; in each segment the one whose answer has the lowest loss is
+    trained, and no other (winner takes all, arXiv 2601.19085). Above 1 it needs something random."""
     rope_theta: float = Field(default=10000.0, gt=0)
     """Base of RoPE's wavelengths."""
     rms_norm_eps: float = Field(default=1e-5, gt=0)
@@ -152,6 +155,12 @@ class ArchConfig(Strict):
                     f"{self.num_heads} = {self.hidden_size // self.num_heads} wide; make that even by "
                     "arch.hidden_size or arch.num_heads, or set arch.pos_encodings to learned or none"
                 )
+        if self.num_chains > 1 and not self.is_random:
+            lines.append(
+                f"arch.num_chains={self.num_chains}: chains that begin alike and draw no noise stay alike; set "
+                "arch.initial_states=random (or arch.segment_noise or arch.update_noise above 0), or leave "
+                "arch.num_chains out"
+            )
         if self.puzzle_emb_ndim == 0 and self.puzzle_emb_len > 0:
             lines.append(
                 f"arch.puzzle_emb_len={self.puzzle_emb_len} keeps positions for a puzzle embedding, but "

@@ -2,7 +2,7 @@
 
 Published in arXiv 2506.21734.
 A batch slot holds one sequence for as many segments as the Q-head lets it think; when it halts, the slot
-takes the next sequence. Shapes: B sequences, S positions, T tokens, D hidden_size, V vocabulary.
+takes the next sequence. Shapes: B sequences, K chains, S positions, T tokens, D hidden_size, V vocabulary.
 """
 
 import functools
@@ -19,6 +19,7 @@ from hrm_dist.config import ArchConfig
 from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.model.initialization import InitFn, initialize, truncated_normal
 from hrm_dist.model.layers import DTYPES
+from hrm_dist.model.losses import answer_losses
 from hrm_dist.model.network import Network, Segment
 from hrm_dist.model.noise import key_of, normal
 from hrm_dist.model.noise import truncated_normal as random_numbers
@@ -44,7 +45,9 @@ def inner_carry_type(arch_name: str) -> Callable[..., Any]:
 class Carry(NamedTuple):
     """Everything a sequence takes from one segment to the next."""
 
-    inner_carry: Any  # states [B, S, D] by the names of the description, such as z_H and z_L
+    inner_carry: (
+        Any  # states [B, S, D], of chains [B, K, S, D], by the names of the description, such as z_H and z_L
+    )
     steps: Tensor  # [B] int32, segments run on the present sequence
     halted: Tensor  # [B] bool; a halted slot takes a new sequence from the next batch
     current_data: Batch
@@ -96,10 +99,14 @@ class ACTModel(nn.Module):
         for name in self.initial_states():
             init(name, truncated_normal(1.0))
 
-    def initial_carry(self, batch: Batch) -> Carry:
-        """Return a carry whose every slot has halted, so that the first call fills all slots from its batch."""
+    def initial_carry(self, batch: Batch, num_chains: int = 1) -> Carry:
+        """Return a carry whose every slot has halted, so that the first call fills all slots from its batch.
+
+        num_chains: in training `arch.num_chains`.
+        """
         size, device = len(batch["inputs"]), batch["inputs"].device
-        shape = (size, self.seq_len, self.arch.hidden_size)
+        chains = () if num_chains == 1 else (num_chains,)
+        shape = (size, *chains, self.seq_len, self.arch.hidden_size)
         states = (torch.zeros(shape, dtype=self.dtype, device=device) for _ in self.initial_states())
         return Carry(
             self._new_states(*states),
@@ -110,7 +117,7 @@ class ACTModel(nn.Module):
 
     def compile_parts(self) -> None:
         """Let what is outside of the network, and does not depend on its engine, be compiled when it first runs."""
-        for name in ("_refill", "_packing", "_position_keys", "_disturbed", "lengths"):
+        for name in ("_refill", "_packing", "_position_keys", "_disturbed", "_answer_losses", "lengths"):
             setattr(self, name, torch.compile(getattr(self, name), fullgraph=True, dynamic=False))
 
     def _is_inside(self, data: Batch) -> Tensor:
@@ -128,7 +135,7 @@ class ACTModel(nn.Module):
     def _refill(self, carry: Carry, batch: Batch, position_keys: Tensor | None = None) -> Carry:
         """Give halted slots their sequence from the batch, to start over; the batch's other rows are unused.
 
-        position_keys: [B, S] int64, of this segment, where anything is random.
+        position_keys: [B, S] int64, or of chains [B, K, S], of this segment, where anything is random.
         """
         halted = carry.halted
 
@@ -147,9 +154,19 @@ class ACTModel(nn.Module):
         data = {name: choose(batch[name], old) for name, old in carry.current_data.items()}
         return Carry(states, torch.where(halted, 0, carry.steps), halted, data)
 
+    def _segment_keys(self, noise_keys: Tensor | None, num_chains: int) -> Tensor | None:
+        """Return the keys of each position, [B, S] int64, or of chains [B, K, S]; None where nothing is random."""
+        if not self.arch.is_random:
+            return None
+        if noise_keys is None:
+            raise ValueError("the model draws random numbers; give a key for each slot (noise_keys)")
+        if num_chains > 1:
+            noise_keys = key_of(noise_keys[:, None], torch.arange(num_chains, device=noise_keys.device))
+        return self._position_keys(noise_keys)
+
     def _position_keys(self, noise_keys: Tensor) -> Tensor:
-        """Return the keys of each slot's positions, [B, S] int64, from those of the slots."""
-        return key_of(noise_keys[:, None], torch.arange(self.seq_len, device=noise_keys.device))
+        """Return the keys of each position, [..., S] int64, from those of slots or chains."""
+        return key_of(noise_keys[..., None], torch.arange(self.seq_len, device=noise_keys.device))
 
     def _disturbed(self, state: Tensor, position_keys: Tensor, packing: Packing | None) -> Tensor:
         """Return a state with the noise that comes before a segment, at the positions that are computed."""
@@ -200,12 +217,9 @@ class ACTModel(nn.Module):
         Return the carry (without gradient) and `logits` [B, T, V], `q_halt_logits` [B], `q_continue_logits`
         [B] and, in training with `act_continue`, `target_q_continue` [B].
         """
+        num_chains = next((state.shape[1] for state in carry.inner_carry if state.ndim == 4), 1)
         with torch.no_grad():  # as in evaluation, for which it is then not compiled again
-            position_keys = None
-            if self.arch.is_random:
-                if noise_keys is None:
-                    raise ValueError("the model draws random numbers; give a key for each slot (noise_keys)")
-                position_keys = self._position_keys(noise_keys)
+            position_keys = self._segment_keys(noise_keys, num_chains)
             carry = self._refill(carry, batch, position_keys)
         data = carry.current_data
         rows = self.puzzle_emb(data["puzzle_identifiers"]) if self.puzzle_emb is not None else None
@@ -213,7 +227,15 @@ class ACTModel(nn.Module):
         if self.windows is not None:
             with torch.no_grad():
                 packing = self._packing(data, num_rows or len(carry.steps) * self.seq_len)
-        segment = self._segment(carry.inner_carry, data["inputs"], rows, packing, position_keys)
+        began, of_chains = carry.inner_carry, None
+        if num_chains > 1:
+            assert position_keys is not None
+            with torch.no_grad():
+                of_chains, winners = self._compete(began, data, rows, packing, position_keys)
+                began = self._new_states(*(_of_chain(state, winners) for state in began))
+                position_keys = _of_chain(position_keys, winners)
+        # Of chains the winner once more, with gradient: so memory is that of one.
+        segment = self._segment(began, data["inputs"], rows, packing, position_keys)
         assert segment.logits is not None
         outputs = {
             "logits": segment.logits,
@@ -240,7 +262,24 @@ class ACTModel(nn.Module):
                         packing,
                         None if position_keys is None else key_of(position_keys, _FOLLOWING),
                     )
-        return Carry(states, steps, halted, data), outputs
+        return Carry(states if of_chains is None else of_chains, steps, halted, data), outputs
+
+    def _compete(
+        self, began: Any, data: Batch, rows: Tensor | None, packing: Packing | None, position_keys: Tensor
+    ) -> tuple[Any, Tensor]:
+        """Run a segment on every chain; return their states, and which has the lowest loss, [B] int64."""
+        ended: list[States] = []
+        losses: list[Tensor] = []
+        for *states, keys in zip(*(tensor.unbind(1) for tensor in (*began, position_keys)), strict=True):
+            segment = self._segment(tuple(states), data["inputs"], rows, packing, keys)
+            assert segment.logits is not None
+            ended.append(segment.states)
+            losses.append(self._answer_losses(segment.logits, data["labels"]))
+        states = self._new_states(*(torch.stack(state, 1) for state in zip(*ended, strict=True)))
+        return states, torch.stack(losses, 1).argmin(1)
+
+    def _answer_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return answer_losses(logits, labels, self.arch.loss_type)
 
     def _wants_to_halt(self, segment: Segment) -> Tensor:
         return segment.q_halt_logits > (segment.q_continue_logits if self.arch.act_continue else 0.0)
@@ -264,6 +303,11 @@ class ACTModel(nn.Module):
         following = self._segment(states, inputs, rows, packing, position_keys, want_logits=False)
         best = torch.maximum(following.q_halt_logits, following.q_continue_logits)
         return torch.sigmoid(torch.where(is_last, following.q_halt_logits, best))
+
+
+def _of_chain(tensor: Tensor, chain: Tensor) -> Tensor:
+    """Return a chain of each sequence, [B, ...], out of [B, K, ...]; chain: [B] int64."""
+    return tensor[torch.arange(len(chain), device=chain.device), chain]
 
 
 def explore_halting(arch: ArchConfig, seed: int, step: int, global_batch_size: int) -> np.ndarray:

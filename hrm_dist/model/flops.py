@@ -23,14 +23,15 @@ def flops_per_sequence(
 ) -> int:
     """Return the matmul operations of one training segment on one sequence.
 
-    A backward costs two forwards, and a third where blocks are computed again. The Q-target costs a second
-    forward of the segment. lengths: where padding is not computed, how many positions are of each of some sequences,
-    over which the mean is taken.
+    A backward costs two forwards, and a third where blocks are computed again. The Q-target costs a second forward of
+    the segment, and each of several chains one, to find the winner. lengths: where padding is not computed, how many
+    positions are of each of some sequences, over which the mean is taken.
     """
     of_head, of_level = _forward_flops(arch, metadata, lengths)
-    flops = 3 * of_head
+    of_chains = arch.num_chains if arch.num_chains > 1 else 0
+    flops = (3 + of_chains) * of_head
     for name, runs in level_runs(arch).items():
-        forwards = (2 if arch.has_q_target else 1) * runs.total
+        forwards = (1 + arch.has_q_target + of_chains) * runs.total
         backwards = (3 if activation_checkpointing else 2) * runs.with_gradient
         flops += (forwards + backwards) * of_level[name]
     return flops

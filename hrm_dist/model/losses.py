@@ -4,14 +4,16 @@ Shapes: B sequences, T tokens, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from data_pipeline.schema import IGNORE_LABEL_ID
-from hrm_dist.model.act import Carry
+
+if TYPE_CHECKING:
+    from hrm_dist.model.act import Carry
 
 
 def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -53,7 +55,13 @@ LOSSES = {
 }
 
 
-def act_loss(carry: Carry, outputs: dict[str, Tensor], loss_type: str) -> tuple[Tensor, dict[str, Tensor]]:
+def answer_losses(logits: Tensor, labels: Tensor, loss_type: str) -> Tensor:
+    """Return the loss of each sequence's answer, [B], averaged over its labelled cells."""
+    divisor = (labels != IGNORE_LABEL_ID).sum(-1).clamp_min(1)
+    return LOSSES[loss_type].cross_entropy(logits, labels).sum(-1) / divisor
+
+
+def act_loss(carry: "Carry", outputs: dict[str, Tensor], loss_type: str) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the training loss of a segment and its metrics, all sums over the batch, as published.
 
     Loss: see `total_loss`. The answer's is averaged over each sequence's labelled cells; halting should foretell a

@@ -82,7 +82,7 @@ def memory_per_rank(
         "optimizer": 2 * of_optimizer,
         "moving average": of_optimizer if config.ema else 0,
         "puzzle table": 4 * -(-metadata.num_puzzle_identifiers // num_blocks) * arch.puzzle_emb_width,
-        "carry": len(arch.description.states) * state + batch_size * metadata.seq_len * 8,
+        "carry": arch.num_chains * len(arch.description.states) * state + batch_size * metadata.seq_len * 8,
         "activations": activations,
         "libraries": _WORKSPACES if _device_type(config) == "cuda" else 0,
     }
@@ -147,6 +147,12 @@ def _bytes_of_a_pass(config: TrainConfig, metadata: DatasetMetadata, size: _Size
         at_once = (num_states + 1) * (whole_state + state)
         along_the_way = max(along_the_way, at_once)
         at_once += num_states * state
+    if arch.num_chains > 1:
+        # What all chains come to is carried. What they began with is there as long as the winner's segment runs.
+        of_chains = arch.num_chains * num_states * whole_state
+        total += of_chains
+        at_once += of_chains
+        along_the_way = max(along_the_way, of_chains + num_states * whole_state)
     if arch.has_q_target:
         following = at_once + of_rows(lambda n: block.working_bytes(n, compiled=compiled))
         along_the_way = max(along_the_way, following)

@@ -44,6 +44,9 @@ ARCHS = {
     "looped_transformer": [*LOOPED_TRANSFORMER, "eval_interval=null"],
 }
 
+# Everything that is drawn in training: what the row of the global batch draws, wherever it is computed.
+NOISY = ("arch.initial_states=random", "arch.segment_noise=0.1", "arch.update_noise=0.01", "arch.damping=0.95",
+         "arch.num_chains=2")  # fmt: skip
 RunOf = Callable[..., Path]
 
 
@@ -144,6 +147,24 @@ def test_padding_is_skipped_by_all_engines_alike(
     reference = run_of("ddp", 1, arch, "padding=skip")
     assert_equal_to_1e_5(run_of(engine, world_size, arch, "padding=skip"), reference)
     assert losses(reference) != pytest.approx(losses(run_of("ddp", 1, arch)), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("engine", "world_size", "arch", "more"),
+    in_full(
+        ("ddp", 2, "hrm", ("gradient_accumulation_steps=2",)), ("fsdp2", 2, "hrm", ()), ("zero3", 2, "trm", ()),
+        ("ddp", 2, "hrm", ("padding=skip",)),
+        of=[*itertools.product(ENGINES, (2, 4), ("hrm", "trm", "urm"), [()]),
+            ("ddp", 2, "hrm", ("gradient_accumulation_steps=2",)), ("ddp", 2, "hrm", ("padding=skip",))],
+    ),
+)  # fmt: skip
+def test_noise_and_chains_are_the_same_however_a_batch_is_shared(
+    run_of: RunOf, engine: str, world_size: int, arch: str, more: tuple[str, ...]
+) -> None:
+    padding = [setting for setting in more if setting.startswith("padding")]
+    reference = run_of("ddp", 1, arch, *NOISY, *padding)
+    assert_equal_to_1e_5(run_of(engine, world_size, arch, *NOISY, *more), reference)
+    assert losses(reference) != pytest.approx(losses(run_of("ddp", 1, arch, *padding)), rel=1e-3)
 
 
 @pytest.mark.parametrize(("engine", "world_size"), [("zero2", 2), ("fsdp2", 4)])

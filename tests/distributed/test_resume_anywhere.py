@@ -9,6 +9,7 @@ import pytest
 
 from tests.distributed.test_engines import (
     ENGINES,
+    NOISY,
     SETTINGS,
     STEPS,
     RunOf,
@@ -61,7 +62,9 @@ def test_a_checkpoint_goes_on_with_any_engine_on_any_number_of_processes(
     ("engine", "world_size", "settings"),
     in_full(
         ("ddp", 4, ()), ("zero1", 2, ()), ("zero2", 2, ()), ("zero3", 2, ()), ("fsdp2", 2, ()), ("zero2", 2, CUT),
-        of=[*itertools.product(ENGINES, (2, 4), [()]), ("zero2", 2, CUT), ("ddp", 4, CUT)],
+        ("ddp", 2, NOISY),
+        of=[*itertools.product(ENGINES, (2, 4), [()]), ("zero2", 2, CUT), ("ddp", 4, CUT),
+            *itertools.product(ENGINES, (2,), [NOISY])],
     ),
 )  # fmt: skip
 def test_with_the_same_engine_and_number_of_processes_a_run_goes_on_bit_for_bit(

@@ -67,7 +67,8 @@ def halting_model(dataset: Path) -> ACTModel:
 
 
 def segment_loss(model: ACTModel, batch: Batch) -> Tensor:
-    carry, outputs = model(model.initial_carry(batch), batch)
+    carry = model.initial_carry(batch, model.arch.num_chains)
+    carry, outputs = model(carry, batch, noise_keys=torch.arange(len(carry.steps)))
     return act_loss(carry, outputs, model.arch.loss_type)[0]
 
 

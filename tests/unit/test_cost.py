@@ -36,6 +36,9 @@ COSTED = {
     "transformer": arch_of("transformer", hidden_size=96, H_layers=2),
     "looped transformer": arch_of("looped_transformer", hidden_size=96, H_layers=2),
     "trm, bptt": arch_of("trm", hidden_size=96, gradient="bptt", H_cycles=2, L_cycles=2),
+    "EqR": arch_of("trm", hidden_size=96, initial_states="random", damping=0.95, update_noise=0.01),
+    "chains": arch_of("trm", hidden_size=96, initial_states="random", num_chains=4),
+    "chains with Q-target": arch_of("hrm", hidden_size=96, num_heads=3, segment_noise=0.1, num_chains=3),
 }
 every_arch = pytest.mark.parametrize("arch", COSTED.values(), ids=COSTED.keys())
 recomputed_or_not = pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])

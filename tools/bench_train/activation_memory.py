@@ -83,11 +83,12 @@ def peak_activation_bytes(model: ACTModel, batch: Batch) -> int:
     model.train()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    carry = model.initial_carry(batch)
+    carry = model.initial_carry(batch, model.arch.num_chains)
     min_halt_steps = torch.zeros_like(carry.steps)
+    noise_keys = torch.zeros_like(carry.steps, dtype=torch.int64)
 
     def segment() -> None:
-        new_carry, outputs = model(carry, batch, min_halt_steps)
+        new_carry, outputs = model(carry, batch, min_halt_steps, noise_keys=noise_keys)
         loss, _ = act_loss(new_carry, outputs, model.arch.loss_type)
         loss.backward()
 

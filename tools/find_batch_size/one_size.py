@@ -213,7 +213,8 @@ def _evaluate(trainer: "Trainer") -> None:
     model = trainer.model.eval()
     batch = trainer.state.carry.current_data
     with torch.no_grad():
-        model(model.initial_carry(batch), batch)
+        noise_keys = torch.zeros_like(batch["puzzle_identifiers"], dtype=torch.int64)
+        model(model.initial_carry(batch), batch, noise_keys=noise_keys)
 
 
 def answer(job: Job, batch_size: int) -> dict[str, Any] | None:
