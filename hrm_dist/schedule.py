@@ -35,10 +35,23 @@ class Schedule:
         """Return whether the step writes a checkpoint; every step with an evaluation and the last step do."""
         return self._due(step, self._config.checkpoint_interval) or self.evaluates(step) or self.is_last(step)
 
-    def lr(self, step: int, base_lr: float) -> float:
-        """Return the learning rate of a step's update."""
-        config = self._config
-        return learning_rate(step, base_lr, config.lr_warmup_steps, self.total_steps, config.lr_min_ratio)
+    def lr(self, step: int) -> float:
+        """Return the learning rate of a step's update of the weights, 0 where only the puzzle table is trained."""
+        step -= self._config.table_only_steps
+        return (
+            self._rate(step, self._config.lr, self.total_steps - self._config.table_only_steps)
+            if step > 0
+            else 0.0
+        )
+
+    def table_lr(self, step: int) -> float:
+        """Return the learning rate of a step's update of the puzzle table."""
+        return self._rate(step, self._config.puzzle_emb_lr, self.total_steps)
+
+    def _rate(self, step: int, base_lr: float, total_steps: int) -> float:
+        return learning_rate(
+            step, base_lr, self._config.lr_warmup_steps, total_steps, self._config.lr_min_ratio
+        )
 
     def _due(self, step: int, interval: int | None) -> bool:
         return interval is not None and (step % interval == 0 or self.is_last(step))

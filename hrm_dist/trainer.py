@@ -183,11 +183,9 @@ class Trainer:
     def train_step(self, batch: Batch) -> None:
         """Make one step: a segment over the global batch, and an update, skipped if anything is not finite."""
         self.state.step += 1
-        self._step(batch, self.state.step, self._lr(self.config.lr), self._lr(self.config.puzzle_emb_lr))
-        report_step(self.state.step)
-
-    def _lr(self, base_lr: float) -> float:
-        return self.schedule.lr(self.state.step, base_lr)
+        step = self.state.step
+        self._step(batch, step, self.schedule.lr(step), self.schedule.table_lr(step))
+        report_step(step)
 
     def _complete_step(self, log: RunLog, stop: PreemptionHandler) -> bool:
         """Write the row, the scores and the checkpoint of the step reached, as they are due; return whether to stop."""
@@ -195,7 +193,7 @@ class Trainer:
         if self.state.row_is_due:
             self.state.row_is_due = False
             sums = self.state.sums.row(self.config.global_batch_size)
-            log.write_row({"step": self.state.step, **sums, "train/lr": self._lr(self.config.lr)})
+            log.write_row({"step": self.state.step, **sums, "train/lr": self.schedule.lr(self.state.step)})
             self._check_skipped(log)
             self.writer.raise_failure()
         with log.untimed():

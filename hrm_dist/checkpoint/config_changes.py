@@ -27,7 +27,7 @@ FIXED = frozenset({"arch", "precision", "global_batch_size", "seed"})
 OF_THE_RESULT = frozenset(
     {
         "epochs", "lr", "lr_min_ratio", "lr_warmup_steps", "beta1", "beta2", "weight_decay", "puzzle_emb_lr",
-        "puzzle_emb_weight_decay", "ema", "ema_rate", "padding",
+        "puzzle_emb_weight_decay", "table_only_steps", "ema", "ema_rate", "padding",
     }
 )  # fmt: skip
 """Settings that may change as long as steps remain, which are then trained with the new values. A finished run would

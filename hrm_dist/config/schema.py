@@ -213,6 +213,8 @@ class TrainConfig(Strict):
     """Peak learning rate of the puzzle table's sign-SGD."""
     puzzle_emb_weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay of the rows that a step touches."""
+    table_only_steps: int = Field(default=0, ge=0)
+    """Steps at the beginning in which only the puzzle table is trained; the weights' warm-up and decay come after."""
     ema: bool = False
     """Keep a moving average of the weights and evaluate with it."""
     ema_rate: float = Field(default=0.999, ge=0, lt=1)
@@ -319,6 +321,11 @@ class TrainConfig(Strict):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        if self.table_only_steps and not self.arch.puzzle_emb_width:
+            raise ValueError(
+                f"table_only_steps={self.table_only_steps}: arch.puzzle_emb_ndim=0 leaves no puzzle table to train; "
+                "set table_only_steps=0"
+            )
         if self.gather_unit != "loop" and self.engine not in ("zero3", "fsdp2"):
             raise ValueError(
                 f"gather_unit={self.gather_unit} means nothing to engine={self.engine}, whose weights are whole all "

@@ -422,6 +422,11 @@ def test_a_bad_config_costs_no_torch_import() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_steps_of_the_table_alone_are_refused_where_there_is_no_table() -> None:
+    with pytest.raises(ValidationError, match="table_only_steps=3: .* leaves no puzzle"):
+        TrainConfig.model_validate({"data_path": "x", "table_only_steps": 3, "arch": {"puzzle_emb_ndim": 0}})
+
+
 def test_a_gather_unit_is_refused_where_nothing_is_gathered() -> None:
     with pytest.raises(ValidationError, match="gather_unit=layer means nothing to engine=zero2"):
         TrainConfig.model_validate({"data_path": "x", "engine": "zero2", "gather_unit": "layer"})

@@ -60,7 +60,9 @@ def test_every_setting_has_declared_whether_it_may_change() -> None:
     assert sorted(declared) == sorted(TrainConfig.model_fields)
 
 
-@pytest.mark.parametrize("key", ["lr", "epochs", "ema", "weight_decay", "beta2", "lr_warmup_steps"])
+@pytest.mark.parametrize(
+    "key", ["lr", "epochs", "ema", "weight_decay", "beta2", "lr_warmup_steps", "table_only_steps"]
+)
 def test_what_the_weights_depend_on_matters_to_the_result(key: str) -> None:
     assert of_the_result({key: (1, 2), "engine": (1, 2), "dataset.preset": (1, 2)}) == {key: (1, 2)}
 

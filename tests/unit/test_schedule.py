@@ -46,6 +46,21 @@ def test_without_intervals_only_the_last_step_is_saved_and_none_is_evaluated(
 
 def test_max_steps_ends_the_run_and_not_the_decay_of_the_learning_rate(config: Path, dataset: Path) -> None:
     whole, short = (schedule(config, dataset, "lr_min_ratio=0.1", *more) for more in ([], ["max_steps=20"]))
+    config_lr = load_config(config).lr
     assert short.last_step == 20 < whole.last_step == whole.total_steps
-    assert short.lr(20, 1.0) == whole.lr(20, 1.0) > 0.9
-    assert whole.lr(whole.last_step, 1.0) == pytest.approx(0.1)
+    assert short.lr(20) == whole.lr(20) > 0.9 * config_lr
+    assert whole.lr(whole.last_step) == pytest.approx(0.1 * config_lr)
+
+
+def test_while_only_the_table_is_trained_the_weights_have_rate_zero_and_then_their_whole_schedule(
+    config: Path, dataset: Path
+) -> None:
+    more = ["lr_min_ratio=0.1", "lr_warmup_steps=5", "lr=1", "puzzle_emb_lr=1"]
+    plain, plan = (schedule(config, dataset, f"table_only_steps={n}", *more) for n in (0, 10))
+    table_alone = range(1, 11)
+    assert [plan.lr(step) for step in table_alone] == [0.0] * 10
+    assert [plan.table_lr(step) for step in table_alone] == [plain.table_lr(step) for step in table_alone]
+    assert [plan.lr(10 + step) for step in range(1, 6)] == pytest.approx(
+        [plain.lr(step) for step in range(1, 6)]
+    )
+    assert plan.lr(plan.last_step) == pytest.approx(0.1)

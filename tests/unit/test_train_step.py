@@ -101,13 +101,13 @@ def test_two_steps_are_the_same_operations_constants_included(fields: dict[str, 
         calls.append(operations.calls)
         if trainer.config.arch.halt_max_steps > 1:
             assert not torch.equal(trainer.state.carry.steps, before)
-    assert lr_of(trainer, 0) != trainer.schedule.lr(trainer.state.step - 1, trainer.config.lr)
+    assert lr_of(trainer, 0) != trainer.schedule.lr(trainer.state.step - 1)
     assert calls[0] == calls[1]
 
 
 def lr_of(trainer: Trainer, which: int) -> float:
-    config = trainer.config
-    return trainer.schedule.lr(trainer.state.step, (config.lr, config.puzzle_emb_lr)[which])
+    schedule = trainer.schedule
+    return (schedule.lr, schedule.table_lr)[which](trainer.state.step)
 
 
 @variants
@@ -120,6 +120,26 @@ def test_what_changes_in_a_step_stays_at_its_place(fields: dict[str, Any]) -> No
     after = {shard.key: shard.data.data_ptr() for shard in trainer.state.tensor_shards()}
     before.pop("rank.rng_cpu.0")
     assert before.items() <= after.items()
+
+
+def test_steps_of_the_table_alone_leave_weights_and_their_average_as_they_are() -> None:
+    trainer = trainer_of(
+        arch=arch_of("trm"), ema=True, ema_rate=0.5, table_only_steps=2, lr_warmup_steps=0, weight_decay=1.0
+    )
+
+    def now() -> dict[str, Tensor]:
+        shards = trainer.state.tensor_shards()
+        return {f"{shard.key} {shard.offset}": shard.data.clone() for shard in shards}
+
+    before = now()
+    trained = [key for key in before if key.startswith(("model.network", "ema."))]
+    [table] = [key for key in before if key.startswith("model.puzzle_emb")]
+    for _ in range(2):
+        step(trainer)
+        assert all(torch.equal(before[key], now()[key]) for key in trained)
+    assert not torch.equal(before[table], now()[table])
+    step(trainer)
+    assert not any(torch.equal(before[key], now()[key]) for key in trained if "weight" in key)
 
 
 def test_inputs_take_what_the_host_gives() -> None:
