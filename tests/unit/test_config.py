@@ -423,7 +423,7 @@ def test_a_bad_config_costs_no_torch_import() -> None:
 
 
 def test_steps_of_the_table_alone_are_refused_where_there_is_no_table() -> None:
-    with pytest.raises(ValidationError, match="table_only_steps=3: .* leaves no puzzle"):
+    with pytest.raises(ValidationError, match=r"table_only_steps=3: .* leaves no puzzle"):
         TrainConfig.model_validate({"data_path": "x", "table_only_steps": 3, "arch": {"puzzle_emb_ndim": 0}})
 
 

@@ -60,7 +60,7 @@ def import_weights(given: argparse.Namespace) -> str:
                 f"warning: the weights know no puzzle of {given.data}: good to train from, but not to evaluate",
                 file=sys.stderr,
             )
-    _write(given.out, config, reader.dataset_identity(given.data, metadata), tensors)
+    write_step_0(given.out, config, reader.dataset_identity(given.data, metadata), tensors)
     lines.append(f"{given.out / 'checkpoints' / 'latest'}: step 0, to evaluate or to train from")
     return "\n".join(lines)
 
@@ -146,8 +146,10 @@ def _match_summary(source: NDArray[np.int64], num_published: int, unmatched: str
 # The checkpoint
 
 
-def _write(out: Path, config: TrainConfig, dataset: dict[str, object], tensors: Mapping[str, Tensor]) -> None:
-    """Write the run folder: the weights, and no optimizer state, which begins with zeros."""
+def write_step_0(
+    out: Path, config: TrainConfig, dataset: dict[str, object], tensors: Mapping[str, Tensor]
+) -> None:
+    """Write a run folder: the weights, by our names, and no optimizer state, which begins with zeros."""
     state = reader.CheckpointState(
         format=reader.FORMAT,
         step=0,

@@ -1,0 +1,112 @@
+"""Our own commands in processes of their own, which end when they are told to, and with the one that started them."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from data_pipeline.base import signals
+from data_pipeline.base.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError
+from tools.sweep.running import last_error
+
+_POLL_S = 0.2
+_KILLED_AFTER_S = 120.0
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
+
+
+class CommandError(Exception):
+    """A command of ours has failed; the message is shown as it is."""
+
+
+class Ended(NamedTuple):
+    """How a command has ended."""
+
+    seconds: float
+    stopping_s: float
+    """Of these, from when it was told to stop; 0 if it was not."""
+    was_stopped: bool
+
+
+class Commands:
+    """Start commands, one at a time, on all GPUs or on the CPU; what they print goes to a log."""
+
+    def __init__(self, log: Path, num_processes: int, num_threads: int | None) -> None:
+        self._log, self._num_processes = log, num_processes
+        self._environment = dict(os.environ)
+        if num_threads is not None:
+            self._environment["OMP_NUM_THREADS"] = str(num_threads)
+
+    def run(
+        self,
+        module: str,
+        arguments: Sequence[object],
+        is_enough: Callable[[], bool],
+        on_tick: Callable[[float], object],
+    ) -> Ended:
+        """Run a command until it ends, or `is_enough`: then it is told to stop, and saves what it has.
+
+        on_tick: called all the time with the seconds since the start. Raises CommandError if the command fails,
+        InputError for what it says is bad input, and KeyboardInterrupt if a signal has stopped it.
+        """
+        with self._log.open("ab") as log:
+            log_start = log.tell()
+            process = self._start(module, arguments, log.fileno())
+        began, told_at = time.monotonic(), None
+        try:
+            while process.poll() is None:
+                now = time.monotonic()
+                on_tick(now - began)
+                if told_at is None and is_enough():
+                    told_at = now
+                    process.terminate()
+                if told_at is not None and now - told_at > _KILLED_AFTER_S:
+                    process.kill()
+                time.sleep(_POLL_S)
+        except BaseException:
+            process.terminate()
+            _wait(process)
+            raise
+        ended = time.monotonic()
+        if told_at is not None:
+            return Ended(ended - began, ended - told_at, was_stopped=True)
+        if process.returncode == EXIT_INTERRUPTED:
+            raise KeyboardInterrupt
+        if process.returncode:
+            error = last_error(self._log, log_start) or f"exit code {process.returncode}"
+            kind = InputError if process.returncode == EXIT_BAD_INPUT else CommandError
+            raise kind(f"{module}: {error.removeprefix('error: ')} ({self._log} has all that it said)")
+        return Ended(ended - began, 0.0, was_stopped=False)
+
+    def _start(self, module: str, arguments: Sequence[object], log: int) -> "subprocess.Popen[bytes]":
+        launcher = ["-m", module]
+        if self._num_processes > 1:
+            several = ["--standalone", f"--nproc-per-node={self._num_processes}"]
+            launcher = ["-m", "torch.distributed.run", *several, "-m", module]
+        with signals.kept_from_children():
+            return subprocess.Popen(
+                [sys.executable, *launcher, *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                preexec_fn=_end_with_parent,
+            )
+
+
+def _end_with_parent() -> None:
+    """Have this process told to stop when the one that started it is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
+def _wait(process: "subprocess.Popen[bytes]") -> None:
+    try:
+        process.wait(_KILLED_AFTER_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,173 @@
+"""How a budget of time is spent: pure functions of what was measured. Loads no torch.
+
+The plan is made once, after speeds have been measured. What follows keeps to its number of steps, and so to one
+schedule of learning rates; should the machine turn out slower, training ends early for the sake of the predictions.
+"""
+
+import math
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from data_pipeline.base.models import Strict
+
+TRAIN_SHARE = 0.75
+"""Of the time that is left once speeds are known; more where all predictions take less than the rest."""
+STOP_S = 6.0
+"""Within which a command that is told to stop has written what it has."""
+MOST_CHUNKS = 6
+CHECKS_SHARE = 0.2
+"""Of the time of training, at most, for starting commands and for predictions between chunks."""
+LEAST_STEPS = 20
+"""Fewer are not worth a start."""
+SLACK = 1.05
+"""What is planned takes so much longer than measured."""
+_LEAST_BUILD_S, _PUZZLES_PER_S = 15.0, 20_000
+
+
+class Rates(Strict):
+    """What was measured on this machine."""
+
+    steps_per_s: float = Field(ge=0)
+    """Of training, without compiling; 0: too slow to be measured within the budget."""
+    train_start_s: float = Field(ge=0)
+    """What starting, stopping and saving add to a training."""
+    rows_per_s: float = Field(gt=0)
+    """Predictions."""
+    predict_start_s: float = Field(ge=0)
+    vote_s_per_row: float = Field(ge=0)
+
+
+class Work(Strict):
+    """What there is to do, whatever the time."""
+
+    rows_per_round: int = Field(ge=1)
+    """Test inputs; a round predicts each of them once."""
+    num_rounds: int = Field(ge=1)
+    """The original tasks and their augmentations."""
+
+    @property
+    def num_rows(self) -> int:
+        """Return the predictions of all rounds, at most: some tasks have fewer augmentations."""
+        return self.rows_per_round * self.num_rounds
+
+
+class Plan(Strict):
+    """What is done until the budget ends."""
+
+    chunks: tuple[int, ...]
+    """Steps after which training pauses for predictions; the last one is where it ends. None: no training."""
+    table_only_steps: int = Field(ge=0)
+    rounds_between: int = Field(ge=1)
+    """Rounds of predictions after a chunk but the last."""
+    for_predictions_s: float
+    """Training ends at the latest so long before the budget does."""
+    for_vote_s: float
+    """So do the last predictions."""
+
+    @property
+    def num_steps(self) -> int:
+        return self.chunks[-1] if self.chunks else 0
+
+    def text(self) -> str:
+        """Return the plan in words."""
+        if not self.chunks:
+            return "no training, for which there is no time; predictions until the budget ends"
+        return (
+            f"{self.num_steps:,} steps ({self.table_only_steps:,} of the puzzle table alone), predictions after each of "
+            f"{len(self.chunks)} parts of them, the last ones until the budget ends"
+        )
+
+
+def least_s(num_puzzles: int) -> float:
+    """Return the seconds below which not even a build of so many puzzles and one vote can be expected."""
+    return _LEAST_BUILD_S + num_puzzles / _PUZZLES_PER_S
+
+
+def make_plan(budget_s: float, used_s: float, rates: Rates, work: Work, table_share: float) -> Plan:
+    """Return how the rest of a budget is spent; table_share: of the steps that train the puzzle table alone."""
+    for_vote_s = STOP_S + 2 * rates.vote_s_per_row * work.num_rows
+    left_s = max(0.0, budget_s - used_s - for_vote_s)
+    predict_s = _predict_s(left_s, rates, work)
+    train_s = max(0.0, left_s - predict_s - STOP_S)
+    num_chunks, rounds = _num_chunks(train_s, rates, work)
+    num_steps = 0
+    if num_chunks:
+        for_steps_s = train_s - _checks_s(num_chunks, rounds, rates, work)
+        num_steps = int(for_steps_s * rates.steps_per_s / SLACK)
+    if num_steps < LEAST_STEPS:
+        num_steps = num_chunks = 0
+    ends = tuple(num_steps * (number + 1) // num_chunks for number in range(num_chunks))
+    return Plan(
+        chunks=ends,
+        table_only_steps=round(table_share * num_steps),
+        rounds_between=rounds,
+        for_predictions_s=for_vote_s + predict_s + STOP_S,
+        for_vote_s=for_vote_s,
+    )
+
+
+def _predict_s(left_s: float, rates: Rates, work: Work) -> float:
+    """Return the seconds kept for the last predictions: for all, or else a share, but one round at least."""
+    all_s, one_s = (
+        SLACK * (rates.predict_start_s + num_rows / rates.rows_per_s)
+        for num_rows in (work.num_rows, work.rows_per_round)
+    )
+    return min(all_s, max((1 - TRAIN_SHARE) * left_s, one_s))
+
+
+def _num_chunks(train_s: float, rates: Rates, work: Work) -> tuple[int, int]:
+    """Return the number of chunks, and the rounds that are predicted between them: as many as may be."""
+    for num_chunks in range(MOST_CHUNKS, 0, -1):
+        free_s = CHECKS_SHARE * train_s - _checks_s(num_chunks, 0, rates, work)
+        per_round_s = max(1, num_chunks - 1) * work.rows_per_round / rates.rows_per_s
+        if free_s >= (per_round_s if num_chunks > 1 else 0):
+            return num_chunks, max(1, min(work.num_rounds, int(free_s / per_round_s)))
+    # A start takes more than that share: there is time for one at most.
+    return (1 if train_s > _checks_s(1, 0, rates, work) else 0), 1
+
+
+def _checks_s(num_chunks: int, rounds: int, rates: Rates, work: Work) -> float:
+    """Return what training takes beside its steps."""
+    check_s = rates.predict_start_s + rounds * work.rows_per_round / rates.rows_per_s
+    return num_chunks * rates.train_start_s + (num_chunks - 1) * check_s
+
+
+def steps_rate(seconds_per_step: Sequence[float]) -> float:
+    """Return steps per second of what was measured of several intervals: their median; 0 without any."""
+    if not seconds_per_step:
+        return 0.0
+    return 1 / sorted(seconds_per_step)[len(seconds_per_step) // 2]
+
+
+class Pace(Strict):
+    """How fast a command works, and what it takes beside."""
+
+    rows_per_s: float
+    start_s: float
+
+
+def pace_of(files: Sequence[tuple[float, int]], seconds: float) -> Pace | None:
+    """Return the pace of a command that ran for `seconds`, given when each file was there and its rows; None for none.
+
+    The first file comes after start and compilation, so what is between the first and the last tells the speed.
+    """
+    if not files:
+        return None
+    num_rows = sum(rows for _, rows in files)
+    first_at, first_rows = files[0]
+    later_s = files[-1][0] - first_at
+    if len(files) < 3 or later_s <= 0:
+        return Pace(rows_per_s=num_rows / max(seconds, 1e-3), start_s=0.0)
+    rate = (num_rows - first_rows) / later_s
+    return Pace(rows_per_s=rate, start_s=max(0.0, seconds - num_rows / rate))
+
+
+def epochs_of(num_steps: int, examples_per_pass: float, global_batch_size: int) -> int:
+    """Return as many passes as make up the steps, at least; `max_steps` ends the last one."""
+    return max(1, math.ceil(num_steps * global_batch_size / examples_per_pass))
+
+
+def fitting_ema_rate(rate: float, num_steps: int) -> float:
+    """Return the rate of a moving average over a twentieth of the run at most, which so leaves its beginning behind."""
+    return max(0.0, min(rate, 1 - 20 / max(20, num_steps)))
