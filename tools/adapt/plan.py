@@ -16,8 +16,9 @@ TRAIN_SHARE = 0.75
 STOP_S = 6.0
 """Within which a command that is told to stop has written what it has."""
 MOST_CHUNKS = 6
-CHECKS_SHARE = 0.2
+CHECKS_SHARE = 0.15
 """Of the time of training, at most, for starting commands and for predictions between chunks."""
+MOST_ROUNDS_BETWEEN = 8
 LEAST_STEPS = 20
 """Fewer are not worth a start."""
 SLACK = 1.05
@@ -25,17 +26,21 @@ SLACK = 1.05
 _LEAST_BUILD_S, _PUZZLES_PER_S = 15.0, 20_000
 
 
-class Rates(Strict):
-    """What was measured on this machine."""
+class TrainingRate(Strict):
+    """How fast this machine trains."""
 
     steps_per_s: float = Field(ge=0)
-    """Of training, without compiling; 0: too slow to be measured within the budget."""
-    train_start_s: float = Field(ge=0)
-    """What starting, stopping and saving add to a training."""
+    """Without compiling; 0: too slow to be measured within the budget."""
+    start_s: float = Field(ge=0)
+    """What starting, stopping and saving add."""
+
+
+class PredictionRate(Strict):
+    """How fast this machine predicts and votes."""
+
     rows_per_s: float = Field(gt=0)
-    """Predictions."""
-    predict_start_s: float = Field(ge=0)
-    vote_s_per_row: float = Field(ge=0)
+    start_s: float = Field(ge=0)
+    vote_s_per_row: float = Field(default=0.0, ge=0)
 
 
 class Work(Strict):
@@ -74,8 +79,8 @@ class Plan(Strict):
         if not self.chunks:
             return "no training, for which there is no time; predictions until the budget ends"
         return (
-            f"{self.num_steps:,} steps ({self.table_only_steps:,} of the puzzle table alone), predictions after each of "
-            f"{len(self.chunks)} parts of them, the last ones until the budget ends"
+            f"{self.num_steps:,} steps ({self.table_only_steps:,} of the puzzle table alone), predictions after each "
+            f"of {len(self.chunks)} parts, the last ones until the budget ends"
         )
 
 
@@ -84,17 +89,24 @@ def least_s(num_puzzles: int) -> float:
     return _LEAST_BUILD_S + num_puzzles / _PUZZLES_PER_S
 
 
-def make_plan(budget_s: float, used_s: float, rates: Rates, work: Work, table_share: float) -> Plan:
+def make_plan(
+    budget_s: float,
+    used_s: float,
+    training: TrainingRate,
+    prediction: PredictionRate,
+    work: Work,
+    table_share: float,
+) -> Plan:
     """Return how the rest of a budget is spent; table_share: of the steps that train the puzzle table alone."""
-    for_vote_s = STOP_S + 2 * rates.vote_s_per_row * work.num_rows
+    for_vote_s = STOP_S + 2 * prediction.vote_s_per_row * work.num_rows
     left_s = max(0.0, budget_s - used_s - for_vote_s)
-    predict_s = _predict_s(left_s, rates, work)
+    predict_s = _predict_s(left_s, prediction, work)
     train_s = max(0.0, left_s - predict_s - STOP_S)
-    num_chunks, rounds = _num_chunks(train_s, rates, work)
+    num_chunks, rounds = _num_chunks(train_s, training, prediction, work)
     num_steps = 0
     if num_chunks:
-        for_steps_s = train_s - _checks_s(num_chunks, rounds, rates, work)
-        num_steps = int(for_steps_s * rates.steps_per_s / SLACK)
+        for_steps_s = train_s - _checks_s(num_chunks, rounds, training, prediction, work)
+        num_steps = int(for_steps_s * training.steps_per_s / SLACK)
     if num_steps < LEAST_STEPS:
         num_steps = num_chunks = 0
     ends = tuple(num_steps * (number + 1) // num_chunks for number in range(num_chunks))
@@ -107,30 +119,34 @@ def make_plan(budget_s: float, used_s: float, rates: Rates, work: Work, table_sh
     )
 
 
-def _predict_s(left_s: float, rates: Rates, work: Work) -> float:
+def _predict_s(left_s: float, prediction: PredictionRate, work: Work) -> float:
     """Return the seconds kept for the last predictions: for all, or else a share, but one round at least."""
     all_s, one_s = (
-        SLACK * (rates.predict_start_s + num_rows / rates.rows_per_s)
+        SLACK * (prediction.start_s + num_rows / prediction.rows_per_s)
         for num_rows in (work.num_rows, work.rows_per_round)
     )
     return min(all_s, max((1 - TRAIN_SHARE) * left_s, one_s))
 
 
-def _num_chunks(train_s: float, rates: Rates, work: Work) -> tuple[int, int]:
+def _num_chunks(
+    train_s: float, training: TrainingRate, prediction: PredictionRate, work: Work
+) -> tuple[int, int]:
     """Return the number of chunks, and the rounds that are predicted between them: as many as may be."""
     for num_chunks in range(MOST_CHUNKS, 0, -1):
-        free_s = CHECKS_SHARE * train_s - _checks_s(num_chunks, 0, rates, work)
-        per_round_s = max(1, num_chunks - 1) * work.rows_per_round / rates.rows_per_s
+        free_s = CHECKS_SHARE * train_s - _checks_s(num_chunks, 0, training, prediction, work)
+        per_round_s = max(1, num_chunks - 1) * work.rows_per_round / prediction.rows_per_s
         if free_s >= (per_round_s if num_chunks > 1 else 0):
-            return num_chunks, max(1, min(work.num_rounds, int(free_s / per_round_s)))
+            return num_chunks, max(1, min(work.num_rounds, MOST_ROUNDS_BETWEEN, int(free_s / per_round_s)))
     # A start takes more than that share: there is time for one at most.
-    return (1 if train_s > _checks_s(1, 0, rates, work) else 0), 1
+    return (1 if train_s > _checks_s(1, 0, training, prediction, work) else 0), 1
 
 
-def _checks_s(num_chunks: int, rounds: int, rates: Rates, work: Work) -> float:
+def _checks_s(
+    num_chunks: int, rounds: int, training: TrainingRate, prediction: PredictionRate, work: Work
+) -> float:
     """Return what training takes beside its steps."""
-    check_s = rates.predict_start_s + rounds * work.rows_per_round / rates.rows_per_s
-    return num_chunks * rates.train_start_s + (num_chunks - 1) * check_s
+    check_s = prediction.start_s + rounds * work.rows_per_round / prediction.rows_per_s
+    return num_chunks * training.start_s + (num_chunks - 1) * check_s
 
 
 def steps_rate(seconds_per_step: Sequence[float]) -> float:
@@ -140,15 +156,8 @@ def steps_rate(seconds_per_step: Sequence[float]) -> float:
     return 1 / sorted(seconds_per_step)[len(seconds_per_step) // 2]
 
 
-class Pace(Strict):
-    """How fast a command works, and what it takes beside."""
-
-    rows_per_s: float
-    start_s: float
-
-
-def pace_of(files: Sequence[tuple[float, int]], seconds: float) -> Pace | None:
-    """Return the pace of a command that ran for `seconds`, given when each file was there and its rows; None for none.
+def prediction_rate(files: Sequence[tuple[float, int]], seconds: float) -> PredictionRate | None:
+    """Return the rate of a command that ran for `seconds`, given when each file was there and its rows; None for none.
 
     The first file comes after start and compilation, so what is between the first and the last tells the speed.
     """
@@ -158,9 +167,9 @@ def pace_of(files: Sequence[tuple[float, int]], seconds: float) -> Pace | None:
     first_at, first_rows = files[0]
     later_s = files[-1][0] - first_at
     if len(files) < 3 or later_s <= 0:
-        return Pace(rows_per_s=num_rows / max(seconds, 1e-3), start_s=0.0)
+        return PredictionRate(rows_per_s=num_rows / max(seconds, 1e-3), start_s=0.0)
     rate = (num_rows - first_rows) / later_s
-    return Pace(rows_per_s=rate, start_s=max(0.0, seconds - num_rows / rate))
+    return PredictionRate(rows_per_s=rate, start_s=max(0.0, seconds - num_rows / rate))
 
 
 def epochs_of(num_steps: int, examples_per_pass: float, global_batch_size: int) -> int:

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import replace_file
 from data_pipeline.base.models import Strict, reason_of
-from tools.adapt.plan import Plan, Rates
+from tools.adapt.plan import Plan, PredictionRate, TrainingRate
 
 FILE = "adapt.json"
 _SAVE_EVERY_S = 5.0
@@ -41,7 +41,8 @@ class Record(Strict):
     seconds_used: float = Field(default=0.0, ge=0)
     """Of the budget, over all starts; the time between them does not count."""
     stage: Stage = "build"
-    rates: Rates | None = None
+    prediction: PredictionRate | None = None
+    training: TrainingRate | None = None
     plan: Plan | None = None
     submission: str = "the test inputs themselves"
     """What submission.json holds."""

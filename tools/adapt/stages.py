@@ -32,13 +32,13 @@ from tools.adapt.asked import Adaptation
 from tools.adapt.children import Commands
 from tools.adapt.plan import (
     STOP_S,
-    Pace,
-    Rates,
+    PredictionRate,
+    TrainingRate,
     Work,
     epochs_of,
     fitting_ema_rate,
     make_plan,
-    pace_of,
+    prediction_rate,
     steps_rate,
 )
 from tools.adapt.record import Clock, Record, read_record
@@ -111,36 +111,39 @@ class Run:
             self._say(f"begin with {self._given.checkpoint}: {summary}")
 
     def _measure(self) -> None:
-        """Find out how fast this machine trains and predicts, and plan."""
+        """Find out how fast this machine predicts and trains, and plan. From scratch a short training comes first."""
         self._clock.note(stage="measure")
         trial = self._folder / "measure"
-        for leftover in (trial, self._predictions / "pilot"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        latest, own = (folder / "checkpoints" / "latest" for folder in (trial, self._folder))
-        pace = self._pilot(own) if own.exists() else None
-        steps_per_s, train_start_s = self._measure_training(trial)
-        if pace is None and latest.exists():
-            pace = self._pilot(latest)
+        if self._latest.exists():
+            self._measure_predictions(self._latest)
+            self._measure_training(trial)
+        else:
+            self._measure_training(trial)
+            self._measure_predictions(trial / "checkpoints" / "latest")
         shutil.rmtree(trial, ignore_errors=True)
-        if pace is None:
-            raise InputError(
-                f"--budget-min {self._clock.record.budget_s / 60:g}: too short: after "
-                f"{duration(self._clock.used_s())} nothing could be trained or predicted; give several times as much "
-                f"(the same command goes on). {self._submission} holds the test inputs themselves."
-            )
-        rates = Rates(
-            steps_per_s=steps_per_s, train_start_s=train_start_s, rows_per_s=pace.rows_per_s,
-            predict_start_s=pace.start_s, vote_s_per_row=self._vote_took_s / max(1, self._num_voted),
-        )  # fmt: skip
         record = self._clock.record
-        share = self._given.asked.table_share
-        plan = make_plan(record.budget_s, self._clock.used_s(), rates, self._work, share)
-        self._clock.note(rates=rates, plan=plan)
-        speeds = f"{speed_text(steps_per_s)} steps/s and {speed_text(pace.rows_per_s)} predictions/s"
+        if record.prediction is None or record.training is None:
+            raise InputError(
+                f"--budget-min {record.budget_s / 60:g}: too short: after {duration(self._clock.used_s())} nothing "
+                "could be predicted; give several times as much (the same command goes on). "
+                f"{self._submission} holds {record.submission}."
+            )
+        plan = make_plan(
+            record.budget_s, self._clock.used_s(), record.training, record.prediction, self._work,
+            self._given.asked.table_share,
+        )  # fmt: skip
+        self._clock.note(plan=plan)
+        speeds = (
+            f"{speed_text(record.training.steps_per_s)} steps/s and {speed_text(record.prediction.rows_per_s)} "
+            "predictions/s"
+        )
         self._say(f"measured {speeds}; planned: {plan.text()}")
 
-    def _measure_training(self, trial: Path) -> tuple[float, float]:
-        """Return steps per second of a short training, 0 if it was too slow, and the time that its start took."""
+    def _measure_training(self, trial: Path) -> None:
+        """Note the steps per second of a short training, 0 if it was too slow, and the time that its start took."""
+        if self._clock.record.training is not None:
+            return
+        shutil.rmtree(trial, ignore_errors=True)
         config = self._config.model_copy(
             update={
                 "checkpoint_path": str(trial), "epochs": epochs_of(10**6, self._examples_per_pass, 1),
@@ -172,10 +175,14 @@ class Run:
         timed = [seconds for step, seconds in rows.items() if step > _SKIPPED_STEPS[self._device]]
         rate = steps_rate(timed or list(rows.values())[-1:])
         started_s = first_row_s[0] - _LOGGED_EVERY / rate if first_row_s and rate else ended.seconds
-        return rate, max(0.0, started_s) + ended.stopping_s
+        start_s = max(0.0, started_s) + ended.stopping_s
+        self._clock.note(training=TrainingRate(steps_per_s=rate, start_s=start_s))
 
-    def _pilot(self, checkpoint: Path) -> Pace | None:
-        """Predict some rounds and vote; return how fast that was, None if there was no time for anything."""
+    def _measure_predictions(self, checkpoint: Path) -> None:
+        """Predict some rounds and vote; note how fast that was, nothing if there was no time for anything."""
+        if self._clock.record.prediction is not None or not checkpoint.exists():
+            return
+        shutil.rmtree(self._predictions / "pilot", ignore_errors=True)
         rounds = min(self._work.num_rounds, -(-_PILOT_ROWS // self._work.rows_per_round))
         budget_s = self._clock.record.budget_s
         until_s = self._clock.used_s() + _MEASURE_SHARE * budget_s
@@ -185,9 +192,11 @@ class Run:
             return used_s > budget_s - STOP_S or (num_files > 0 and used_s > until_s)
 
         self._say("measure predictions")
-        pace = self._evaluate(checkpoint, "pilot", rounds, is_enough)
-        self._vote("pilot", "the first weights")
-        return pace
+        rate = self._evaluate(checkpoint, "pilot", rounds, is_enough)
+        num_voted = self._vote("pilot", "the first weights")
+        if rate is not None and num_voted:
+            per_row_s = self._vote_took_s / num_voted
+            self._clock.note(prediction=rate.model_copy(update={"vote_s_per_row": per_row_s}))
 
     def _train(self) -> None:
         record = self._clock.record
@@ -228,13 +237,13 @@ class Run:
         """Return the settings of the training with its length and what depends on that."""
         record, config = self._clock.record, self._config
         assert record.plan is not None
-        assert record.rates is not None
+        assert record.training is not None
         num_steps = record.plan.num_steps
         planned = {
             "epochs": epochs_of(num_steps, self._examples_per_pass, config.global_batch_size),
             "max_steps": num_steps,
             "table_only_steps": record.plan.table_only_steps,
-            "checkpoint_interval": max(1, round(record.rates.steps_per_s * _SAVE_EVERY_S)),
+            "checkpoint_interval": max(1, round(record.training.steps_per_s * _SAVE_EVERY_S)),
             "lr_warmup_steps": min(config.lr_warmup_steps, num_steps // 20),
             "ema_rate": fitting_ema_rate(config.ema_rate, num_steps),
         }
@@ -275,8 +284,8 @@ class Run:
         num_rounds: int | None,
         is_enough: Callable[[int], bool],
         on_files: Callable[[], object] = lambda: None,
-    ) -> Pace | None:
-        """Predict some rounds, or all; return the pace, None if no file was new.
+    ) -> PredictionRate | None:
+        """Predict some rounds, or all; return how fast, None if no file was new.
 
         is_enough: given how many files are new. on_files: called whenever files may be there that were not voted on.
         """
@@ -300,20 +309,23 @@ class Run:
         if known is None:
             return None
         num_rows = {path.name: len(rows) for path, rows in known.files(out).items()}
-        return pace_of([(seconds, num_rows[file]) for file, seconds in seen.items()], ended.seconds)
+        return prediction_rate([(seconds, num_rows[file]) for file, seconds in seen.items()], ended.seconds)
 
     def _vote_if_due(self, name: str, what: str) -> None:
         since_s = time.monotonic() - self._voted_at
         if since_s > max(_VOTE_EVERY_S, self._vote_took_s / _VOTE_SHARE):
             self._vote(name, what)
 
-    def _vote(self, name: str, what: str) -> None:
-        """Put a vote over a folder in the submission's place, once every test input has a prediction there."""
+    def _vote(self, name: str, what: str) -> int:
+        """Put a vote over a folder in the submission's place, once every test input has a prediction there.
+
+        Return the number of votes.
+        """
         folder = self._predictions / name
-        began = time.monotonic()
+        num_voted, began = 0, time.monotonic()
         if any(folder.glob("*.npz")):
             found, test_puzzles = votes.count(folder, self._data)
-            self._num_voted = found.counted
+            num_voted = found.counted
             if all(candidates for task in found.tasks.values() for candidates in task):
                 votes.write(self._submission, self._given.tasks, found)
                 text = f"{found.counted:,} predictions with {what}"
@@ -322,8 +334,7 @@ class Run:
                     self._say(f"{self._submission}: of {text}{votes.score_text(found, test_puzzles)}")
         self._voted_at = time.monotonic()
         self._vote_took_s = self._voted_at - began
-
-    _num_voted = 0
+        return num_voted
 
     def _wait_for_training(self) -> None:
         """Wait until a training that an earlier command has left behind has saved."""
