@@ -46,9 +46,8 @@ class _ByScore:
         """Return how many starts it takes to choose, at the least: these first ones."""
         return len(self._scores)
 
-    def end(self, start: int, answer: Finished, score: float, vote: bytes) -> None:
-        """Take what a start answers in the end; its score is NaN if its numbers are lost."""
-        self.ended[start] = answer
+    def end(self, start: int, num_segments: int, score: float, vote: bytes) -> None:
+        """Note how a start ends; its score is NaN if its numbers are lost."""
         self.most_segments[start] = 0
         self._scores[start] = score
 
@@ -82,12 +81,12 @@ class _ByVote(_ByScore):
         most, second = (*(count for _, count in self._counts.most_common(2)), 0, 0)[:2]
         return most - second
 
-    def end(self, start: int, answer: Finished, score: float, vote: bytes) -> None:
-        super().end(start, answer, score, vote)
+    def end(self, start: int, num_segments: int, score: float, vote: bytes) -> None:
+        super().end(start, num_segments, score, vote)
         self._votes[start] = None if np.isnan(score) else vote
 
     def chosen(self) -> int | None:
-        while self._num_counted in self.ended:
+        while self._num_counted in self._votes:
             vote = self._votes[self._num_counted]
             self._num_counted += 1
             if vote is not None:
@@ -110,9 +109,8 @@ class _ByHalting(_ByScore):
         self.first: tuple[int, int] | None = None
         """Of those that have halted: after how many segments, and which start."""
 
-    def end(self, start: int, answer: Finished, score: float, vote: bytes) -> None:
-        super().end(start, answer, score, vote)
-        num_segments = int(answer.num_segments[0])
+    def end(self, start: int, num_segments: int, score: float, vote: bytes) -> None:
+        super().end(start, num_segments, score, vote)
         if num_segments < self._max_segments and not np.isnan(score):
             self.first = min(self.first or (num_segments, start), (num_segments, start))
             # Those before it would also win by halting in as many.
@@ -137,6 +135,39 @@ _KINDS: dict[Choice, type[_ByScore]] = {
     "first": _ByHalting,
 }
 CHOICES: tuple[Choice, ...] = tuple(_KINDS)
+
+
+def _scores(
+    choice: Choice, q_halt_logits: NDArray[np.float32], residuals: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return what `_ByScore` compares."""
+    if choice != "residual":
+        return q_halt_logits
+    return np.where(np.isnan(q_halt_logits), q_halt_logits, -residuals)
+
+
+def choose(
+    choice: Choice,
+    max_segments: int,
+    num_segments: NDArray[np.integer],
+    q_halt_logits: NDArray[np.float32],
+    residuals: NDArray[np.float32],
+    answers: NDArray[np.uint64],
+) -> NDArray[np.int64]:
+    """Return which start of each input is chosen, [N], of what all have said in the end, [N, K].
+
+    answers: numbers that are equal where the answers are.
+    """
+    scores = _scores(choice, q_halt_logits, residuals)
+    chosen = np.empty(len(scores), dtype=np.int64)
+    for row, of_starts in enumerate(zip(num_segments, scores, answers, strict=True)):
+        one = _KINDS[choice](scores.shape[1], max_segments)
+        for k, (num, score, answer) in enumerate(zip(*(of.tolist() for of in of_starts), strict=True)):
+            one.end(k, num, score, answer.to_bytes(8))
+        start = one.chosen()
+        assert start is not None
+        chosen[row] = start
+    return chosen
 
 
 class Spent(NamedTuple):
@@ -256,13 +287,13 @@ class Starts:
         """Note who has finished; return their rows."""
         finished = ended.finished
         rows = set[int]()
-        q = finished.q_halt_logits
-        scores = np.where(np.isnan(q), q, -ended.residuals) if self._choice == "residual" else q
-        votes = self._votes(finished.preds) if self._choice == "vote" else [b""] * len(q)
+        scores = _scores(self._choice, finished.q_halt_logits, ended.residuals)
+        votes = self._votes(finished.preds) if self._choice == "vote" else [b""] * len(scores)
         each = zip(finished.rows.tolist(), scores.tolist(), votes, strict=True)
         for entry, (number, score, vote) in enumerate(each):
             row, start = divmod(number, self._num_starts)
-            self._open[row].end(start, finished.part(slice(entry, entry + 1)), score, vote)
+            self._open[row].ended[start] = finished.part(slice(entry, entry + 1))
+            self._open[row].end(start, int(finished.num_segments[entry]), score, vote)
             rows.add(row)
         return rows
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hrm_dist.evaluation.continuous import Ended, Finished, InOrder
-from hrm_dist.evaluation.starts import CHOICES, Choice, Starts
+from hrm_dist.evaluation.starts import CHOICES, Choice, Starts, choose
 
 NUM_ROWS, MAX_SEGMENTS = 5, 4
 NAN = math.nan
@@ -140,3 +140,12 @@ def test_the_choice_is_that_of_all_trajectories_in_any_order(
     world = told(num_starts, seed)
     expected = {row: plainly_chosen(world, choice, row) for row in range(NUM_ROWS)}
     assert run(world, choice, num_slots, order).chosen == expected
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@given(num_starts=st.integers(1, 9), seed=st.integers(0, 2**32))
+def test_all_trajectories_can_be_chosen_from_at_once(choice: Choice, num_starts: int, seed: int) -> None:
+    world = told(num_starts, seed)
+    said = world.num_segments, world.q, world.residuals, world.answers.astype(np.uint64)
+    expected = [plainly_chosen(world, choice, row) for row in range(NUM_ROWS)]
+    assert choose(choice, MAX_SEGMENTS, *said).tolist() == expected
