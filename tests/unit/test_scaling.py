@@ -30,7 +30,16 @@ from hrm_dist.model.act import ACTModel
 from hrm_dist.train import main as train
 from tests.unit.models import halting_model
 from tools.scaling.__main__ import main
-from tools.scaling.outcomes import Outcomes, Point, halting_rules, point, predictions_at, read_outcomes, stops
+from tools.scaling.outcomes import (
+    Outcomes,
+    Point,
+    Taken,
+    halting_rules,
+    point,
+    predictions_at,
+    read_outcomes,
+    stops,
+)
 from tools.scaling.results import Row, as_table
 
 SUDOKU = Path(__file__).parents[1] / "golden" / "earlier" / "sudoku"
@@ -96,7 +105,7 @@ def test_a_rule_stops_and_answers_as_an_evaluation_with_it(
 ) -> None:
     alone = run(model, reader, rule)
     stop = stops(HaltingRule.parse(rule), read(folder, reader))
-    blocks = list(predictions_at(folder, stop))
+    blocks = list(predictions_at(folder, Taken.of_first_starts(stop)))
     rows = np.concatenate([block.rows for block in blocks if block.rows is not None])
     np.testing.assert_array_equal(stop, alone.num_segments[rows])
     for name in ("preds", "q_halt_logits"):
@@ -141,28 +150,30 @@ def test_each_segment_is_scored_as_its_answers_are(dataset: Path, tmp_path: Path
     before: NDArray[np.uint8] | None = None
     num_right = set[int]()
     for n in range(1, MAX_SEGMENTS + 1):
-        stop = np.full(len(reader), n)
-        [block] = predictions_at(folder, stop)
+        taken = Taken.of_first_starts(np.full(len(reader), n))
+        [block] = predictions_at(folder, taken)
         assert block.rows is not None
         labels = reader.take(block.rows.astype(np.int64))["labels"].numpy()
         expected = puzzle_scores.scores([(block, labels)], reader.info.kind)
-        found = point(outcomes, stop)
+        found = point(outcomes, taken)
         got = (found.num, found.right, *found.checked)
         shares = ("exact_accuracy", *kind_named(kind).checks)
         assert got == (expected["examples"], *(round(expected[name] * found.num) for name in shares))
         assert found.cell_accuracy == pytest.approx(expected["cell_accuracy"])
         num_right.add(found.right)
         if kind == "sudoku" and before is not None:
-            np.testing.assert_array_equal(outcomes.is_repeated[:, n - 1], (block.preds == before).all(1))
+            is_repeated = outcomes.answers[:, n - 1] == outcomes.answers[:, n - 2]
+            np.testing.assert_array_equal(is_repeated, (block.preds == before).all(1))
         before = block.preds
     assert len(num_right) > 1
 
 
-@given(is_repeated=arrays(bool, (5, MAX_SEGMENTS)), num=st.integers(1, 4))
+@given(answers=arrays(np.uint64, (5, MAX_SEGMENTS), elements=st.integers(0, 1)), num=st.integers(1, 4))
 def test_an_answer_is_unchanged_when_the_last_repeats_follow_each_other(
-    reader: TestReader, taught: Path, is_repeated: NDArray[np.bool_], num: int
+    reader: TestReader, taught: Path, answers: NDArray[np.uint64], num: int
 ) -> None:
-    outcomes = Outcomes._make(field[:5] for field in read(taught, reader))._replace(is_repeated=is_repeated)
+    outcomes = Outcomes._make(field[:5] for field in read(taught, reader))._replace(answers=answers)
+    is_repeated = np.diff(answers, axis=1, prepend=2) == 0
     expected = [
         next((n for n in range(num, MAX_SEGMENTS + 1) if row[n - num : n].all()), MAX_SEGMENTS)
         for row in is_repeated
@@ -176,7 +187,8 @@ def test_what_a_rule_gains_and_loses_is_the_difference_in_right_answers(
 ) -> None:
     outcomes = read(taught, reader)
     stop = np.random.default_rng(seed).integers(1, MAX_SEGMENTS + 1, len(reader))
-    found, last = point(outcomes, stop), point(outcomes, np.full(len(reader), MAX_SEGMENTS))
+    all_segments = Taken.of_first_starts(np.full(len(reader), MAX_SEGMENTS))
+    found, last = point(outcomes, Taken.of_first_starts(stop)), point(outcomes, all_segments)
     assert found.right - last.right == found.gained - found.lost
     assert found.segments == stop.mean()
     assert (last.differing, last.gained, last.lost) == (0, 0, 0)
@@ -185,7 +197,8 @@ def test_what_a_rule_gains_and_loses_is_the_difference_in_right_answers(
 def test_inputs_of_hidden_truth_are_not_scored(reader: TestReader, taught: Path) -> None:
     outcomes = read(taught, reader)
     is_known = np.arange(len(reader)) % 3 > 0
-    found = point(outcomes._replace(is_known=is_known), np.full(len(reader), 1))
+    taken = Taken.of_first_starts(np.full(len(reader), 1))
+    found = point(outcomes._replace(is_known=is_known), taken)
     assert (found.num, found.right) == (is_known.sum(), outcomes.is_right[is_known, 0].sum())
 
 

@@ -127,7 +127,7 @@ def _read(
                 cost = measure(checkpoint, options.data, reader, options.batch_size or 64, world.device)
             record = read_evaluation(folder)
             assert record is not None
-            evaluated.append(Evaluated(checkpoint, folder, record, most, outcomes, *cost))
+            evaluated.append(Evaluated(checkpoint, folder, record, most, outcomes, 1, *cost))
     return evaluated
 
 

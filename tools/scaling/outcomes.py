@@ -1,12 +1,12 @@
 """What every segment's answer is worth, and what a rule that stops earlier makes of it.
 
-Shape legend: N inputs, M segments, S cells of an answer.
+Shape legend: N inputs, E entries, which are the starts of inputs, M segments, S cells of an answer.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from data_pipeline.reader import TestReader
 from data_pipeline.schema import IGNORE_LABEL_ID
 from hrm_dist.evaluation.halting import HaltingRule, Said
 from hrm_dist.evaluation.predictions import Predictions, prediction_files, read_prediction_file
+from hrm_dist.evaluation.proof import digests
 from hrm_dist.evaluation.trajectories import Trajectories, read_trajectories, segments_file
 
 REPEATS = (1, 2, 3, 4)
@@ -27,39 +28,59 @@ QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 class Outcomes(NamedTuple):
-    """Of all inputs of an evaluation, in the order of its files, after each segment."""
+    """Of all starts of all inputs of an evaluation, in the order of its files, after each segment."""
 
-    is_right: NDArray[np.bool_]  # [N, M] in every cell, and not lost; of no meaning where the truth is hidden
-    cells_right: NDArray[np.float32]  # [N, M] share
-    is_repeated: NDArray[np.bool_]  # [N, M] whether the answer is that of the segment before
-    is_last: NDArray[np.bool_]  # [N, M] whether it is that of the last segment
-    q_halt_logits: NDArray[np.float32]  # [N, M]
-    q_continue_logits: NDArray[np.float32]  # [N, M]
-    residuals: NDArray[np.float32]  # [N, M]
-    checks: NDArray[np.bool_]  # [N, M, C] by what the kind of puzzle checks, in its order
-    is_known: NDArray[np.bool_]  # [N] whether the truth is
+    is_right: NDArray[np.bool_]  # [E, M] in every cell, and not lost; of no meaning where the truth is hidden
+    cells_right: NDArray[np.float32]  # [E, M] share
+    answers: NDArray[np.uint64]  # [E, M] a digest of what is answered
+    q_halt_logits: NDArray[np.float32]  # [E, M]
+    q_continue_logits: NDArray[np.float32]  # [E, M]
+    residuals: NDArray[np.float32]  # [E, M]
+    checks: NDArray[np.bool_]  # [E, M, C] by what the kind of puzzle checks, in its order
+    is_known: NDArray[np.bool_]  # [E] whether the truth is
+
+    @property
+    def num_entries(self) -> int:
+        return len(self.is_right)
 
     @property
     def num_segments(self) -> int:
         return self.is_right.shape[1]
 
+    def of_first_starts(self, num_starts: int) -> Self:
+        """Return those of start 0 of each input."""
+        return self._make(field[::num_starts] for field in self)
+
+
+class Taken(NamedTuple):
+    """Which answer is taken of each input."""
+
+    entries: NDArray[np.int64]  # [N]
+    stop: NDArray[np.int64]  # [N] after how many segments of that entry
+    segments: NDArray[np.int64]  # [N] that are run for it, of all starts of the input
+
+    @classmethod
+    def of_first_starts(cls, stop: NDArray[np.int64], num_starts: int = 1) -> Self:
+        """Return those of start 0 of each input, run alone, after so many segments, [N]."""
+        return cls(np.arange(len(stop)) * num_starts, stop, stop)
+
 
 class Point(NamedTuple):
-    """Each input's answer taken after some number of segments, scored on those whose truth is known."""
+    """The answers taken, scored on inputs whose truth is known."""
 
     segments: float
-    """Mean over all inputs."""
+    """That are run, mean over all inputs."""
     num: int
     right: int
     cell_accuracy: float
     checked: list[int]
     """How many pass each check of the kind, in its order."""
     differing: int
-    """Of all inputs, how many are answered otherwise than after all segments."""
+    """Of all inputs, how many are answered otherwise than by start 0 after all segments."""
     gained: int
-    """Right, and wrong after all segments."""
+    """Right, and wrong by start 0 after all segments."""
     lost: int
-    """Wrong, and right after all segments."""
+    """Wrong, and right by start 0 after all segments."""
 
 
 class _File(NamedTuple):
@@ -69,15 +90,15 @@ class _File(NamedTuple):
     trajectories: Trajectories
 
 
-def read_outcomes(folder: Path, reader: TestReader, progress: Progress) -> Outcomes:
+def read_outcomes(folder: Path, reader: TestReader, progress: Progress, num_starts: int = 1) -> Outcomes:
     """Read and score an evaluation of every segment.
 
-    Raises InputError where segments are missing, or not all inputs have run as many.
+    Raises InputError where segments are missing, or not all inputs have as many starts and have run as many segments.
     """
     parts = []
     for file in prediction_files([folder]):
-        parts.append(_outcomes(_read(file), reader))
-        progress.update(len(parts[-1].is_right))
+        parts.append(_outcomes(_read(file, num_starts), reader))
+        progress.update(len(parts[-1].is_right) // num_starts)
     different = {part.num_segments for part in parts}
     if len(different) > 1:
         raise InputError(
@@ -105,12 +126,13 @@ def _limits(values: Sequence[NDArray[np.float32]]) -> list[float]:
 
 
 def stops(rule: HaltingRule, outcomes: Outcomes) -> NDArray[np.int64]:
-    """Return after how many segments a rule takes each input's answer, [N], as an evaluation applies it."""
-    num_inputs, most = outcomes.is_right.shape
-    stop = np.full(num_inputs, most)
-    num_unchanged = np.zeros(num_inputs, dtype=np.int32)
+    """Return after how many segments a rule takes each entry's answer, [E], as an evaluation applies it."""
+    most = outcomes.num_segments
+    stop = np.full(outcomes.num_entries, most)
+    num_unchanged = np.zeros(outcomes.num_entries, dtype=np.int32)
     for n in range(most):
-        num_unchanged = np.where(outcomes.is_repeated[:, n], num_unchanged + 1, 0).astype(np.int32)
+        is_repeated = outcomes.answers[:, n] == outcomes.answers[:, n - 1] if n else False
+        num_unchanged = np.where(is_repeated, num_unchanged + 1, 0).astype(np.int32)
         said = Said(
             outcomes.q_halt_logits[:, n],
             outcomes.q_continue_logits[:, n],
@@ -121,41 +143,47 @@ def stops(rule: HaltingRule, outcomes: Outcomes) -> NDArray[np.int64]:
     return stop
 
 
-def point(outcomes: Outcomes, stop: NDArray[np.int64]) -> Point:
-    """Return what is gained and lost if each input stops after so many segments, [N]."""
-    known = np.flatnonzero(outcomes.is_known)
-    at = stop[known] - 1
-    right, right_at_last = outcomes.is_right[known, at], outcomes.is_right[known, -1]
+def point(outcomes: Outcomes, taken: Taken, num_starts: int = 1) -> Point:
+    """Return what is gained and lost if these answers are taken."""
+    known = outcomes.is_known[taken.entries]
+    at, last = (taken.entries, taken.stop - 1), (taken.entries // num_starts * num_starts, -1)
+    right, right_at_last = (outcomes.is_right[which][known] for which in (at, last))
     return Point(
-        segments=float(stop.mean()),
-        num=len(known),
+        segments=float(taken.segments.mean()),
+        num=int(known.sum()),
         right=int(right.sum()),
-        cell_accuracy=float(outcomes.cells_right[known, at].mean(dtype=np.float64)),
-        checked=outcomes.checks[known, at].sum(axis=0).tolist(),
-        differing=int((~outcomes.is_last[np.arange(len(stop)), stop - 1]).sum()),
+        cell_accuracy=float(outcomes.cells_right[at][known].mean(dtype=np.float64)),
+        checked=outcomes.checks[at][known].sum(axis=0).tolist(),
+        differing=int((outcomes.answers[at] != outcomes.answers[last]).sum()),
         gained=int((right & ~right_at_last).sum()),
         lost=int((~right & right_at_last).sum()),
     )
 
 
-def predictions_at(folder: Path, stop: NDArray[np.int64]) -> Iterator[Predictions]:
-    """Yield the predictions of a folder's files as if each input had stopped after so many segments, [N]."""
+def predictions_at(folder: Path, taken: Taken, num_starts: int = 1) -> Iterator[Predictions]:
+    """Yield the predictions of a folder's files as if these answers had been taken."""
     first = 0
     for file in prediction_files([folder]):
-        predictions, trajectories = _read(file)
-        of_file = stop[first : first + len(predictions.preds)]
-        first += len(of_file)
+        predictions, trajectories = _read(file, num_starts)
+        inputs = slice(first, first + len(predictions.preds))
+        entries, stop = taken.entries[inputs] - first * num_starts, taken.stop[inputs]
+        first = inputs.stop
         preds = np.empty_like(predictions.preds)
         for n, answers in enumerate(trajectories.answers(), 1):
-            preds[of_file == n] = answers[of_file == n]
-        q_halt_logits = trajectories.by_segment("q_halt_logits")[np.arange(len(of_file)), of_file - 1]
+            preds[stop == n] = answers[entries[stop == n]]
+        q_halt_logits = trajectories.by_segment("q_halt_logits")[entries, stop - 1]
         yield predictions._replace(preds=preds, q_halt_logits=q_halt_logits)
 
 
-def _read(file: Path) -> _File:
+def _read(file: Path, num_starts: int) -> _File:
     predictions, trajectories = read_prediction_file(file), read_trajectories(segments_file(file))
     rows, num_segments = predictions.rows, trajectories.num_segments
-    if rows is None or not np.array_equal(rows, trajectories.rows):
+    if trajectories.num_starts != num_starts:
+        raise InputError(
+            f"{segments_file(file)}: has {trajectories.num_starts} starts of each input, not {num_starts}; give "
+            f"--starts {trajectories.num_starts}, or another --out."
+        )
+    if rows is None or not np.array_equal(rows, trajectories.rows[::num_starts]):
         raise InputError(
             f"{segments_file(file)}: rows are not those of {file}; evaluate again into a new folder."
         )
@@ -177,47 +205,44 @@ def _outcomes(file: _File, reader: TestReader) -> Outcomes:
     assert predictions.rows is not None
     kind = kind_named(reader.info.kind)
     has_grids = kind.scorer == "votes"
-    labels = _labels(reader, predictions.rows)
+    num_starts = trajectories.num_starts
+    labels = _labels(reader, predictions.rows).repeat(num_starts, axis=0)
+    inputs = predictions.inputs.repeat(num_starts, axis=0)
     asked = labels != IGNORE_LABEL_ID
     num_asked = asked.sum(1)
-    last = _spelled(predictions.preds, has_grids=has_grids)
-    before = np.full_like(last, 255)  # no answer has this token
-    is_right, cells_right, is_repeated, is_last, checks = [], [], [], [], []
+    is_right, cells_right, digests_of, checks = [], [], [], []
     for answers in trajectories.answers():
         num_right = (asked & (answers == labels)).sum(1)
         is_right.append(num_right == num_asked)
         cells_right.append((num_right / np.maximum(num_asked, 1)).astype(np.float32))
-        checks.append([check(predictions.inputs, answers) for check in kind.checks.values()])
-        spelled = _spelled(answers, has_grids=has_grids)
-        is_repeated.append((spelled == before).all(1))
-        is_last.append((spelled == last).all(1))
-        before = spelled
-    if not is_last[-1].all():
+        checks.append([check(inputs, answers) for check in kind.checks.values()])
+        digests_of.append(digests(_spelled(answers, has_grids=has_grids)))
+    chosen = digests(_spelled(predictions.preds, has_grids=has_grids))
+    if not (chosen[:, None] == digests_of[-1].reshape(-1, num_starts)).any(axis=1).all():
         raise InputError(
             f"{predictions.source}: preds are not the last answers of its segments; evaluate again into a new folder."
         )
-    num_rows, most = len(labels), len(is_right)
+    num_entries, most = len(labels), len(is_right)
     q_halt_logits = trajectories.by_segment("q_halt_logits")
     # The answers of what overflowed mean nothing, even one that happens to be right.
     is_sound = ~np.isnan(q_halt_logits)
     return Outcomes(
         is_right=np.stack(is_right, axis=1) & is_sound,
         cells_right=np.stack(cells_right, axis=1) * is_sound,
-        is_repeated=np.stack(is_repeated, axis=1),
-        is_last=np.stack(is_last, axis=1),
+        answers=np.stack(digests_of, axis=1),
         q_halt_logits=q_halt_logits,
         q_continue_logits=trajectories.by_segment("q_continue_logits"),
         residuals=trajectories.by_segment("residuals"),
-        checks=np.array(checks, dtype=bool).reshape(most, -1, num_rows).transpose(2, 0, 1)
+        checks=np.array(checks, dtype=bool).reshape(most, -1, num_entries).transpose(2, 0, 1)
         & is_sound[:, :, None],
         is_known=num_asked > 0,
     )
 
 
 def _spelled(answers: NDArray[np.uint8], *, has_grids: bool) -> NDArray[np.uint8]:
-    """Return a copy in which two rows are equal if they answer the same: of canvases what their grids spell."""
+    """Return rows of which two are equal if they answer the same: of canvases what their grids spell."""
     if not has_grids:
-        return answers.copy()
+        return answers
     heights, widths = crop_sizes(answers)
     side = np.arange(math.isqrt(answers.shape[1]))
     inside = (side < heights[:, None])[:, :, None] & (side < widths[:, None])[:, None]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_pipeline.base.progress import Progress
 from data_pipeline.base.table import table
@@ -23,7 +24,7 @@ from hrm_dist.evaluation.intervals import (
 )
 from hrm_dist.evaluation.output_dir import Evaluation
 from hrm_dist.evaluation.scores import SHARES_OF_EXAMPLES, count_right
-from tools.scaling.outcomes import Outcomes, Point, point, predictions_at, stops
+from tools.scaling.outcomes import Outcomes, Point, Taken, point, predictions_at, stops
 
 
 class Evaluated(NamedTuple):
@@ -35,9 +36,14 @@ class Evaluated(NamedTuple):
     trained_segments: int
     """As many as the model was trained with, at most."""
     outcomes: Outcomes
+    num_starts: int
     operations: int
     """Matrix products, as multiplications and additions."""
     seconds: float
+
+    @property
+    def of_first_starts(self) -> Outcomes:
+        return self.outcomes.of_first_starts(self.num_starts)
 
 
 class Row(NamedTuple):
@@ -81,12 +87,12 @@ class Row(NamedTuple):
 def by_segment(
     evaluated: Sequence[Evaluated], reader: TestReader, data: Path, progress: Progress
 ) -> list[Row]:
-    """Return what each number of segments gives, from the first on, with no rule."""
+    """Return what each number of segments of start 0 gives, from the first on, with no rule."""
     most = evaluated[0].outcomes.num_segments
     numbers = {
-        str(n): [np.full(len(one.outcomes.is_right), n) for one in evaluated] for n in range(1, most + 1)
+        str(n): [np.full(one.of_first_starts.num_entries, n) for one in evaluated] for n in range(1, most + 1)
     }
-    return [_row(name, at, evaluated, reader, data, progress) for name, at in numbers.items()]
+    return [_alone(name, at, evaluated, reader, data, progress) for name, at in numbers.items()]
 
 
 def by_rule(
@@ -96,27 +102,47 @@ def by_rule(
     data: Path,
     progress: Progress,
 ) -> list[Row]:
-    """Return what each rule gives."""
+    """Return what each rule gives, of start 0."""
     return [
-        _row(str(rule), [stops(rule, one.outcomes) for one in evaluated], evaluated, reader, data, progress)
+        _alone(
+            str(rule),
+            [stops(rule, one.of_first_starts) for one in evaluated],
+            evaluated,
+            reader,
+            data,
+            progress,
+        )
         for rule in rules
     ]
 
 
-def _row(
+def _alone(
     name: str,
-    stop: Sequence[np.ndarray],
+    stop: Sequence[NDArray[np.int64]],
     evaluated: Sequence[Evaluated],
     reader: TestReader,
     data: Path,
     progress: Progress,
 ) -> Row:
-    points = [point(one.outcomes, at) for one, at in zip(evaluated, stop, strict=True)]
-    scores = []
-    for one, at, found in zip(evaluated, stop, points, strict=True):
-        scores.append(_accuracies(found, kind_named(reader.info.kind).checks))
+    taken = [Taken.of_first_starts(at, one.num_starts) for one, at in zip(evaluated, stop, strict=True)]
+    return scored_row(name, taken, evaluated, reader, data, progress)
+
+
+def scored_row(
+    name: str,
+    taken: Sequence[Taken],
+    evaluated: Sequence[Evaluated],
+    reader: TestReader,
+    data: Path,
+    progress: Progress,
+) -> Row:
+    """Return what answers give that are taken of each evaluation."""
+    points, scores = [], []
+    for one, of_one in zip(evaluated, taken, strict=True):
+        points.append(point(one.outcomes, of_one, one.num_starts))
+        scores.append(_accuracies(points[-1], kind_named(reader.info.kind).checks))
         if add_scores := score_fn(reader.info.kind):
-            scores[-1] |= add_scores(predictions_at(one.folder, at), reader, data)
+            scores[-1] |= add_scores(predictions_at(one.folder, of_one, one.num_starts), reader, data)
         progress.update()
     costs = [
         (found.segments * one.operations, found.segments * one.seconds)
@@ -141,8 +167,8 @@ def as_table(rows: Sequence[Row], last: Row, what: str) -> str:
     columns: dict[str, Callable[[Row], str]] = {what: lambda row: row.name}
     if what != "segments":
         columns["segments"] = lambda row: f"{row.segments:.2f}"
-    columns["Gop an input"] = _fixed(lambda row: row.operations / 1e9, rows)
-    columns["ms an input"] = _fixed(lambda row: 1000 * row.seconds, rows)
+    columns["Gop an input"] = fixed(lambda row: row.operations / 1e9, rows)
+    columns["ms an input"] = fixed(lambda row: 1000 * row.seconds, rows)
     if "input/pass@2" in last.scores[0]:
         columns["exact"] = lambda row: f"{row.score('exact_accuracy'):.1%}"
         columns["cells"] = lambda row: f"{row.score('cell_accuracy'):.1%}"
@@ -165,7 +191,7 @@ def as_table(rows: Sequence[Row], last: Row, what: str) -> str:
     return "\n".join(table([list(columns), *cells], "<" + ">" * (len(columns) - 1)))
 
 
-def _fixed(value: Callable[[Row], float], rows: Sequence[Row]) -> Callable[[Row], str]:
+def fixed(value: Callable[[Row], float], rows: Sequence[Row]) -> Callable[[Row], str]:
     """Return what spells a value of each row, all with as many decimals as give the least two digits."""
     least = min(map(value, rows))
     decimals = max(0, 1 - math.floor(math.log10(least))) if least > 0 else 0
@@ -179,7 +205,7 @@ def as_json(row: Row) -> dict[str, Any]:
         "segments_per_input": row.segments,
         "operations_per_input": row.operations,
         "seconds_per_input": row.seconds,
-        "score": {name: _number(value) for name, value in row.interval._asdict().items()},
+        "score": interval_json(row.interval),
         "by_checkpoint": [
             {"segments_per_input": found.segments, **scores}
             | {name: getattr(found, name) for name in ("differing", "gained", "lost")}
@@ -188,5 +214,6 @@ def as_json(row: Row) -> dict[str, Any]:
     }
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def interval_json(interval: Interval) -> dict[str, float | None]:
+    """Return an interval by name; what is not known as None."""
+    return {name: None if math.isnan(value) else value for name, value in interval._asdict().items()}
