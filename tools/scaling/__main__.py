@@ -1,9 +1,10 @@
-"""Accuracy over segments and halting rules, from one evaluation of every segment.
+"""Accuracy over segments, halting rules and starts, from one evaluation of every segment.
 
     python -m tools.scaling runs/demo/checkpoints/latest --data data/demo
     python -m tools.scaling runs/sudoku_6x6/checkpoints/latest --data data/sudoku-6x6 --max-segments 32
     python -m tools.scaling runs/seed0/checkpoints/latest runs/seed1/checkpoints/latest runs/seed2/checkpoints/latest \\
         --data data/sudoku-6x6 --max-segments 32 --out runs/scaling
+    python -m tools.scaling runs/sudoku_6x6/checkpoints/latest --data data/sudoku-6x6 --starts 16 --segment-noise 0.3
 
 All inputs run all segments, into OUT/predictions (of several checkpoints OUT/predictions_0, _1, ...), as by
 
@@ -25,14 +26,27 @@ segments:
   differ         inputs that are answered otherwise than after all segments
   gained, lost   right and wrong after all segments, and the other way round
 
+With --starts K each input runs K times, from states and with noise as the other options say (see tools.evaluate). What
+is above is then told of start 0 alone, which has the noise too; evaluate without --starts to know the model without.
+Beside that, the first 1, 2, 4, ... K starts are taken, each run for a power-of-two part of all segments, or until it
+halts by `learned` or `unchanged:2`; and of these one answer, by each choice of tools.evaluate:
+
+  q, vote        highest q_halt_logits; most frequent answer
+  residual       whose state changed least at last (not after one segment)
+  first          the first to halt, by a rule; no start is run longer than that
+  any            a right one if there is any: a ceiling for choices, which needs the truth and is none itself
+
+All starts are paid for: segments, operations and time are of all together. (By vote, tools.evaluate may take less: it
+drops what can no longer be chosen.) `against 1 x M` tells what breadth changes at the cost of one start of M segments.
+
 Inputs whose numbers overflow (q_halt_logits is NaN) are counted in a warning, and are wrong where that is so.
 
 An interval is at 95 %: of one checkpoint Wilson's over inputs, of several (with the same setting and other seeds)
 Student's over these. A rule that is chosen by its score here has to be scored on other inputs.
 
-OUT (default: RUN/scaling) gets scaling.json and scaling.png; the last line printed is the JSON object, without what is
-of single checkpoints. Exit codes: 0 done, 2 bad input, 75 stopped by a signal (the same command resumes), 1 anything
-else.
+OUT (default: RUN/scaling) gets scaling.json, scaling.png and, of several starts, scaling_starts.png; the last line
+printed is the JSON object, without what is of single checkpoints. Exit codes: 0 done, 2 bad input, 75 stopped by a
+signal (the same command resumes), 1 anything else.
 """
 
 import argparse
@@ -59,6 +73,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--data", type=path_argument, required=True, metavar="DIR", help="the dataset of the training")
     add("--out", type=path_argument, metavar="DIR", help="folder for predictions and results (RUN/scaling)")
     add("--max-segments", type=int, metavar="N", help="segments of every input (as in training)")
+    add("--starts", type=int, default=1, metavar="K", help="starts of each input (%(default)s)")
+    add("--initial-states", choices=("fixed", "random"), help="what a start begins with (as trained)")
+    add("--segment-noise", type=float, metavar="X", help="noise before every segment (as trained)")
+    add("--update-noise", type=float, metavar="X", help="noise of every update (as trained)")
+    add("--noise-seed", type=int, metavar="N", help="other numbers give other starts (0)")
     add(
         "--num-aug",
         type=int,
@@ -69,7 +88,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=int, metavar="N", help="examples at a time (64)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args(arguments)
-    for name, least in (("num_aug", 0), ("max_groups", 1), ("batch_size", 1), ("max_segments", 1)):
+    for name, least in (
+        ("num_aug", 0),
+        ("max_groups", 1),
+        ("batch_size", 1),
+        ("max_segments", 1),
+        ("starts", 1),
+    ):
         value = getattr(options, name)
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}.")

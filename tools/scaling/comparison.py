@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from hrm_dist.checkpoint.reader import content_sha256, read_state
 from hrm_dist.distributed.launch_env import launch_env
 from hrm_dist.distributed.process_group import process_group
 from hrm_dist.evaluation.load_model import refuse_other_dataset
-from hrm_dist.evaluation.output_dir import read_evaluation
+from hrm_dist.evaluation.output_dir import RANDOMNESS, read_evaluation
 from tools import evaluate
-from tools.scaling import plot
+from tools.scaling import plot, starts
 from tools.scaling.cost import measure
 from tools.scaling.outcomes import halting_rules, read_outcomes
 from tools.scaling.results import Evaluated, Row, as_json, as_table, by_rule, by_segment
@@ -50,13 +51,25 @@ def compare(options: argparse.Namespace) -> int:
             return code
     evaluated = _read(folders, trained, options, reader)
     _warn_of_lost(evaluated)
-    rules = halting_rules([one.outcomes for one in evaluated])
-    total = (most + len(rules)) * len(evaluated)
+    rules = halting_rules([one.of_first_starts for one in evaluated])
+    of_starts = _starts_asked_for(evaluated, options.starts, most)
+    total = (most + len(rules) + sum(map(len, of_starts.values()))) * len(evaluated)
     with progress_bar("compare", "score", total, shown=True) as progress:
         segments = by_segment(evaluated, reader, options.data, progress)
         halted = by_rule(rules, evaluated, reader, options.data, progress)
-    _write(evaluated, segments, halted, options, reader)
+        chosen = starts.by_starts(of_starts, evaluated, reader, options.data, progress)
+    _write(evaluated, segments, halted, chosen, options, reader)
     return 0
+
+
+def _starts_asked_for(
+    evaluated: Sequence[Evaluated], num_starts: int, most: int
+) -> dict[starts.Run, list[starts.Way]]:
+    """Return what is tried of several starts, and how answers are chosen; nothing of one."""
+    if num_starts == 1:
+        return {}
+    has_residuals = all(np.isfinite(one.outcomes.residuals).any() for one in evaluated)
+    return {run: starts.choices(run, has_residuals=has_residuals) for run in starts.runs(num_starts, most)}
 
 
 def _refuse_hidden_truth(data: Path, reader: TestReader) -> None:
@@ -84,7 +97,9 @@ def _refuse_doubles(checkpoints: Sequence[Path]) -> None:
 def _warn_of_lost(evaluated: Sequence[Evaluated]) -> None:
     """Say of how many inputs the numbers overflow."""
     for one in evaluated:
-        is_lost = np.isnan(one.outcomes.q_halt_logits)
+        # Of all starts of an input, any.
+        of_inputs = one.outcomes.q_halt_logits.reshape(-1, one.num_starts, one.outcomes.num_segments)
+        is_lost = np.logical_or.reduce(np.isnan(of_inputs), axis=1)
         if is_lost.any():
             print(
                 f"warning: {one.checkpoint}: {is_lost.any(axis=1).sum():,} of {len(is_lost):,} inputs are lost after "
@@ -105,7 +120,9 @@ def _evaluate(checkpoint: Path, folder: Path, max_segments: int, options: argpar
     """Let tools.evaluate complete the folder, and return its exit code."""
     arguments = [checkpoint, "--data", options.data, "--out", folder, "--device", options.device]
     arguments += ["--halting", "none", "--every-segment", "--max-segments", max_segments]
-    for name in ("num_aug", "max_groups", "batch_size"):
+    if options.starts > 1:
+        arguments += ["--starts", options.starts, "--choose", "q"]
+    for name in ("num_aug", "max_groups", "batch_size", *RANDOMNESS, "noise_seed"):
         if (value := getattr(options, name)) is not None:
             arguments += [f"--{name.replace('_', '-')}", value]
     return evaluate.main([str(argument) for argument in arguments])
@@ -122,12 +139,15 @@ def _read(
         progress_bar("score", "input", total, shown=True) as progress,
     ):
         for checkpoint, folder, most in zip(options.checkpoints, folders, trained, strict=True):
-            outcomes = read_outcomes(folder, reader, progress)
-            with progress.untimed():
-                cost = measure(checkpoint, options.data, reader, options.batch_size or 64, world.device)
             record = read_evaluation(folder)
             assert record is not None
-            evaluated.append(Evaluated(checkpoint, folder, record, most, outcomes, 1, *cost))
+            outcomes = read_outcomes(folder, reader, progress, options.starts)
+            overrides = {name: value for name in RANDOMNESS if (value := getattr(record, name)) is not None}
+            with progress.untimed():
+                cost = measure(
+                    checkpoint, options.data, reader, options.batch_size or 64, world.device, overrides
+                )
+            evaluated.append(Evaluated(checkpoint, folder, record, most, outcomes, options.starts, *cost))
     return evaluated
 
 
@@ -135,6 +155,7 @@ def _write(
     evaluated: Sequence[Evaluated],
     segments: Sequence[Row],
     halted: Sequence[Row],
+    chosen: starts.Chosen,
     options: argparse.Namespace,
     reader: TestReader,
 ) -> None:
@@ -147,6 +168,8 @@ def _write(
         "planned_sha256": evaluated[0].record.planned_sha256,
         "num_aug": options.num_aug,
         "inputs": len(reader),
+        "num_starts": options.starts,
+        **{name: getattr(evaluated[0].record, name) for name in (*RANDOMNESS, "noise_seed")},
         "score": score,
         "interval": "Wilson, inputs" if len(evaluated) == 1 else "Student, checkpoints",
         "checkpoints": [_described(one) for one in evaluated],
@@ -154,6 +177,8 @@ def _write(
     rows: dict[str, Any] = {
         name: list(map(as_json, of)) for name, of in (("segments", segments), ("rules", halted))
     }
+    if chosen:
+        rows["starts"] = starts.records(chosen)
     json_file, picture = options.out / "scaling.json", options.out / "scaling.png"
     replace_file(json_file, f"{json.dumps(content | rows, indent=1)}\n".encode())
     trained = [one.trained_segments for one in evaluated]
@@ -161,10 +186,18 @@ def _write(
         [one.checkpoint for one in evaluated], on.partition("@")[0] or options.data.absolute().name
     )
     plot.draw(picture, segments, halted, trained_segments=trained, score=score, title=title)
+    if chosen:
+        print("start 0 of each input, alone:")
     print(as_table(segments, segments[-1], "segments"), "", sep="\n")
     print(as_table(halted, segments[-1], "halting"))
-    print(f"{json_file}, {picture}")
-    for row in (*rows["segments"], *rows["rules"]):
+    pictures = [picture]
+    if chosen:
+        pictures.append(options.out / "scaling_starts.png")
+        plot.draw_starts(pictures[-1], chosen, segments, score=score, title=title)
+        for of_starts in starts.tables(chosen):
+            print("", of_starts, sep="\n")
+    print(json_file, *pictures, sep=", ")
+    for row in chain.from_iterable(rows.values()):
         del row["by_checkpoint"]
     print(json.dumps(content | rows))
 

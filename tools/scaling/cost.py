@@ -1,6 +1,7 @@
 """What one segment of one input takes: operations, and time on this machine."""
 
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,10 +32,17 @@ class Cost(NamedTuple):
     """Median of a few segments, not compiled."""
 
 
-def measure(checkpoint: Path, data: Path, reader: TestReader, batch_size: int, device: torch.device) -> Cost:
-    """Return what a segment of a checkpoint's model costs."""
+def measure(
+    checkpoint: Path,
+    data: Path,
+    reader: TestReader,
+    batch_size: int,
+    device: torch.device,
+    overrides: Mapping[str, object],
+) -> Cost:
+    """Return what a segment of a checkpoint's model costs; overrides: of its architecture."""
     metadata = reader.info.metadata("train")
-    model = load_model(checkpoint, data, metadata, ema=True, device=device)
+    model = load_model(checkpoint, data, metadata, ema=True, device=device, overrides=overrides)
     slots = num_slots(len(reader), batch_size, device)
     segment = EvaluationSegment(model, slots, device, records=device.type == "cuda")
     batch = reader.take(np.arange(slots))

@@ -1,22 +1,32 @@
 """Draw accuracy over segments, and what halting rules make of it."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_pipeline.base.files import replace_file
 from data_pipeline.base.matplotlib_settings import plain_matplotlib
+from hrm_dist.evaluation.halting import ALL_SEGMENTS
 from hrm_dist.evaluation.intervals import interval_text
+from tools.scaling import starts
 from tools.scaling.results import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which people who are colour-blind tell apart, with a shape for each.
 _BLACK, _GREY = "#000000", "#8c8c8c"
+_LOOKS_OF_CHOICES: Mapping[starts.Way, Mapping[str, Any]] = {
+    "q": {"color": "#0072b2", "marker": "o"},
+    "vote": {"color": "#009e73", "marker": "^"},
+    "first": {"color": "#d55e00", "marker": "D"},
+    "residual": {"color": "#cc79a7", "marker": "v"},
+    starts.ANY: {"color": _BLACK, "marker": "", "ls": ":"},
+}
 _LOOKS = {
     "none": (_BLACK, "s"),
     "learned": ("#d55e00", "D"),
@@ -43,13 +53,70 @@ def draw(
     left, right = figure.subplots(1, 2)
     _draw_segments(left, segments, trained_segments, score)
     _draw_rules(right, segments, rules, trained_segments, score)
-    figure.suptitle(title, fontsize=10)
-    over = "inputs (Wilson)" if len(rules[0].scores) == 1 else "checkpoints (Student)"
+    over = _over(rules[0])
     note = f"Intervals at 95 %, over {over}. Large: the best of each kind of rule; small: its other limits."
-    figure.text(0.5, -0.01, note, ha="center", va="top", fontsize=8, color="#606060")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", bbox_inches="tight")
-    replace_file(path, picture.getvalue())
+    _save(figure, path, title, note)
+
+
+@plain_matplotlib()
+def draw_starts(
+    path: Path, chosen: starts.Chosen, segments: Sequence[Row], *, score: str, title: str
+) -> None:
+    """Write the picture of several starts. segments: of one, after each segment; score: what is compared."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    most, num_starts = len(segments), max(run.num_starts for run in chosen)
+    figure = Figure(figsize=(15, 5.4), dpi=100, layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for axes, rule in ((left, ALL_SEGMENTS), (middle, starts.HALTED)):
+        own = [of for run, of in chosen.items() if run[:2] == (rule, most)]
+        for choice, look in _LOOKS_OF_CHOICES.items():
+            _draw_starts(axes, own, choice, choice, **look)
+        axes.set_title(
+            f"{most} segments of each start, {f'or until {rule}' if rule.value else 'no rule'}", fontsize=9
+        )
+    depths = [run.max_segments for run in chosen if run.rule == ALL_SEGMENTS and run.num_starts == 1]
+    for depth, shade in zip(depths, np.linspace(0.9, 0, len(depths)), strict=True):
+        own = [of for run, of in chosen.items() if run[:2] == (ALL_SEGMENTS, depth)]
+        look = {"color": colormaps["viridis"](shade), "marker": "o"}
+        _draw_starts(right, own, "q", f"q, starts of {depth}", **look)
+    right.set_title("more starts of fewer segments", fontsize=9)
+    for axes in (left, middle, right):
+        limits = axes.get_ylim()
+        axes.plot(
+            [row.segments for row in segments],
+            [row.interval.value for row in segments],
+            color=_GREY,
+            lw=1.5,
+            label="one start, more segments",
+        )
+        axes.set_ylim(limits)  # which is low at first
+        _mark_costs(axes, segments, most * num_starts)
+        _finish(axes)
+    left.set_ylabel(score)
+    note = (
+        f"Intervals at 95 %, over {_over(segments[0])}. Points of a line: 1, 2, 4, ... {num_starts} starts, whose "
+        "segments count together. any: whether one of them is right, which no choice can know."
+    )
+    _save(figure, path, title, note)
+
+
+def _draw_starts(
+    axes: "Axes", of_runs: Sequence[Mapping[starts.Way, Row]], choice: starts.Way, label: str, **look: Any
+) -> None:
+    """Draw what a choice gives of 1, 2, 4, ... starts, where it can be made."""
+    if of_runs[-1].keys().isdisjoint((choice, starts.ONE)):
+        return
+    rows = [of[choice if choice in of else starts.ONE] for of in of_runs]
+    value, low, high = np.array([row.interval for row in rows]).T
+    axes.errorbar(
+        [row.segments for row in rows],
+        value,
+        np.array([value - low, high - value]),
+        label=label,
+        **{"lw": 1.2, "ms": 4, "elinewidth": 0.6, **look},
+    )
 
 
 def _draw_segments(axes: "Axes", rows: Sequence[Row], trained_segments: Sequence[int], score: str) -> None:
@@ -102,17 +169,28 @@ def _draw_rules(
     margin = 0.08 * (max(shares) - min(shares)) + 0.005
     axes.set_ylim(min(shares) - margin, max(shares) + margin)
     axes.set_ylabel(score)
-    _mark_costs(axes, segments)
+    _mark_costs(axes, segments, len(segments))
     _finish(axes)
+
+
+def _over(row: Row) -> str:
+    return "inputs (Wilson)" if len(row.scores) == 1 else "checkpoints (Student)"
+
+
+def _save(figure: "Figure", path: Path, title: str, note: str) -> None:
+    figure.suptitle(title, fontsize=10)
+    figure.text(0.5, -0.01, note, ha="center", va="top", fontsize=8, color="#606060")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", bbox_inches="tight")
+    replace_file(path, picture.getvalue())
 
 
 def _told(row: Row) -> str:
     return f"at {row.segments:.1f}: {interval_text(row.interval)}"
 
 
-def _mark_costs(axes: "Axes", segments: Sequence[Row]) -> None:
+def _mark_costs(axes: "Axes", segments: Sequence[Row], most: int) -> None:
     """Let an axis double with each mark, since rules that are good lie close together at few segments."""
-    most = len(segments)
     marks = [2**i for i in range(most.bit_length())]
     axes.set_xscale("log", base=2)
     axes.set_xlim(0.9, 1.12 * most)
