@@ -58,10 +58,10 @@ def let_halting_vary(model: ACTModel) -> None:
         tensor.data.copy_(torch.randn(tensor.shape, generator=generator))
 
 
-def halting_model(dataset: Path) -> ACTModel:
+def halting_model(dataset: Path, **fields: object) -> ACTModel:
     """Return an HRM for a dataset, of at most four segments, whose Q-values vary; in evaluation mode."""
     metadata = load_dataset_info(dataset).metadata("train")
-    model = build_model(arch_of("hrm", halt_max_steps=4), metadata, seed=3)
+    model = build_model(arch_of("hrm", halt_max_steps=4, **fields), metadata, seed=3)
     let_halting_vary(model)
     return model.eval()
 
