@@ -63,6 +63,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         levels={"L_level": LevelInfo("L_layers", is_slow=True)},
         states={"z_H": "H_init", "z_L": "L_init"},
         published_names=("recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1",),
+        # EqR's, a TRM with these.
+        published_fields={"lambda_": "damping", "noise_scale": "update_noise"},
         defaults={
             "H_cycles": 3,
             "L_cycles": 6,

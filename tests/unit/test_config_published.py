@@ -63,6 +63,10 @@ TRM_SUDOKU = (
     "puzzle_emb_weight_decay=1.0"
 )
 URM = "arch=urm arch.loops=16 arch.H_cycles=2 arch.L_cycles=6 arch.num_layers=4 +ema=True"
+EQR = (
+    "arch=trm arch.puzzle_emb_ndim=0 arch.puzzle_emb_len=0 arch.initial_states=random arch.lambda_=0.95 "
+    "arch.noise_scale=0.01 eval_interval=3840 lr=1e-4 weight_decay=1.0 ema=True"
+)
 PUBLISHED_COMMANDS = {
     "arc1": "data_path=data/arc1-aug-1000 eval_num_aug=32",
     "arc2": "data_path=data/arc2-aug-1000 eval_num_aug=32",
@@ -108,6 +112,11 @@ PUBLISHED_COMMANDS = {
     "urm_sudoku": (
         f"{URM} data_path=data/sudoku-extreme-1k-aug-1000 epochs=50000 eval_interval=2000 lr=1e-4 "
         "puzzle_emb_lr=1e-4 weight_decay=1.0 puzzle_emb_weight_decay=1.0 global_batch_size=128"
+    ),
+    # Published with epochs of one step each, 50000 and 100000, where a pass has 1.3.
+    "eqr_sudoku": f"{EQR} data_path=data/sudoku-extreme-1k-aug-1000 epochs=38400 arch.mlp_t=True",
+    "eqr_maze_unique": (
+        f"{EQR} data_path=data/maze-30x30-unique-1k epochs=76800 arch.L_layers=1 arch.L_cycles=4 arch.hidden_size=128"
     ),
 }
 
@@ -222,6 +231,8 @@ ALIAS_CASES = [
     ("grad_accum_steps=1", "gradient_accumulation_steps", 1),
     ("arch.loops=24", "arch.halt_max_steps", 24),
     ("arch.num_layers=3", "arch.L_layers", 3),
+    ("arch.lambda_=0.95", "arch.damping", 0.95),
+    ("arch.noise_scale=0.01", "arch.update_noise", 0.01),
 ]
 IGNORED = [key for key, alias in ALIASES.items() if alias is None]
 
