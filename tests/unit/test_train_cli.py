@@ -139,6 +139,8 @@ def resume_in_a_copy(trained: Path, tmp_path: Path) -> tuple[Path, str]:
     [
         ("arch.hidden_size=64", "arch.hidden_size is 64, the checkpoint has 32"),
         ("seed=1", "seed is 1, the checkpoint has 0"),
+        ("arch.update_noise=0.01", "arch.update_noise is 0.01, the checkpoint has 0.0"),
+        ("arch.initial_states=random", "arch.initial_states is 'random', the checkpoint has 'fixed'"),
         ("global_batch_size=16", "global_batch_size is 16, the checkpoint has 8"),
     ],
 )
