@@ -212,7 +212,7 @@ def _changed_randomness(options: argparse.Namespace, arch: ArchConfig) -> dict[s
         raise InputError(
             f"{option}: architecture {arch.name} carries no state from one segment to the next; leave it out."
         )
-    is_random = ArchConfig.model_validate({**arch.model_dump(), **changed}).is_random
+    is_random = ArchConfig.model_validate({**arch.model_dump(), "num_chains": 1, **changed}).is_random
     if not is_random and (options.starts > 1 or options.noise_seed):
         option = f"--starts {options.starts}" if options.starts > 1 else f"--noise-seed {options.noise_seed}"
         raise InputError(

@@ -40,7 +40,9 @@ def load_model(
     windows = None
     if config.get("padding") == "skip":
         windows = torch.from_numpy(_windows_of_training(path, checkpoint.state, data_path))
-    model = ACTModel(ArchConfig.model_validate({**config["arch"], **overrides}), metadata, windows=windows)
+    # A chain of training is a start in evaluation.
+    arch = ArchConfig.model_validate({**config["arch"], "num_chains": 1, **overrides})
+    model = ACTModel(arch, metadata, windows=windows)
     tensors = checkpoint.tensors("model")
     if ema:
         tensors |= checkpoint.tensors("ema")
