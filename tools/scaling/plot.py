@@ -25,7 +25,7 @@ _LOOKS_OF_CHOICES: Mapping[starts.Way, Mapping[str, Any]] = {
     "vote": {"color": "#009e73", "marker": "^"},
     "first": {"color": "#d55e00", "marker": "D"},
     "residual": {"color": "#cc79a7", "marker": "v"},
-    starts.ANY: {"color": _BLACK, "marker": "", "ls": ":"},
+    starts.ANY: {"color": _BLACK, "marker": "", "ls": ":", "elinewidth": 0},
 }
 _LOOKS = {
     "none": (_BLACK, "s"),
@@ -68,7 +68,7 @@ def draw_starts(
 
     most, num_starts = len(segments), max(run.num_starts for run in chosen)
     figure = Figure(figsize=(15, 5.4), dpi=100, layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    left, middle, right = figure.subplots(1, 3, sharey=True)
     for axes, rule in ((left, ALL_SEGMENTS), (middle, starts.HALTED)):
         own = [of for run, of in chosen.items() if run[:2] == (rule, most)]
         for choice, look in _LOOKS_OF_CHOICES.items():
@@ -76,14 +76,16 @@ def draw_starts(
         axes.set_title(
             f"{most} segments of each start, {f'or until {rule}' if rule.value else 'no rule'}", fontsize=9
         )
+    limits = left.get_ylim()
     depths = [run.max_segments for run in chosen if run.rule == ALL_SEGMENTS and run.num_starts == 1]
     for depth, shade in zip(depths, np.linspace(0.9, 0, len(depths)), strict=True):
         own = [of for run, of in chosen.items() if run[:2] == (ALL_SEGMENTS, depth)]
         look = {"color": colormaps["viridis"](shade), "marker": "o"}
-        _draw_starts(right, own, "q", f"q, starts of {depth}", **look)
+        # With few segments all may lie too low to be seen beside the others.
+        if max(of["q" if "q" in of else starts.ONE].interval.value for of in own) > limits[0]:
+            _draw_starts(right, own, "q", f"q, starts of {depth} segments", **look)
     right.set_title("more starts of fewer segments", fontsize=9)
     for axes in (left, middle, right):
-        limits = axes.get_ylim()
         axes.plot(
             [row.segments for row in segments],
             [row.interval.value for row in segments],
@@ -91,9 +93,9 @@ def draw_starts(
             lw=1.5,
             label="one start, more segments",
         )
-        axes.set_ylim(limits)  # which is low at first
         _mark_costs(axes, segments, most * num_starts)
         _finish(axes)
+    left.set_ylim(limits)
     left.set_ylabel(score)
     note = (
         f"Intervals at 95 %, over {_over(segments[0])}. Points of a line: 1, 2, 4, ... {num_starts} starts, whose "
