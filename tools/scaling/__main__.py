@@ -34,7 +34,8 @@ halts by `learned` or `unchanged:2`; and of these one answer, by each choice of 
   q, vote        highest q_halt_logits; most frequent answer
   residual       whose state changed least at last (not after one segment)
   first          the first to halt, by a rule; no start is run longer than that
-  any            a right one if there is any: a ceiling for choices, which needs the truth and is none itself
+  any            a right one if there is any: a ceiling for choices, which needs the truth and is none itself (of ARC,
+                 of every prediction before the vote)
 
 All starts are paid for: segments, operations and time are of all together. (By vote, tools.evaluate may take less: it
 drops what can no longer be chosen.) `against 1 x M` tells what breadth changes at the cost of one start of M segments.
