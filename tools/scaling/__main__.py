@@ -26,10 +26,11 @@ segments:
   differ         inputs that are answered otherwise than after all segments
   gained, lost   right and wrong after all segments, and the other way round
 
-With --starts K each input runs K times, from states and with noise as the other options say (see tools.evaluate). What
-is above is then told of start 0 alone, which has the noise too; evaluate without --starts to know the model without.
-Beside that, the first 1, 2, 4, ... K starts are taken, each run for a power-of-two part of all segments, or until it
-halts by `learned` or `unchanged:2`; and of these one answer, by each choice of tools.evaluate:
+With --starts K each input runs K times, from states and with noise as the other options say (see tools.evaluate, which
+may be run before with the same options and --choose q). What is above is then told of start 0 alone, which has the
+noise too; another --out without --starts and noise tells of the model as it is. Beside that, the first 1, 2, 4, ... K
+starts are taken, each run for all segments, half of them, a quarter, ..., or until it halts by `learned` or
+`unchanged:2`; and of these one answer, by each choice of tools.evaluate:
 
   q, vote        highest q_halt_logits; most frequent answer
   residual       whose state changed least at last (not after one segment)
