@@ -95,7 +95,7 @@ def draw_starts(
         )
         _mark_costs(axes, segments, most * num_starts)
         _finish(axes)
-    left.set_ylim(limits)
+    left.set_ylim(max(limits[0], -0.02), min(limits[1], 1.02))
     left.set_ylabel(score)
     note = (
         f"Intervals at 95 %, over {_over(segments[0])}. Points of a line: 1, 2, 4, ... {num_starts} starts, whose "
