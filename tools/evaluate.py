@@ -75,28 +75,23 @@ from hrm_dist.evaluation.evaluate import score_fn
 from hrm_dist.evaluation.fill_folder import Noted, Share, planned_inputs
 from hrm_dist.evaluation.halting import HALTING_HELP, HaltingRule
 from hrm_dist.evaluation.load_model import load_model, refuse_other_dataset
-from hrm_dist.evaluation.output_dir import (
-    RANDOMNESS,
-    Evaluation,
-    agree,
-    claim,
-    cut_of_tasks,
-    rows_per_file,
-)
+from hrm_dist.evaluation.output_dir import Evaluation, agree, claim, cut_of_tasks, rows_per_file
 from hrm_dist.evaluation.predictions import Predictions, read_prediction_file
 from hrm_dist.evaluation.puzzle_scores import summary, summary_text
 from hrm_dist.evaluation.scores import SCORES_FILE
 from hrm_dist.evaluation.segment import EvaluationSegment
-from hrm_dist.evaluation.starts import CHOICES, MAX_STARTS
+from hrm_dist.evaluation.start_options import (
+    RANDOMNESS,
+    add_start_options,
+    changed_randomness,
+    check_start_options,
+)
 from hrm_dist.evaluation.stopping import RULES, Calibration, parse_vote_rule, read_calibration
 from hrm_dist.freed_memory import keep_freed_memory
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.flops import evaluation_flops_per_sequence, matmul_rate
 from hrm_dist.model.kernels import require_c_compiler
 from hrm_dist.model.network import Network
-
-_MAX_NOISE = 10.0
-"""Of ArchConfig."""
 
 _SAMPLE = 1024
 """Inputs whose lengths stand for those of all, where padding is not computed."""
@@ -139,20 +134,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="RULE",
         help=f"when the vote on a test input is settled: {RULES}",
     )
-    add(
-        "--starts",
-        type=int,
-        default=1,
-        metavar="K",
-        help="tries per example, one of which answers (%(default)s)",
-    )
-    add("--choose", choices=CHOICES, help="which of several tries answers (q)")
-    add("--initial-states", choices=("fixed", "random"), help="what a try begins with (as trained)")
-    add("--segment-noise", type=float, metavar="X",
-        help="standard deviation of what is added to the answer's state before every segment (as trained)")  # fmt: skip
-    add("--update-noise", type=float, metavar="X",
-        help="standard deviation of what every update adds to its state (as trained)")  # fmt: skip
-    add("--noise-seed", type=int, default=0, metavar="N", help="other numbers give other tries (%(default)s)")
+    add_start_options(parser)
     add("--against", type=path_argument, metavar="DIR",
         help="other predictions of the same inputs: tell which answers differ, and the score")  # fmt: skip
     add("--batch-size", type=int, default=64, metavar="N", help="examples at a time (%(default)s)")
@@ -167,59 +149,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}.")
     options.halting = HaltingRule.parse(options.halting)
-    _check_starts(options)
+    check_start_options(options)
     rule_text = options.vote_until
     options.vote_until = parse_vote_rule(rule_text)
     is_file = str(options.vote_until) != rule_text and Path(rule_text).is_file()
     options.calibration = read_calibration(Path(rule_text)) if is_file else None
     return options
-
-
-def _check_starts(options: argparse.Namespace) -> None:
-    """Raise InputError for tries that cannot be, whatever the model."""
-    if not 1 <= options.starts <= MAX_STARTS:
-        raise InputError(f"--starts {options.starts}: must be from 1 to {MAX_STARTS:,}.")
-    for name in ("segment_noise", "update_noise"):
-        value = getattr(options, name)
-        if value is not None and not 0 <= value <= _MAX_NOISE:
-            raise InputError(
-                f"--{name.replace('_', '-')} {value:g}: must be from 0 to {_MAX_NOISE:g}; the states have a root mean "
-                "square of about 1."
-            )
-    if not 0 <= options.noise_seed < 2**63:
-        raise InputError(f"--noise-seed {options.noise_seed}: must be from 0 to 2^63 - 1.")
-    if options.starts == 1:
-        if options.choose is not None:
-            raise InputError(
-                f"--choose {options.choose}: there is one try of each example to choose from; give --starts K."
-            )
-        return
-    options.choose = options.choose or "q"
-    if options.choose == "first" and options.halting.kind == "none":
-        raise InputError(
-            "--choose first: with --halting none no try halts before the others; give a rule, such as --halting "
-            "learned, or choose by something else."
-        )
-
-
-def _changed_randomness(options: argparse.Namespace, arch: ArchConfig) -> dict[str, Any]:
-    """Return what is random otherwise than in training; raise InputError for what cannot be of this architecture."""
-    asked_for = {name: getattr(options, name) for name in RANDOMNESS}
-    changed = {name: value for name, value in asked_for.items() if value not in (None, getattr(arch, name))}
-    states = arch.description.states
-    if not states and (changed or options.choose == "residual"):
-        option = "--choose residual" if not changed else f"--{next(iter(changed)).replace('_', '-')}"
-        raise InputError(
-            f"{option}: architecture {arch.name} carries no state from one segment to the next; leave it out."
-        )
-    is_random = ArchConfig.model_validate({**arch.model_dump(), "num_chains": 1, **changed}).is_random
-    if not is_random and (options.starts > 1 or options.noise_seed):
-        option = f"--starts {options.starts}" if options.starts > 1 else f"--noise-seed {options.noise_seed}"
-        raise InputError(
-            f"{option}: nothing is random, so that all tries of an example would be the same; give --segment-noise X, "
-            "--update-noise X or --initial-states random."
-        )
-    return changed
 
 
 def evaluation_asked_for(
@@ -247,7 +182,6 @@ def evaluation_asked_for(
             "note: the model was trained with halting: fixed, so its Q-head has never decided when to halt; "
             "tools.scaling shows what this rule costs"
         )
-    changed = _changed_randomness(options, arch)
     cut = None
     if options.vote_until.name != "none":
         if score_fn(reader.info.kind) is None:
@@ -272,7 +206,7 @@ def evaluation_asked_for(
         starts=options.starts,
         choose=options.choose,
         noise_seed=options.noise_seed,
-        **changed,
+        **changed_randomness(options, arch),
         vote_rule=str(options.vote_until),
         calibration=options.calibration,
         cut=cut,

@@ -21,6 +21,7 @@ from data_pipeline.base.files import make_folder, put_if_missing, replace_file
 from data_pipeline.base.models import Strict, reason_of
 from data_pipeline.base.parallel import Part
 from hrm_dist.evaluation.predictions import MAX_ROWS_PER_FILE
+from hrm_dist.evaluation.start_options import RANDOMNESS, Choice
 from hrm_dist.evaluation.stopping import Calibration
 
 RECORD = "evaluation.json"
@@ -29,8 +30,6 @@ _NUM_FILES, _FEW_ROWS, _MOST_ROWS = 16, 128, 1024
 
 
 _NOT_COMPARED = ("rows_per_file", "cut", "calibration")
-RANDOMNESS = ("initial_states", "segment_noise", "update_noise")
-"""Fields of the architecture that an evaluation may change."""
 _RULES = ("halting", "max_segments", "vote_rule")
 _RULES_OF_STARTS = ("starts", "choose", *RANDOMNESS, "noise_seed")
 _MAY_BE_ABSENT = ("checkpoint_sha256", "dataset_sha256", "subset", "planned_sha256", "max_segments")
@@ -65,7 +64,7 @@ class Evaluation(Strict):
     every_segment: bool = False
     starts: int = Field(default=1, ge=1)
     """Of each input."""
-    choose: Literal["q", "vote", "first", "residual"] | None = None
+    choose: Choice | None = None
     """Which of several starts answers; see starts.py."""
     # None: as the model was trained.
     initial_states: Literal["fixed", "random"] | None = None

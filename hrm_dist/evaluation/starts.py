@@ -16,16 +16,14 @@ Of two alike the lower number is taken. One whose numbers are lost (NaN) never i
 
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.arc.tokens import crop_sizes
 from hrm_dist.evaluation.continuous import Answering, Ended, Finished, Queue
-
-Choice = Literal["q", "vote", "first", "residual"]
-MAX_STARTS = 1000
+from hrm_dist.evaluation.start_options import Choice
 
 
 class _ByScore:

@@ -272,6 +272,20 @@ def test_two_processes_halt_and_settle_votes_as_one(
     assert 0 < len(one) < len(TestReader(dataset))
 
 
+@pytest.mark.parametrize(
+    "options", [("--choose", "first"), ("--choose", "vote", "--vote-until", "confident:0.3:1")]
+)
+def test_two_processes_choose_between_starts_as_one(
+    dataset: Path, references: dict[str, Path], tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    noise = ("--batch-size", 8, "--starts", 3, "--segment-noise", 0.5, "--halting", "unchanged:1")
+    for world_size in (1, 2):
+        ranks = evaluate(world_size, references["hrm"], dataset, tmp_path / str(world_size), *noise, *options)
+        assert [rank.finish().exit_code for rank in ranks] == [0] * world_size
+    one, two = (settled_answers(tmp_path / str(n)) for n in (1, 2))
+    assert one == two
+
+
 def settled_answers(out: Path) -> dict[int, tuple[int, bytes]]:
     """After how many segments each input was answered, and how."""
     return {
