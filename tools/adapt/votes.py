@@ -13,7 +13,7 @@ from data_pipeline.base.files import replace_file
 from data_pipeline.schema import load_dataset_info, verify_document
 from hrm_dist.evaluation.predictions import read_predictions
 from hrm_dist.evaluation.voting import Votes, scores, vote
-from tools.check_submission import ATTEMPTS, JsonGrid, parse, refuse_faults
+from tools.check_submission import ATTEMPTS, JsonGrid, Truths, parse, refuse_faults
 from tools.vote import read_identifiers, read_test_puzzles
 
 FILE = "submission.json"
@@ -35,7 +35,7 @@ def compose(tasks: Sequence[Task], votes: Votes | None = None) -> dict[str, list
 def write(out: Path, tasks: Sequence[Task], votes: Votes | None = None) -> None:
     """Put a submission in its place, once it is found to be valid."""
     text = json.dumps(compose(tasks, votes), separators=(",", ":"))
-    truths: dict[str, list[JsonGrid | None]] = {task.id: [None] * len(task.tests) for task in tasks}
+    truths: Truths = {task.id: [None] * len(task.tests) for task in tasks}
     refuse_faults(parse(text, out), out, truths, out)
     replace_file(out, text.encode())
 
