@@ -63,8 +63,8 @@ def check(options: argparse.Namespace) -> Adaptation:
     """Return what a command line asks for; raise InputError for what cannot be done."""
     checkpoint, overrides = _sorted_words(options.words)
     run: Path = options.out
-    if not options.budget_min > 0:
-        raise InputError(f"--budget-min {options.budget_min}: must be more than 0.")
+    if not 0 < options.budget_min < math.inf:
+        raise InputError(f"--budget-min {options.budget_min}: must be more than 0, and finite.")
     if options.table_share is not None and not 0 <= options.table_share <= 1:
         raise InputError(f"--table-share {options.table_share}: must be from 0 to 1.")
     _refuse_foreign(run)

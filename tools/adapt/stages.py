@@ -17,6 +17,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 from data_pipeline.base import locks
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import replace_file
@@ -27,6 +29,7 @@ from hrm_dist import run_lock
 from hrm_dist.checkpoint.reader import read_state
 from hrm_dist.config import TrainConfig, to_yaml
 from hrm_dist.evaluation.output_dir import read_evaluation
+from hrm_dist.model.kernels import require_c_compiler
 from tools.adapt import votes
 from tools.adapt.asked import Adaptation
 from tools.adapt.children import Commands
@@ -78,6 +81,9 @@ class Run:
         self._config = given.config.model_copy(
             update={**folders, "eval_interval": None, "keep_checkpoints": 1}
         )
+        if device == "cuda" and self._config.compile is None and not _has_c_compiler():
+            self._say("note: nothing is compiled, which takes longer, as there is no C compiler")
+            self._config = self._config.model_copy(update={"compile": False})
 
     def finish(self) -> None:
         """Go through the stages that are left."""
@@ -301,8 +307,10 @@ class Run:
             self._tick(f"predict: {len(before) + len(seen)} files in {out.name}")
             on_files()
 
-        device = ["--device", self._device]
-        arguments = [checkpoint, "--data", self._data, "--out", out, *rounds, *device]
+        how = ["--device", self._device]
+        if self._config.compile is not None:
+            how.append("--compile" if self._config.compile else "--no-compile")
+        arguments = [checkpoint, "--data", self._data, "--out", out, *rounds, *how]
         ended = self._commands.run("tools.evaluate", arguments, lambda: is_enough(len(seen)), on_tick)
         on_tick(ended.seconds)
         known = read_evaluation(out)
@@ -383,6 +391,14 @@ def _seconds_per_step(run: Path, global_batch_size: int) -> dict[int, float]:
             row["step"]: global_batch_size / row["examples_per_s"] for row in rows if "examples_per_s" in row
         }
     return {}
+
+
+def _has_c_compiler() -> bool:
+    try:
+        require_c_compiler(torch.device("cuda"), "")
+    except InputError:
+        return False
+    return True
 
 
 def _num_inputs(data: Path) -> int:
