@@ -40,6 +40,7 @@ class Commands:
         self._environment = dict(os.environ)
         if num_threads is not None:
             self._environment["OMP_NUM_THREADS"] = str(num_threads)
+        self._process: subprocess.Popen[bytes] | None = None
 
     def run(
         self,
@@ -53,11 +54,10 @@ class Commands:
         on_tick: called all the time with the seconds since the start. Raises CommandError if the command fails,
         InputError for what it says is bad input, and KeyboardInterrupt if a signal has stopped it.
         """
-        with self._log.open("ab") as log:
-            log_start = log.tell()
-            process = self._start(module, arguments, log.fileno())
+        log_start = self._log.stat().st_size if self._log.exists() else 0
         began, told_at = time.monotonic(), None
         try:
+            process = self._start(module, arguments)
             while process.poll() is None:
                 now = time.monotonic()
                 on_tick(now - began)
@@ -68,9 +68,12 @@ class Commands:
                     process.kill()
                 time.sleep(_POLL_S)
         except BaseException:
-            process.terminate()
-            _wait(process)
+            if self._process is not None:
+                self._process.terminate()
+                _wait(self._process)
             raise
+        finally:
+            self._process = None
         ended = time.monotonic()
         if told_at is not None:
             return Ended(ended - began, ended - told_at, was_stopped=True)
@@ -82,24 +85,31 @@ class Commands:
             raise kind(f"{module}: {error.removeprefix('error: ')} ({self._log} has all that it said)")
         return Ended(ended - began, 0.0, was_stopped=False)
 
-    def _start(self, module: str, arguments: Sequence[object], log: int) -> "subprocess.Popen[bytes]":
+    def _start(self, module: str, arguments: Sequence[object]) -> "subprocess.Popen[bytes]":
         launcher = ["-m", module]
         if self._num_processes > 1:
             several = ["--standalone", f"--nproc-per-node={self._num_processes}"]
             launcher = ["-m", "torch.distributed.run", *several, "-m", module]
-        with signals.kept_from_children():
-            return subprocess.Popen(
-                [sys.executable, *launcher, *map(str, arguments)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment,
-                preexec_fn=_end_with_parent,
-            )
+        # A signal that comes now is heard as soon as it is known which process it has to stop.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOP_SIGNALS)
+        try:
+            with self._log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, *launcher, *map(str, arguments)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=self._environment,
+                    preexec_fn=_begin,
+                )
+            return self._process
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with_parent() -> None:
-    """Have this process told to stop when the one that started it is killed."""
+def _begin() -> None:
+    """Have this process hear of SIGTERM alone, which it also gets when the one that started it is killed."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 

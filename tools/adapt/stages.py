@@ -304,7 +304,7 @@ class Run:
             for path in out.glob("*.npz"):
                 if path.name not in before:
                     seen.setdefault(path.name, seconds)
-            self._tick(f"predict: {len(before) + len(seen)} files in {out.name}")
+            self._tick(f"predict into {out.name}, files there: {len(before) + len(seen)}")
             on_files()
 
         how = ["--device", self._device]
