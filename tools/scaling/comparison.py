@@ -19,7 +19,8 @@ from hrm_dist.checkpoint.reader import content_sha256, read_state
 from hrm_dist.distributed.launch_env import launch_env
 from hrm_dist.distributed.process_group import process_group
 from hrm_dist.evaluation.load_model import refuse_other_dataset
-from hrm_dist.evaluation.output_dir import RANDOMNESS, read_evaluation
+from hrm_dist.evaluation.output_dir import read_evaluation
+from hrm_dist.evaluation.start_options import RANDOMNESS
 from tools import evaluate
 from tools.scaling import plot, starts
 from tools.scaling.cost import measure
