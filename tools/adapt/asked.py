@@ -17,7 +17,7 @@ from data_pipeline.arc.tokens import MAX_GRID_SIDE, VOCAB_SIZE
 from data_pipeline.base.errors import InputError
 from data_pipeline.build import read
 from data_pipeline.shards.plan import Request
-from hrm_dist.config import TrainConfig, flat_settings, load_config
+from hrm_dist.config import ConfigError, TrainConfig, flat_settings, load_config
 from tools.adapt.plan import least_s
 from tools.adapt.record import FILE, Asked, read_record, refuse_other
 
@@ -141,7 +141,10 @@ def _config(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump({**kept, "lr_min_ratio": _LR_MIN_RATIO}), encoding="utf-8")
-        return _loaded(path, overrides, _OF_MODEL), state
+        try:
+            return _loaded(path, overrides, _OF_MODEL), state
+        except ConfigError as error:
+            raise InputError(str(error).replace(str(path), f"the settings of {checkpoint}")) from None
 
 
 def _loaded(path: Path, overrides: Sequence[str], kept: Sequence[str]) -> TrainConfig:

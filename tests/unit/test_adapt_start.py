@@ -1,0 +1,146 @@
+"""From a checkpoint to the first step of an adaptation, and what log_loss says of one."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from data_pipeline.base.errors import InputError
+from data_pipeline.build import build
+from data_pipeline.schema import load_dataset_info
+from hrm_dist.checkpoint.reader import dataset_identity, open_checkpoint, read_state
+from hrm_dist.config import load_config
+from hrm_dist.train import main as train
+from tools.adapt.__main__ import parse_arguments
+from tools.adapt.asked import Adaptation, check
+from tools.adapt.start import start_from
+from tools.convert.fit import TABLE
+from tools.convert.import_ import write_step_0
+from tools.log_loss import log_loss
+
+NEW = "aaaaaaaa"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, config: Path) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert train([str(config), f"checkpoint_path={folder}", "max_steps=3", "ema=true", "ema_rate=0.5"]) == 0
+    return folder / "checkpoints" / "latest"
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
+    """A task that the checkpoint has been trained on, and the same under a name that it does not know."""
+    known: dict[str, Any] = json.loads((dataset / "test_puzzles.json").read_bytes())
+    name, task = next(iter(known.items()))
+    path = tmp_path_factory.mktemp("tasks") / "tasks.json"
+    path.write_text(json.dumps({name: task, NEW: task}))
+    return path
+
+
+def asked(checkpoint: Path, tasks: Path, run: Path, *words: str) -> Adaptation:
+    options = [str(checkpoint), "--tasks", str(tasks), "--out", str(run), "--num-aug", "8", *words]
+    return check(parse_arguments(options))
+
+
+def started(checkpoint: Path, tasks: Path, run: Path, *words: str) -> dict[str, Tensor]:
+    """The tensors of step 0."""
+    given = asked(checkpoint, tasks, run, *words)
+    build(given.request)
+    folders = {"data_path": str(run / "data"), "checkpoint_path": str(run)}
+    start_from(checkpoint, given.identifiers, given.config.model_copy(update=folders))
+    return open_checkpoint(run / "checkpoints" / "latest").tensors("model")
+
+
+def test_an_adaptation_begins_with_averaged_weights_and_rows_by_name_or_their_mean(
+    trained: Path, tasks: Path, dataset: Path, tmp_path: Path
+) -> None:
+    tensors = started(trained, tasks, tmp_path / "run")
+    opened = open_checkpoint(trained)
+    before = opened.tensors("model")
+    averages = opened.tensors("ema")
+    assert all(torch.equal(tensors[name], average) for name, average in averages.items())
+    then, now = (
+        json.loads((data / "identifiers.json").read_bytes()) for data in (dataset, tmp_path / "run" / "data")
+    )
+    mean = before[TABLE][1:].mean(0)
+    for row, name in enumerate(now[1:], start=1):
+        expected = before[TABLE][then.index(name)] if name in then else mean
+        torch.testing.assert_close(tensors[TABLE][row], expected)
+    assert sum(name in then for name in now[1:]) >= 1
+    assert sum(name.startswith(NEW) for name in now) > 1
+
+
+def test_without_the_names_of_its_rows_all_begin_with_the_mean(
+    trained: Path, tasks: Path, dataset: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "step_3"
+    shutil.copytree(trained.resolve(), moved)
+    away = dataset.with_name("away")
+    dataset.rename(away)
+    try:
+        table = started(moved, tasks, tmp_path / "run")[TABLE]
+        assert torch.equal(table, table[:1].expand_as(table))
+        names = ["--identifiers", str(away / "identifiers.json")]
+        table = started(moved, tasks, tmp_path / "named", *names)[TABLE]
+        assert not torch.equal(table, table[:1].expand_as(table))
+    finally:
+        away.rename(dataset)
+
+
+def test_identifiers_of_other_data_are_refused(trained: Path, tasks: Path, tmp_path: Path) -> None:
+    file = tmp_path / "identifiers.json"
+    file.write_text('["<blank>", "x"]')
+    with pytest.raises(InputError, match=r"names 2 puzzles, but .* has 73 rows"):
+        started(trained, tasks, tmp_path / "run", "--identifiers", str(file))
+
+
+def test_network_and_padding_are_the_checkpoints(trained: Path, tasks: Path, tmp_path: Path) -> None:
+    given = asked(trained, tasks, tmp_path / "run", "lr=0.5")
+    arch = read_state(trained).config["arch"]
+    assert given.config.arch.model_dump(mode="json") == arch
+    assert given.config.lr == 0.5
+    assert given.asked.table_share > 0
+    for setting in ("arch.hidden_size=64", "padding=skip"):
+        with pytest.raises(InputError, match="the checkpoint is of"):
+            asked(trained, tasks, tmp_path / "run", setting)
+    with pytest.raises(InputError, match=r"settings of .*latest with the command line: precision=bf16 and"):
+        asked(trained, tasks, tmp_path / "run", "precision=bf16")
+
+
+def test_tasks_that_no_canvas_of_the_checkpoint_holds_are_refused(trained: Path, tmp_path: Path) -> None:
+    wide = {"input": [[0] * 7], "output": [[0] * 7]}
+    file = tmp_path / "tasks.json"
+    file.write_text(json.dumps({NEW: {"train": [wide], "test": [{"input": [[1] * 7]}]}}))
+    with pytest.raises(InputError, match="--canvas 6: no task of"):
+        asked(trained, file, tmp_path / "run")
+
+
+def test_a_checkpoint_of_sudokus_is_refused(config: Path, dataset: Path, tasks: Path, tmp_path: Path) -> None:
+    identity: dict[str, Any] = dataset_identity(dataset, load_dataset_info(dataset).metadata("train"))
+    metadata = {**identity["metadata"], "seq_len": 81, "vocab_size": 11, "num_puzzle_identifiers": 1}
+    of_sudokus: dict[str, object] = {**identity, "metadata": metadata}
+    write_step_0(tmp_path / "sudoku", load_config(config), of_sudokus, {})
+    with pytest.raises(InputError, match="81 cells with 11 tokens and 1 identifiers, not of ARC"):
+        asked(tmp_path / "sudoku" / "checkpoints" / "latest", tasks, tmp_path / "run")
+
+
+def test_a_model_that_knows_nothing_loses_the_logarithm_of_its_vocabulary(
+    config: Path, dataset: Path, trained: Path, tmp_path: Path
+) -> None:
+    opened = open_checkpoint(trained)
+    tensors = opened.tensors("model")
+    tensors["network.lm_head.weight"].zero_()
+    write_step_0(tmp_path / "run", load_config(config), opened.state.dataset, tensors)
+    found = log_loss(
+        tmp_path / "run" / "checkpoints" / "latest", dataset, num_aug=0, batch_size=4, device="cpu"
+    )
+    assert found["log_loss"] == pytest.approx(math.log(12))
+    assert found["cell_accuracy"] == found["exact_accuracy"] == 0  # all token 0, padding
+    tests = json.loads((dataset / "test_puzzles.json").read_bytes()).values()
+    assert found["inputs"] == sum(len(task["test"]) for task in tests)
