@@ -117,6 +117,18 @@ def test_a_killed_and_stopped_adaptation_goes_on_as_planned_with_a_valid_submiss
     assert last.seconds_used < budget_s + 5
 
 
+def test_where_training_fails_the_checkpoint_predicts_all_the_same(
+    checkpoint: Path, tasks: Path, start: Callable[..., Started], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    spoiled = ["lr=1e30", "lr_warmup_steps=0", "max_skipped_updates=1"]
+    finished = start(run, checkpoint, "--tasks", tasks, "--budget-min", 60, *spoiled).finish()
+    assert finished.exit_code == 1, finished.output
+    assert "the submission is of the weights there were" in finished.output
+    assert_valid(run, tasks)
+    assert "the weights of step 0" in recorded(run).submission
+
+
 def test_from_scratch_the_tasks_alone_are_trained_on_by_one_command_at_a_time(
     config: Path, tasks: Path, start: Callable[..., Started], tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from tools.adapt.plan import (
     make_plan,
     prediction_rate,
     steps_rate,
+    vote_s,
 )
 
 seconds = st.floats(0, 1e5)
@@ -56,8 +57,8 @@ def test_what_is_kept_for_predictions_is_a_share_all_of_them_or_a_round(
     budget_s: float, used_s: float, training: TrainingRate, prediction: PredictionRate, work: Work
 ) -> None:
     plan = make_plan(budget_s, used_s, training, prediction, work, 0)
-    left_s = max(0, budget_s - used_s - plan.for_vote_s)
-    kept_s = plan.for_predictions_s - plan.for_vote_s - STOP_S
+    left_s = max(0, budget_s - used_s - vote_s(prediction, work))
+    kept_s = plan.for_predictions_s - vote_s(prediction, work) - STOP_S
     one_s = prediction.start_s + work.rows_per_round / prediction.rows_per_s
     all_s = prediction.start_s + work.num_rows / prediction.rows_per_s
     assert kept_s >= min(one_s, all_s)

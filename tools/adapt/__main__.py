@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             adapt(given, max(1, num_gpus), "cuda" if num_gpus else "cpu")
         except CommandError as error:
-            print(f"error: {error}; the submission stays as it was", file=sys.stderr)
+            print(f"error: {error}; the submission is of the weights there were", file=sys.stderr)
             return EXIT_FAILED
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from what {given.run} holds", file=sys.stderr)

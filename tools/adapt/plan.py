@@ -67,8 +67,6 @@ class Plan(Strict):
     """Rounds of predictions after a chunk but the last."""
     for_predictions_s: float
     """Training ends at the latest so long before the budget does."""
-    for_vote_s: float
-    """So do the last predictions."""
 
     @property
     def num_steps(self) -> int:
@@ -98,7 +96,7 @@ def make_plan(
     table_share: float,
 ) -> Plan:
     """Return how the rest of a budget is spent; table_share: of the steps that train the puzzle table alone."""
-    for_vote_s = STOP_S + 2 * prediction.vote_s_per_row * work.num_rows
+    for_vote_s = vote_s(prediction, work)
     left_s = max(0.0, budget_s - used_s - for_vote_s)
     predict_s = _predict_s(left_s, prediction, work)
     train_s = max(0.0, left_s - predict_s - STOP_S)
@@ -115,8 +113,12 @@ def make_plan(
         table_only_steps=round(table_share * num_steps),
         rounds_between=rounds,
         for_predictions_s=for_vote_s + predict_s + STOP_S,
-        for_vote_s=for_vote_s,
     )
+
+
+def vote_s(prediction: PredictionRate, work: Work) -> float:
+    """Return how long before the budget ends the last predictions do: two votes on all of them may follow."""
+    return STOP_S + 2 * prediction.vote_s_per_row * work.num_rows
 
 
 def _predict_s(left_s: float, prediction: PredictionRate, work: Work) -> float:

@@ -32,7 +32,7 @@ from hrm_dist.evaluation.output_dir import read_evaluation
 from hrm_dist.model.kernels import require_c_compiler
 from tools.adapt import votes
 from tools.adapt.asked import Adaptation
-from tools.adapt.children import Commands
+from tools.adapt.children import CommandError, Commands
 from tools.adapt.plan import (
     STOP_S,
     PredictionRate,
@@ -43,6 +43,7 @@ from tools.adapt.plan import (
     make_plan,
     prediction_rate,
     steps_rate,
+    vote_s,
 )
 from tools.adapt.record import Clock, Record, read_record
 from tools.adapt.start import start_from
@@ -86,15 +87,22 @@ class Run:
             self._config = self._config.model_copy(update={"compile": False})
 
     def finish(self) -> None:
-        """Go through the stages that are left."""
+        """Go through the stages that are left. If training fails the weights that are there predict all the same."""
         if not self._submission.exists():
             votes.write(self._submission, self._given.tasks)
         self._wait_for_training()
         self._build()
-        if self._clock.record.plan is None:
-            self._measure()
-        self._train()
+        failure: CommandError | None = None
+        try:
+            if self._clock.record.plan is None:
+                self._measure()
+            self._train()
+        except CommandError as error:
+            failure = error
+            self._say(f"failed: {error}; the weights that are there predict all the same")
         self._predict()
+        if failure is not None:
+            raise failure
         self._clock.note(stage="done")
         self._say(f"done; {self._submission} is of {self._clock.record.submission}")
 
@@ -259,17 +267,18 @@ class Run:
 
     def _predict(self) -> None:
         """Predict round by round until the budget ends, and vote now and then over what there is."""
-        plan = self._clock.record.plan
-        if plan is None or not self._latest.exists():
+        record = self._clock.record
+        if record.prediction is None or not self._latest.exists():
             return
         self._clock.note(stage="predict")
+        for_vote_s = vote_s(record.prediction, self._work)
         name = f"step_{self._step()}"
-        if self._clock.left_s() > plan.for_vote_s:
+        if self._clock.left_s() > for_vote_s:
             # What was predicted of these weights after a chunk has fewer rounds: a folder of another evaluation.
             what = f"the weights of step {self._step():,}"
             self._say(f"predict with {what}")
             self._evaluate(
-                self._latest, f"{name}_all", None, lambda _: self._clock.left_s() < plan.for_vote_s,
+                self._latest, f"{name}_all", None, lambda _: self._clock.left_s() < for_vote_s,
                 lambda: self._vote_if_due(f"{name}_all", what),
             )  # fmt: skip
         self._vote(f"{name}_all", f"the weights of step {self._step():,}")
