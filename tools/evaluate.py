@@ -20,7 +20,8 @@ trained with it; then one of its answers is chosen, and what can no longer be ch
         --halting learned --choose first
 
 --choose takes the answer of highest q (q), the most frequent (vote), the first to halt (first) or the one whose state
-changed least at last (residual). The same --noise-seed gives the same answers, in any batch and on any number of GPUs.
+changed least at last (residual, which compares tries that ran equally long: without --halting). The same --noise-seed
+gives the same answers, in any batch and on any number of GPUs.
 
 An example that is finished makes room for the next at once. --vote-until goes through the augmentations of each ARC
 task in rounds, and stops where the vote on a test input is settled: exact (the first two answers can no longer change;
