@@ -76,9 +76,14 @@ class Plan(Strict):
         """Return the plan in words."""
         if not self.chunks:
             return "no training, for which there is no time; predictions until the budget ends"
+        parts = (
+            "in one go"
+            if len(self.chunks) == 1
+            else f"with predictions after each of {len(self.chunks)} parts"
+        )
         return (
-            f"{self.num_steps:,} steps ({self.table_only_steps:,} of the puzzle table alone), predictions after each "
-            f"of {len(self.chunks)} parts, the last ones until the budget ends"
+            f"{self.num_steps:,} steps ({self.table_only_steps:,} of the puzzle table alone) {parts}, then predictions "
+            "until the budget ends"
         )
 
 
