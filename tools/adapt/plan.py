@@ -22,7 +22,9 @@ MOST_ROUNDS_BETWEEN = 8
 LEAST_STEPS = 20
 """Fewer are not worth a start."""
 SLACK = 1.05
-"""What is planned takes so much longer than measured."""
+"""Training takes so much longer than measured."""
+PREDICTION_SLACK = 1.5
+"""So do the last predictions, without which all of it would be in vain."""
 _LEAST_BUILD_S, _PUZZLES_PER_S = 15.0, 20_000
 
 
@@ -129,7 +131,7 @@ def vote_s(prediction: PredictionRate, work: Work) -> float:
 def _predict_s(left_s: float, prediction: PredictionRate, work: Work) -> float:
     """Return the seconds kept for the last predictions: for all, or else a share, but one round at least."""
     all_s, one_s = (
-        SLACK * (prediction.start_s + num_rows / prediction.rows_per_s)
+        PREDICTION_SLACK * (2 * prediction.start_s + num_rows / prediction.rows_per_s)
         for num_rows in (work.num_rows, work.rows_per_round)
     )
     return min(all_s, max((1 - TRAIN_SHARE) * left_s, one_s))

@@ -34,6 +34,7 @@ from tools.adapt import votes
 from tools.adapt.asked import Adaptation
 from tools.adapt.children import CommandError, Commands
 from tools.adapt.plan import (
+    PREDICTION_SLACK,
     STOP_S,
     PredictionRate,
     TrainingRate,
@@ -221,8 +222,10 @@ class Run:
         self._clock.note(stage="train")
         replace_file(self._folder / TRAINING, to_yaml(self._planned_config()).encode())
 
+        kept_s = plan.for_predictions_s
+
         def is_over() -> bool:
-            return self._clock.left_s() < plan.for_predictions_s
+            return self._clock.left_s() < kept_s
 
         for number, end in enumerate(plan.chunks, start=1):
             if self._step() >= end:
@@ -243,9 +246,12 @@ class Run:
                 ),
             )
             if number < len(plan.chunks) and not is_over():
-                name = f"step_{self._step()}"
+                name, began_s = f"step_{self._step()}", self._clock.used_s()
                 self._evaluate(self._latest, name, plan.rounds_between, lambda _: is_over())
                 self._vote(name, f"the weights of step {self._step():,}")
+                # The machine may have become slower since it was measured.
+                took_s = self._clock.used_s() - began_s
+                kept_s = max(kept_s, PREDICTION_SLACK * took_s + 2 * STOP_S)
 
     def _planned_config(self) -> TrainConfig:
         """Return the settings of the training with its length and what depends on that."""
