@@ -41,7 +41,7 @@ def cut_by_hand(model: ACTModel) -> None:
     """Have the recurrence written out, every update with gradient, cut after those that carry none."""
     recurrence, mode = model.get_submodule("network.recurrence"), model.arch.gradient
 
-    def forward_of_one_state(states: States, input_BSD: Tensor, rope: object) -> States:
+    def forward_of_one_state(states: States, input_BSD: Tensor, rope: object, _: None) -> States:
         [z] = states
         for fast in range(1, 7):
             z = recurrence.get_submodule("level")(z, rope, input_BSD)
@@ -54,7 +54,7 @@ def cut_by_hand(model: ACTModel) -> None:
     L_level = recurrence.get_submodule("L_level")
     H_level = recurrence.get_submodule("H_level") if model.arch.name == "hrm" else L_level
 
-    def forward(states: States, input_BSD: Tensor, rope: object) -> States:
+    def forward(states: States, input_BSD: Tensor, rope: object, _: None) -> States:
         z_H, z_L = states
         for fast in range(1, 7):
             z_L = L_level(z_L, rope, z_H, input_BSD)

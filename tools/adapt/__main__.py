@@ -2,7 +2,7 @@
 
     python -m tools.adapt runs/trm_arc1/checkpoints/best --tasks arc-agi_test_challenges.json --out runs/test \\
         --budget-min 600
-    python -m tools.adapt --config configs/adapt_arc.yaml --tasks arc-agi_test_challenges.json --out runs/test \\
+    python -m tools.adapt --config configs/adapt/arc.yaml --tasks arc-agi_test_challenges.json --out runs/test \\
         --budget-min 600
 
 The demonstrations of the tasks, with augmentations, are trained on; the test inputs are predicted in all augmentations,

@@ -126,7 +126,7 @@ def _config(
         if options.config is None:
             raise InputError(
                 "neither a CHECKPOINT to adapt nor a --config to train from scratch with; give one of them, such as "
-                "--config configs/adapt_arc.yaml."
+                "--config configs/adapt/arc.yaml."
             )
         return _loaded(options.config, overrides, ()), None
     if options.config is not None:
