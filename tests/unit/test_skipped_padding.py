@@ -86,8 +86,8 @@ def test_every_step_has_room_for_what_it_computes(config: Path, monkeypatch: pyt
     sizes, forward = trainer._step._sizes, ACTModel.forward
     room: list[tuple[int, int]] = []
 
-    def note(self: ACTModel, carry: Any, batch: Any, least: Any, num_rows: int) -> Any:
-        carry, outputs = forward(self, carry, batch, least, num_rows)
+    def note(self: ACTModel, carry: Any, batch: Any, least: Any, num_rows: int, keys: Any) -> Any:
+        carry, outputs = forward(self, carry, batch, least, num_rows, keys)
         room.append((int(self.lengths(carry.current_data).sum()), num_rows))
         return carry, outputs
 
