@@ -34,7 +34,9 @@ def log_loss(
     from data_pipeline.reader import TestReader
     from data_pipeline.schema import IGNORE_LABEL_ID
     from hrm_dist.evaluation.load_model import load_model
+    from hrm_dist.evaluation.start_keys import start_keys
     from hrm_dist.model.losses import LOSSES
+    from hrm_dist.model.noise import key_of
 
     reader = TestReader(data, num_aug=num_aug)
     model = load_model(checkpoint, data, reader.info.metadata("train"), ema=True, device=torch.device(device))
@@ -44,10 +46,12 @@ def log_loss(
         for batch in reader.batches(batch_size):
             names = ("inputs", "labels", "puzzle_identifiers")
             fields = {name: batch[name].to(device, torch.int32) for name in names}
+            keys = start_keys(batch).to(device)
             carry = model.initial_carry(fields)
             logits = torch.empty(0)
             for _ in range(model.arch.halt_max_steps):
-                carry, outputs = model(carry, fields)
+                # As tools.evaluate draws them.
+                carry, outputs = model(carry, fields, noise_keys=key_of(keys, carry.steps))
                 logits = outputs["logits"]
             labels = fields["labels"].long()
             is_cell = labels != IGNORE_LABEL_ID

@@ -20,7 +20,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import NamedTuple, TextIO
+from typing import NamedTuple, TextIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,13 +141,15 @@ def _answer(options: argparse.Namespace, names: Sequence[str], num_examples: int
     from hrm_dist.evaluation.halting import LEARNED
     from hrm_dist.evaluation.load_model import load_model
     from hrm_dist.evaluation.segment import EvaluationSegment
+    from hrm_dist.evaluation.start_keys import start_keys
 
     reader = TestReader(options.data, split=options.split)
     model = load_model(options.checkpoint, options.data, reader.info.metadata("train"), ema=True)
     singles = [next(reader.batches(1, number, number + 1)) for number in options.puzzle]
     batch = {name: torch.cat([single[name] for single in singles]) for name in TestBatch.__annotations__}
     segment = EvaluationSegment(model, len(singles), torch.device("cpu"))
-    segment.refill(batch, torch.ones(len(singles), dtype=torch.bool))
+    noise_keys = start_keys(cast("TestBatch", batch))
+    segment.refill(batch | {"noise_keys": noise_keys}, torch.ones(len(singles), dtype=torch.bool))
     side = (reader.info.canvas, reader.info.canvas)
     answers: list[list[Answer]] = [[] for _ in singles]
     most = model.arch.halt_max_steps

@@ -144,3 +144,10 @@ def test_a_model_that_knows_nothing_loses_the_logarithm_of_its_vocabulary(
     assert found["cell_accuracy"] == found["exact_accuracy"] == 0  # all token 0, padding
     tests = json.loads((dataset / "test_puzzles.json").read_bytes()).values()
     assert found["inputs"] == sum(len(task["test"]) for task in tests)
+
+
+def test_the_log_loss_of_a_model_with_noise_repeats(config: Path, dataset: Path, tmp_path: Path) -> None:
+    assert train([str(config), f"checkpoint_path={tmp_path}", "max_steps=1", "arch.segment_noise=0.1"]) == 0
+    latest = tmp_path / "checkpoints" / "latest"
+    one, other = (log_loss(latest, dataset, num_aug=0, batch_size=size, device="cpu") for size in (4, 3))
+    assert one == pytest.approx(other, rel=1e-5)

@@ -253,6 +253,16 @@ def test_what_is_shown_is_what_an_evaluation_predicts(
         assert [said.halts for said in puzzle.answers] == [False, False, False, True]
 
 
+def test_a_model_that_draws_random_numbers_is_shown(
+    config: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = ["arch.segment_noise=0.1", "arch.halt_max_steps=2"]
+    assert train([str(config), f"checkpoint_path={tmp_path}/run", "max_steps=1", *noise]) == 0
+    checkpoint = f"{tmp_path}/run/checkpoints/latest"
+    assert exit_code(lambda: show.main([checkpoint, "--data", str(dataset)])) == 0
+    assert "segment 2" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("halt_bias", "halting", "states"),
     [
