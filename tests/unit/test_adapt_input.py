@@ -46,11 +46,15 @@ def refusal(tasks: Path, *words: object) -> str:
     [
         ({"a": {"train": [], "test": [{"input": [[1]]}]}}, "at least one demonstration pair"),
         ({"a": {"train": [PAIR], "test": []}}, "at least one test pair"),
+        (
+            {"a": {"train": [PAIR], "test": [{"input": [[1] * 31]}]}},
+            "task a: test input 0 is 1 x 31, but a submission",
+        ),
         ([PAIR], "no task"),
         ({"a": [[[1]]]}, "no task"),
     ],
 )
-def test_files_without_demonstrations_or_test_inputs_are_refused(
+def test_files_that_cannot_be_trained_on_or_answered_are_refused(
     content: Any, why: str, tasks: Path, config: Path
 ) -> None:
     tasks.write_text(json.dumps(content))
@@ -65,7 +69,8 @@ def test_a_file_of_another_kind_is_refused(tasks: Path, config: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--budget-min", "0"], "--budget-min 0.0: must be more than 0"),
+        (["--budget-min", "0"], "--budget-min 0: must be more than 0"),
+        (["--budget-min", "1e300"], "--budget-min 1e+300: must be more than 0, and at most 1,000,000"),
         (["--budget-min", "nan"], "must be more than 0"),
         (["--budget-min", "0.1"], "too short for anything: to build data of 2 tasks with 300 augmentations"),
         (["--table-share", "1.5"], "--table-share 1.5: must be from 0 to 1"),

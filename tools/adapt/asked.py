@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TABLE_SHARE = 0.2
 """Of the steps from a checkpoint, as long as --table-share does not say otherwise."""
+_MOST_MIN = 1_000_000
 _SEED = 42
 _OF_MODEL = ("arch", "precision", "padding")
 _OF_TRAINING = (
@@ -63,12 +64,15 @@ def check(options: argparse.Namespace) -> Adaptation:
     """Return what a command line asks for; raise InputError for what cannot be done."""
     checkpoint, overrides = _sorted_words(options.words)
     run: Path = options.out
-    if not 0 < options.budget_min < math.inf:
-        raise InputError(f"--budget-min {options.budget_min}: must be more than 0, and finite.")
+    if not 0 < options.budget_min <= _MOST_MIN:
+        raise InputError(
+            f"--budget-min {options.budget_min:g}: must be more than 0, and at most {_MOST_MIN:,}."
+        )
     if options.table_share is not None and not 0 <= options.table_share <= 1:
         raise InputError(f"--table-share {options.table_share}: must be from 0 to 1.")
     _refuse_foreign(run)
     tasks = list({task.id: task for task in from_path(options.tasks, "evaluation").tasks}.values())
+    _refuse_too_large(options.tasks, tasks)
     budget_s = 60 * options.budget_min
     least = least_s(len(tasks) * (1 + options.num_aug))
     if budget_s < least:
@@ -116,6 +120,17 @@ def _refuse_foreign(run: Path) -> None:
         raise InputError(f"--out {run}: is no folder; choose one for the run.")
     if run.is_dir() and not (run / FILE).exists() and any(not p.name.startswith(".") for p in run.iterdir()):
         raise InputError(f"--out {run}: holds something else; choose another folder, or an empty one.")
+
+
+def _refuse_too_large(path: Path, tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        for number, pair in enumerate(task.tests):
+            if max(pair.input.shape) > MAX_GRID_SIDE:
+                height, width = pair.input.shape
+                raise InputError(
+                    f"{path}: task {task.id}: test input {number} is {height} x {width}, but a submission has grids of "
+                    f"at most {MAX_GRID_SIDE} x {MAX_GRID_SIDE}; leave the task out."
+                )
 
 
 def _config(
