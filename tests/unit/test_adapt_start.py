@@ -18,6 +18,8 @@ from hrm_dist.config import load_config
 from hrm_dist.train import main as train
 from tools.adapt.__main__ import parse_arguments
 from tools.adapt.asked import Adaptation, check
+from tools.adapt.record import Clock, Record, read_record
+from tools.adapt.stages import Run
 from tools.adapt.start import start_from
 from tools.convert.fit import TABLE
 from tools.convert.import_ import write_step_0
@@ -128,6 +130,18 @@ def test_a_checkpoint_of_sudokus_is_refused(config: Path, dataset: Path, tasks: 
     write_step_0(tmp_path / "sudoku", load_config(config), of_sudokus, {})
     with pytest.raises(InputError, match="81 cells with 11 tokens and 1 identifiers, not of ARC"):
         asked(tmp_path / "sudoku" / "checkpoints" / "latest", tasks, tmp_path / "run")
+
+
+def test_what_was_measured_within_too_little_time_is_measured_anew(
+    trained: Path, tasks: Path, tmp_path: Path
+) -> None:
+    given = asked(trained, tasks, tmp_path, "num_threads=1")
+    clock = Clock(tmp_path, Record(asked=given.asked, budget_s=1))
+    with pytest.raises(InputError, match="nothing could be predicted"):
+        Run(given, clock, 1, "cpu").finish()
+    record = read_record(tmp_path)
+    assert record is not None
+    assert (record.stage, record.training, record.prediction) == ("measure", None, None)
 
 
 def test_a_model_that_knows_nothing_loses_the_logarithm_of_its_vocabulary(

@@ -135,9 +135,10 @@ class Run:
         else:
             self._measure_training(trial)
             self._measure_predictions(trial / "checkpoints" / "latest")
-        shutil.rmtree(trial, ignore_errors=True)
         record = self._clock.record
         if record.prediction is None or record.training is None:
+            # With more budget measured anew: there was hardly time, and from scratch its weights are needed, too.
+            self._clock.note(training=None)
             raise InputError(
                 f"--budget-min {record.budget_s / 60:g}: too short: after {duration(self._clock.used_s())} nothing "
                 "could be predicted; give several times as much (the same command goes on). "
@@ -148,6 +149,7 @@ class Run:
             self._given.asked.table_share,
         )  # fmt: skip
         self._clock.note(plan=plan)
+        shutil.rmtree(trial, ignore_errors=True)
         speeds = (
             f"{speed_text(record.training.steps_per_s)} steps/s and {speed_text(record.prediction.rows_per_s)} "
             "predictions/s"
