@@ -10,14 +10,13 @@ answers; tools.scaling shows by how much):
     python -m tools.evaluate CHECKPOINT --data data/sudoku --out predictions --max-segments 64 --halting learned
     python -m tools.evaluate CHECKPOINT --data data/arc1 --out predictions --vote-until exact
 
-A model may also try several times, from random states or with noise that changes its way, whether or not it was
-trained with it; then one of its answers is chosen, and what can no longer be chosen is dropped:
+A model may also try several times, with noise, whether or not it was trained with it, or from random states, for which
+it should have been (arch.initial_states); then one of its answers is chosen, and what can no longer be chosen is
+dropped:
 
-    python -m tools.evaluate CHECKPOINT --data data/sudoku --out predictions --starts 16 --segment-noise 0.3
-    python -m tools.evaluate CHECKPOINT --data data/sudoku --out predictions --starts 16 --initial-states random \
-        --choose residual
-    python -m tools.evaluate CHECKPOINT --data data/sudoku --out predictions --starts 16 --segment-noise 0.3 \
-        --halting learned --choose first
+    python -m tools.evaluate CHECKPOINT --data data/sudoku --out predictions --starts 8 --segment-noise 0.1 \
+        --halting unchanged:2 --choose first
+    python -m tools.evaluate runs/eqr_sudoku/checkpoints/latest --data data/sudoku --out predictions --starts 8
 
 --choose takes the answer of highest q (q), the most frequent (vote), the first to halt (first) or the one whose state
 changed least at last (residual, which compares tries that ran equally long: without --halting). The same --noise-seed
@@ -48,7 +47,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -178,11 +177,8 @@ def evaluation_asked_for(
             f"--halting {options.halting}: architecture {arch.name} carries no state from one segment to the next; "
             "give another rule."
         )
-    if options.halting.kind == "learned" and arch.halting == "fixed":
-        _say(
-            "note: the model was trained with halting: fixed, so its Q-head has never decided when to halt; "
-            "tools.scaling shows what this rule costs"
-        )
+    changed = changed_randomness(options, arch)
+    _say_what_was_not_trained(options.halting, arch, changed)
     cut = None
     if options.vote_until.name != "none":
         if score_fn(reader.info.kind) is None:
@@ -191,13 +187,13 @@ def evaluation_asked_for(
                 "is no vote; leave it out."
             )
         num_inputs = int((reader.places().rounds == 0).sum())
-        cut = cut_of_tasks(len(reader), num_inputs, num_parts * num_ranks)
+        cut = cut_of_tasks(len(reader), num_inputs, num_parts * num_ranks, options.starts)
     return Evaluation(
         checkpoint_id=f"{identity(options.checkpoint)}-{_weights(options, state)}",
         num_aug=options.num_aug,
         max_groups=options.max_groups,
         num_rows=len(reader),
-        rows_per_file=rows_per_file(len(reader), num_parts),
+        rows_per_file=rows_per_file(len(reader), num_parts, options.starts),
         checkpoint_sha256=content_sha256(options.checkpoint),
         dataset_sha256=state.dataset["sha256"],
         subset=reader.info.evaluated(options.max_groups) or None,
@@ -207,11 +203,24 @@ def evaluation_asked_for(
         starts=options.starts,
         choose=options.choose,
         noise_seed=options.noise_seed,
-        **changed_randomness(options, arch),
+        **changed,
         vote_rule=str(options.vote_until),
         calibration=options.calibration,
         cut=cut,
     )
+
+
+def _say_what_was_not_trained(halting: HaltingRule, arch: ArchConfig, changed: Mapping[str, Any]) -> None:
+    if halting.kind == "learned" and arch.halting == "fixed":
+        _say(
+            "note: the model was trained with halting: fixed, so its Q-head has never decided when to halt; "
+            "tools.scaling shows what this rule costs"
+        )
+    if changed.get("initial_states") == "random":
+        _say(
+            "note: the model was trained with initial_states: fixed, and may answer far worse from random ones; noise "
+            "disturbs it less"
+        )
 
 
 def _weights(options: argparse.Namespace, state: CheckpointState) -> str:

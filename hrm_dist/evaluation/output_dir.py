@@ -26,7 +26,8 @@ from hrm_dist.evaluation.stopping import Calibration
 
 RECORD = "evaluation.json"
 _NUM_FILES, _FEW_ROWS, _MOST_ROWS = 16, 128, 1024
-"""A kill loses the files that are not complete: a new folder has so many, with about as many rows at least and most."""
+"""A kill loses the files that are not complete: a new folder has so many, with about as many rows at least and most.
+Where rows have several starts the least are fewer, by as many times."""
 
 
 _NOT_COMPARED = ("rows_per_file", "cut", "calibration")
@@ -166,21 +167,22 @@ def read_records(out: Path, cut: Cut) -> list[BlockRecord]:
     return records
 
 
-def rows_per_file(num_rows: int, num_parts: int) -> int:
+def rows_per_file(num_rows: int, num_parts: int, num_starts: int = 1) -> int:
     """Return how many rows a file has, so that every part has something to do where there are enough rows."""
-    return max(1, min(_good_size(num_rows), -(-num_rows // num_parts)))
+    return max(1, min(_good_size(num_rows, num_starts), -(-num_rows // num_parts)))
 
 
-def _good_size(num_rows: int) -> int:
-    return min(max(-(-num_rows // _NUM_FILES), _FEW_ROWS), _MOST_ROWS)
+def _good_size(num_rows: int, num_starts: int) -> int:
+    return min(max(-(-num_rows // _NUM_FILES), max(1, _FEW_ROWS // num_starts)), _MOST_ROWS)
 
 
-def cut_of_tasks(num_rows: int, num_inputs: int, num_ranks: int) -> Cut:
+def cut_of_tasks(num_rows: int, num_inputs: int, num_ranks: int, num_starts: int = 1) -> Cut:
     """Return how an adaptive vote on so many test inputs, with so many rows in all rounds, is cut for all ranks."""
     inputs_of_rank = -(-num_inputs // num_ranks)
-    num_blocks = num_ranks * max(1, -(-inputs_of_rank // _good_size(num_rows)))
+    size = _good_size(num_rows, num_starts)
+    num_blocks = num_ranks * max(1, -(-inputs_of_rank // size))
     inputs_of_block = max(1, -(-num_inputs // num_blocks))
-    return Cut(num_blocks=num_blocks, rounds_per_file=max(1, _good_size(num_rows) // inputs_of_block))
+    return Cut(num_blocks=num_blocks, rounds_per_file=max(1, size // inputs_of_block))
 
 
 def agree(out: Path, asked: Evaluation, part: Part) -> Evaluation:
@@ -265,7 +267,7 @@ def _refuse_other_cut(out: Path, known: Evaluation, num_parts: int) -> None:
                 "--out."
             )
         return
-    rows = rows_per_file(known.num_rows, num_parts)
+    rows = rows_per_file(known.num_rows, num_parts, known.starts)
     of_earlier_version = max(1, min(MAX_ROWS_PER_FILE, -(-known.num_rows // num_parts)))
     if known.rows_per_file not in (rows, of_earlier_version):
         raise InputError(

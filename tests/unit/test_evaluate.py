@@ -318,6 +318,8 @@ def test_a_part_that_is_none_is_refused(part: str, run: Run, checkpoint: Path, t
 def test_files_have_at_most_the_allowed_number_of_rows() -> None:
     assert [rows_per_file(20_000, n) for n in (1, 2, 20, 40)] == [1024, 1024, 1000, 500]
     assert [rows_per_file(n, 1) for n in (100, 129, 4000)] == [100, 128, 250]
+    # A start is as dear as an input of one.
+    assert [rows_per_file(n, 1, num_starts=16) for n in (100, 129, 4000)] == [8, 9, 250]
 
 
 def test_a_file_has_a_row_however_many_parts_there_are() -> None:

@@ -103,13 +103,16 @@ def test_other_seeds_give_other_answers_and_the_same_one_the_same(run: Run, tmp_
     assert a != b
 
 
-def test_what_is_random_can_be_changed_for_one_start(run: Run, tmp_path: Path) -> None:
-    """A model's own settings are no change."""
+def test_what_is_random_can_be_changed_for_one_start(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model's own settings are no change; random states that it has never seen are told of."""
     options = ("--max-groups", 1)
     changes = ((), ("--initial-states", "fixed", "--segment-noise", 0), ("--initial-states", "random"),
                ("--update-noise", 0.1))  # fmt: skip
     for number, changed in enumerate(changes):
         assert run(tmp_path / str(number), *options, *changed) == 0
+        assert ("trained with initial_states: fixed" in capsys.readouterr().err) == ("random" in changed)
     plain, same, *others = (contents(tmp_path / str(number)) for number in range(4))
     assert same == plain
     assert all(other != plain for other in others)

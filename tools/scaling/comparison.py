@@ -19,7 +19,7 @@ from hrm_dist.checkpoint.reader import content_sha256, read_state
 from hrm_dist.distributed.launch_env import launch_env
 from hrm_dist.distributed.process_group import process_group
 from hrm_dist.evaluation.load_model import refuse_other_dataset
-from hrm_dist.evaluation.output_dir import read_evaluation
+from hrm_dist.evaluation.output_dir import Evaluation, read_evaluation
 from hrm_dist.evaluation.start_options import RANDOMNESS
 from tools import evaluate
 from tools.scaling import plot, starts
@@ -184,11 +184,13 @@ def _write(
     replace_file(json_file, f"{json.dumps(content | rows, indent=1)}\n".encode())
     trained = [one.trained_segments for one in evaluated]
     title = _title(
-        [one.checkpoint for one in evaluated], on.partition("@")[0] or options.data.absolute().name
+        [one.checkpoint for one in evaluated],
+        on.partition("@")[0] or options.data.absolute().name,
+        noise := _noise_text(evaluated[0].record),
     )
     plot.draw(picture, segments, halted, trained_segments=trained, score=score, title=title)
     if chosen:
-        print("start 0 of each input, alone:")
+        print(f"start 0 of each input, alone{noise}:")
     print(as_table(segments, segments[-1], "segments"), "", sep="\n")
     print(as_table(halted, segments[-1], "halting"))
     pictures = [picture]
@@ -203,12 +205,18 @@ def _write(
     print(json.dumps(content | rows))
 
 
-def _title(checkpoints: Sequence[Path], dataset: str) -> str:
-    """Name the run folder of the first, how many more there are, and the dataset."""
+def _noise_text(record: Evaluation) -> str:
+    """Return what is random otherwise than in training."""
+    changed = {name: value for name in RANDOMNESS if (value := getattr(record, name)) is not None}
+    return "".join(f", {name.replace('_', ' ')} {value}" for name, value in changed.items())
+
+
+def _title(checkpoints: Sequence[Path], dataset: str, noise: str) -> str:
+    """Name the run folder of the first, how many more there are, the dataset, and the noise."""
     first = checkpoints[0].absolute()
     name = first.parent.parent.name if first.parent.name == "checkpoints" else first.name
     more = len(checkpoints) - 1
-    return f"{name}{f' and {more} more' * (more > 0)}, {dataset}"
+    return f"{name}{f' and {more} more' * (more > 0)}, {dataset}{noise}"
 
 
 def _described(one: Evaluated) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def _draw_rules(
     )
     as_trained = [row for row in segments if row.segments in trained_segments]
     for row in as_trained:
-        label = f"as in training, {_told(row)}"
+        label = f"as many as in training, {_told(row)}"
         axes.plot(row.segments, row.interval.value, "s", mfc="none", mec=_GREY, ms=10, label=label)
     for kind, (colour, shape) in _LOOKS.items():
         own = sorted(
