@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 from hrm_dist.config import ConfigError, TrainConfig
 from hrm_dist.cuda_graph import HostInputs, Spec, why_plain
 from hrm_dist.distributed.process_group import World
+from hrm_dist.model.act import segment_keys
 from hrm_dist.trainer import Trainer
 from tests.unit.models import METADATA, arch_of, let_halting_vary
 from tools.bench_train.speed import RandomReader
@@ -27,6 +28,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "urm": {"arch": arch_of("urm")},
     "transformer": {"arch": arch_of("transformer")},
     "parts": {"arch": arch_of("hrm"), "ema": True, "gradient_accumulation_steps": 2},
+    "random": {
+        "arch": arch_of("trm", initial_states="random", segment_noise=0.1, update_noise=0.1, num_chains=2)
+    },
     "recomputed": {"arch": arch_of("hrm"), "activation_checkpointing": True},
 }
 variants = pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS.keys())
@@ -182,3 +186,12 @@ def test_what_cannot_be_recorded_is_refused_where_it_was_asked_for() -> None:
     config = TrainConfig.model_validate({"data_path": "-", "engine": "zero3", "cuda_graph": True})
     with pytest.raises(ConfigError, match="cuda_graph=on: not with engine=zero3"):
         why_plain(config, "cuda", 1)
+
+
+def test_noise_follows_from_the_step_in_training() -> None:
+    trainer = trainer_of(arch=arch_of("trm", segment_noise=0.1), seed=3)
+    keys: list[Tensor] = []
+    trainer.model.register_forward_pre_hook(lambda _, given: keys.append(given[4].clone()))
+    for number in range(2):
+        step(trainer)
+        assert keys[number].tolist() == segment_keys(3, number, 4).tolist()
