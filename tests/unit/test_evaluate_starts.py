@@ -180,6 +180,14 @@ def test_an_adaptive_vote_over_starts_that_lost_files_gives_the_same(
     assert contents(out) == whole
 
 
+def test_inputs_left_out_free_their_starts_where_every_segment_is_kept(run: Run, tmp_path: Path) -> None:
+    # So many slots that rounds are begun that prove not to be needed, which halt at different times.
+    options = (*NOISE, "--choose", "vote", *SETTLES, "--halting", "unchanged:1", "--batch-size", 64)
+    for name, more in (("plain", ()), ("kept", ("--every-segment",))):
+        assert run(tmp_path / name, *options, *more) == 0
+    assert contents(tmp_path / "kept") == contents(tmp_path / "plain")
+
+
 # Bad input
 
 
