@@ -43,7 +43,7 @@ def truncated_normal(keys: Tensor, size: int) -> Tensor:
     As `initialization.truncated_normal`: a normal cut at two standard deviations.
     """
     bits = torch.cat(_pairs(keys, size), -1)[..., :size]
-    # In the middle of each of 2^24 intervals between -1 and 1, whose ends are none of them.
+    # In the middle of each of 2^24 intervals between -1 and 1, but for rounding, which may come to 1: that is the cut.
     uniform = (bits.to(torch.float32) + 0.5) * 2.0 ** (1 - _MANTISSA) - 1
     numbers = torch.erfinv(CUT_MASS * uniform) * (math.sqrt(2) / CUT_STD)
     return numbers.clamp(-CUT / CUT_STD, CUT / CUT_STD)

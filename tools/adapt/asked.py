@@ -53,7 +53,7 @@ class Adaptation(NamedTuple):
     config: TrainConfig
     """Of the training, but for what the plan sets."""
     given: frozenset[str]
-    """Settings that the command line or --config gives, which the plan leaves alone."""
+    """Settings that the command line gives, which the plan leaves alone."""
     checkpoint: Path | None
     identifiers: Path | None
     asked: Asked
