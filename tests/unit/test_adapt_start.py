@@ -123,6 +123,11 @@ def test_tasks_that_no_canvas_of_the_checkpoint_holds_are_refused(trained: Path,
         asked(trained, file, tmp_path / "run")
 
 
+def test_a_checkpoint_decides_about_the_dataset(trained: Path, tasks: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="makes the dataset, with the canvas of the checkpoint"):
+        asked(trained, tasks, tmp_path / "run", "dataset.preset=arc", "dataset.canvas=6")
+
+
 def test_a_checkpoint_of_sudokus_is_refused(config: Path, dataset: Path, tasks: Path, tmp_path: Path) -> None:
     identity: dict[str, Any] = dataset_identity(dataset, load_dataset_info(dataset).metadata("train"))
     metadata = {**identity["metadata"], "seq_len": 81, "vocab_size": 11, "num_puzzle_identifiers": 1}

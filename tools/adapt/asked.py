@@ -157,9 +157,14 @@ def _config(
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump({**kept, "lr_min_ratio": _LR_MIN_RATIO}), encoding="utf-8")
         try:
-            return _loaded(path, overrides, _OF_MODEL), state
+            config = _loaded(path, overrides, _OF_MODEL)
         except ConfigError as error:
             raise InputError(str(error).replace(str(path), f"the settings of {checkpoint}")) from None
+    if config.dataset is not None:
+        raise InputError(
+            "dataset: tools.adapt makes the dataset, with the canvas of the checkpoint; leave it out."
+        )
+    return config, state
 
 
 def _loaded(path: Path, overrides: Sequence[str], kept: Sequence[str]) -> TrainConfig:
