@@ -95,6 +95,8 @@ def test_a_killed_and_stopped_adaptation_goes_on_as_planned_with_a_valid_submiss
     first = recorded(run)
     assert first.plan is not None
     assert 0 < first.plan.table_only_steps < first.plan.num_steps
+    assert first.prediction is not None
+    assert first.prediction.start_s > 0
 
     started = start(run, *words, 60)
     assert started.wait_until(lambda: bool(started.children()))

@@ -29,7 +29,12 @@ predictions = st.builds(
     start_s=st.floats(0, 300),
     vote_s_per_row=st.floats(0, 1e-2),
 )
-works = st.builds(Work, rows_per_round=st.integers(1, 500), num_rounds=st.integers(1, 1001))
+works = st.builds(
+    Work,
+    rows_per_round=st.integers(1, 500),
+    num_rounds=st.integers(1, 1001),
+    rows_per_file=st.integers(1, 4096),
+)
 TRAINING = TrainingRate(steps_per_s=10, start_s=5)
 PREDICTION = PredictionRate(rows_per_s=100, start_s=5, vote_s_per_row=1e-4)
 WORK = Work(rows_per_round=100, num_rounds=301)
@@ -53,13 +58,13 @@ def test_training_as_planned_ends_before_it_is_cut_short(
 
 
 @given(seconds, seconds, trainings, predictions, works)
-def test_what_is_kept_for_predictions_is_a_share_all_of_them_or_a_round(
+def test_what_is_kept_for_predictions_is_a_share_all_of_them_or_the_first_files(
     budget_s: float, used_s: float, training: TrainingRate, prediction: PredictionRate, work: Work
 ) -> None:
     plan = make_plan(budget_s, used_s, training, prediction, work, 0)
     left_s = max(0, budget_s - used_s - vote_s(prediction, work))
     kept_s = plan.for_predictions_s - vote_s(prediction, work) - STOP_S
-    one_s = 2 * prediction.start_s + work.rows_per_round / prediction.rows_per_s
+    one_s = 2 * prediction.start_s + work.least_rows / prediction.rows_per_s
     all_s = 2 * prediction.start_s + work.num_rows / prediction.rows_per_s
     assert kept_s >= min(one_s, all_s)
     assert kept_s <= max((1 - TRAIN_SHARE) * left_s, 1.51 * one_s) + 1e-6
@@ -112,18 +117,27 @@ def test_a_machine_too_slow_to_be_measured_does_not_train() -> None:
     )
 
 
-def test_the_rate_leaves_out_what_comes_before_the_first_file() -> None:
-    rate = prediction_rate([(60.0, 128), (62.0, 128), (64.0, 128)], seconds=65.0)
-    assert rate is not None
-    assert rate.rows_per_s == 64
-    assert rate.start_s == pytest.approx(65 - 384 / 64)
+@given(works)
+def test_the_first_files_hold_a_round_and_hardly_more(work: Work) -> None:
+    assert work.rows_per_round <= work.least_rows <= work.num_rows
+    assert work.least_rows < work.rows_per_round + work.rows_per_file
 
 
-def test_the_prediction_rate_few_files_is_that_of_the_whole_command() -> None:
-    rate = prediction_rate([(60.0, 128)], seconds=64.0)
+SAID = "35 inputs answered, 2.00 segments per input\nafter the first segments 1,064.5 inputs/s, 37.7% of"
+
+
+def test_the_rate_leaves_out_start_and_compilation() -> None:
+    rate = prediction_rate(2129, 65.0, SAID)
     assert rate is not None
-    assert (rate.rows_per_s, rate.start_s) == (2, 0)
-    assert prediction_rate([], seconds=64.0) is None
+    assert rate.rows_per_s == 1064.5
+    assert rate.start_s == pytest.approx(63)
+
+
+def test_where_no_speed_is_said_a_round_is_thought_to_take_as_long_as_the_command() -> None:
+    rate = prediction_rate(128, 64.0, "stopped by SIGTERM")
+    assert rate is not None
+    assert (rate.rows_per_s, rate.start_s) == (2, 64)
+    assert prediction_rate(0, 64.0, SAID) is None
 
 
 def test_one_slow_interval_does_not_change_the_rate_of_steps() -> None:

@@ -30,13 +30,15 @@ class Ended(NamedTuple):
     stopping_s: float
     """Of these, from when it was told to stop; 0 if it was not."""
     was_stopped: bool
+    said: str
+    """What it has printed."""
 
 
 class Commands:
     """Start commands, one at a time, on all GPUs or on the CPU; what they print goes to a log."""
 
     def __init__(self, log: Path, num_processes: int, num_threads: int | None) -> None:
-        self._log, self._num_processes = log, num_processes
+        self._log, self.num_processes = log, num_processes
         self._environment = dict(os.environ)
         if num_threads is not None:
             self._environment["OMP_NUM_THREADS"] = str(num_threads)
@@ -76,19 +78,22 @@ class Commands:
             self._process = None
         ended = time.monotonic()
         if told_at is not None:
-            return Ended(ended - began, ended - told_at, was_stopped=True)
+            return Ended(ended - began, ended - told_at, was_stopped=True, said=self._said(log_start))
         if process.returncode == EXIT_INTERRUPTED:
             raise KeyboardInterrupt
         if process.returncode:
             error = last_error(self._log, log_start) or f"exit code {process.returncode}"
             kind = InputError if process.returncode == EXIT_BAD_INPUT else CommandError
             raise kind(f"{module}: {error.removeprefix('error: ')} ({self._log} has all that it said)")
-        return Ended(ended - began, 0.0, was_stopped=False)
+        return Ended(ended - began, 0.0, was_stopped=False, said=self._said(log_start))
+
+    def _said(self, log_start: int) -> str:
+        return self._log.read_bytes()[log_start:].decode(errors="replace")
 
     def _start(self, module: str, arguments: Sequence[object]) -> "subprocess.Popen[bytes]":
         launcher = ["-m", module]
-        if self._num_processes > 1:
-            several = ["--standalone", f"--nproc-per-node={self._num_processes}"]
+        if self.num_processes > 1:
+            several = ["--standalone", f"--nproc-per-node={self.num_processes}"]
             launcher = ["-m", "torch.distributed.run", *several, "-m", module]
         # A signal that comes now is heard as soon as it is known which process it has to stop.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOP_SIGNALS)

@@ -5,6 +5,7 @@ schedule of learning rates; should the machine turn out slower, training ends ea
 """
 
 import math
+import re
 from collections.abc import Sequence
 
 from pydantic import Field
@@ -26,6 +27,8 @@ SLACK = 1.05
 PREDICTION_SLACK = 1.5
 """So do the last predictions, without which all of it would be in vain."""
 _LEAST_BUILD_S, _PUZZLES_PER_S = 15.0, 20_000
+_SPEED = re.compile(r"after the first segments ([\d,.]+) inputs/s")
+"""As tools.evaluate says it."""
 
 
 class TrainingRate(Strict):
@@ -52,11 +55,19 @@ class Work(Strict):
     """Test inputs; a round predicts each of them once."""
     num_rounds: int = Field(ge=1)
     """The original tasks and their augmentations."""
+    rows_per_file: int = Field(default=1, ge=1)
+    """Predictions that are there together, of all processes; those of a file that is not full are lost."""
 
     @property
     def num_rows(self) -> int:
         """Return the predictions of all rounds, at most: some tasks have fewer augmentations."""
         return self.rows_per_round * self.num_rounds
+
+    @property
+    def least_rows(self) -> int:
+        """Return the predictions after which each test input has one: the files of the first round."""
+        num_files = math.ceil(self.rows_per_round / self.rows_per_file)
+        return min(self.num_rows, num_files * self.rows_per_file)
 
 
 class Plan(Strict):
@@ -132,7 +143,7 @@ def _predict_s(left_s: float, prediction: PredictionRate, work: Work) -> float:
     """Return the seconds kept for the last predictions: for all, or else a share, but one round at least."""
     all_s, one_s = (
         PREDICTION_SLACK * (2 * prediction.start_s + num_rows / prediction.rows_per_s)
-        for num_rows in (work.num_rows, work.rows_per_round)
+        for num_rows in (work.num_rows, work.least_rows)
     )
     return min(all_s, max((1 - TRAIN_SHARE) * left_s, one_s))
 
@@ -165,19 +176,19 @@ def steps_rate(seconds_per_step: Sequence[float]) -> float:
     return 1 / sorted(seconds_per_step)[len(seconds_per_step) // 2]
 
 
-def prediction_rate(files: Sequence[tuple[float, int]], seconds: float) -> PredictionRate | None:
-    """Return the rate of a command that ran for `seconds`, given when each file was there and its rows; None for none.
+def prediction_rate(num_rows: int, seconds: float, said: str) -> PredictionRate | None:
+    """Return the rate of a tools.evaluate that ran for `seconds`, given its new rows and what it said; None for none.
 
-    The first file comes after start and compilation, so what is between the first and the last tells the speed.
+    It says its speed without start and compilation, which take more time than the first round; where it ended too
+    early to know, all of its time may have been these.
     """
-    if not files:
+    if not num_rows:
         return None
-    num_rows = sum(rows for _, rows in files)
-    first_at, first_rows = files[0]
-    later_s = files[-1][0] - first_at
-    if len(files) < 3 or later_s <= 0:
-        return PredictionRate(rows_per_s=num_rows / max(seconds, 1e-3), start_s=0.0)
-    rate = (num_rows - first_rows) / later_s
+    least_per_s = num_rows / max(seconds, 1e-3)
+    found = _SPEED.search(said)
+    if found is None:
+        return PredictionRate(rows_per_s=least_per_s, start_s=seconds)
+    rate = max(least_per_s, float(found[1].replace(",", "")))
     return PredictionRate(rows_per_s=rate, start_s=max(0.0, seconds - num_rows / rate))
 
 

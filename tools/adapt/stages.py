@@ -28,7 +28,7 @@ from data_pipeline.schema import load_dataset_info
 from hrm_dist import run_lock
 from hrm_dist.checkpoint.reader import read_state
 from hrm_dist.config import TrainConfig, to_yaml
-from hrm_dist.evaluation.output_dir import read_evaluation
+from hrm_dist.evaluation.output_dir import read_evaluation, rows_per_file
 from hrm_dist.model.kernels import require_c_compiler
 from tools.adapt import votes
 from tools.adapt.asked import Adaptation
@@ -119,7 +119,12 @@ class Run:
                 "answered by their inputs"
             )
         test = info.splits.test
-        self._work = Work(rows_per_round=_num_inputs(self._data), num_rounds=max(1, test.num_rows))
+        num_inputs, num_rounds = _num_inputs(self._data), max(1, test.num_rows)
+        self._work = Work(
+            rows_per_round=num_inputs,
+            num_rounds=num_rounds,
+            rows_per_file=self._commands.num_processes * rows_per_file(num_inputs * num_rounds, 1),
+        )
         self._examples_per_pass = info.splits.train.total_groups * info.splits.train.mean_puzzle_examples
         if self._given.checkpoint is not None and not (self._folder / "checkpoints" / "latest").exists():
             summary = start_from(self._given.checkpoint, self._given.identifiers, self._config)
@@ -313,28 +318,26 @@ class Run:
         is_enough: given how many files are new. on_files: called whenever files may be there that were not voted on.
         """
         out = self._predictions / name
-        before = {path.name for path in out.glob("*.npz")}
-        seen: dict[str, float] = {}
+        before = set(out.glob("*.npz"))
+        new = set[Path]()
         rounds = [] if num_rounds is None else ["--num-aug", num_rounds - 1]
 
-        def on_tick(seconds: float) -> None:
-            for path in out.glob("*.npz"):
-                if path.name not in before:
-                    seen.setdefault(path.name, seconds)
-            self._tick(f"predict into {out.name}, files there: {len(before) + len(seen)}")
+        def on_tick(_: float) -> None:
+            new.update(set(out.glob("*.npz")) - before)
+            self._tick(f"predict into {out.name}, files there: {len(before) + len(new)}")
             on_files()
 
         how = ["--device", self._device]
         if self._config.compile is not None:
             how.append("--compile" if self._config.compile else "--no-compile")
         arguments = [checkpoint, "--data", self._data, "--out", out, *rounds, *how]
-        ended = self._commands.run("tools.evaluate", arguments, lambda: is_enough(len(seen)), on_tick)
+        ended = self._commands.run("tools.evaluate", arguments, lambda: is_enough(len(new)), on_tick)
         on_tick(ended.seconds)
         known = read_evaluation(out)
         if known is None:
             return None
-        num_rows = {path.name: len(rows) for path, rows in known.files(out).items()}
-        return prediction_rate([(seconds, num_rows[file]) for file, seconds in seen.items()], ended.seconds)
+        num_rows = sum(len(rows) for path, rows in known.files(out).items() if path in new)
+        return prediction_rate(num_rows, ended.seconds, ended.said)
 
     def _vote_if_due(self, name: str, what: str) -> None:
         since_s = time.monotonic() - self._voted_at
