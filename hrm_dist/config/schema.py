@@ -99,7 +99,7 @@ class ArchConfig(Strict):
     """Share of an update's result in the new state; the rest stays as it was (EqR's lambda: 0.95)."""
     num_chains: int = Field(default=1, ge=1, le=64)
     """Chains of states that a sequence has in training; in each segment the one whose answer has the lowest loss is
-    trained, and no other (winner takes all, arXiv 2601.19085). Each costs a forward; above 1 it needs something random."""
+    trained, and no other (winner takes all, arXiv 2601.19085). Each costs a forward; above 1 needs something random."""
     rope_theta: float = Field(default=10000.0, gt=0)
     """Base of RoPE's wavelengths."""
     rms_norm_eps: float = Field(default=1e-5, gt=0)
