@@ -116,6 +116,8 @@ def test_a_killed_and_stopped_adaptation_goes_on_as_planned_with_a_valid_submiss
     assert last.stage == "done"
     assert last.plan == first.plan
     assert "the weights of step" in last.submission
+    assert "training stopped at step" in finished.output
+    assert "not of the last weights" not in finished.output
     assert last.seconds_used < budget_s + 5
 
 

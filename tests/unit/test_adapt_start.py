@@ -18,6 +18,7 @@ from hrm_dist.config import load_config
 from hrm_dist.train import main as train
 from tools.adapt.__main__ import parse_arguments
 from tools.adapt.asked import Adaptation, check
+from tools.adapt.plan import Plan, PredictionRate, TrainingRate
 from tools.adapt.record import Clock, Record, read_record
 from tools.adapt.stages import Run
 from tools.adapt.start import start_from
@@ -147,6 +148,21 @@ def test_what_was_measured_within_too_little_time_is_measured_anew(
     record = read_record(tmp_path)
     assert record is not None
     assert (record.stage, record.training, record.prediction) == ("measure", None, None)
+
+
+def test_training_cut_short_and_a_submission_of_other_weights_are_said(
+    trained: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = asked(trained, tasks, tmp_path)
+    shutil.copytree(trained.parent, tmp_path / "checkpoints", symlinks=True)
+    planned = Plan(chunks=(10,), table_only_steps=2, rounds_between=1, for_predictions_s=60)
+    prediction = PredictionRate(rows_per_s=1, start_s=5)
+    training = TrainingRate(steps_per_s=1, start_s=5)
+    record = Record(asked=given.asked, budget_s=1, plan=planned, prediction=prediction, training=training)
+    Run(given, Clock(tmp_path, record), 1, "cpu").finish()
+    said = capsys.readouterr().err
+    assert "training stopped at step 3 of 10: " in said
+    assert "warning: it is not of the last weights, those of step 3: " in said
 
 
 def test_a_model_that_knows_nothing_loses_the_logarithm_of_its_vocabulary(

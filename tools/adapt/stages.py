@@ -105,7 +105,13 @@ class Run:
         if failure is not None:
             raise failure
         self._clock.note(stage="done")
-        self._say(f"done; {self._submission} is of {self._clock.record.submission}")
+        holds, step = self._clock.record.submission, self._step()
+        self._say(f"done; {self._submission} is of {holds}")
+        if step and not holds.endswith(_weights_of(step)):
+            self._say(
+                f"warning: it is not of the last weights, those of step {step:,}: there was no time to predict every "
+                "test input with them; the same command with a larger --budget-min goes on with that"
+            )
 
     # Stages
 
@@ -238,9 +244,6 @@ class Run:
             if self._step() >= end:
                 continue
             if is_over():
-                self._say(
-                    f"training ends at step {self._step():,} of {plan.num_steps:,}: the rest is for predictions"
-                )
                 break
             what = f"train, chunk {number} of {len(plan.chunks)}"
             self._say(f"{what}: to step {end:,} of {plan.num_steps:,}")
@@ -255,10 +258,15 @@ class Run:
             if number < len(plan.chunks) and not is_over():
                 name, began_s = f"step_{self._step()}", self._clock.used_s()
                 self._evaluate(self._latest, name, plan.rounds_between, lambda _: is_over())
-                self._vote(name, f"the weights of step {self._step():,}")
+                self._vote(name, _weights_of(self._step()))
                 # The machine may have become slower since it was measured.
                 took_s = self._clock.used_s() - began_s
                 kept_s = max(kept_s, PREDICTION_SLACK * took_s + 2 * STOP_S)
+        if self._step() < plan.num_steps:
+            self._say(
+                f"training stopped at step {self._step():,} of {plan.num_steps:,}: this took longer than planned, or "
+                f"the budget is less now, and the last {duration(kept_s)} are for predictions"
+            )
 
     def _planned_config(self) -> TrainConfig:
         """Return the settings of the training with its length and what depends on that."""
@@ -288,13 +296,13 @@ class Run:
         name = f"step_{self._step()}"
         if self._clock.left_s() > for_vote_s:
             # What was predicted of these weights after a chunk has fewer rounds: a folder of another evaluation.
-            what = f"the weights of step {self._step():,}"
+            what = _weights_of(self._step())
             self._say(f"predict with {what}")
             self._evaluate(
                 self._latest, f"{name}_all", None, lambda _: self._clock.left_s() < for_vote_s,
                 lambda: self._vote_if_due(f"{name}_all", what),
             )  # fmt: skip
-        self._vote(f"{name}_all", f"the weights of step {self._step():,}")
+        self._vote(f"{name}_all", _weights_of(self._step()))
 
     # What the stages are made of
 
@@ -401,6 +409,10 @@ def adapt(given: Adaptation, num_processes: int, device: str) -> None:
                 clock.note()
     except locks.LockedError as error:
         raise InputError(f"--out {run}: another command adapts here ({error}); wait for its end.") from error
+
+
+def _weights_of(step: int) -> str:
+    return f"the weights of step {step:,}"
 
 
 def _seconds_per_step(run: Path, global_batch_size: int) -> dict[int, float]:
