@@ -20,7 +20,7 @@ from tools.adapt.__main__ import parse_arguments
 from tools.adapt.asked import Adaptation, check
 from tools.adapt.plan import Plan, PredictionRate, TrainingRate
 from tools.adapt.record import Clock, Record, read_record
-from tools.adapt.stages import Run
+from tools.adapt.stages import Run, adapt
 from tools.adapt.start import start_from
 from tools.convert.fit import TABLE
 from tools.convert.import_ import write_step_0
@@ -148,6 +148,12 @@ def test_what_was_measured_within_too_little_time_is_measured_anew(
     record = read_record(tmp_path)
     assert record is not None
     assert (record.stage, record.training, record.prediction) == ("measure", None, None)
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused(trained: Path, tasks: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"--out .*file/run: cannot be written"):
+        adapt(asked(trained, tasks, tmp_path / "file" / "run"), 1, "cpu")
 
 
 def test_training_cut_short_and_a_submission_of_other_weights_are_said(

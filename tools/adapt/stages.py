@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from data_pipeline.base import locks
-from data_pipeline.base.errors import InputError
-from data_pipeline.base.files import replace_file
+from data_pipeline.base.errors import InputError, unwritable
+from data_pipeline.base.files import make_folder, replace_file
 from data_pipeline.base.progress import duration, speed_text
 from data_pipeline.build import build
 from data_pipeline.schema import load_dataset_info
@@ -397,7 +397,10 @@ class Run:
 def adapt(given: Adaptation, num_processes: int, device: str) -> None:
     """Adapt, or go on with it. Raises KeyboardInterrupt when a signal asks to stop, with everything saved."""
     run = given.run
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        make_folder(run)
+    except OSError as error:
+        raise unwritable(f"--out {run}", error) from error
     try:
         with locks.hold(run / ".adapt.lock"):
             record = read_record(run) or Record(asked=given.asked, budget_s=given.budget_s)
