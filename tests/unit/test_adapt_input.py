@@ -79,6 +79,7 @@ def test_a_file_of_another_kind_is_refused(tasks: Path, config: Path) -> None:
         (["data_path=x"], "data_path=x: is set by tools.adapt itself"),
         (["lr=fast"], "lr=fast: Input should be"),
         (["one", "two"], "two: one checkpoint is adapted at a time"),
+        (["--identifiers", "x"], "--identifiers x: names rows of a CHECKPOINT, and there is none"),
         (["arch.puzzle_emb_ndim=0", "--table-share", "0.5"], "the model has no puzzle table"),
     ],
 )

@@ -98,9 +98,13 @@ def test_without_the_names_of_its_rows_all_begin_with_the_mean(
 
 def test_identifiers_of_other_data_are_refused(trained: Path, tasks: Path, tmp_path: Path) -> None:
     file = tmp_path / "identifiers.json"
-    file.write_text('["<blank>", "x"]')
-    with pytest.raises(InputError, match=r"names 2 puzzles, but .* has 73 rows"):
-        started(trained, tasks, tmp_path / "run", "--identifiers", str(file))
+    for content, why in (
+        ('["<blank>", "x"]', "names 2 puzzles, but .* has 73 rows"),
+        ("{}", "no list of names"),
+    ):
+        file.write_text(content)
+        with pytest.raises(InputError, match=why):
+            asked(trained, tasks, tmp_path / "run", "--identifiers", str(file))
 
 
 def test_network_and_padding_are_the_checkpoints(trained: Path, tasks: Path, tmp_path: Path) -> None:

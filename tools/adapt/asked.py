@@ -81,6 +81,7 @@ def check(options: argparse.Namespace) -> Adaptation:
             f"{options.num_aug} augmentations and to vote once takes {least / 60:.1f} min or more."
         )
     config, state = _config(options, checkpoint, overrides)
+    _refuse_identifiers(options.identifiers, checkpoint)
     canvas = _canvas(checkpoint, state, config)
     arc_options = ArcOptions(num_aug=options.num_aug, holdout="all", canvas=canvas, leaks="keep")
     source = f"{options.tasks}:evaluation"
@@ -181,6 +182,19 @@ def _loaded(path: Path, overrides: Sequence[str], kept: Sequence[str]) -> TrainC
         if section in kept:
             raise InputError(f"{key}={now.get(key)}: the checkpoint is of {before[key]}; leave it out.")
     return config
+
+
+def _refuse_identifiers(path: Path | None, checkpoint: Path | None) -> None:
+    """Raise InputError for names that are not those of a checkpoint's rows."""
+    if path is None:
+        return
+    if checkpoint is None:
+        raise InputError(
+            f"--identifiers {path}: names rows of a CHECKPOINT, and there is none; leave it out."
+        )
+    from tools.adapt.start import names_of_rows
+
+    names_of_rows(checkpoint, path)
 
 
 def _canvas(checkpoint: Path | None, state: "CheckpointState | None", config: TrainConfig) -> int:

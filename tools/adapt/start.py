@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from data_pipeline.arc.json_format import read_json
 from data_pipeline.base.errors import InputError
 from data_pipeline.schema import load_dataset_info, verify_document
 from hrm_dist.checkpoint.reader import Checkpoint, dataset_identity, open_checkpoint
@@ -32,7 +33,7 @@ def start_from(checkpoint: Path, identifiers: Path | None, config: TrainConfig) 
         raise InputError(f"{checkpoint}: does not fit these tasks: {misfits[0]}")
     summary = "the model has no puzzle table"
     if TABLE in tensors:
-        known = _known_names(opened, identifiers)
+        known = _names_of_data(opened) if identifiers is None else names_of_rows(checkpoint, identifiers)
         ours = read_identifiers(verify_document(data, info, "identifiers.json"))
         source = match_rows(known, ours)
         tensors[TABLE] = take_rows(tensors[TABLE], source, use_mean=True)
@@ -45,17 +46,25 @@ def start_from(checkpoint: Path, identifiers: Path | None, config: TrainConfig) 
     return summary
 
 
-def _known_names(opened: Checkpoint, identifiers: Path | None) -> list[str]:
-    """Return the puzzle of each row of a checkpoint's table; none of them where nothing says so."""
-    num_rows = opened.shapes[f"model.{TABLE}"][0]
-    if identifiers is not None:
-        names = read_identifiers(identifiers)
-        if len(names) != num_rows:
-            raise InputError(
-                f"--identifiers {identifiers}: names {len(names):,} puzzles, but {opened.path} has {num_rows:,} rows; "
-                "give the identifiers.json of the data that it was trained on."
-            )
-        return names
+def names_of_rows(checkpoint: Path, identifiers: Path) -> list[str]:
+    """Return the puzzle of each row of a checkpoint's table by a file; raise InputError if it is not of these rows."""
+    shape = open_checkpoint(checkpoint).shapes.get(f"model.{TABLE}")
+    if shape is None:
+        raise InputError(f"--identifiers {identifiers}: {checkpoint} has no puzzle table; leave it out.")
+    remedy = "give the identifiers.json of the data that the checkpoint was trained on"
+    names = read_json(identifiers, remedy)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"--identifiers {identifiers}: is no list of names; {remedy}.")
+    if len(names) != shape[0]:
+        raise InputError(
+            f"--identifiers {identifiers}: names {len(names):,} puzzles, but {checkpoint} has {shape[0]:,} rows; "
+            f"{remedy}."
+        )
+    return names
+
+
+def _names_of_data(opened: Checkpoint) -> list[str]:
+    """Return the puzzle of each row, if the data of a checkpoint is where it was; else none of them."""
     trained_on = Path(str(opened.state.config.get("data_path")))
     try:
         info = load_dataset_info(trained_on)
