@@ -79,6 +79,7 @@ def test_a_file_of_another_kind_is_refused(tasks: Path, config: Path) -> None:
         (["data_path=x"], "data_path=x: is set by tools.adapt itself"),
         (["lr=fast"], "lr=fast: Input should be"),
         (["one", "two"], "two: one checkpoint is adapted at a time"),
+        (["global_batch_size=1000001"], "global_batch_size=1,000,001: must be at most 1,000,000"),
         (["--identifiers", "x"], "--identifiers x: names rows of a CHECKPOINT, and there is none"),
         (["arch.puzzle_emb_ndim=0", "--table-share", "0.5"], "the model has no puzzle table"),
     ],
@@ -86,6 +87,10 @@ def test_a_file_of_another_kind_is_refused(tasks: Path, config: Path) -> None:
 def test_options_out_of_range_are_refused(words: list[str], why: str, tasks: Path, config: Path) -> None:
     given = words if words[0] == "one" else [*words, "--config", config]
     assert why in refusal(tasks, *given)
+
+
+def test_a_configuration_of_other_puzzles_is_refused(tasks: Path) -> None:
+    assert "dataset.preset=sudoku: " in refusal(tasks, "--config", "configs/small/sudoku_6x6.yaml")
 
 
 def test_without_a_checkpoint_a_configuration_is_needed(tasks: Path) -> None:

@@ -18,7 +18,7 @@ from data_pipeline.base.errors import InputError
 from data_pipeline.build import read
 from data_pipeline.shards.plan import Request
 from hrm_dist.config import ConfigError, TrainConfig, flat_settings, load_config
-from tools.adapt.plan import least_s
+from tools.adapt.plan import MOST_SEQUENCES, least_s
 from tools.adapt.record import FILE, Asked, read_record, refuse_other
 
 if TYPE_CHECKING:
@@ -81,6 +81,10 @@ def check(options: argparse.Namespace) -> Adaptation:
             f"{options.num_aug} augmentations and to vote once takes {least / 60:.1f} min or more."
         )
     config, state = _config(options, checkpoint, overrides)
+    if config.global_batch_size > MOST_SEQUENCES:
+        raise InputError(
+            f"global_batch_size={config.global_batch_size:,}: must be at most {MOST_SEQUENCES:,} here."
+        )
     _refuse_identifiers(options.identifiers, checkpoint)
     canvas = _canvas(checkpoint, state, config)
     arc_options = ArcOptions(num_aug=options.num_aug, holdout="all", canvas=canvas, leaks="keep")
@@ -200,8 +204,15 @@ def _refuse_identifiers(path: Path | None, checkpoint: Path | None) -> None:
 def _canvas(checkpoint: Path | None, state: "CheckpointState | None", config: TrainConfig) -> int:
     """Return the side of the canvas; raise InputError for a checkpoint of other puzzles."""
     if state is None:
-        options = None if config.dataset is None else config.dataset.options
-        return options.canvas if isinstance(options, ArcOptions) else MAX_GRID_SIDE
+        if config.dataset is None:
+            return MAX_GRID_SIDE
+        options = config.dataset.options
+        if not isinstance(options, ArcOptions):
+            raise InputError(
+                f"dataset.preset={config.dataset.preset}: --config is of other puzzles than ARC; give one such as "
+                "configs/adapt/arc.yaml."
+            )
+        return options.canvas
     metadata: Mapping[str, Any] = state.dataset["metadata"]
     side = math.isqrt(metadata["seq_len"])
     of_arc = metadata["vocab_size"] == VOCAB_SIZE and metadata["num_puzzle_identifiers"] > 1

@@ -20,6 +20,8 @@ MOST_CHUNKS = 6
 CHECKS_SHARE = 0.15
 """Of the time of training, at most, for starting commands and for predictions between chunks."""
 MOST_ROUNDS_BETWEEN = 8
+MOST_SEQUENCES = 1_000_000
+"""Of the training that is measured, and so of a step."""
 LEAST_STEPS = 20
 """Fewer are not worth a start."""
 SLACK = 1.05

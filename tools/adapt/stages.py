@@ -34,6 +34,7 @@ from tools.adapt import votes
 from tools.adapt.asked import Adaptation
 from tools.adapt.children import CommandError, Commands
 from tools.adapt.plan import (
+    MOST_SEQUENCES,
     PREDICTION_SLACK,
     STOP_S,
     PredictionRate,
@@ -174,7 +175,7 @@ class Run:
         shutil.rmtree(trial, ignore_errors=True)
         config = self._config.model_copy(
             update={
-                "checkpoint_path": str(trial), "epochs": epochs_of(10**6, self._examples_per_pass, 1),
+                "checkpoint_path": str(trial), "epochs": epochs_of(MOST_SEQUENCES, self._examples_per_pass, 1),
                 "log_interval": _LOGGED_EVERY, "max_steps": _MEASURED_STEPS, "checkpoint_interval": None,
             }
         )  # fmt: skip
