@@ -11,7 +11,7 @@ from data_pipeline.base.errors import InputError
 from tools.adapt import votes
 from tools.adapt.__main__ import parse_arguments
 from tools.adapt.asked import Adaptation, check
-from tools.adapt.record import FILE, Record, read_record
+from tools.adapt.record import FILE, Record, read_record, refuse_other
 from tools.check_submission import parse, refuse_faults
 
 PAIR = {"input": [[1, 2]], "output": [[2, 1]]}
@@ -119,6 +119,21 @@ def test_a_run_goes_on_with_what_it_was_begun_with_alone(tasks: Path, config: Pa
     assert "lr 0.001, now 0.5" in refusal(tasks, "--config", config, "lr=0.5")
     tasks.write_text(json.dumps({"cccccccc": TASKS["aaaaaaaa"]}))
     assert "tasks_sha256" in refusal(tasks, "--config", config)
+
+
+def test_what_matters_most_comes_first_in_what_a_run_was_begun_with(tasks: Path, config: Path) -> None:
+    then = asked(tasks, "--config", config).asked
+    settings = dict.fromkeys(then.settings, "x")
+    with pytest.raises(
+        InputError, match=rf"\(tasks_sha256 .*; and {len(settings) - 3} more\); give the same"
+    ):
+        refuse_other(tasks, then, then.model_copy(update={"tasks_sha256": "x", "settings": settings}))
+
+
+@pytest.mark.parametrize("role", ["train", "evaluation"])
+def test_the_role_of_a_source_is_none_of_the_tasks(role: str, tasks: Path, config: Path) -> None:
+    told = refusal(tasks, "--config", config, "--tasks", f"{tasks}:{role}")
+    assert "all tasks of a file are adapted to; leave out what follows" in told
 
 
 def test_from_scratch_the_whole_schedule_trains_the_weights(tasks: Path, config: Path) -> None:

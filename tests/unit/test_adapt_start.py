@@ -124,7 +124,7 @@ def test_tasks_that_no_canvas_of_the_checkpoint_holds_are_refused(trained: Path,
     wide = {"input": [[0] * 7], "output": [[0] * 7]}
     file = tmp_path / "tasks.json"
     file.write_text(json.dumps({NEW: {"train": [wide], "test": [{"input": [[1] * 7]}]}}))
-    with pytest.raises(InputError, match="--canvas 6: no task of"):
+    with pytest.raises(InputError, match="no task fits the canvas of the checkpoint, 6 x 6"):
         asked(trained, file, tmp_path / "run")
 
 

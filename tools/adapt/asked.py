@@ -71,6 +71,10 @@ def check(options: argparse.Namespace) -> Adaptation:
     if options.table_share is not None and not 0 <= options.table_share <= 1:
         raise InputError(f"--table-share {options.table_share}: must be from 0 to 1.")
     _refuse_foreign(run)
+    if options.tasks.name.endswith((":train", ":evaluation")) and not options.tasks.exists():
+        raise InputError(
+            f"--tasks {options.tasks}: all tasks of a file are adapted to; leave out what follows its name."
+        )
     tasks = list({task.id: task for task in from_path(options.tasks, "evaluation").tasks}.values())
     _refuse_too_large(options.tasks, tasks)
     budget_s = 60 * options.budget_min
@@ -87,6 +91,7 @@ def check(options: argparse.Namespace) -> Adaptation:
         )
     _refuse_identifiers(options.identifiers, checkpoint)
     canvas = _canvas(checkpoint, state, config)
+    _refuse_all_too_large(options, tasks, canvas)
     arc_options = ArcOptions(num_aug=options.num_aug, holdout="all", canvas=canvas, leaks="keep")
     source = f"{options.tasks}:evaluation"
     request = Request("arc", [source], run / "data", arc_options, _SEED, os.cpu_count() or 1, quiet=True)
@@ -136,6 +141,16 @@ def _refuse_too_large(path: Path, tasks: Sequence[Task]) -> None:
                     f"{path}: task {task.id}: test input {number} is {height} x {width}, but a submission has grids of "
                     f"at most {MAX_GRID_SIDE} x {MAX_GRID_SIDE}; leave the task out."
                 )
+
+
+def _refuse_all_too_large(options: argparse.Namespace, tasks: Sequence[Task], canvas: int) -> None:
+    smallest = min(task.largest_side for task in tasks)
+    if smallest > canvas:
+        whose = "the checkpoint" if options.config is None else f"--config {options.config}"
+        raise InputError(
+            f"{options.tasks}: no task fits the canvas of {whose}, {canvas} x {canvas}, since the smallest needs "
+            f"{smallest}; give a checkpoint of larger ones, or train from scratch: --config configs/adapt/arc.yaml."
+        )
 
 
 def _config(

@@ -17,6 +17,8 @@ from tools.adapt.plan import Plan, PredictionRate, TrainingRate
 
 FILE = "adapt.json"
 _SAVE_EVERY_S = 5.0
+_MOST_SHOWN = 4
+"""Differences in a message; the others of another checkpoint, say, tell nothing more."""
 
 Stage = Literal["build", "measure", "train", "predict", "done"]
 
@@ -97,11 +99,15 @@ def refuse_other(run: Path, known: Asked, asked: Asked) -> None:
         if then.get(name) != now.get(name)
     ]
     if differing:
+        shown, num_more = differing[:_MOST_SHOWN], len(differing) - _MOST_SHOWN
+        if num_more > 0:
+            shown.append(f"and {num_more} more")
         raise InputError(
-            f"--out {run}: was begun otherwise ({'; '.join(differing)}); give the same, or choose another --out."
+            f"--out {run}: was begun otherwise ({'; '.join(shown)}); give the same, or choose another --out."
         )
 
 
 def _flat(asked: Asked) -> dict[str, object]:
     fields = asked.model_dump()
-    return {**fields.pop("settings"), **fields}
+    settings = fields.pop("settings")
+    return {**fields, **settings}

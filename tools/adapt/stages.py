@@ -101,7 +101,9 @@ class Run:
             self._train()
         except CommandError as error:
             failure = error
-            self._say(f"failed: {error}; the weights that are there predict all the same")
+            self._say(
+                f"failed, as {self._folder / LOG} says; the weights that are there predict all the same"
+            )
         self._predict()
         if failure is not None:
             raise failure
