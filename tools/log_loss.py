@@ -39,6 +39,12 @@ def log_loss(
     from hrm_dist.model.noise import key_of
 
     reader = TestReader(data, num_aug=num_aug)
+    originals = reader.batches(1024, stop=int((reader.places().rounds == 0).sum()))
+    if not any((batch["labels"] != IGNORE_LABEL_ID).any() for batch in originals):
+        raise InputError(
+            f"{data}: all outputs of its test inputs are hidden; build it with solutions beside the tasks: for "
+            "tools.adapt X_solutions.json beside X_challenges.json, and another --out."
+        )
     model = load_model(checkpoint, data, reader.info.metadata("train"), ema=True, device=torch.device(device))
     cross_entropy = LOSSES[model.arch.loss_type].cross_entropy
     sums = torch.zeros(4, dtype=torch.float64)
@@ -64,10 +70,6 @@ def log_loss(
                 sums[n] += values[known].sum(dtype=torch.float64).cpu()
             progress.update(len(labels))
     total = sums[3].item()
-    if not total:
-        raise InputError(
-            f"{data}: all outputs of its test inputs are hidden; build it with solutions beside the tasks."
-        )
     scores = ("log_loss", "cell_accuracy", "exact_accuracy")
     return {**dict(zip(scores, (sums[:3] / total).tolist(), strict=True)), "inputs": int(total)}
 

@@ -191,6 +191,17 @@ def test_a_model_that_knows_nothing_loses_the_logarithm_of_its_vocabulary(
     assert found["inputs"] == sum(len(task["test"]) for task in tests)
 
 
+def test_the_log_loss_of_hidden_outputs_is_refused_before_any_model_is_read(
+    trained: Path, tmp_path: Path
+) -> None:
+    pair = {"input": [[1, 2]], "output": [[2, 1]]}
+    file = tmp_path / "x_challenges.json"
+    file.write_text(json.dumps({NEW: {"train": [pair], "test": [{"input": [[1]]}]}}))
+    build(asked(trained, file, tmp_path / "run").request)
+    with pytest.raises(InputError, match="all outputs of its test inputs are hidden"):
+        log_loss(tmp_path / "none", tmp_path / "run" / "data", num_aug=0, batch_size=4, device="cpu")
+
+
 def test_the_log_loss_of_a_model_with_noise_repeats(config: Path, dataset: Path, tmp_path: Path) -> None:
     assert train([str(config), f"checkpoint_path={tmp_path}", "max_steps=1", "arch.segment_noise=0.1"]) == 0
     latest = tmp_path / "checkpoints" / "latest"
