@@ -1,4 +1,5 @@
 import math
+import time
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from tools.adapt.plan import (
     make_plan,
     prediction_rate,
     steps_rate,
+    time_text,
     vote_s,
 )
 
@@ -138,6 +140,12 @@ def test_where_no_speed_is_said_a_round_is_thought_to_take_as_long_as_the_comman
     assert rate is not None
     assert (rate.rows_per_s, rate.start_s) == (2, 64)
     assert prediction_rate(0, 64.0, SAID) is None
+
+
+def test_the_date_is_shown_where_the_end_is_not_today() -> None:
+    noon = time.mktime((2026, 2, 27, 12, 0, 0, 0, 0, -1))
+    assert time_text(noon, 3660) == "13:01"
+    assert time_text(noon, 48 * 3600) == "2026-03-01 12:00"
 
 
 def test_one_slow_interval_does_not_change_the_rate_of_steps() -> None:

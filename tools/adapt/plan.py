@@ -6,6 +6,7 @@ schedule of learning rates; should the machine turn out slower, training ends ea
 
 import math
 import re
+import time
 from collections.abc import Sequence
 
 from pydantic import Field
@@ -134,6 +135,12 @@ def make_plan(
         rounds_between=rounds,
         for_predictions_s=for_vote_s + predict_s + STOP_S,
     )
+
+
+def time_text(now: float, later_s: float) -> str:
+    """Return the time of day so many seconds from now, with the date if that is another day."""
+    day, then = time.localtime(now), time.localtime(now + later_s)
+    return time.strftime("%H:%M" if then[:3] == day[:3] else "%Y-%m-%d %H:%M", then)
 
 
 def vote_s(prediction: PredictionRate, work: Work) -> float:

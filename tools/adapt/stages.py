@@ -45,6 +45,7 @@ from tools.adapt.plan import (
     make_plan,
     prediction_rate,
     steps_rate,
+    time_text,
     vote_s,
 )
 from tools.adapt.record import Clock, Record, read_record
@@ -119,7 +120,8 @@ class Run:
     # Stages
 
     def _build(self) -> None:
-        self._say(f"build the data of {len(self._given.tasks)} tasks")
+        if not (self._data / "dataset.json").exists():
+            self._say(f"build the data of {len(self._given.tasks)} tasks")
         build(self._given.request)
         info = load_dataset_info(self._data)
         if info.left_out_tests:
@@ -390,7 +392,7 @@ class Run:
         """Say on stderr what is done, how much of the budget is used, and when it ends."""
         self._shown_at = time.monotonic()
         used_s, budget_s = self._clock.used_s(), self._clock.record.budget_s
-        ends = time.strftime("%H:%M", time.localtime(time.time() + max(0.0, budget_s - used_s)))
+        ends = time_text(time.time(), max(0.0, budget_s - used_s))
         with suppress(OSError, ValueError):  # nobody reads it
             print(
                 f"[{used_s / 60:.1f} of {budget_s / 60:g} min, to {ends}] {what}", file=sys.stderr, flush=True
