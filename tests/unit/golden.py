@@ -1,10 +1,12 @@
 """Reading tests/golden: models made from it, and comparisons. How the files came about: tests/golden/README.md."""
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -12,8 +14,9 @@ from data_pipeline.schema import DatasetMetadata
 from hrm_dist.config import ArchConfig
 from hrm_dist.config.architectures import ARCHITECTURES
 from hrm_dist.model import build_model
-from hrm_dist.model.act import ACTModel
-from hrm_dist.model.released import convert_released
+from hrm_dist.model.act import ACTModel, Batch, Carry
+from hrm_dist.model.losses import act_loss
+from hrm_dist.model.released import convert_released, published_name
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RTOL = 1e-4
@@ -93,3 +96,41 @@ def assert_same_sketch(ours: Tensor, published: list[float], rtol: float = RTOL)
     difference = np.subtract(sketch(ours), published)[1:]
     error = np.sqrt(np.mean(difference**2)) / max(published[0], 1e-12)
     assert error < rtol, f"relative error about {error:.2e}"
+
+
+def seeded_model(golden: dict[str, Any], **also: Tensor) -> ACTModel:
+    """The model of a golden file that stores shapes; also: tensors that the published model does not have."""
+    state = seeded_state_dict(golden["shapes"], golden["seed"])
+    assert_same_sketch(torch.cat([tensor.reshape(-1) for tensor in state.values()]), golden["state_sketch"])
+    return golden_model(golden, state | also)
+
+
+def assert_same_numbers(ours: Mapping[str, Tensor], published: dict[str, float]) -> None:
+    assert {key: value.item() for key, value in ours.items()} == pytest.approx(published, rel=RTOL)
+
+
+def assert_same_evaluation(
+    golden: dict[str, Any], model: ACTModel, carry: Carry, batch: Batch, said: Sequence[str]
+) -> None:
+    """Whether every segment from a carry on says (these outputs), carries and scores what the published one does."""
+    model.eval()
+    for segment in golden["eval_segments"]:
+        with torch.no_grad():
+            carry, outputs = model(carry, batch)
+            loss, metrics = act_loss(carry, outputs, golden["loss_type"])
+        for key in said:
+            assert_close(outputs[key], segment[key])
+        for key, state in carry.inner_carry._asdict().items():
+            assert_same_sketch(state, segment[key])
+        assert torch.equal(carry.steps, segment["steps"])
+        assert torch.equal(carry.halted, segment["halted"])
+        assert_same_numbers(metrics | {"loss": loss}, segment["metrics"] | {"loss": segment["loss"]})
+
+
+def assert_same_gradients(model: ACTModel, published: dict[str, list[float]]) -> None:
+    grads = {published_name(key): parameter.grad for key, parameter in model.named_parameters()}
+    assert grads.keys() == published.keys()
+    for key, expected in published.items():
+        grad = grads[key]
+        assert grad is not None
+        assert_same_sketch(grad, expected)

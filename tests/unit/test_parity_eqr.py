@@ -11,11 +11,12 @@ from hrm_dist.model.losses import act_loss
 from hrm_dist.model.released import published_name
 from hrm_dist.optim import AdamATan2
 from tests.unit.golden import (
-    RTOL,
-    assert_close,
+    assert_same_evaluation,
+    assert_same_gradients,
+    assert_same_numbers,
     assert_same_sketch,
-    golden_model,
     load_golden,
+    seeded_model,
     seeded_state_dict,
 )
 
@@ -24,10 +25,8 @@ VARIANTS = load_golden("eqr_variants")
 
 def variant(name: str) -> tuple[dict[str, Any], ACTModel]:
     golden = VARIANTS[name]
-    state = seeded_state_dict(golden["shapes"], golden["seed"])
-    assert_same_sketch(torch.cat([tensor.reshape(-1) for tensor in state.values()]), golden["state_sketch"])
     unused = torch.zeros(golden["config"]["hidden_size"])
-    return golden, golden_model(golden, state | {"H_init": unused, "L_init": unused})
+    return golden, seeded_model(golden, H_init=unused, L_init=unused)
 
 
 def begin(golden: dict[str, Any], carry: Carry, batch: Batch, step: int) -> Carry:
@@ -45,27 +44,12 @@ def begin(golden: dict[str, Any], carry: Carry, batch: Batch, step: int) -> Carr
     return Carry(type(carry.inner_carry)(**states), steps, torch.zeros_like(carry.halted), data)
 
 
-def assert_same_numbers(ours: dict[str, Tensor], published: dict[str, float]) -> None:
-    assert {key: value.item() for key, value in ours.items()} == pytest.approx(published, rel=RTOL)
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_segment_of_evaluation_equals_the_published_one(name: str) -> None:
     golden, model = variant(name)
-    model.eval()
     batch = golden["batches"][0]
     carry = begin(golden, model.initial_carry(batch), batch, 0)
-    for segment in golden["eval_segments"]:
-        with torch.no_grad():
-            carry, outputs = model(carry, batch)
-            loss, metrics = act_loss(carry, outputs, golden["loss_type"])
-        for key in ("logits", "q_halt_logits"):
-            assert_close(outputs[key], segment[key])
-        for key, state in carry.inner_carry._asdict().items():
-            assert_same_sketch(state, segment[key])
-        assert torch.equal(carry.steps, segment["steps"])
-        assert torch.equal(carry.halted, segment["halted"])
-        assert_same_numbers(metrics | {"loss": loss}, segment["metrics"] | {"loss": segment["loss"]})
+    assert_same_evaluation(golden, model, carry, batch, ["logits", "q_halt_logits"])
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -83,12 +67,7 @@ def test_training_steps_equal_the_published_ones(name: str) -> None:
         assert torch.equal(carry.halted, step["halted"])
         assert torch.equal(carry.steps, step["steps"])
         if "grads" in step:
-            grads = {published_name(key): parameter.grad for key, parameter in model.named_parameters()}
-            assert grads.keys() == step["grads"].keys()
-            for key, published in step["grads"].items():
-                grad = grads[key]
-                assert grad is not None
-                assert_same_sketch(grad, published)
+            assert_same_gradients(model, step["grads"])
         adam.step()
         adam.zero_grad()
     ours = {published_name(key): tensor for key, tensor in model.named_parameters()}

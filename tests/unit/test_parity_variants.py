@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.losses import act_loss
@@ -12,12 +11,13 @@ from hrm_dist.model.puzzle_embedding import SignSGD
 from hrm_dist.model.released import published_name
 from hrm_dist.optim import AdamATan2
 from tests.unit.golden import (
-    RTOL,
     assert_close,
+    assert_same_evaluation,
+    assert_same_gradients,
+    assert_same_numbers,
     assert_same_sketch,
-    golden_model,
     load_golden,
-    seeded_state_dict,
+    seeded_model,
 )
 
 VARIANTS = load_golden("variants") | load_golden("urm_variants")
@@ -29,33 +29,15 @@ BFLOAT16_RTOL = 8e-2
 
 
 def variant(name: str) -> tuple[dict[str, Any], ACTModel]:
-    golden = VARIANTS[name]
-    state = seeded_state_dict(golden["shapes"], golden["seed"])
-    assert_same_sketch(torch.cat([tensor.reshape(-1) for tensor in state.values()]), golden["state_sketch"])
-    return golden, golden_model(golden, state)
-
-
-def assert_same_numbers(ours: dict[str, Tensor], published: dict[str, float]) -> None:
-    assert {key: value.item() for key, value in ours.items()} == pytest.approx(published, rel=RTOL)
+    return VARIANTS[name], seeded_model(VARIANTS[name])
 
 
 @pytest.mark.parametrize("name", FLOAT32)
 def test_every_segment_of_evaluation_equals_the_published_one(name: str) -> None:
     golden, model = variant(name)
-    model.eval()
     batch = golden["batches"][0]
-    carry = model.initial_carry(batch)
-    for segment in golden["eval_segments"]:
-        with torch.no_grad():
-            carry, outputs = model(carry, batch)
-            loss, metrics = act_loss(carry, outputs, golden["loss_type"])
-        for key in ("logits", "q_halt_logits", "q_continue_logits"):
-            assert_close(outputs[key], segment[key])
-        for key, state in carry.inner_carry._asdict().items():
-            assert_same_sketch(state, segment[key])
-        assert torch.equal(carry.steps, segment["steps"])
-        assert torch.equal(carry.halted, segment["halted"])
-        assert_same_numbers(metrics | {"loss": loss}, segment["metrics"] | {"loss": segment["loss"]})
+    said = ["logits", "q_halt_logits", "q_continue_logits"]
+    assert_same_evaluation(golden, model, model.initial_carry(batch), batch, said)
 
 
 @pytest.mark.parametrize("name", FLOAT32)
@@ -75,12 +57,7 @@ def test_three_training_steps_with_both_optimizers_equal_the_published_ones(name
         assert torch.equal(carry.halted, step["halted"])
         assert torch.equal(carry.steps, step["steps"])
         if step is golden["train_steps"][0]:
-            grads = {published_name(key): parameter.grad for key, parameter in model.named_parameters()}
-            assert grads.keys() == step["grads"].keys()
-            for key, published in step["grads"].items():
-                grad = grads[key]
-                assert grad is not None
-                assert_same_sketch(grad, published)
+            assert_same_gradients(model, step["grads"])
         adam.step()
         adam.zero_grad()
         if sign_sgd is not None:
