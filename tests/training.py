@@ -210,3 +210,22 @@ def assert_same_run(run: Path, reference: Path) -> None:
     assert (run / "checkpoints" / "best").exists() == (reference / "checkpoints" / "best").exists()
     if (reference / "checkpoints" / "best").exists():
         assert digests(run, "best") == digests(reference, "best")
+
+
+def train_briefly(config: Path, folder: Path) -> Path:
+    """A checkpoint after three steps, of a model that has learned nothing."""
+    from hrm_dist.train import main
+
+    assert main([str(config), f"checkpoint_path={folder}", "max_steps=3"]) == 0
+    return folder / "checkpoints" / "latest"
+
+
+def evaluating(checkpoint: Path, dataset: Path) -> Callable[..., int]:
+    """tools.evaluate with a checkpoint: of a folder and options, the exit code."""
+    from tools import evaluate
+
+    def run(out: Path, *options: object) -> int:
+        arguments = [checkpoint, "--data", dataset, "--out", out, "--batch-size", 16, *options]
+        return exit_code(lambda: evaluate.main([*map(str, arguments)]))
+
+    return run

@@ -13,7 +13,7 @@ from hrm_dist.evaluation.output_dir import read_evaluation
 from hrm_dist.evaluation.predictions import read_prediction_file
 from hrm_dist.evaluation.trajectories import read_trajectories, segments_file
 from hrm_dist.train import main as train
-from tests.training import Started
+from tests.training import Started, evaluating, train_briefly
 from tools import evaluate, vote
 
 Run = Callable[..., int]
@@ -24,18 +24,12 @@ SETTLES = ("--vote-until", "confident:0.05:1")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, config: Path) -> Path:
-    run = tmp_path_factory.mktemp("trained") / "run"
-    assert train([str(config), f"checkpoint_path={run}", "max_steps=3"]) == 0
-    return run / "checkpoints" / "latest"
+    return train_briefly(config, tmp_path_factory.mktemp("trained") / "run")
 
 
 @pytest.fixture(scope="module")
 def run(checkpoint: Path, dataset: Path) -> Run:
-    def run(out: Path, *options: object) -> int:
-        arguments = [checkpoint, "--data", dataset, "--out", out, "--batch-size", 16, *options]
-        return exit_code(lambda: evaluate.main([*map(str, arguments)]))
-
-    return run
+    return evaluating(checkpoint, dataset)
 
 
 @pytest.fixture(scope="module")
