@@ -60,8 +60,12 @@ def task_intervals(shares: Sequence[Sequence[float]]) -> list[Interval]:
         batch=1_000,  # at a time, which bounds the memory
         random_state=np.random.default_rng(0),  # pyright: ignore[reportCallIssue] -- `rng` came with scipy 1.15
     )
-    bounds = (np.atleast_1d(bound).tolist() for bound in resampled.confidence_interval)
-    return [Interval(*interval) for interval in zip(means, *bounds, strict=True)]
+    lows, highs = (np.atleast_1d(bound).tolist() for bound in resampled.confidence_interval)
+    # Means of equal shares differ in the last bit, by the order in which they are summed.
+    return [
+        Interval(mean, min(low, mean), max(high, mean))
+        for mean, low, high in zip(means, lows, highs, strict=True)
+    ]
 
 
 def mean_interval(values: Sequence[float]) -> Interval:

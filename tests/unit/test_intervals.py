@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -76,10 +76,11 @@ def test_differences_are_spelled_with_their_sign_in_points() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=30))
+@example([0.9524887081828142] * 3)
 def test_an_interval_over_tasks_holds_their_mean_and_no_more_than_their_range(shares: list[float]) -> None:
     [interval] = task_intervals([shares])
     assert interval.value == pytest.approx(np.mean(shares))
-    assert min(shares) - 1e-9 <= interval.low <= interval.high <= max(shares) + 1e-9
+    assert min(shares) - 1e-9 <= interval.low <= interval.value <= interval.high <= max(shares) + 1e-9
     assert [interval] == task_intervals([shares])
 
 
