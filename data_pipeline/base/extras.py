@@ -16,7 +16,9 @@ EXTRAS = {
     "zero": {"deepspeed": "DeepSpeed"},
     "slurm": {"submitit": "submitit"},
     "wandb": {"wandb": "wandb"},
+    "tensorboard": {"tensorboard": "tensorboard"},
     "report": {"matplotlib": "matplotlib", "PIL": "Pillow"},
+    "analyze": {"sklearn": "scikit-learn", "matplotlib": "matplotlib"},
     "hub": {"huggingface_hub": "huggingface_hub"},
 }
 _ROOT = Path(__file__).parents[2]

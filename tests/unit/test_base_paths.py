@@ -144,7 +144,8 @@ def test_a_word_of_a_command_line_is_a_path() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["data_pipeline.build", "data_pipeline.merge", "tools.evaluate", "tools.vote", "tools.report"]
+    "module",
+    ["data_pipeline.build", "data_pipeline.merge", "tools.evaluate", "tools.vote", "tools.report.__main__"],
 )
 def test_no_command_makes_a_folder_of_an_unset_variable(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -154,7 +155,7 @@ def test_no_command_makes_a_folder_of_an_unset_variable(
         "data_pipeline.merge": ["$UNSET/x"],
         "tools.evaluate": ["c", "--data", "d", "--out=$UNSET/x"],
         "tools.vote": ["p", "--data", "d", "--out=$UNSET/x"],
-        "tools.report": ["p", "--data", "d", "--out=$UNSET/x"],
+        "tools.report.__main__": ["p", "--data", "d", "--out=$UNSET/x"],
     }[module]
     monkeypatch.setattr("sys.argv", [module, *words])
     main = __import__(module, fromlist=["main"]).main

@@ -24,19 +24,23 @@ from launch.doctor.results import CheckResult, MustMatch, merged
 from launch.jobs import spec
 from launch.jobs.cluster import Cluster
 from tests.training import TIMEOUT
-from tools import report
 from tools.bench_train import __main__ as bench_train
 from tools.check_engines import __main__ as check_engines
+from tools.report import __main__ as report
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BLOCKER = """\
 import sys
+from importlib.machinery import ModuleSpec
 
 class Blocker:
     def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] in {blocked}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        # torch asks where some packages are, without an import of them.
+        return ModuleSpec(name, Blocker) if name.partition(".")[0] in {blocked} else None
+
+    def create_module(spec):
+        raise ModuleNotFoundError(f"No module named {{spec.name!r}}", name=spec.name)
 
 sys.meta_path.insert(0, Blocker)
 """

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_pipeline.arc.tokens import encode
 from hrm_dist.evaluation.predictions import UNKNOWN_EXAMPLE, Predictions, write_predictions
-from tools.report import GridView, grid_view, main
+from tools.report.__main__ import GridView, grid_view, main
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "arc_vote"
 CANVAS = 5

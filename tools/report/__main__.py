@@ -44,7 +44,7 @@ from tools.vote import (
     warn_of_ignored,
 )
 
-TEMPLATE = Path(__file__).with_name("report_template.html")
+TEMPLATE = Path(__file__).with_name("template.html")
 PALETTE = bytes.fromhex("".join(code.removeprefix("#") for _, code in COLOURS))
 SHOWN_CANDIDATES = 6
 MAX_CURVE_POINTS = 1000
