@@ -74,3 +74,8 @@ class Kind(NamedTuple):
     """What scores a test split beside the share of right answers: the votes of each task's augmentations."""
     checks: Mapping[str, Check] = MappingProxyType({})
     """Checks that a good prediction passes, be it the stored answer or not, by the name of the score."""
+    characters: str = ""
+    """What stands for tokens 1, 2, ... where people write puzzles; small ones may need the first of them alone. Empty
+    for ARC, whose grids differ in size."""
+    answers_only: str = ""
+    """Those of them that no question has."""

@@ -334,4 +334,6 @@ def kind_of(puzzle_type: type[PuzzleType], puzzles: str) -> Kind:
         expect=expect,
         look=look,
         checks=puzzle_type.checks,
+        characters=puzzle_type.characters.decode(),
+        answers_only=puzzle_type.answers_only.decode(),
     )

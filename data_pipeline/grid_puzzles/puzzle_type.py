@@ -70,6 +70,8 @@ class PuzzleType(ABC):
     """Those of new puzzles, `generator` of the options."""
     characters: ClassVar[bytes]
     """Those of tokens 1, 2, ... of the published datasets in CSV files."""
+    answers_only: ClassVar[bytes] = b""
+    """Those of them that no question has."""
     checks: ClassVar[Mapping[str, Check]] = MappingProxyType({})
     """Checks that a good prediction passes, be it the stored answer or not, by the name of the score."""
 

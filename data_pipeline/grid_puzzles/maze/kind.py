@@ -50,6 +50,7 @@ class MazeType(PuzzleType):
     options = MazeOptions
     new = NewMazes
     characters = maze.CHARSET.encode()
+    answers_only = maze.CHARSET[-1:].encode()
     checks = MappingProxyType({"valid_path": maze.is_path, "optimal_path": maze.is_shortest_path})
 
     min_steps: int = 0
