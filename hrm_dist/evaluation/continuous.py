@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipeline.reader import TestReader
+from data_pipeline.reader import TestBatch
 from hrm_dist.evaluation.halting import HaltingRule
 from hrm_dist.evaluation.segment import EvaluationSegment, Results
 from hrm_dist.evaluation.start_keys import start_keys
@@ -30,6 +30,14 @@ class Queue(Protocol):
 
     def take(self, most: int) -> NDArray[np.int64]:
         """Return the numbers of the next inputs, at most so many; fewer where there are no more at present."""
+        ...
+
+
+class Inputs(Protocol):
+    """What is answered, by number: the test split of a dataset, or anything else."""
+
+    def take(self, rows: NDArray[np.int64]) -> TestBatch:
+        """Return the inputs with these numbers, in this order."""
         ...
 
 
@@ -95,7 +103,7 @@ class Answering:
     def __init__(
         self,
         segment: EvaluationSegment,
-        reader: TestReader,
+        inputs: Inputs,
         rule: HaltingRule,
         max_segments: int,
         *,
@@ -109,7 +117,7 @@ class Answering:
         num_starts: of each row, whose starts are numbered row * num_starts + start; these are what the slots hold. Of a
         model that draws random numbers, theirs follow from noise_seed, the input and the start.
         """
-        self.segment, self.reader, self.rule, self.max_segments = segment, reader, rule, max_segments
+        self.segment, self.inputs, self.rule, self.max_segments = segment, inputs, rule, max_segments
         num_slots = segment.num_slots
         self._lag = int(segment.preds.is_cuda) if lag is None else lag
         self._num_starts, self._noise_seed = num_starts, noise_seed
@@ -163,7 +171,7 @@ class Answering:
         if not len(rows):
             return
         slots = free[: len(rows)]
-        batch = self.reader.take(rows // self._num_starts)
+        batch = self.inputs.take(rows // self._num_starts)
         begins = torch.zeros(self.segment.num_slots, dtype=torch.bool)
         begins[slots] = True
         fields = {name: batch[name] for name in ("inputs", "puzzle_identifiers")}

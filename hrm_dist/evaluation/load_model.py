@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.schema import WINDOWS, DatasetMetadata, load_dataset_info
+from data_pipeline.schema import WINDOWS, DatasetInfo, DatasetMetadata, load_dataset_info
 from data_pipeline.windows import windows_of_puzzles
 from hrm_dist.checkpoint.reader import CheckpointState, dataset_identity, open_checkpoint
 from hrm_dist.config import ArchConfig
@@ -40,17 +40,40 @@ def load_model(
     windows = None
     if config.get("padding") == "skip":
         windows = torch.from_numpy(_windows_of_training(path, checkpoint.state, data_path))
-    # A chain of training is a start in evaluation.
-    arch = ArchConfig.model_validate({**config["arch"], "num_chains": 1, **overrides})
-    model = ACTModel(arch, metadata, windows=windows)
     tensors = checkpoint.tensors("model")
     if ema:
         tensors |= checkpoint.tensors("ema")
+    model = ACTModel(arch_to_predict(config["arch"], overrides), metadata, windows=windows)
     model.load_state_dict(tensors)
+    return ready_to_predict(model, device)
+
+
+def arch_to_predict(arch: Mapping[str, object], overrides: Mapping[str, object]) -> ArchConfig:
+    """Return the architecture of training as predictions need it, with other fields where asked for."""
+    # A chain of training is a start in evaluation.
+    return ArchConfig.model_validate({**arch, "num_chains": 1, **overrides})
+
+
+def ready_to_predict(model: ACTModel, device: torch.device) -> ACTModel:
+    """Return the model on a device in evaluation mode, computed by the kernels that predictions use."""
     use_attention_kernel(model, "auto", model.arch, model.seq_len, device)
     use_fused_swiglu(model, "auto", model.dtype, device)
     model.recurrence.casts_once = device.type == "cuda"
     return model.to(device).eval()
+
+
+def dataset_of_training(path: Path, state: CheckpointState, data_path: Path | None, why: str) -> Path:
+    """Return the folder of the dataset of training, where it was then unless another one is given.
+
+    Raise InputError, with the reason why it is needed, if it is not there or not the same.
+    """
+    folder = data_path or Path(state.config["data_path"])
+    if not (folder / "dataset.json").exists():
+        raise InputError(
+            f"{folder}: no dataset here, and {why}; give the dataset of the training with --data."
+        )
+    refuse_other_dataset(path, state, folder, load_dataset_info(folder).metadata("train"))
+    return folder
 
 
 def refuse_other_dataset(
@@ -67,6 +90,12 @@ def refuse_other_dataset(
 def _windows_of_training(path: Path, state: CheckpointState, data_path: Path) -> NDArray[np.uint8]:
     """Return the windows of a dataset's puzzles; raise InputError if it has none, or others than in training."""
     info = load_dataset_info(data_path)
+    refuse_other_windows(path, state, data_path, info)
+    return windows_of_puzzles(data_path, info)
+
+
+def refuse_other_windows(path: Path, state: CheckpointState, data_path: Path, info: DatasetInfo) -> None:
+    """Raise InputError if a dataset has no windows, or others than in training."""
     if WINDOWS not in info.documents:
         raise InputError(
             f"{path}: was trained with padding=skip, but {data_path} has no {WINDOWS}, since an earlier version built "
@@ -77,4 +106,3 @@ def _windows_of_training(path: Path, state: CheckpointState, data_path: Path) ->
             f"{path}: was trained with padding=skip and other windows than those of {data_path}, which another version "
             "built; give --data the dataset of the training."
         )
-    return windows_of_puzzles(data_path, info)

@@ -60,6 +60,14 @@ class Trajectory(NamedTuple):
     cells: NDArray[np.uint16]  # of the first segment, then of the second, ...
     tokens: NDArray[np.uint8]
 
+    def answers(self, num_cells: int) -> NDArray[np.uint8]:
+        """Return the answer after each segment, [n, num_cells]."""
+        ends = self.num_changes.cumsum()
+        answers = np.zeros((len(ends), num_cells), dtype=np.uint8)
+        for number, (end, num) in enumerate(zip(ends.tolist(), self.num_changes.tolist(), strict=True)):
+            answers[number:, self.cells[end - num : end]] = self.tokens[end - num : end]
+        return answers
+
 
 class _Segment(NamedTuple):
     """What one segment changed in all slots."""

@@ -484,12 +484,12 @@ def test_bad_input_of_an_export_is_refused_and_writes_nothing(
     CheckpointWriter(lost.parent, keep=1, in_background=False).write(opened.state, shards)
     cases: list[tuple[list[object], str]] = [
         ([tmp_path / "nowhere", "--out", file], "no checkpoint here"),
-        ([trained, "--out", file.with_suffix(".pt")], "give a name that ends in .safetensors"),
+        ([trained, "--out", file.with_suffix(".pt")], "give a name ending in .safetensors"),
         (
             [trained, "--out", file, "--data", tmp_path / "nowhere"],
             "give the dataset of the training with --data",
         ),
-        ([trained, "--out", file, "--data", other], "is not the dataset that"),
+        ([trained, "--out", file, "--data", other], "was trained on another dataset"),
         ([lost, "--out", file], "step_3: model.puzzle_emb.weights has values that are no finite numbers"),
         ([trained, "--out", trained / "state.json" / "w.safetensors"], "cannot be"),
     ]

@@ -1,12 +1,16 @@
 """Convert weights: a checkpoint to published names, or published weights to a checkpoint.
 
 examples:
+  python -m tools.convert export runs/arc1/checkpoints/best --out my-arc-model --license apache-2.0
+      a folder to give away: weights (their EMA, where the run kept one) and puzzle table, what it takes to run them
+      without the dataset, and a model card for the Hub, made of the run folder and of its scores; it is used by
+      hrm_dist.inference (docs/workstation.md)
   python -m tools.convert export runs/arc1/checkpoints/best --out arc1.safetensors
-      weights (their EMA, where the run kept one) and puzzle table; beside them arc1.identifiers.json, the names of
-      the table's rows
+      weights and puzzle table alone; beside them arc1.identifiers.json, the names of the table's rows
   python -m tools.convert import checkpoint --identifiers identifiers.json --data data/arc1 \\
       --config configs/arc1.yaml --out runs/released
-      a published file (torch or safetensors); rows of the table go to the puzzles of the same names
+      a published file (torch or safetensors), or a folder of an export; rows of the table go to the puzzles of the
+      same names
   python -m tools.evaluate runs/released/checkpoints/latest --data data/arc1 --out predictions
   python -m hrm_dist.train configs/arc1.yaml data_path=data/arc1 resume=runs/released/checkpoints/latest
       what an import is good for
@@ -32,7 +36,9 @@ def main() -> int:
     if options.command == "export":
         from tools.convert.export import export_weights
 
-        print(export_weights(options.checkpoint, options.out, options.data, ema=options.weights == "ema"))
+        ema = options.weights == "ema"
+        given = {"license": options.license, "scores": options.scores}
+        print(export_weights(options.checkpoint, options.out, options.data, ema=ema, **given))
         return 0
     from tools.convert.import_ import import_weights
 
@@ -43,7 +49,7 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = command_parser("tools.convert", __doc__)
     commands = parser.add_subparsers(dest="command", metavar="export|import", required=True)
-    what = "Write a checkpoint's weights to a safetensors file, under the published names."
+    what = "Write a checkpoint to a folder that runs by itself, or its weights alone to a safetensors file."
     _add_export_arguments(commands.add_parser("export", help=what, description=what))
     what = "Make a checkpoint (step 0) of published weights; key=value are settings over those of the configuration."
     _add_import_arguments(commands.add_parser("import", help=what, description=what))
@@ -63,7 +69,20 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "checkpoint", type=path_argument, metavar="CHECKPOINT", help="a folder such as .../checkpoints/latest"
     )
-    add("--out", type=path_argument, required=True, metavar="FILE.safetensors", help="the file to write")
+    add(
+        "--out",
+        type=path_argument,
+        required=True,
+        metavar="DIR|FILE.safetensors",
+        help="the folder or file to write",
+    )
+    add("--license", metavar="ID", help="for the model card, such as apache-2.0 (default: it says none)")
+    add(
+        "--scores",
+        type=path_argument,
+        metavar="FILE",
+        help="for the model card, a scores.json of these weights (default: those in the run folder)",
+    )
     add("--weights", type=lambda text: "ema" if text == "average" else text, choices=("ema", "raw"), default="ema",
         help="the EMA where the run kept one (default), or the raw weights")  # fmt: skip
     add(
@@ -81,7 +100,7 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
         "weights",
         type=path_argument,
         metavar="WEIGHTS",
-        help="a torch or safetensors file with the published names",
+        help="a torch or safetensors file with the published names, or a folder of an export",
     )
     add(
         "--data",

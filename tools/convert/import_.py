@@ -18,6 +18,7 @@ from data_pipeline.schema import load_dataset_info, verify_document
 from hrm_dist.checkpoint import reader
 from hrm_dist.checkpoint.writer import CheckpointWriter
 from hrm_dist.config import TrainConfig, load_config, to_yaml
+from hrm_dist.inference.exported import WEIGHTS, read_exported
 from hrm_dist.metrics import MetricSums
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.released import published_name
@@ -41,6 +42,9 @@ def import_weights(given: argparse.Namespace) -> str:
     metadata = info.metadata("train")
     folders = [f"data_path={given.data}", f"checkpoint_path={given.out}"]
     config = load_config(given.config, [*given.overrides, *folders])
+    if given.weights.is_dir():
+        read_exported(given.weights)  # which verifies its files
+        given.weights = given.weights / WEIGHTS
     tensors, found_in = read_weights(given.weights)
     with torch.device("meta"):
         expected = ACTModel(config.arch, metadata).state_dict()

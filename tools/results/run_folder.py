@@ -248,12 +248,12 @@ def score_cell(runs: Sequence[RunFolder]) -> str:
     for run in runs:
         for score in scores_of(run):
             by_name.setdefault(score.name, []).append(score)
-    lines = [_score_text(name, scores) for name, scores in by_name.items()]
+    lines = [score_text(name, scores) for name, scores in by_name.items()]
     steps = dict.fromkeys(_weights_text(run) for run in runs if scores_of(run))
     return "<br>".join([*lines, " / ".join(steps)]) if lines else "not scored"
 
 
-def _score_text(name: str, scores: Sequence[Score]) -> str:
+def score_text(name: str, scores: Sequence[Score]) -> str:
     count = scores[0].inputs
     unit = f"{count.num:,} {count.unit}" if count else f"{UNKNOWN} number of inputs"
     if len(scores) > 1:
