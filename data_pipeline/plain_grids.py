@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.kind import Kind
+from data_pipeline.kind import PADDING, Kind
 
 _NUM_CHARACTERS = 256
 _NO_TOKEN = 255
@@ -44,8 +44,9 @@ class PlainGrids(NamedTuple):
         for token, char in enumerate(characters, start=1):
             shown = look.tokens[token].letter or look.tokens[token].text
             for spelled in (char, shown) if char in given else ():
-                token_of[ord(spelled)] = token
-        return cls(characters, given, token_of, canvas, look.tokens[0].letter)
+                if len(spelled) == 1:
+                    token_of[ord(spelled)] = token
+        return cls(characters, given, token_of, canvas, look.tokens[0].letter or PADDING.letter)
 
     def encode(self, grid: PlainGrid, name: str) -> NDArray[np.uint8]:
         """Return the tokens of a grid, [side * side]; raise InputError, in which it is called `name`."""
@@ -112,7 +113,8 @@ class PlainGrids(NamedTuple):
     def _how(self) -> str:
         """Return what to write."""
         if self.given.isdecimal():
-            return f"write {self.side} rows of digits from 0 (blank) to {self.given[-1]}"
+            first = "0 (blank)" if self.given[0] == "0" else self.given[0]
+            return f"write {self.side} rows of digits from {first} to {self.given[-1]}"
         return f"write {self.side} rows of text with {', '.join(map(repr, self.given))}"
 
 

@@ -121,6 +121,12 @@ def test_boards_of_a_new_kind_are_trained_on(project: Path) -> None:
     assert 0 <= row["eval/same_digits"] <= 1
     (project / "boards.csv").write_text("source,question,answer,rating\na,1234,2143,0\nb,1134,1143,0\n")
     run(project, "python -m data_pipeline.build mirror --source boards.csv --out data/boards")
+    (project / "solve.py").write_text(
+        "from hrm_dist.inference import load_solver\n"
+        "[answer] = load_solver('runs/mirror/checkpoints/latest').solve(['1234443214342213421112344'])\n"
+        "assert len(answer.grid) == 25 and 0 <= answer.q <= 1\n"
+    )
+    run(project, "python solve.py")
 
 
 @tries("Another architecture")

@@ -19,10 +19,12 @@ from data_pipeline.shards.plan import Request
 from hrm_dist.checkpoint import reader
 from hrm_dist.checkpoint.writer import CheckpointWriter
 from hrm_dist.evaluation.scores import scores_by_step
+from hrm_dist.inference import load_solver
 from hrm_dist.tensor_shards import replicated
 from hrm_dist.train import main as train
 from tests.conftest import TINY_CONFIG
 from tests.training import command_line
+from tests.unit.test_data_build import request, write_tasks
 from tools import evaluate
 from tools.convert import __main__ as convert
 
@@ -238,6 +240,23 @@ def test_leaks_are_told(config: Path, dataset: Path, export: Export, tmp_path: P
     limits = section(card_of(tmp_path / "m")[1], "Limits")
     assert f"{leaks['num_pairs']} held-out pairs also stand in the training data" in limits
     assert "It can answer the 8 tasks" in limits
+
+
+def test_where_nothing_is_held_out_a_training_input_is_to_try(export: Export, tmp_path: Path) -> None:
+    tasks = write_tasks(tmp_path / "tasks") / "training"
+    build(request(tasks, tmp_path / "data"))
+    (tmp_path / "c.yaml").write_text(f"data_path: {tmp_path / 'data'}\n{TINY_CONFIG}")
+    assert train([str(tmp_path / "c.yaml"), "max_steps=1", f"checkpoint_path={tmp_path / 'run'}"]) == 0
+    assert export(tmp_path / "run" / "checkpoints" / "latest", "--out", tmp_path / "m") == 0
+    _, body = card_of(tmp_path / "m")
+    assert "| held out | nothing |" in body
+    assert "No score of these very weights is known" in body
+    solver = load_solver(tmp_path / "m")
+    assert isinstance(solver.example, dict)
+    [(task, [grid])] = solver.example.items()
+    pairs = json.loads((tasks / f"{task}.json").read_text())
+    assert grid in [pair["input"] for pair in pairs["train"] + pairs["test"]]
+    assert len(solver.solve_tasks(solver.example)[task]) == 1
 
 
 # Whole or not at all
