@@ -36,6 +36,7 @@ from data_pipeline.kind import Kind
 from data_pipeline.kinds import kind_named
 from data_pipeline.plain_grids import PlainGrid, PlainGrids
 from data_pipeline.schema import load_dataset_info, verify_document
+from hrm_dist.checkpoint import pointer
 from hrm_dist.checkpoint.reader import read_state
 from hrm_dist.config import ArchConfig
 from hrm_dist.evaluation.continuous import Answering, Finished, InOrder
@@ -364,7 +365,7 @@ def load_solver(
         return Solver(
             model, chosen, kind, exported.canvas, exported.metadata.vocab_size, names, exported.example
         )
-    if not folder.exists() and not folder.is_symlink():
+    if not folder.exists() and folder.name not in pointer.NAMES:
         raise InputError(
             f"{folder}: no such folder; give one that `python -m tools.convert export` wrote, or a run's checkpoint."
         )

@@ -251,6 +251,8 @@ def test_a_checkpoint_says_that_it_needs_its_dataset(puzzles: Trained, tmp_path:
         load_solver(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no checkpoint here"):
         load_solver(tmp_path)
+    with pytest.raises(InputError, match=r"no evaluation has scored anything .* take .*latest"):
+        load_solver(shutil.copytree(puzzles.checkpoint.parent, tmp_path / "c", symlinks=True) / "best")
 
 
 def edited(folder: Path, **changes: object) -> None:
