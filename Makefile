@@ -37,7 +37,7 @@ demo: setup
 clean-demo:
 	rm -rf data/demo $(DEMO) data/sudoku-6x6 $(SUDOKU)
 
-# Train on one GPU until a stated share of held-out Sudokus is solved, and write down how long it took: docs/speedruns.md.
+# Train on one GPU until a stated share of held-out Sudokus is solved, and write down how long it took: docs/speedruns.
 # Interrupt it, and it goes on.
 speedrun-sudoku: setup
 	$(BIN)/python -m tools.speedrun $(CONFIG) --target $(TARGET) $(if $(MINUTES),--budget-min $(MINUTES)) \

@@ -95,7 +95,7 @@ def _facts(record: Record) -> str:
         "clock": _clock(record),
         "starts": "; ".join(
             f"{start.began}: from step {start.from_step:,}, {clock_text(start.seconds)}, "
-            f"{start.end or 'killed'}"
+            f"{start.end or 'killed or failed'}"
             for start in record.starts
         ),
         "not on the clock": f"building the data {duration(record.seconds.get('build', 0.0))}, evaluating at the end "

@@ -64,7 +64,7 @@ class Start(Strict):
     until_first_row_s: float | None = None
     """Of these, until its first row of metrics: imports, loading, compilation, and the first `log_interval` steps."""
     end: End | None = None
-    """None: it was killed, or still trains."""
+    """None: it was killed, has failed, or still trains."""
 
 
 class Final(Strict):

@@ -123,6 +123,7 @@ class Run:
             note_start("stopped")
             raise
         self._note_points(tail.rows())
+        self._drop_lost_points()  # a training that did not save in time was killed
         note_start(why[0] if why else self._why_enough() or "last step")
 
     def _overrides(self) -> list[str]:
@@ -269,12 +270,12 @@ def evaluations(given: Speedrun) -> list[Evaluation]:
     return [
         Evaluation("one-start", f"one start, {arch.halt_max_steps} segments, as in training", []),
         Evaluation(
-            "halting",
+            f"halting-{given.max_segments}",
             f"one start that halts once its answer stays (unchanged:2), at most {given.max_segments} segments",
             halting,
         ),
         Evaluation(
-            f"{starts}-starts",
+            f"{starts}-starts-{given.max_segments}",
             f"{starts} starts that halt likewise; the one with the highest q answers",
             ["--starts", str(starts), "--choose", "q", *halting, *noise],
         ),
