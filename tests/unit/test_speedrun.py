@@ -126,6 +126,9 @@ def test_the_first_evaluation_at_the_target_reaches_it() -> None:
     assert record(curve=curve).reached == curve[1]
     assert record(curve=curve, target=97).reached == curve[3]
     assert record(curve=curve, target=98).reached is None
+    result = record(curve=curve).to_result()
+    assert (result.reached, result.seconds_to_target, result.steps_to_target) == (True, 2, 20)
+    assert not record(curve=curve, target=98).to_result().reached
 
 
 # What the training has written

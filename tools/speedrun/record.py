@@ -94,6 +94,16 @@ class Machine(Strict):
     versions: dict[str, str]
 
 
+class Result(Strict):
+    """What a complete race has come to; all of it follows from the rest of the record."""
+
+    reached: bool
+    seconds_to_target: float | None
+    steps_to_target: int | None
+    settings_sha256: str
+    """Of the settings of `asked`."""
+
+
 class Record(Strict):
     """The content of speedrun.json."""
 
@@ -124,7 +134,8 @@ class Record(Strict):
     steps_s: float | None = None
     """Seconds of training steps alone, as run.json has them: without evaluations, checkpoints and what was redone."""
     finals: tuple[Final, ...] = ()
-    is_complete: bool = False
+    result: Result | None = None
+    """None while it runs."""
 
     @property
     def clock_s(self) -> float:
@@ -134,6 +145,16 @@ class Record(Strict):
     def reached(self) -> Point | None:
         """Return the first evaluation at or above the target."""
         return next((point for point in self.curve if is_at(point, self.target)), None)
+
+    def to_result(self) -> Result:
+        """Return what it has come to by now."""
+        point = self.reached
+        return Result(
+            reached=point is not None,
+            seconds_to_target=None if point is None else point.seconds,
+            steps_to_target=None if point is None else point.step,
+            settings_sha256=self.asked.settings_sha256(),
+        )
 
 
 def is_at(point: Point, target: float) -> bool:

@@ -72,7 +72,7 @@ class Run:
         self._note_training()
         with self._watch.counting("evaluate"):
             self._evaluate()
-        self._watch.note(is_complete=True)
+        self._watch.note(result=self._watch.record.to_result())
         page.write(self._folder, self._watch.record)
         self._say(page.verdict(self._watch.record))
         self._say(f"the record: {self._folder / page.FILE}")
@@ -88,9 +88,7 @@ class Run:
         command = ["hrm_dist.train", str(self._given.config_path), *self._overrides()]
         here, machines = machine(self._device), self._watch.record.machines
         machines = machines if here in machines else (*machines, here)
-        self._watch.note(
-            train_command=shlex.join(["python", "-m", *command]), machines=machines, is_complete=False
-        )
+        self._watch.note(train_command=shlex.join(["python", "-m", *command]), machines=machines, result=None)
         starts, began = self._watch.record.starts, self._watch.seconds("train")
         start = Start(began=_now(), from_step=self._step())
         tail = MetricsTail(self._folder / "metrics.jsonl", skips_present=True)
