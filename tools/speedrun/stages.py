@@ -67,8 +67,7 @@ class Run:
         share_interval(0, 1)  # loads scipy, for which the clock would not be looked at for seconds
         with self._watch.counting("build"):
             build_if_missing(self._given)
-        with self._watch.counting("train"):
-            self._train()
+        self._train()
         self._note_training()
         with self._watch.counting("evaluate"):
             self._evaluate()
@@ -82,17 +81,23 @@ class Run:
     def _train(self) -> None:
         """Train until the target is reached, the budget is used up or the last step is done."""
         self._drop_lost_points()
-        self._note_points(_rows(self._folder))
+        self._note_points([row for row in _rows(self._folder) if row["step"] <= self._step()])
         if self._why_enough() or self._is_finished():
             return
         command = ["hrm_dist.train", str(self._given.config_path), *self._overrides()]
         here, machines = machine(self._device), self._watch.record.machines
         machines = machines if here in machines else (*machines, here)
         self._watch.note(train_command=shlex.join(["python", "-m", *command]), machines=machines, result=None)
+        self._say(f"train from step {self._step():,}; what it prints is in {self._folder / LOG}")
+        self._run_training(command)
+        self._drop_lost_points()  # a training that did not save in time was killed
+
+    def _run_training(self, command: Sequence[str]) -> None:
+        """Run a training until it is enough, watch its evaluations, and note it as a start."""
         starts, began = self._watch.record.starts, self._watch.seconds("train")
         start = Start(began=_now(), from_step=self._step())
         tail = MetricsTail(self._folder / "metrics.jsonl", skips_present=True)
-        self._say(f"train from step {start.from_step:,}; what it prints is in {self._folder / LOG}")
+        why: list[End] = []
 
         def note_start(end: End | None = None) -> None:
             nonlocal start
@@ -109,20 +114,18 @@ class Run:
             self._watch.tick()
             self._show(rows)
 
-        why: list[End] = []
-
         def is_enough() -> bool:
             why[:] = why or filter(None, [self._why_enough()])
             return bool(why)
 
-        try:
-            self._commands.run(command[0], command[1:], is_enough, on_tick)
-        except KeyboardInterrupt:
-            note_start("stopped")
-            raise
-        self._note_points(tail.rows())
-        self._drop_lost_points()  # a training that did not save in time was killed
-        note_start(why[0] if why else self._why_enough() or "last step")
+        with self._watch.counting("train"):
+            try:
+                self._commands.run(command[0], command[1:], is_enough, on_tick)
+            except KeyboardInterrupt:
+                note_start("stopped")
+                raise
+            self._note_points(tail.rows())
+            note_start(why[0] if why else self._why_enough() or "last step")
 
     def _overrides(self) -> list[str]:
         """Return the settings over those of the configuration's file."""
