@@ -4,7 +4,15 @@ BIN := .venv/bin
 DEMO := runs/demo
 SUDOKU := runs/sudoku_6x6
 
-.PHONY: setup demo test test-full lint clean-demo
+# Of speedrun-sudoku, to be given as NAME=VALUE: the configuration, per cent to reach, and where they are wanted minutes
+# on the clock, a folder with train.csv and test.csv, and more options and settings.
+CONFIG := configs/speedrun_sudoku.yaml
+TARGET := 85
+MINUTES :=
+SUDOKU_CSV :=
+OPTIONS :=
+
+.PHONY: setup demo speedrun-sudoku test test-full lint clean-demo
 
 setup: .venv/.installed
 
@@ -28,6 +36,12 @@ demo: setup
 
 clean-demo:
 	rm -rf data/demo $(DEMO) data/sudoku-6x6 $(SUDOKU)
+
+# Train on one GPU until a stated share of held-out Sudokus is solved, and write down how long it took: docs/speedruns.
+# Interrupt it, and it goes on.
+speedrun-sudoku: setup
+	$(BIN)/python -m tools.speedrun $(CONFIG) --target $(TARGET) $(if $(MINUTES),--budget-min $(MINUTES)) \
+		$(foreach path,$(SUDOKU_CSV),--csv $(path)) $(OPTIONS)
 
 # Two worker processes of one thread each are faster than one of two on the tests' tiny models.
 test: setup
