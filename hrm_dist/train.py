@@ -162,6 +162,8 @@ def require_packages(config: TrainConfig, *, is_main: bool) -> None:
         require("zero", f"engine={config.engine}")
     if config.wandb_mode != "disabled" and is_main:
         require("wandb", f"wandb_mode={config.wandb_mode}")
+    if config.tensorboard and is_main:
+        require("tensorboard", "tensorboard=true")
 
 
 def _check_evaluation(config: TrainConfig) -> None:

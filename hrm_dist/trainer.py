@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,6 @@ from hrm_dist.engines.base import PREFIX, CopyFn, Engine
 from hrm_dist.engines.build import build_engine
 from hrm_dist.evaluation import evaluate as evaluation
 from hrm_dist.evaluation.scores import evaluation_text, headline, last_scores
-from hrm_dist.metrics import RunLog
 from hrm_dist.model.act import ACTModel, Batch
 from hrm_dist.model.attention_kernel import use_attention_kernel
 from hrm_dist.model.flops import flops_per_sequence, matmul_rate
@@ -38,13 +38,16 @@ from hrm_dist.model.memory_estimate import num_parameters
 from hrm_dist.model.network import Network
 from hrm_dist.model.puzzle_embedding import place_table
 from hrm_dist.packed_sizes import PackedSize, training_lengths, training_sizes
+from hrm_dist.run_log.draw_answers import AnswerPictures
+from hrm_dist.run_log.run_log import RunLog
+from hrm_dist.run_log.sinks import facts_of, open_sinks, shows_pictures
+from hrm_dist.run_log.wandb_run import WandB
 from hrm_dist.run_record import Hardware, RunRecorder, dataset_of, hardware_of, this_start
 from hrm_dist.run_summary import print_summary
 from hrm_dist.schedule import Schedule
 from hrm_dist.skipped_updates import SkippedUpdates
 from hrm_dist.thread_crowding import Crowding
 from hrm_dist.train_step import TrainStep
-from hrm_dist.wandb_run import WandB
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +117,7 @@ class Trainer:
             self._packed_sizes(),
         )
         self._wandb: WandB | None = None  # on the main process, if asked for
+        self._facts: dict[str, Any] = {}
         self._recorder: RunRecorder | None = None  # on the main process, once the run has begun
         self.crowding = Crowding(world.device)
         self.writer = CheckpointWriter(
@@ -151,10 +155,8 @@ class Trainer:
         if not self.schedule.is_last(self.state.step):
             self._announce_first_step()
             self.warm_up()
-        if self.config.wandb_mode != "disabled":
-            collectives.run_on_rank0(self._begin_wandb)
         hardware = hardware_of(self.world)
-        collectives.run_on_rank0(lambda: self._begin_run_folder(start, hardware))
+        collectives.run_on_rank0(lambda: self._begin_run(start, hardware))
         with closing(self._open_log()) as log, closing(self.writer):
             is_behind = self.state.row_is_due or self.state.evaluation_is_due
             stopping = is_behind and self._complete_step(log, stop)
@@ -193,7 +195,7 @@ class Trainer:
         if self.state.row_is_due:
             self.state.row_is_due = False
             sums = self.state.sums.row(self.config.global_batch_size)
-            log.write_row({"step": self.state.step, **sums, "train/lr": self.schedule.lr(self.state.step)})
+            log.write_row(self.state.step, {**sums, "train/lr": self.schedule.lr(self.state.step)})
             self._check_skipped(log)
             self.writer.raise_failure()
         with log.untimed():
@@ -244,19 +246,17 @@ class Trainer:
             how = step_text(self.config, device_type, world_size)
             collectives.log_once(logger.info, f"a training step is {how}")
 
-    def _begin_run_folder(self, start: resume.Start | None, hardware: Hardware) -> None:
-        resume.start_run_folder(self.config, self.run_dir, start)
-        self._recorder = RunRecorder(
-            self.run_dir,
-            this_start(hardware),
-            dataset_of(self.config),
-            self.state.step,
-            self.schedule.last_step,
-            num_parameters(self.config.arch, self.reader.metadata),
-        )
-
-    def _begin_wandb(self) -> None:
-        self._wandb = WandB(self.config, self.run_dir, self.state.step)
+    def _begin_run(self, start: resume.Start | None, hardware: Hardware) -> None:
+        """Note how the run starts: in W&B, which may refuse it before anything is written, and in the run folder."""
+        config, step = self.config, self.state.step
+        about, dataset = this_start(hardware), dataset_of(config)
+        size = num_parameters(config.arch, self.reader.metadata)
+        self._facts = facts_of(about, dataset, size)
+        if config.wandb_mode != "disabled":
+            continues = start is not None and not start.rewinds
+            self._wandb = WandB(config, self.run_dir, step, self._facts, continues=continues)
+        resume.start_run_folder(config, self.run_dir, start)
+        self._recorder = RunRecorder(self.run_dir, about, dataset, step, self.schedule.last_step, size)
 
     def _open_log(self) -> RunLog:
         device = self.world.device
@@ -268,15 +268,10 @@ class Trainer:
         )
         due = {"train/": self.state.row_is_due, "eval/": self.state.evaluation_is_due}
         redone = tuple(prefix for prefix, is_due in due.items() if is_due)
-        return RunLog(
-            self.config,
-            self.run_dir,
-            self.state.step,
-            self.schedule.last_step,
-            redone,
-            flops / rate,
-            self._wandb,
-        )
+        sinks = []
+        if self.world.is_main:
+            sinks = open_sinks(self.config, self.run_dir, self.state.step, redone, self._facts, self._wandb)
+        return RunLog(self.config, sinks, self.state.step, self.schedule.last_step, flops / rate)
 
     def _batches(self) -> Iterator[Batch]:
         """Yield this rank's slices of the global batches that remain; the next is read while one is in use."""
@@ -322,17 +317,24 @@ class Trainer:
         reader = TestReader(config.data_path, config.eval_max_groups, config.eval_num_aug)
         batch_size = config.eval_batch_size or config.global_batch_size
         began = time.perf_counter()
+        pictures = AnswerPictures(reader)
         with self.engine.ema_weights():
             scores = evaluation.evaluate(
-                self.model, reader, Path(config.data_path), batch_size, self.world.device, stop.agreed
+                self.model,
+                reader,
+                Path(config.data_path),
+                batch_size,
+                self.world.device,
+                stop.agreed,
+                look_at=pictures.take if shows_pictures(config) else None,
             )
         if scores is None:
             return False
         state.evaluation_is_due = False
         seconds = time.perf_counter() - began
         before = last_scores(self.run_dir / "metrics.jsonl") if self.world.is_main else None
-        log.write_scores(state.step, scores)
         subset = reader.info.evaluated(config.eval_max_groups)
+        log.write_evaluation(state.step, scores, subset, pictures.draw)
         text = evaluation_text(state.step, scores, seconds, before, state.best_score, subset)
         collectives.log_once(logger.info, text)
         if not scores and len(reader):

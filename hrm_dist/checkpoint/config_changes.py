@@ -36,7 +36,8 @@ have been another with these."""
 NOT_IN_THE_RESULT = frozenset(
     {
         # where data and outputs are; what the data is, is compared by content
-        "data_path", "dataset", "checkpoint_path", "project_name", "run_name", "wandb_mode", "resume",
+        "data_path", "dataset", "checkpoint_path", "project_name", "run_name", "wandb_mode", "tensorboard",
+        "resume",
         # how far the run goes, when it saves and when it gives up
         "max_steps", "checkpoint_interval", "keep_checkpoints", "async_checkpoint", "save_carry", "max_skipped_updates",
         "timeout_s",

@@ -57,6 +57,7 @@ _NAMES_ELSEWHERE = {
     "project_name": "project wandb_project wandb_project_name",
     "run_name": "name wandb_name wandb_run_name experiment experiment_name exp_name exp job_name",
     "wandb_mode: disabled, offline or online": "wandb use_wandb wandb_log report_to logger",
+    "tensorboard: true or false": "use_tensorboard tensorboard_dir tb tb_dir tensorboard_log",
     "arch.name": "model model_name model_type architecture arch_name",
     "arch.hidden_size": "d_model hidden_dim hidden dim model_dim n_embd n_embed embed_dim emb_dim embedding_dim "
     "width",

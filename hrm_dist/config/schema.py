@@ -287,6 +287,8 @@ class TrainConfig(Strict):
     """Run in wandb, and the name of the default run folder."""
     wandb_mode: Literal["disabled", "offline", "online"] = "disabled"
     """Whether metrics also go to wandb; offline writes to the run folder only."""
+    tensorboard: bool = False
+    """Whether metrics also go to files in the run folder that TensorBoard reads."""
 
     @model_validator(mode="before")
     @classmethod

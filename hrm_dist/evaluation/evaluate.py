@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,13 +106,14 @@ def evaluate(
     should_stop: Callable[[], bool] = lambda: False,
     *,
     records: bool = False,
+    look_at: Callable[[Sequence[Answers]], None] | None = None,
 ) -> dict[str, float] | None:
     """Return the scores on what the reader covers, the same on every rank; the ranks share the work.
 
     They are those of `puzzle_scores`, over the augmented examples whose truth is known, and what `score_fn` adds for a
     kind of puzzle. Empty if there are no examples, or no truth is known. None if `should_stop` says so, which is asked
     before every batch, equally often on every rank; its answer must be the same on all. records: see
-    `EvaluationSegment`.
+    `EvaluationSegment`. look_at: gets all answers, in the reader's order, on rank 0.
     """
     if not len(reader):
         return {}
@@ -134,6 +135,8 @@ def evaluate(
 
     def score() -> dict[str, float]:
         blocks = [block for of_rank in gathered for block in of_rank]
+        if look_at is not None:
+            look_at(blocks)
         scores = puzzle_scores.scores(blocks, reader.info.kind)
         if scores and (add_scores := score_fn(reader.info.kind)):
             scores |= add_scores((block.predictions for block in blocks), reader, data_path)

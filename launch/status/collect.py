@@ -27,7 +27,7 @@ from launch.status.run_state import Part, Progress, part_states, run_state, stat
 
 # A run may hang whose last row is older than this many times their usual distance, and than this many seconds.
 _STALLED_ROWS, _STALLED_S = 10, 300.0
-_NOT_SEARCHED = {"checkpoints", "jobs", "wandb", "train", "test", "building"}
+_NOT_SEARCHED = {"checkpoints", "jobs", "wandb", "tensorboard", "train", "test", "building"}
 
 
 @dataclass

@@ -132,6 +132,16 @@ def test_training_with_wandb_missing_makes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_training_with_tensorboard_missing_makes_nothing(
+    without: Callable[[str], None], config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without("tensorboard")
+    arguments = [str(config), f"checkpoint_path={tmp_path / 'run'}", "tensorboard=true"]
+    line = refusal(capsys, lambda: train.main(arguments))
+    assert re.fullmatch(r"error: tensorboard=true needs tensorboard: .*\[tensorboard\]'", line)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_dry_run_notes_a_missing_package(
     without: Callable[[str], None], config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

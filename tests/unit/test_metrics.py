@@ -8,9 +8,11 @@ import torch
 
 from data_pipeline.base.errors import InputError, WriteError
 from hrm_dist.config import ArchConfig
-from hrm_dist.metrics import JsonLines, MetricSums
+from hrm_dist.metrics import MetricSums
 from hrm_dist.model import build_model
 from hrm_dist.model.losses import LOSSES, act_loss
+from hrm_dist.run_log.entry import Entry
+from hrm_dist.run_log.metrics_file import JsonLines
 from tests.unit.models import METADATA, arch_of, let_halting_vary, random_batch
 
 APPLIED = torch.tensor(True)
@@ -31,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 def append(path: Path, step: int, *steps: int) -> list[float]:
     sink = JsonLines(path, step, redone=())
     for step in steps:
-        sink.write({"step": step, "train/loss": 0.25})
+        sink.write(Entry(step, {"train/loss": 0.25}))
     sink.close()
     return [row["step"] for row in rows(path)]
 
@@ -72,7 +74,7 @@ def test_a_torn_line_is_dropped(path: Path, torn: str) -> None:
 
 def test_a_row_is_in_the_file_as_soon_as_it_is_written(path: Path) -> None:
     sink = JsonLines(path, 30, redone=())
-    sink.write({"step": 40})
+    sink.write(Entry(40, {}))
     assert len(rows(path)) == 4
     sink.close()
 
@@ -183,11 +185,11 @@ def test_a_full_disk_under_the_log_ends_no_run_that_finds_room_before_its_next_c
 ) -> None:
     path = tmp_path / "metrics.jsonl"
     log = JsonLines(path, 0, ())
-    log.write({"step": 1})
+    log.write(Entry(1, {}))
     with monkeypatch.context() as full:
         full.setattr(os, "write", lambda _descriptor, content: len(content) // 2)  # what still fits
-        log.write({"step": 2})
-        log.write({"step": 3})
+        log.write(Entry(2, {}))
+        log.write(Entry(3, {}))
         assert path.read_bytes() == b'{"step": 1}\n'
     assert caplog.text.count("cannot be written (No space left on device); training goes on") == 1
     log.flush()
@@ -199,9 +201,9 @@ def test_a_full_disk_at_a_checkpoint_is_a_message_that_names_the_log_and_leaves_
 ) -> None:
     path = tmp_path / "metrics.jsonl"
     log = JsonLines(path, 0, ())
-    log.write({"step": 1})
+    log.write(Entry(1, {}))
     monkeypatch.setattr(os, "write", lambda _descriptor, content: len(content) // 2)
-    log.write({"step": 2})
+    log.write(Entry(2, {}))
     with pytest.raises(
         WriteError, match=r"metrics\.jsonl: cannot be written \(No space left.*resumes from the latest"
     ):

@@ -20,6 +20,7 @@ from hrm_dist.evaluation import evaluate as evaluation
 from hrm_dist.train import main
 from launch.jobs import spec
 from launch.jobs.cluster import Cluster
+from tests.training import command_line
 from tools import evaluate
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -365,7 +366,7 @@ def test_the_record_of_a_run_names_no_dataset_that_it_does_not_train_on(config: 
 def test_of_equal_scores_the_later_is_best_across_a_resume(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_: {"exact_accuracy": 0.0})
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: {"exact_accuracy": 0.0})
     run = tmp_path / "run"
     settings = [str(config), f"checkpoint_path={run}", "eval_interval=1", "keep_checkpoints=1"]
     for steps in (4, 8):
@@ -382,7 +383,7 @@ def test_where_nothing_can_be_scored_the_latest_checkpoint_is_named(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_: {})
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: {})
     checkpoints = tmp_path / "run" / "checkpoints"
     assert main([str(config), f"checkpoint_path={tmp_path / 'run'}", "eval_interval=1", "max_steps=1"]) == 0
     assert f"no checkpoint is the best; take {checkpoints / 'latest'}" in caplog.text
@@ -548,6 +549,11 @@ def test_what_a_dry_run_says_of_gpus_is_what_it_says_of_memory(
     assert {row[2] for row in table} >= {"yes", "no"}
 
 
-def test_training_does_not_even_import_wandb_where_it_is_disabled(trained: Path) -> None:
-    assert (trained / "metrics.jsonl").exists()
-    assert "wandb" not in sys.modules
+def test_training_does_not_even_import_what_no_metrics_go_to(config: Path, tmp_path: Path) -> None:
+    arguments = [str(config), f"checkpoint_path={tmp_path / 'run'}", "max_steps=1"]
+    code = f"import sys; from hrm_dist.train import main; main({arguments!r}); print([*sys.modules])"
+    finished = command_line("-c", code)
+    assert finished.exit_code == 0, finished.output
+    loaded = finished.output.splitlines()[-1]
+    assert "'hrm_dist.run_log.sinks'" in loaded
+    assert not {"'wandb'", "'tensorboard'"} & {*loaded.strip("[]").split(", ")}

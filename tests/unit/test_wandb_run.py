@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from data_pipeline.base.errors import InputError
-from hrm_dist import wandb_run
 from hrm_dist.config import ConfigError, TrainConfig, load_config
-from hrm_dist.wandb_run import WandB
+from hrm_dist.run_log import background
+from hrm_dist.run_log.entry import Entry
+from hrm_dist.run_log.wandb_run import WandB
 from tests.training import command_line, num_rows
 
 
@@ -25,9 +26,15 @@ class FakeRun:
 
     def finish(self) -> None: ...
 
+    def define_metric(self, *_: Any, **__: Any) -> None: ...
+
 
 def online(tmp_path: Path) -> TrainConfig:
     return TrainConfig(data_path="d", checkpoint_path=str(tmp_path / "run"), wandb_mode="online")
+
+
+def begin(tmp_path: Path, step: int) -> WandB:
+    return WandB(online(tmp_path), tmp_path / "run", step, {}, continues=step > 0)
 
 
 @pytest.fixture
@@ -35,6 +42,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Any:
     import wandb
 
     monkeypatch.setattr(wandb, "teardown", lambda: None)
+    monkeypatch.setenv("WANDB_DATA_DIR", "unused")  # which a run would set
     return wandb
 
 
@@ -57,7 +65,7 @@ def test_a_new_run_is_refused_where_it_does_not_begin(
 
     monkeypatch.setattr(wandb, "init", init)
     with pytest.raises(InputError, match=re.escape(str(error).splitlines()[0])) as caught:
-        WandB(online(tmp_path), tmp_path / "run", 0)
+        begin(tmp_path, 0)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "wandb").exists()
 
@@ -74,18 +82,75 @@ def test_a_run_that_resumes_goes_on_offline(
         return FakeRun()
 
     monkeypatch.setattr(wandb, "init", init)
-    WandB(online(tmp_path), tmp_path / "run", 5)
+    begin(tmp_path, 5)
     assert modes == ["online", "offline"]
     assert "W&B does not begin (no route)" in caplog.text
+
+
+class Recording(FakeRun):
+    def log(self, row: Any, step: int) -> None:
+        self.rows.append((step, row))
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    """A run folder whose rows reach beyond a checkpoint of step 2: those of training to 4, of scores to 2."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "wandb_run_id").write_text("known")
+    rows = [f'{{"step": {step}, "train/loss": 0.5}}\n' for step in (1, 2, 3, 4)]
+    (run / "metrics.jsonl").write_text("".join([*rows, '{"step": 2, "eval/exact_accuracy": 0.5}\n']))
+    return run
+
+
+def test_what_an_earlier_process_has_logged_is_not_logged_twice(
+    earlier: Path, wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, run = list[Any](), Recording()
+    monkeypatch.setattr(wandb, "init", lambda **given: begun.append(given["id"]) or run)
+    sink = begin(tmp_path, 2)
+    for step in (3, 4, 5):
+        sink.write(Entry(step, {"train/loss": 1.0}))
+    sink.write(Entry(5, {"eval/exact_accuracy": 1.0}))
+    sink.close()
+    assert begun == ["known"]
+    assert [(step, row["step"]) for step, row in run.rows] == [(5, 5), (5, 5)]
+
+
+def test_an_evaluation_that_was_left_out_is_logged_at_its_step(
+    earlier: Path, wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Recording()
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    sink = begin(tmp_path, 4)
+    sink.write(Entry(4, {"eval/exact_accuracy": 1.0}))
+    sink.close()
+    [(step, row)] = run.rows
+    assert row["step"] == 4
+    assert step == 5  # W&B has closed 4
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_run_that_begins_anew_or_goes_back_is_a_new_one(
+    step: int, earlier: Path, wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, run = list[Any](), Recording()
+    monkeypatch.setattr(wandb, "init", lambda **given: begun.append(given["id"]) or run)
+    sink = WandB(online(tmp_path), earlier, step, {}, continues=False)
+    sink.write(Entry(step + 1, {"train/loss": 1.0}))
+    sink.close()
+    assert begun == [None]
+    assert [row["step"] for _, row in run.rows] == [step + 1]
+    assert (earlier / "wandb_run_id").read_text() == run.id
 
 
 def test_its_loss_is_said_once_and_writing_goes_on(
     wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(wandb, "init", lambda **_: FakeRun())
-    run = WandB(online(tmp_path), tmp_path / "run", 0)
+    run = begin(tmp_path, 0)
     for step in (1, 2):
-        run.write({"step": step})
+        run.write(Entry(step, {}))
     run.close()
     assert caplog.text.count("W&B is gone (Connection lost)") == 1
 
@@ -98,10 +163,10 @@ def test_one_that_hangs_does_not_hold_up_training(
             threading.Event().wait()
 
     monkeypatch.setattr(wandb, "init", lambda **_: Hanging())
-    monkeypatch.setattr(wandb_run, "_MAX_WAITING", 3)
-    run = WandB(online(tmp_path), tmp_path / "run", 0)
+    monkeypatch.setattr(background, "MAX_WAITING", 3)
+    run = begin(tmp_path, 0)
     for step in range(6):
-        run.write({"step": step})
+        run.write(Entry(step, {}))
     run.close()
     assert caplog.text.count("W&B is gone (3 rows wait for it)") == 1
 
@@ -116,10 +181,10 @@ def test_one_that_hangs_does_not_hold_up_the_end(
             threading.Event().wait()
 
     monkeypatch.setattr(wandb, "init", lambda **_: Hanging())
-    monkeypatch.setattr(wandb_run, "_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(wandb_run, "_GRACE_S", 0.1)
-    run = WandB(online(tmp_path), tmp_path / "run", 0)
-    run.write({"step": 1})
+    monkeypatch.setattr(background, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(background, "GRACE_S", 0.1)
+    run = begin(tmp_path, 0)
+    run.write(Entry(1, {}))
     run.close()
     assert caplog.text.count("W&B is gone (it does not end)") == 1
 
@@ -130,7 +195,7 @@ def test_a_setting_of_the_environment_that_has_no_effect_is_named(
     caplog.set_level("INFO")
     monkeypatch.setattr(wandb, "init", lambda **_: FakeRun())
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    WandB(online(tmp_path), tmp_path / "run", 0)
+    begin(tmp_path, 0)
     assert "WANDB_MODE=disabled: has no effect, since wandb_mode=online" in caplog.text
 
 

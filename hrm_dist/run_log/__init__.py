@@ -1,0 +1,1 @@
+"""What a run tells while it trains, and where that goes; read entry.py first."""
