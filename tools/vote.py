@@ -64,7 +64,7 @@ from hrm_dist.evaluation.voting import (
 ALL_TASKS = "all tasks"
 _MOST_NAMED = 3
 _OF_DATASET = "give the file of the dataset that the predictions were made from"
-_FOLDERS_AND_RECORD = ("planned", "rounds", "segments", RECORD)
+NOT_PREDICTIONS = ("planned", "rounds", "segments", RECORD)
 """What tools.evaluate writes beside predictions."""
 SCORE_MEANINGS = {
     "task": "mean over tasks of the share of a task's test inputs that are right (the competition's score)",
@@ -106,9 +106,8 @@ def add_predictions(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what a vote is made from; the report takes the same."""
-    add_predictions(parser)
+def add_vote_options(parser: argparse.ArgumentParser) -> None:
+    """Add what a vote is made from beside predictions; the report takes the same."""
     add = parser.add_argument
     add(
         "--data",
@@ -143,7 +142,7 @@ def refuse_inputs_as_outputs(args: argparse.Namespace, outputs: Mapping[str, Pat
     """Raise InputError for an output that would take the place of what is read, of what lies with it, or of another."""
     given = {Path(path) for path in args.predictions}
     folders = {path if path.is_dir() else path.parent for path in given}
-    inputs = {folder / name for folder in folders for name in _FOLDERS_AND_RECORD}
+    inputs = {folder / name for folder in folders for name in NOT_PREDICTIONS}
     inputs |= given - folders | {file for folder in folders for file in folder.glob("*.npz")}
     if args.data is not None:
         inputs |= {Path(args.data) / name for name in (*SPLITS, *DOCUMENTS, WINDOWS, "dataset.json")}
@@ -152,9 +151,9 @@ def refuse_inputs_as_outputs(args: argparse.Namespace, outputs: Mapping[str, Pat
 
 
 def run_vote(args: argparse.Namespace) -> VoteResult:
-    """Read everything that `add_arguments` names, check it, vote and score."""
-    identifiers = read_identifiers(_data_file(args, "identifiers", "identifiers.json"))
-    tasks_file = _data_file(args, "tasks", "test_puzzles.json")
+    """Read what `add_predictions` and `add_vote_options` name, check it, vote and score."""
+    identifiers = read_identifiers(data_file(args, "identifiers", "identifiers.json"))
+    tasks_file = data_file(args, "tasks", "test_puzzles.json")
     test_puzzles = read_test_puzzles(tasks_file)
     if not test_puzzles:
         raise InputError(
@@ -163,7 +162,7 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
         )
     subsets = read_subsets(Path(args.subsets), test_puzzles) if args.subsets else {}
     folders = GivenFolders(args.predictions)
-    sha256 = _refuse_other_dataset(folders.evaluations, args.data)
+    sha256 = refuse_other_dataset(folders.evaluations, args.data)
     checkpoint_ids = set[str]()
 
     def blocks() -> Iterator[Predictions]:
@@ -194,7 +193,7 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
         _refuse_foreign(votes, tasks_file)
     by_set = {ALL_TASKS: scores(votes, test_puzzles)}
     by_set |= {name: scores(votes, test_puzzles, tasks=tasks) for name, tasks in subsets.items()}
-    info = None if args.tasks or not _is_dataset(args.data) else load_dataset_info(args.data)
+    info = None if args.tasks or not is_dataset(args.data) else load_dataset_info(args.data)
     return VoteResult(
         votes, test_puzzles, by_set, subsets, sorted(checkpoint_ids), folders.unanswered(),
         left_out=info.left_out_tests if info else {},
@@ -204,12 +203,12 @@ def run_vote(args: argparse.Namespace) -> VoteResult:
     )  # fmt: skip
 
 
-def _refuse_other_dataset(evaluations: Mapping[Path, Evaluation], data: str | None) -> str | None:
+def refuse_other_dataset(evaluations: Mapping[Path, Evaluation], data: Path | str | None) -> str | None:
     """Return the dataset's digest; raise InputError for predictions of another one.
 
     A copy of identifiers.json and test_puzzles.json alone has none, nor have evaluations of earlier versions.
     """
-    if data is None or not _is_dataset(data) or not (Path(data) / "train" / "index.json").exists():
+    if data is None or not is_dataset(data) or not (Path(data) / "train" / "index.json").exists():
         return _in_common(evaluations.values(), "dataset_sha256")
     expected = dataset_sha256(data)
     for folder, evaluation in evaluations.items():
@@ -346,35 +345,41 @@ def _task_intervals(result: VoteResult, name: str) -> dict[str, tuple[float, flo
 
 def warn_of_ignored(result: VoteResult) -> None:
     """Say on stderr what did not become a vote, and what went without one."""
-    votes = result.votes
-    for what, count in _not_counted(votes).items():
-        print(f"warning: {count} predictions {what}; ignored", file=sys.stderr)
-    if votes.repeated:
-        print(f"note: {votes.repeated} predictions occur twice in the files; counted once", file=sys.stderr)
-    for text in result.unanswered:
+    for text in ignored(result):
         print(f"warning: {text}", file=sys.stderr)
-    rules = sorted({evaluation.vote_rule for evaluation in result.evaluations} - {"none"})
-    if rules and result.by != "count":
-        print(
-            f"note: votes ended by {', '.join(rules)}, which judges counted votes, not --by {result.by}",
-            file=sys.stderr,
-        )
+    for text in notes(result):
+        print(f"note: {text}", file=sys.stderr)
+
+
+def ignored(result: VoteResult) -> list[str]:
+    """Return what did not become a vote, and what went without one."""
+    votes = result.votes
+    found = [f"{count} predictions {what}; ignored" for what, count in _not_counted(votes).items()]
+    found += result.unanswered
     if result.left_out:
-        print(
-            f"warning: {len(result.left_out)} held-out tasks of the sources are not in the dataset (--canvas, "
-            "--limit-groups): neither predicted nor scored; submitted as [[0]]",
-            file=sys.stderr,
+        found.append(
+            f"{len(result.left_out)} held-out tasks of the sources are not in the dataset (--canvas, "
+            "--limit-groups): neither predicted nor scored; submitted as [[0]]"
         )
     by_input = [candidates for task in votes.tasks.values() for candidates in task]
     num_without = sum(not candidates for candidates in by_input)
     if num_without:
-        print(f"warning: {num_without} test inputs have no prediction; submitted as [[0]]", file=sys.stderr)
-    num_empty = sum(bool(found) and not any(c.grid.size for c in found[:2]) for found in by_input)
+        found.append(f"{num_without} test inputs have no prediction; submitted as [[0]]")
+    num_empty = sum(bool(some) and not any(c.grid.size for c in some[:2]) for some in by_input)
     if num_empty:
-        print(
-            f"warning: {num_empty} test inputs are answered by empty grids; submitted as [[0]]",
-            file=sys.stderr,
-        )
+        found.append(f"{num_empty} test inputs are answered by empty grids; submitted as [[0]]")
+    return found
+
+
+def notes(result: VoteResult) -> list[str]:
+    """Return what is as it should be, and may surprise."""
+    found: list[str] = []
+    if result.votes.repeated:
+        found.append(f"{result.votes.repeated} predictions occur twice in the files; counted once")
+    rules = sorted({evaluation.vote_rule for evaluation in result.evaluations} - {"none"})
+    if rules and result.by != "count":
+        found.append(f"votes ended by {', '.join(rules)}, which judges counted votes, not --by {result.by}")
+    return found
 
 
 def _not_counted(votes: Votes) -> dict[str, int]:
@@ -387,7 +392,8 @@ def _not_counted(votes: Votes) -> dict[str, int]:
     return {what: count for what, count in reasons.items() if count}
 
 
-def _data_file(args: argparse.Namespace, option: str, name: str) -> Path:
+def data_file(args: argparse.Namespace, option: str, name: str) -> Path:
+    """Return a document of the dataset: what an option gives, or the file `name` of --data."""
     given = getattr(args, option)
     if given is None and args.data is None:
         raise InputError(
@@ -399,12 +405,13 @@ def _data_file(args: argparse.Namespace, option: str, name: str) -> Path:
         raise InputError(
             f"{args.data}: no such folder; give the dataset that the predictions were made from."
         )
-    if not _is_dataset(args.data):
+    if not is_dataset(args.data):
         return Path(args.data) / name
     return verify_document(args.data, load_dataset_info(args.data), name)
 
 
-def _is_dataset(folder: str) -> bool:
+def is_dataset(folder: Path | str) -> bool:
+    """Return whether a folder is a dataset, and not merely a copy of some of its documents."""
     return (Path(folder) / "dataset.json").exists()
 
 
@@ -445,7 +452,8 @@ def _scores_file(args: argparse.Namespace) -> Path | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = command_parser("tools.vote", __doc__)
-    add_arguments(parser)
+    add_predictions(parser)
+    add_vote_options(parser)
     parser.add_argument(
         "--out", type=path_argument, required=True, metavar="F", help="the submission file to write"
     )

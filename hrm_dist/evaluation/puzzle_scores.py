@@ -24,6 +24,14 @@ from hrm_dist.evaluation.predictions import Predictions
 from hrm_dist.evaluation.scores import SHARES_OF_EXAMPLES, Scores, count_examples
 
 ALL_PUZZLES = "all puzzles"
+MEANINGS = {
+    "exact_accuracy": "share of puzzles with every cell as in the stored answer",
+    "cell_accuracy": "mean over puzzles of the share of cells that are as in the stored answer",
+    "valid_accuracy": "share of puzzles whose answer is a complete grid that obeys the rules and keeps the givens",
+    "valid_path": "share of puzzles whose marks are one path from start to goal",
+    "optimal_path": "share of puzzles whose marks are a shortest path from start to goal",
+}
+"""What the scores by these names say."""
 
 Labels = NDArray[np.int32]  # [N, cells], IGNORE_LABEL_ID where ignored: everywhere, if the answer is hidden
 

@@ -89,7 +89,7 @@ class Candidate:
         """Return [height, width] colours; 0 x 0 if the prediction held no colour in its corner."""
         if self.key is None:
             raise ValueError(f"only the best {KEPT_GRIDS} candidates of a test input have a grid")
-        return _grid_of(self.key)
+        return grid_of(self.key)
 
 
 class Votes(NamedTuple):
@@ -233,7 +233,8 @@ def grid_key(grid: npt.ArrayLike) -> bytes:
     return bytes(cells.shape) + cells.tobytes()
 
 
-def _grid_of(key: bytes) -> Grid:
+def grid_of(key: bytes) -> Grid:
+    """Return the grid that a `grid_key` spells."""
     return np.frombuffer(key, dtype=np.uint8, offset=2).reshape(key[0], key[1])
 
 
@@ -398,7 +399,7 @@ class VoteCounter:
         if canvas not in self._turned_on:
             self._turned_on[canvas] = found = defaultdict[tuple[str, int], list[tuple[int, bytes]]](list)
             for (task, key), number in self.number_of_input.items():
-                grid = _grid_of(key)
+                grid = grid_of(key)
                 for t in range(NUM_DIHEDRAL) if max(grid.shape) <= canvas else ():
                     found[task, t].append((number, encode(dihedral(grid, t), canvas).tobytes()))
         return self._turned_on[canvas]

@@ -26,7 +26,6 @@ from launch.jobs.cluster import Cluster
 from tests.training import TIMEOUT
 from tools.bench_train import __main__ as bench_train
 from tools.check_engines import __main__ as check_engines
-from tools.report import __main__ as report
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -181,7 +180,6 @@ def test_a_source_on_the_hub_names_the_missing_package(without: Callable[[str], 
 @pytest.mark.parametrize(
     ("what", "command"),
     [
-        ("tools.report", lambda: report.run(None)),  # type: ignore[arg-type]
         ("--picture", lambda: inspect._check_picture_path(Path("a.png"))),
         ("--plot", lambda: bench_train.main(["--memory", "--plot", "a.png"])),
     ],

@@ -12,7 +12,8 @@ from data_pipeline.base import jsonl
 from data_pipeline.base.errors import InputError, WriteError
 from data_pipeline.base.files import atomic_write, make_folder, refuse_outputs, replace_file, sync
 from tests.unit import test_report
-from tools import report, vote
+from tools import vote
+from tools.report import __main__ as report
 
 arguments = test_report.arguments  # a vote over a few tasks
 

@@ -18,7 +18,7 @@ from tests.conftest import TINY_CONFIG
 from tests.training import rows
 from tests.unit.test_data_build import write_tasks
 from tests.unit.test_data_puzzle_dataset import TYPES, new_puzzles, write_csv
-from tools import evaluate, report, vote
+from tools import evaluate, vote
 from tools.scaling import __main__ as scaling
 
 KINDS = ("arc", "sudoku")
@@ -118,14 +118,13 @@ def test_predicting_is_refused_alone_and_as_jobs(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("command", [vote.main, report.main])
 def test_voting_is_refused_with_the_reason(
-    command: object, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "predictions").mkdir()
     out = tmp_path / "out"
     arguments = [str(tmp_path / "predictions"), "--data", str(data), "--out", str(out)]
-    assert command(arguments) == 2  # type: ignore[operator]
+    assert vote.main(arguments) == 2
     assert "the dataset holds none out, or is of Sudokus or mazes" in capsys.readouterr().err
     assert not out.exists()
     assert json.loads((data / "test_puzzles.json").read_text()) == {}

@@ -1,24 +1,26 @@
-"""The report: complete, self-contained, and safe against what stands in files."""
+"""The report's content: what runs say, puzzle by puzzle, and what cannot be reported."""
 
-import base64
-import html
-import io
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from data_pipeline.arc.tokens import encode
 from hrm_dist.evaluation.predictions import UNKNOWN_EXAMPLE, Predictions, write_predictions
-from tools.report.__main__ import GridView, grid_view, main
+from tests.training import evaluating, train_briefly
+from tools.report.__main__ import gather, main, parse
+from tools.report.payload import Report
+from tools.report.trajectories import replay
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "arc_vote"
 CANVAS = 5
 HOSTILE = '<script>alert("x")</script>\'&{{ 7 * 7 }}'
+
+
+def report_of(*words: object) -> Report:
+    return gather(parse([str(word) for word in words]))
 
 
 def write_data(folder: Path, identifiers: list[str], tasks: dict[str, Any]) -> None:
@@ -28,7 +30,7 @@ def write_data(folder: Path, identifiers: list[str], tasks: dict[str, Any]) -> N
 
 
 def small_tasks() -> dict[str, Any]:
-    """One solved, one partly, one unsolved and one with hidden truth, whose id tries to be markup."""
+    """One solved, one half solved, one unsolved and one with hidden truth, whose id tries to be markup."""
     demonstrations = [{"input": [[1, 2]], "output": [[2, 1]]}]
     known = [{"input": [[colour]], "output": [[colour]]} for colour in (3, 4)]
     tests = {"right": known[:1], "half": known, "none": known[1:], HOSTILE: [{"input": [[5]]}]}
@@ -54,157 +56,101 @@ def arguments(tmp_path: Path) -> list[str]:
     return [str(tmp_path / "p.npz"), "--data", str(tmp_path), "--out", str(tmp_path / "report.html")]
 
 
-def write_metrics(path: Path, *lines: str) -> list[str]:
-    path.write_text("".join(f"{line}\n" for line in lines))
-    return ["--metrics", str(path)]
+def statuses(report: Report, number: int = 0) -> dict[str, str | None]:
+    results = {puzzle.id: puzzle.results[number] for puzzle in report.puzzles}
+    return {key: result and result.status for key, result in results.items()}
 
 
-def page_of(arguments: list[str], *more: str) -> str:
-    assert main([*arguments, *more]) == 0
-    return Path(arguments[-1]).read_text(encoding="utf-8")
-
-
-def test_the_published_vote_becomes_a_page_with_every_task(tmp_path: Path) -> None:
+def test_the_published_vote_becomes_a_report_of_every_task(tmp_path: Path) -> None:
     content = json.loads(GOLDEN.with_suffix(".json").read_text())
     write_data(tmp_path, content["identifiers"], content["tasks"])
-    page = page_of(
-        [str(GOLDEN.with_suffix(".npz")), "--data", str(tmp_path), "--out", str(tmp_path / "report.html")]
-    )
-    for task in content["tasks"]:
-        assert f"<h2>{task}</h2>" in page
-    assert "81.25 %" in page
-    assert "13 of 16 test inputs right by two attempts, 81.2 % [57.0, 93.4]" in page
-    assert page.count('class="badge solved"') == 13
-    assert page.count('class="badge unsolved"') == 3
+    report = report_of(GOLDEN.with_suffix(".npz"), "--data", tmp_path, "--out", tmp_path / "report.html")
+    assert [puzzle.id for puzzle in report.puzzles] == list(content["tasks"])
+    scores = {score.name: score for score in report.runs[0].scores}
+    two = scores["input pass@2"]
+    assert (two.right, two.num) == (13, 16)
+    assert two.low == pytest.approx(0.570, abs=1e-3)
+    assert two.high == pytest.approx(0.934, abs=1e-3)
+    assert [name for name, score in scores.items() if score.is_headline] == ["task pass@2"]
+    assert list(statuses(report).values()).count("solved") == 13
 
 
 def test_each_task_says_how_it_went(arguments: list[str]) -> None:
-    page = page_of(arguments)
-    assert re.findall(r'class="badge (\w+)">([^<]+)<', page) == [
-        ("solved", "solved"),
-        ("partly", "1 of 2 test inputs solved"),
-        ("unsolved", "unsolved"),
-        ("hidden", "truth hidden"),
-    ]
-    assert "1 of 1 cells wrong" in page
-    assert "the truth got no vote" in page
+    report = report_of(*arguments)
+    assert statuses(report) == {"right": "solved", "half": "close", "none": "unsolved", HOSTILE: "unknown"}
+    _, half, none, hidden = report.puzzles
+    assert half.results[0] is not None
+    assert half.results[0].cells_right == 0.5
+    right, wrong = half.results[0].answers
+    assert (right.attempts[0].note, right.note) == ("right", "the truth is candidate 1")
+    assert (wrong.attempts[0].note, wrong.attempts[0].num_wrong) == ("1 of 1 cells wrong", 1)
+    assert wrong.note == "the truth got no vote"
+    assert hidden.inputs[0].truth is None
+    assert hidden.results[0] is not None
+    assert [attempt.is_right for attempt in hidden.results[0].answers[0].attempts] == [None, None]
+    assert none.demonstrations == [("12", "21")]
+    assert report.tokens[3].meaning == "colour 3, green"
 
 
-@pytest.mark.parametrize(("by", "weight"), [((), None), (("--by", "q"), "weight 0.500")])
-def test_weights_are_shown_where_votes_do_not_just_count(
-    by: tuple[str, ...], weight: str | None, arguments: list[str]
-) -> None:
-    page = page_of(arguments, *by)
-    assert re.findall(r"weight \d\.\d{3}", page)[:1] == ([weight] if weight else [])
-    assert ("votes of sigmoid(q_halt), then by votes, then by mean q" in page) == (weight is not None)
-
-
-def test_the_page_asks_for_nothing_from_outside(arguments: list[str], tmp_path: Path) -> None:
-    row = {"step": 1, "train/loss": 1.0, "train/lr": 0.1}
-    page = page_of(arguments, *write_metrics(tmp_path / "metrics.jsonl", json.dumps(row)))
-    assert not re.search(r"https?://", page)
-    sources = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\')>]*)', page)
-    assert sources
-    assert all(source.startswith(("data:image/", "#task-")) for source in sources)
-    assert "<link" not in page
-    assert "@import" not in page
-
-
-def test_names_from_files_stay_text(arguments: list[str], tmp_path: Path) -> None:
+def test_the_page_keeps_names_from_files_as_text(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "subsets.json").write_text(json.dumps({HOSTILE: ["right"]}))
-    page = page_of(arguments, "--title", HOSTILE, "--subsets", str(tmp_path / "subsets.json"))
-    assert page.count("<script>") == 1  # the page's own
-    assert "alert(" in page
-    assert HOSTILE not in page
-    assert html.unescape(page).count(HOSTILE) == 7  # title twice, checkpoint, scores, tag, jump list, task
+    assert main([*arguments, "--title", HOSTILE, "--subsets", str(tmp_path / "subsets.json")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert '<script>alert("x")' not in page
 
 
-def test_curves_are_drawn_from_whatever_rows_have(arguments: list[str], tmp_path: Path) -> None:
-    rows = [{"step": step, "train/loss": 1 / step} for step in range(1, 3000)]
-    rows += [
-        {"step": 3000, "eval/exact_accuracy": 0.5, "train/lr": None},
-        {"step": 3001, "train/loss": float("nan")},
-    ]
-    metrics = write_metrics(tmp_path / "metrics.jsonl", *map(json.dumps, rows), '{"step": 30')  # cut off
-    (curves,) = re.findall(
-        r'class="curves" src="data:image/svg\+xml;base64,([^"]+)"', page_of(arguments, *metrics)
+@pytest.fixture(scope="module")
+def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of ARC, with every segment of its predictions."""
+    folder = tmp_path_factory.mktemp("report") / "run"
+    train_briefly(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(trained: Path, dataset: Path) -> Path:
+    assert (
+        evaluating(trained / "checkpoints" / "latest", dataset)(trained / "predictions", "--every-segment")
+        == 0
     )
-    assert b"<svg" in base64.b64decode(curves)
+    return trained
 
 
-def test_damaged_lines_of_metrics_are_left_out(arguments: list[str], tmp_path: Path) -> None:
-    rows = [f'{{"step": {step}, "train/loss": 3}}' for step in range(1, 3)]
-    whole = page_of(arguments, *write_metrics(tmp_path / "whole.jsonl", *rows))
-    damaged = tmp_path / "damaged.jsonl"
-    damaged.write_bytes(f"{rows[0]}\n".encode() + b"\xff\xfe\n{\n" + f"{rows[1]}\n".encode() + b"\0\0\0")
-    assert page_of(arguments, "--metrics", str(damaged)) == whole
+def test_a_run_folder_says_all_that_is_needed(run: Path, tmp_path: Path) -> None:
+    report = report_of(run, "--out", tmp_path / "report.html", "--price-per-hour", 3600)
+    [one] = report.runs
+    assert one.name == "run"
+    assert one.facts["steps"] == "3"
+    assert float(one.facts["cost"].partition(",")[0]) == pytest.approx(
+        3600 * float(one.facts["device hours"]), rel=0.1
+    )
+    assert one.settings["arch.hidden_size"] == "32"
+    assert {curve.panel for curve in one.curves} >= {"loss", "learning rate", "speed"}
+    assert len(report.puzzles) == report.num_puzzles == 8
 
 
-def test_metrics_without_anything_to_draw_leave_the_curves_out(arguments: list[str], tmp_path: Path) -> None:
-    metrics = write_metrics(tmp_path / "metrics.jsonl", '{"step": 1, "examples_per_s": 3}')
-    assert 'class="curves"' not in page_of(arguments, *metrics)
+def test_the_last_frame_is_the_answer_that_it_led_to(run: Path, tmp_path: Path) -> None:
+    report = report_of(run, "--out", tmp_path / "report.html")
+    num_played = 0
+    for puzzle in report.puzzles:
+        [result] = puzzle.results
+        assert result is not None
+        for answer in result.answers:
+            assert answer.trajectories
+            for one in answer.trajectories:
+                grids = replay(one.frames)
+                assert len(grids) == len(one.q) == len(one.residuals) == 4
+                for number in (1, 2):
+                    if f"attempt {number}" in one.label.split(", "):
+                        assert answer.candidates[number - 1].grid == grids[-1]
+                        num_played += 1
+    assert num_played >= 2 * 8
 
 
-def test_the_same_vote_gives_the_same_bytes(arguments: list[str], tmp_path: Path) -> None:
-    metrics = write_metrics(tmp_path / "metrics.jsonl", '{"step": 1, "train/loss": 3}')
-    assert page_of(arguments, *metrics) == page_of(arguments, *metrics)
-
-
-def test_a_limit_keeps_the_solved_tasks_and_says_so(arguments: list[str]) -> None:
-    page = page_of(arguments, "--max-tasks", "1")
-    assert re.findall("<h2>(.*)</h2>", page) == ["right"]
-    assert "the first 1 of 4 tasks" in page
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        (None, "cannot be read"),
-        (('{"train/loss": 1}', "{"), "no line is an object with a whole number 'step'"),
-    ],
-)
-def test_unusable_metrics_exit_2_and_write_nothing(
-    arguments: list[str],
-    lines: tuple[str, ...] | None,
-    message: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    path = tmp_path / "metrics.jsonl"
-    metrics = ["--metrics", str(path)] if lines is None else write_metrics(path, *lines)
-    assert main(arguments + metrics) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert str(path) in error
-    assert not Path(arguments[-1]).exists()
-
-
-def test_a_page_that_cannot_be_written_exits_2(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([*arguments[:-1], str(tmp_path)]) == 2
-    assert "cannot be written" in capsys.readouterr().err
-
-
-def image_of(view: GridView) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(view.uri.removeprefix("data:image/png;base64,"))))
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (30, 30), (2, 7)])
-def test_a_grid_is_drawn_cell_by_cell(shape: tuple[int, int]) -> None:
-    grid = np.random.default_rng(0).integers(0, 10, shape, dtype=np.uint8)
-    view = grid_view(grid, max(shape), (100, 2, 20))
-    np.testing.assert_array_equal(np.asarray(image_of(view)), grid)  # indices of the palette
-    assert (view.height, view.width) == shape
-
-
-def test_the_image_shows_arc_colours() -> None:
-    view = grid_view([[0, 1, 9]], 3, (100, 2, 20))
-    pixels = np.asarray(image_of(view).convert("RGB"))[0]
-    assert [pixel.tolist() for pixel in pixels] == [[0, 0, 0], [0x00, 0x74, 0xD9], [0x87, 0x0C, 0x25]]
-
-
-def test_a_report_never_writes_over_what_it_reads(arguments: list[str]) -> None:
-    before = Path(arguments[0]).read_bytes()
-    assert main([*arguments[:-1], arguments[0]]) == 2
-    assert Path(arguments[0]).read_bytes() == before
+def test_runs_stand_side_by_side(run: Path, trained: Path, dataset: Path, tmp_path: Path) -> None:
+    other = tmp_path / "few"
+    assert evaluating(trained / "checkpoints" / "latest", dataset)(other, "--max-groups", 3) == 0
+    report = report_of(run, other, "--data", dataset, "--out", tmp_path / "report.html")
+    assert [one.name for one in report.runs] == ["run", "few"]
+    assert [puzzle.results[1] is None for puzzle in report.puzzles] == [False] * 3 + [True] * 5
+    assert "inputs have no prediction" in report.runs[1].warnings[-1]

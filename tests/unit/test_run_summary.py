@@ -11,7 +11,8 @@ import pytest
 from data_pipeline.base.errors import exit_code
 from hrm_dist.evaluation.scores import count_text, evaluation_text, last_scores, scores_text
 from hrm_dist.train import main as train
-from tools import evaluate, report, show, vote
+from tools import evaluate, show, vote
+from tools.report import __main__ as report
 
 
 def call(main: Callable[[], int], arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -43,7 +44,7 @@ def test_a_run_prints_its_evaluations_and_ends_with_commands_that_work(
     assert f"run folder: {run}, with {places}" in lines
     for line, module in zip(lines[-4:], (show, evaluate, vote, report), strict=True):
         python, m, name, *arguments = shlex.split(line.removeprefix("next: "))
-        assert (python, m, name) == ("python", "-m", module.__name__)
+        assert (python, m, name) == ("python", "-m", module.__name__.removesuffix(".__main__"))
         assert call(module.main, arguments, monkeypatch) == 0
     assert (run / "submission.json").exists()
     assert (run / "report.html").exists()

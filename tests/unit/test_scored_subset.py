@@ -16,7 +16,8 @@ from hrm_dist.evaluation import puzzle_scores
 from hrm_dist.evaluation.predictions import Predictions, read_prediction_file, write_predictions
 from hrm_dist.evaluation.scores import evaluation_text
 from hrm_dist.train import main as train
-from tools import report, vote
+from tools import vote
+from tools.report import __main__ as report
 
 SUBSET = "sudoku-4x4@7aaad74326ea"
 EARLIER = Path(__file__).parents[1] / "golden" / "earlier" / "sudoku"
@@ -99,9 +100,8 @@ def test_a_vote_and_its_report_show_both_subsets(
     assert f"evaluated on {test_subset}, trained on {train_subset}" in lines
     found = json.loads(lines[-1])
     assert (found["evaluated_on"], found["trained_on"]) == (test_subset, train_subset)
-    assert report.main([*arguments, f"{tmp_path}/report.html"]) == 0
-    page = (tmp_path / "report.html").read_text()
-    assert f"evaluated on {test_subset} · trained on {train_subset}" in page
+    [run] = report.gather(report.parse([*arguments, f"{tmp_path}/report.html"])).runs
+    assert (run.facts["evaluated on"], run.facts["trained on"]) == (test_subset, train_subset)
 
 
 def test_a_vote_on_tasks_of_a_file_claims_no_subset(

@@ -27,7 +27,7 @@ from hrm_dist.evaluation.predictions import (
 )
 from hrm_dist.evaluation.proof import Planned, digests, write_planned
 from hrm_dist.evaluation.voting import Candidate, attempts, scores, submission, vote
-from tools import report
+from tools.report import __main__ as report
 from tools.vote import main
 
 GOLDEN = Path(__file__).parents[1] / "golden"

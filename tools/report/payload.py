@@ -1,7 +1,7 @@
 """What a page shows, as its script reads it: one JSON document, which holds all numbers and grids once.
 
 A grid is a string: its rows joined by "/", a character a cell, which is the index of a token in `Report.tokens` in base
-36. So "01/20" has two rows of two cells. What is None is not known, or does not apply.
+36. So "01/20" has two rows of two cells, and "" is a grid without cells. What is None is not known, or does not apply.
 """
 
 from typing import Literal
@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Grid = str
 Status = Literal["solved", "close", "unsolved", "unknown"]
-"""close: not solved, but an answer of the right size has at least 90 % of its cells right, or some inputs are solved;
-unknown: the truth is hidden."""
+"""close: not solved, but an answer of the right size has at least 90 % of its cells right, some inputs are solved, or
+it is another answer that obeys the rules; unknown: the truth is hidden."""
 
 
 class _Part(BaseModel):
@@ -75,6 +75,8 @@ class Run(_Part):
     scores: list[Score]
     curves: list[Curve]
     figures: list[Figure] = []
+    warnings: list[str] = []
+    """What makes its results less than they seem, such as inputs that are not answered."""
 
 
 class Trajectory(_Part):
@@ -106,7 +108,8 @@ class Candidate(_Part):
     rank: int = Field(ge=1)
     grid: Grid
     votes: int
-    q: float
+    q: float | None
+    """Mean over its votes; None where the model's numbers were lost."""
     is_right: bool | None
 
 
@@ -181,3 +184,5 @@ class Report(_Part):
     puzzles: list[Puzzle]
     num_puzzles: int
     """Of the runs; the page may hold fewer."""
+    notes: list[str] = []
+    """Of the whole page: which puzzles were chosen, that datasets differ."""

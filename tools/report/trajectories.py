@@ -1,0 +1,84 @@
+"""What the model answered after each segment, as frames of a player.
+
+Shape legend: E entries of a file, M segments, S cells of an answer.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.base.errors import InputError
+from hrm_dist.evaluation.predictions import Predictions
+from hrm_dist.evaluation.trajectories import Trajectories, read_trajectories, segments_file
+from tools.report.payload import Grid, Trajectory
+
+
+def has_segments(predictions: Path) -> bool:
+    """Return whether the segments of a file of predictions were kept."""
+    return segments_file(predictions).parent.is_dir()
+
+
+def read_segments(predictions: Predictions) -> Trajectories | None:
+    """Return the segments of a file of predictions; None where they were not kept.
+
+    Raise InputError for segments that are damaged, missing or of other predictions.
+    """
+    if not has_segments(Path(predictions.source)):
+        return None
+    path = segments_file(Path(predictions.source))
+    found = read_trajectories(path)
+    rows = predictions.rows
+    if (
+        rows is None
+        or not np.array_equal(rows, found.rows[:: found.num_starts])
+        or found.num_cells != predictions.preds.shape[1]
+    ):
+        raise InputError(
+            f"{path}: is not of the inputs of {predictions.source}; evaluate again into a new folder, or remove "
+            f"{path.parent} to have a report without segments."
+        )
+    return found
+
+
+def answers_of(found: Trajectories, entries: Sequence[int]) -> NDArray[np.uint8]:
+    """Return what some entries answered after each segment, [M, E, S]; one that has run fewer keeps its last."""
+    chosen = np.array(entries, dtype=np.int64)
+    steps = [answers[chosen] for answers in found.answers()]
+    return np.array(steps, dtype=np.uint8).reshape(-1, len(chosen), found.num_cells)
+
+
+def trajectory(
+    label: str,
+    found: Trajectories,
+    entry: int,
+    answers: NDArray[np.uint8],
+    grids_of: Callable[[NDArray[np.uint8]], Sequence[Grid]],
+) -> Trajectory:
+    """Return an entry's segments; answers: those of this entry, [M, S]; grids_of: answers as grids of the puzzle."""
+    num = int(found.num_segments[entry])
+    first = int(found.num_segments[:entry].sum(dtype=np.int64))
+    grids = grids_of(answers[:num])
+    with np.errstate(over="ignore"):
+        q = 1 / (1 + np.exp(-found.q_halt_logits[first : first + num].astype(np.float64)))
+    return Trajectory(
+        label=label,
+        frames=[grids[0], *(new if new != old else None for old, new in pairwise(grids))],
+        q=[rounded(value) for value in q.tolist()],
+        residuals=[rounded(value) for value in found.residuals[first : first + num].tolist()],
+    )
+
+
+def replay(frames: Sequence[Grid | None]) -> list[Grid]:
+    """Return the grid after each segment."""
+    grids: list[Grid] = []
+    for frame in frames:
+        grids.append(grids[-1] if frame is None else frame)
+    return grids
+
+
+def rounded(value: float) -> float | None:
+    """Return a number with as many digits as anybody looks at; None where it was lost."""
+    return round(value, 4) if np.isfinite(value) else None
