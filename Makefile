@@ -21,18 +21,22 @@ setup: .venv/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# Sudokus that it has not seen, then ARC tasks to an ARC submission file: about five minutes on two quiet cores.
-# Interrupt it, and it goes on.
+# Sudokus that it has not seen, then ARC tasks to an ARC submission file, with a report of each: about five minutes on
+# two quiet cores. Interrupt it, and it goes on.
 demo: setup
 	$(BIN)/python -m hrm_dist.train configs/small/sudoku_6x6.yaml
 	$(BIN)/python -m tools.show $(SUDOKU)/checkpoints/latest --data data/sudoku-6x6
+	$(BIN)/python -m tools.evaluate $(SUDOKU)/checkpoints/latest --data data/sudoku-6x6 --every-segment \
+		--out $(SUDOKU)/predictions
+	$(BIN)/python -m tools.report $(SUDOKU) --title "hrm-dist demo: Sudokus" --out $(SUDOKU)/report.html
 	$(BIN)/python -m hrm_dist.train configs/demo.yaml
-	$(BIN)/python -m tools.evaluate $(DEMO)/checkpoints/latest --data data/demo --out $(DEMO)/predictions
+	$(BIN)/python -m tools.evaluate $(DEMO)/checkpoints/latest --data data/demo --every-segment \
+		--out $(DEMO)/predictions
 	$(BIN)/python -m tools.vote $(DEMO)/predictions --data data/demo --subsets configs/demo_subsets.json \
 		--out $(DEMO)/submission.json --scores $(DEMO)/scores.json
 	$(BIN)/python -m tools.check_submission $(DEMO)/submission.json --tasks data/demo
-	$(BIN)/python -m tools.report $(DEMO)/predictions --data data/demo --subsets configs/demo_subsets.json \
-		--metrics $(DEMO)/metrics.jsonl --title "hrm-dist demo" --out $(DEMO)/report.html
+	$(BIN)/python -m tools.report $(DEMO) --subsets configs/demo_subsets.json --title "hrm-dist demo: ARC tasks" \
+		--out $(DEMO)/report.html
 
 clean-demo:
 	rm -rf data/demo $(DEMO) data/sudoku-6x6 $(SUDOKU)

@@ -57,7 +57,7 @@ def _step_of(link: Path) -> int:
 
 
 def _next_commands(config: TrainConfig, checkpoint: Path) -> Iterator[str]:
-    """Yield what shows the model at work, makes predictions and, of tasks, a submission and a report.
+    """Yield what shows the model at work, makes predictions, of tasks a submission, and a report.
 
     Nothing without held-out examples.
     """
@@ -67,10 +67,9 @@ def _next_commands(config: TrainConfig, checkpoint: Path) -> Iterator[str]:
     run, data = config.checkpoint_path, ["--data", config.data_path]
     predictions = str(Path(run) / "predictions" / checkpoint.resolve().name)
     yield shlex.join(["python", "-m", "tools.show", str(checkpoint), *data])
-    yield shlex.join(["python", "-m", "tools.evaluate", str(checkpoint), *data, "--out", predictions])
+    kept = [*data, "--out", predictions, "--every-segment"]
+    yield shlex.join(["python", "-m", "tools.evaluate", str(checkpoint), *kept])
     if info.kind == "arc":
-        scores = ["--scores", str(Path(run) / SCORES_FILE)]
-        metrics = ["--metrics", str(Path(run) / "metrics.jsonl")]
-        for tool, out, more in (("vote", "submission.json", scores), ("report", "report.html", metrics)):
-            out_path = str(Path(run) / out)
-            yield shlex.join(["python", "-m", f"tools.{tool}", predictions, *data, "--out", out_path, *more])
+        outputs = ["--out", str(Path(run) / "submission.json"), "--scores", str(Path(run) / SCORES_FILE)]
+        yield shlex.join(["python", "-m", "tools.vote", predictions, *data, *outputs])
+    yield shlex.join(["python", "-m", "tools.report", predictions, "--out", str(Path(run) / "report.html")])

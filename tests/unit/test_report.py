@@ -71,7 +71,9 @@ def test_the_published_vote_becomes_a_report_of_every_task(tmp_path: Path) -> No
     assert (two.right, two.num) == (13, 16)
     assert two.low == pytest.approx(0.570, abs=1e-3)
     assert two.high == pytest.approx(0.934, abs=1e-3)
-    assert [name for name, score in scores.items() if score.is_headline] == ["task pass@2"]
+    assert [name for name, score in scores.items() if score.is_headline] == [
+        "task pass@2", "input pass@2", "task all pass@2",
+    ]  # fmt: skip
     assert list(statuses(report).values()).count("solved") == 13
 
 
@@ -125,7 +127,8 @@ def test_a_run_folder_says_all_that_is_needed(run: Path, tmp_path: Path) -> None
         3600 * float(one.facts["device hours"]), rel=0.1
     )
     assert one.settings["arch.hidden_size"] == "32"
-    assert {curve.panel for curve in one.curves} >= {"loss", "learning rate", "speed"}
+    assert one.curves[0].panel == "loss"
+    assert {curve.panel for curve in one.curves} >= {"accuracy, training", "learning rate", "speed"}
     assert len(report.puzzles) == report.num_puzzles == 8
 
 

@@ -324,7 +324,7 @@ def _scores(values: Mapping[str, float], intervals: Mapping[str, list[float]]) -
                 right=count.right if count else None,
                 num=count.num if count else values["examples"],
                 what="puzzles",
-                is_headline=name == "exact_accuracy",
+                is_headline=True,
             )
         )
     return found

@@ -8,11 +8,12 @@ from typing import Any
 
 from data_pipeline.base import jsonl
 from data_pipeline.base.errors import InputError
+from hrm_dist.evaluation.scores import SHARES_OF_EXAMPLES
 from tools.report.payload import Curve
 
 MAX_POINTS = 500
-_OTHER = ("examples", "inputs", "tasks")
-"""Counts of what was evaluated, which are no curves."""
+_COUNTS = ("examples", "inputs", "tasks")
+"""Of what was evaluated, which are no curves."""
 
 
 def read_curves(metrics: Path) -> list[Curve]:
@@ -39,34 +40,52 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """Return a curve for each value that rows have, those of a panel together."""
+    """Return a curve for each value that rows have, those of a panel together, the most telling panels first."""
     points: dict[tuple[str, str], dict[int, float]] = {}
     for row in rows:
-        for name, value in row.items():
-            panel = _panel(name)
+        for key, value in row.items():
+            panel = _panel(key)
             if panel and isinstance(value, int | float) and not isinstance(value, bool):
+                name = key.removeprefix("train/").removeprefix("eval/")
                 points.setdefault((panel, name), {})[row["step"]] = float(value)
     found = [_curve(panel, name, by_step) for (panel, name), by_step in points.items()]
-    return sorted(found, key=lambda curve: _PANELS.index(curve.panel))
+    return sorted(
+        found, key=lambda curve: _PANELS.index(curve.panel) if curve.panel in _PANELS else len(_PANELS)
+    )
 
 
-_PANELS = ("loss", "accuracy", "learning rate", "segments", "speed", "other")
+_PANELS = (
+    "loss",
+    "accuracy, evaluation",
+    "accuracy, training",
+    "learning rate",
+    "segments",
+    "speed",
+    "other scores, evaluation",
+)
+_TOLD = {"task/pass@2", "input/pass@2", "cell_accuracy", *SHARES_OF_EXAMPLES}
+"""Scores of an evaluation that say most."""
 
 
-def _panel(name: str) -> str | None:
-    """Return where a value is drawn; None for what is none."""
-    last = name.rpartition("/")[2]
-    if name == "step" or last in _OTHER:
+def _panel(key: str) -> str | None:
+    """Return where a value is drawn, by itself if it is like no other; None for what is no curve."""
+    if key == "step":
         return None
-    if last.endswith("loss"):
+    if key.startswith("eval/"):
+        name = key.removeprefix("eval/")
+        if name in _COUNTS:
+            return None
+        return "accuracy, evaluation" if name in _TOLD else "other scores, evaluation"
+    name = key.removeprefix("train/")
+    if name.endswith("loss"):
         return "loss"
-    if last.endswith("accuracy") or name.startswith("eval/"):
-        return "accuracy"
-    if last == "lr" or last.endswith("_lr"):
+    if name.endswith("accuracy"):
+        return "accuracy, training"
+    if name == "lr" or name.endswith("_lr"):
         return "learning rate"
-    if last == "segments":
-        return "segments"
-    return "speed" if last.endswith("per_s") else "other"
+    if name.endswith("per_s"):
+        return "speed"
+    return name
 
 
 def _curve(panel: str, name: str, by_step: Mapping[int, float]) -> Curve:

@@ -20,10 +20,23 @@ MAX_FIGURES_BYTES = 4 * 2**20
 """Of all pictures of a run: beside them a page has to hold the puzzles in 10 MB."""
 
 
+_FIRST = ("dataset", "evaluated on", "checkpoint", "seed", "commit", "trained", "minutes", "cost", "hardware")
+_FIRST_OF_MORE = (
+    "architecture",
+    "parameters",
+    "steps",
+    "device hours",
+    "operations",
+    "trained on",
+    "training puzzles",
+)
+
+
 def facts(run: Run, price_per_hour: float | None) -> dict[str, str]:
-    """Return what is known of a run, in the order in which it is read; price_per_hour: of one device."""
+    """Return what is known of a run, what is asked most first; price_per_hour: of one device."""
     found = _of_dataset(run) | _of_training(run, price_per_hour) | _of_evaluation(run)
-    return {name: text for name, text in found.items() if text and text != UNKNOWN}
+    known = {name: text for name, text in found.items() if text and text != UNKNOWN}
+    return {name: known[name] for name in dict.fromkeys((*_FIRST, *_FIRST_OF_MORE, *known)) if name in known}
 
 
 def settings(run: Run) -> dict[str, str]:
@@ -106,12 +119,10 @@ def _of_evaluation(run: Run) -> dict[str, str]:
     }
     if known is None:
         return found
-    step = run.step
     rules = {name.replace("_", " "): value for name, value in known.rules().items() if value is not None}
     rules |= {"segments kept": "all" if known.every_segment else "the last"}
     return found | {
         "checkpoint": known.checkpoint_id,
-        "checkpoint's step": "" if step is None else f"{step:,}",
         "rules of evaluation": ", ".join(f"{name} {value}" for name, value in rules.items()),
     }
 

@@ -416,7 +416,7 @@ def _scores(result: VoteResult) -> list[Score]:
                         right=rounded(value * num),
                         num=num,
                         what="test inputs" if kind == "input" else "tasks",
-                        is_headline=subset == ALL_TASKS and (kind, column) == ("task", "pass@2"),
+                        is_headline=(subset, column) == (ALL_TASKS, f"pass@{NUM_ATTEMPTS}"),
                     )
                 )
     return found
