@@ -6,11 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from data_pipeline.arc.tokens import encode
-from hrm_dist.evaluation.predictions import UNKNOWN_EXAMPLE, Predictions, write_predictions
+from data_pipeline.arc.tokens import crop_sizes, encode
+from hrm_dist.evaluation.predictions import (
+    UNKNOWN_EXAMPLE,
+    Predictions,
+    read_prediction_file,
+    write_predictions,
+)
+from hrm_dist.evaluation.trajectories import read_trajectories, segments_file
+from tests.conftest import TINY_CONFIG
 from tests.training import evaluating, train_briefly
 from tools.report.__main__ import gather, main, parse
+from tools.report.attempts import AS_IT_IS
+from tools.report.column import SHOWN_CANDIDATES
 from tools.report.payload import Report
 from tools.report.trajectories import replay
 
@@ -37,23 +47,42 @@ def small_tasks() -> dict[str, Any]:
     return {task: {"train": demonstrations, "test": test} for task, test in tests.items()}
 
 
-@pytest.fixture
-def arguments(tmp_path: Path) -> list[str]:
-    """A vote over the small tasks: every prediction is colour 3."""
-    tasks = small_tasks()
-    write_data(tmp_path, ["<blank>", *tasks], tasks)
-    ids = np.array([1, 2, 2, 3, 4], dtype=np.int32)
-    colours = (3, 3, 4, 4, 5)
+def predict(file: Path, tasks: dict[str, Any]) -> Path:
+    """Predictions of all test inputs, which are of one cell: always colour 3."""
+    asked = [
+        (identifier, pair["input"])
+        for identifier, task in enumerate(tasks.values(), start=1)
+        for pair in task["test"]
+    ]
+    inputs = [encode(np.array(cells, dtype=np.uint8), CANVAS) for _, cells in asked]
     predictions = Predictions(
-        ids,
-        inputs=np.stack([encode(np.full((1, 1), colour, dtype=np.uint8), CANVAS) for colour in colours]),
-        preds=np.stack([encode(np.full((1, 1), 3, dtype=np.uint8), CANVAS)] * len(ids)),
-        q_halt_logits=np.zeros(len(ids), dtype=np.float32),
-        example_index=np.full(len(ids), UNKNOWN_EXAMPLE, dtype=np.int32),
+        np.array([identifier for identifier, _ in asked], dtype=np.int32),
+        inputs=np.stack(inputs),
+        preds=np.stack([encode(np.full((1, 1), 3, dtype=np.uint8), CANVAS)] * len(asked)),
+        q_halt_logits=np.zeros(len(asked), dtype=np.float32),
+        example_index=np.full(len(asked), UNKNOWN_EXAMPLE, dtype=np.int32),
         checkpoint_id=HOSTILE,
     )
-    write_predictions(tmp_path / "p.npz", predictions)
-    return [str(tmp_path / "p.npz"), "--data", str(tmp_path), "--out", str(tmp_path / "report.html")]
+    write_predictions(file, predictions)
+    return file
+
+
+def run_of(folder: Path, tasks: dict[str, Any]) -> Path:
+    """A run folder with predictions, and its data in it."""
+    write_data(folder, ["<blank>", *tasks], tasks)
+    (folder / "config.yaml").write_text(f"data_path: {folder}\n{TINY_CONFIG}")
+    (folder / "predictions").mkdir()
+    predict(folder / "predictions" / "p.npz", tasks)
+    return folder
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    """A vote over the small tasks."""
+    tasks = small_tasks()
+    write_data(tmp_path, ["<blank>", *tasks], tasks)
+    file = predict(tmp_path / "p.npz", tasks)
+    return [str(file), "--data", str(tmp_path), "--out", str(tmp_path / "report.html")]
 
 
 def statuses(report: Report, number: int = 0) -> dict[str, str | None]:
@@ -148,6 +177,64 @@ def test_the_last_frame_is_the_answer_that_it_led_to(run: Path, tmp_path: Path) 
                         assert answer.candidates[number - 1].grid == grids[-1]
                         num_played += 1
     assert num_played >= 2 * 8
+
+
+def test_the_input_as_it_is_is_played_as_it_was_recorded(run: Path, dataset: Path, tmp_path: Path) -> None:
+    report = report_of(run, "--out", tmp_path / "report.html")
+    played = {
+        (puzzle.title, asked.grid): replay(one.frames)
+        for puzzle in report.puzzles
+        if puzzle.results[0] is not None
+        for asked, answer in zip(puzzle.inputs, puzzle.results[0].answers, strict=True)
+        for one in answer.trajectories
+        if AS_IT_IS in one.label
+    }
+    names = json.loads((dataset / "identifiers.json").read_text())
+    num_checked = 0
+    for file in (run / "predictions").glob("*.npz"):
+        predictions, recorded = read_prediction_file(file), read_trajectories(segments_file(file))
+        for n, answers in enumerate(recorded.answers()):
+            for row, (identifier, cells) in enumerate(
+                zip(predictions.puzzle_identifiers.tolist(), answers, strict=True)
+            ):
+                asked = grid_of_tokens(predictions.inputs[row])
+                if (key := (names[identifier], asked)) in played:
+                    assert played[key][n] == grid_of_tokens(cells)
+                    num_checked += 1
+    assert num_checked == 4 * len(played) >= 4 * 8
+
+
+def grid_of_tokens(tokens: NDArray[np.uint8]) -> str:
+    """The grid that tokens spell, read by hand."""
+    [height], [width] = crop_sizes(tokens[None])
+    rows = tokens.reshape(6, 6)[:height, :width] - 2
+    return "/".join("".join(map(str, row)) for row in rows.tolist()) if width else ""
+
+
+def test_a_task_that_a_release_has_changed_is_another_puzzle(tmp_path: Path) -> None:
+    changed = small_tasks()
+    changed["half"] = {**changed["half"], "test": [{"input": [[6]], "output": [[3]]}]}
+    runs = [run_of(tmp_path / name, tasks) for name, tasks in (("old", small_tasks()), ("new", changed))]
+    report = report_of(*runs, "--out", tmp_path / "report.html")
+    other = next(puzzle for puzzle in report.puzzles if puzzle.id.startswith("half-"))
+    assert other.title == "half"
+    assert statuses(report, 0) == {
+        "right": "solved", "half": "close", "none": "unsolved", HOSTILE: "unknown", other.id: None,
+    }  # fmt: skip
+    assert statuses(report, 1) == statuses(report, 0) | {"half": None, other.id: "solved"}
+    assert "different datasets" in report.notes[0]
+
+
+def test_more_augmentations_do_not_make_the_page_larger(run: Path, tmp_path: Path) -> None:
+    report = report_of(run, "--out", tmp_path / "report.html")
+    for puzzle in report.puzzles:
+        for result in puzzle.results:
+            assert result is not None
+            for answer in result.answers:
+                assert answer.num_votes == 9  # the original, and as many augmentations as the dataset has
+                assert len(answer.candidates) <= SHOWN_CANDIDATES + 1
+                assert len(answer.attempts) == 2
+                assert len(answer.trajectories) <= 3
 
 
 def test_runs_stand_side_by_side(run: Path, trained: Path, dataset: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def make_report(args: argparse.Namespace, runs: Sequence[FoundRun]) -> Report:
     kind = runs[0].kind
     look = kind.look(max(run.info.canvas if run.info else 1 for run in runs))
     return Report(
-        title=args.title or f"{kind.name} report",
+        title=args.title or f"{', '.join(run.name for run in runs)} ({kind.name})",
         kind=kind.name,
         made=_made(),
         tokens=tokens_of(kind, look),
@@ -174,7 +174,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="a run folder, a folder of predictions, or *.npz files",
     )
     add("--out", type=path_argument, required=True, metavar="F", help="the HTML file to write")
-    add("--title", help="heading of the page")
+    add("--title", help="heading of the page (the names of the runs)")
     add("--max-puzzles", type=whole_number(1), default=MOST_PUZZLES, metavar="N",
         help="show so many puzzles at most (%(default)s)")  # fmt: skip
     add("--price-per-hour", type=_price, metavar="X", help="of one device: shows what the training cost")

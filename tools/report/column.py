@@ -7,6 +7,11 @@ import numpy as np
 
 from tools.report.payload import Puzzle, Result, Score, Status
 
+CLOSE = 0.9
+"""Share of cells that are right from which on an answer is close."""
+SHOWN_CANDIDATES = 6
+"""The best of an input; beside them that which is right."""
+
 
 class Shown(NamedTuple):
     """A puzzle, which has no results yet, and what a run makes of it."""

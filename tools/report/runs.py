@@ -146,9 +146,10 @@ def _latest_predictions(run: Path) -> Path:
     below = [path for path in sorted(top.glob("*/")) if path.name not in NOT_PREDICTIONS]
     folders = [path for path in (top, *below) if any(path.glob("*.npz"))]
     if not folders:
+        data = read_run(run).config.data_path
         raise InputError(
             f"{run}: has no predictions in {top}; make them with `python -m tools.evaluate {run}/checkpoints/latest "
-            f"--data DIR --out {top} --every-segment`."
+            f"--data {data} --out {top} --every-segment`."
         )
     return max(folders, key=lambda folder: (_step(read_evaluation(folder)) or -1, _time(folder)))
 

@@ -61,12 +61,10 @@ def trajectory(
     num = int(found.num_segments[entry])
     first = int(found.num_segments[:entry].sum(dtype=np.int64))
     grids = grids_of(answers[:num])
-    with np.errstate(over="ignore"):
-        q = 1 / (1 + np.exp(-found.q_halt_logits[first : first + num].astype(np.float64)))
     return Trajectory(
         label=label,
         frames=[grids[0], *(new if new != old else None for old, new in pairwise(grids))],
-        q=[rounded(value) for value in q.tolist()],
+        q=[sigmoid(value) for value in found.q_halt_logits[first : first + num].tolist()],
         residuals=[rounded(value) for value in found.residuals[first : first + num].tolist()],
     )
 
@@ -79,6 +77,11 @@ def replay(frames: Sequence[Grid | None]) -> list[Grid]:
     return grids
 
 
+def sigmoid(logit: float) -> float | None:
+    """Return the estimate that a q_halt_logit stands for; None where it was lost."""
+    return rounded(1 / (1 + np.exp(-np.clip(logit, -500, 500))))
+
+
 def rounded(value: float) -> float | None:
     """Return a number with as many digits as anybody looks at; None where it was lost."""
-    return round(value, 4) if np.isfinite(value) else None
+    return round(float(value), 4) if np.isfinite(value) else None

@@ -1,29 +1,19 @@
-"""ARC tasks: what the vote makes of a run's predictions, and which prediction stands for each attempt.
-
-Shape legend: N predictions of a file, M segments, S cells.
-"""
+"""ARC tasks: what the vote makes of a run's predictions."""
 
 import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data_pipeline.arc.augment import AugmentationTable, parse_names
 from data_pipeline.arc.sources import BUNDLED, bundled
-from data_pipeline.base.progress import progress_bar
 from data_pipeline.schema import DatasetInfo
-from hrm_dist.evaluation.intervals import share_interval, task_intervals
-from hrm_dist.evaluation.predictions import Predictions, prediction_files, read_prediction_file
-from hrm_dist.evaluation.trajectories import Trajectories
 from hrm_dist.evaluation.voting import Candidate as Voted
-from hrm_dist.evaluation.voting import Undo, attempts, grid_key, grid_of, task_shares
-from tools.report.answers import CLOSE, SHOWN_CANDIDATES
-from tools.report.column import Shown
+from hrm_dist.evaluation.voting import attempts, grid_key
+from tools.report.attempts import Played
+from tools.report.column import CLOSE, SHOWN_CANDIDATES, Shown
 from tools.report.grids import number_of_cells, number_wrong, spelled
 from tools.report.payload import (
     Answer,
@@ -33,29 +23,17 @@ from tools.report.payload import (
     Grid,
     Puzzle,
     Result,
-    Score,
     Status,
     Trajectory,
 )
 from tools.report.runs import Run
-from tools.report.trajectories import answers_of, has_segments, read_segments, rounded, trajectory
+from tools.report.scores import NUM_ATTEMPTS, vote_scores
+from tools.report.trajectories import rounded
 from tools.vote import (
-    ALL_TASKS,
-    SCORE_MEANINGS,
-    VoteResult,
-    data_file,
     ignored,
     notes,
-    pass_columns,
-    read_identifiers,
     run_vote,
 )
-
-NUM_ATTEMPTS = 2
-AS_IT_IS = "the input as it is"
-
-InputKey = tuple[str, bytes]
-"""A task, and the key of one of its test inputs."""
 
 
 class TaskVotes:
@@ -78,7 +56,7 @@ class TaskVotes:
         self.statuses: dict[str, Status | None] = {
             key: self._status(task) for key, task in self._task_of.items()
         }
-        self.scores = _scores(self._result)
+        self.scores = vote_scores(self._result)
         self.warnings = [*ignored(self._result), *notes(self._result)]
 
     # Of a task
@@ -111,7 +89,7 @@ class TaskVotes:
     def shown(self, ids: Collection[str]) -> dict[str, Shown]:
         """Return these tasks, as far as the run has them."""
         tasks = {key: task for key, task in self._task_of.items() if key in ids}
-        played = _Played(self._run, self._args, self._result, set(tasks.values()))
+        played = Played(self._run, self._args, self._result, set(tasks.values()))
         splits = _splits(self._run.info)
         return {
             key: Shown(self._puzzle(key, task, splits), self._result_of(key, task, played))
@@ -138,7 +116,7 @@ class TaskVotes:
             results=[],
         )
 
-    def _result_of(self, key: str, task: str, played: "_Played") -> Result | None:
+    def _result_of(self, key: str, task: str, played: "Played") -> Result | None:
         status = self.statuses[key]
         if status is None:
             return None
@@ -253,181 +231,3 @@ def _share(attempt: Attempt) -> float:
     if attempt.num_wrong is None:
         return 0.0
     return 1 - attempt.num_wrong / number_of_cells(attempt.grid)
-
-
-# Which predictions stand for the attempts
-
-
-class _Place(NamedTuple):
-    """A prediction that voted."""
-
-    q: float
-    file: Path
-    row: int
-    name: str
-    """Of its puzzle, which tells the augmentation."""
-
-
-class _Played:
-    """The segments of the predictions that stand for the attempts at some tasks.
-
-    Of those that voted for an attempt it is the one of highest q; beside them stands that of the input as it is.
-    """
-
-    def __init__(self, run: Run, args: Namespace, result: VoteResult, tasks: Collection[str]) -> None:
-        self._names = read_identifiers(data_file(args, "identifiers", "identifiers.json"))
-        self._tasks = tasks
-        self._attempts = _attempt_keys(result, tasks)
-        self._best: dict[tuple[InputKey, bytes], _Place] = {}
-        self._own: dict[InputKey, _Place] = {}
-        self._found: dict[tuple[Path, int], Trajectory] = {}
-        self.num_segments: dict[str, list[int]] = {}
-        """Of the predictions of each task."""
-        files = prediction_files(run.predictions)
-        with progress_bar("look up", "file", len(files), shown=True) as progress:
-            for file in files:
-                self._look_up(file)
-                progress.update()
-        self._play()
-
-    def _look_up(self, file: Path) -> None:
-        """Find predictions of a file that stand for attempts."""
-        block = read_prediction_file(file)
-        names = [self._names[number] for number in block.puzzle_identifiers.tolist()]
-        tasks, augmentations = parse_names(names)
-        rows = [row for row, task in enumerate(tasks) if task in self._tasks]
-        if block.num_segments is not None:
-            for row in rows:
-                self.num_segments.setdefault(tasks[row], []).append(int(block.num_segments[row]))
-        if not rows or not has_segments(file):
-            return
-        undo = _undo(augmentations, rows)
-        keys = zip(rows, undo.keys(block.inputs[rows]), undo.keys(block.preds[rows]), strict=True)
-        for row, asked, answer in keys:
-            one = (tasks[row], asked)
-            place = _Place(float(block.q_halt_logits[row]), file, row, names[row])
-            if np.isnan(place.q):
-                continue
-            if answer in self._attempts.get(one, ()):
-                known = self._best.get((one, answer))
-                if known is None or place.q > known.q:
-                    self._best[one, answer] = place
-            if names[row] == tasks[row]:
-                self._own[one] = place
-
-    def _play(self) -> None:
-        """Read the segments of all that were found, file by file."""
-        rows_of: dict[Path, dict[int, str]] = {}
-        for place in (*self._best.values(), *self._own.values()):
-            rows_of.setdefault(place.file, {})[place.row] = place.name
-        with progress_bar("segments", "file", len(rows_of), shown=True) as progress:
-            for file, rows in rows_of.items():
-                predictions = read_prediction_file(file)
-                segments = read_segments(predictions)
-                assert segments is not None  # or nothing of it would have been looked up
-                for row, found in _play(predictions, segments, rows):
-                    self._found[file, row] = found
-                progress.update()
-
-    def trajectories(self, one: InputKey) -> list[Trajectory]:
-        """Return the segments of each attempt and of the input as it is; none where they were not kept."""
-        labels: dict[tuple[Path, int], list[str]] = {}
-        for number, key in enumerate(self._attempts.get(one, ()), start=1):
-            if (one, key) in self._best:
-                place = self._best[one, key]
-                labels.setdefault((place.file, place.row), []).append(f"attempt {number}")
-        if one in self._own:
-            labels.setdefault((self._own[one].file, self._own[one].row), []).append(AS_IT_IS)
-        return [
-            self._found[place].model_copy(update={"label": ", ".join(texts)})
-            for place, texts in labels.items()
-        ]
-
-
-def _attempt_keys(result: VoteResult, tasks: Collection[str]) -> dict[InputKey, list[bytes]]:
-    """Return the grids of the attempts at each test input."""
-    return {
-        (task, grid_key(pair["input"])): [one.key for one in candidates[:NUM_ATTEMPTS] if one.key is not None]
-        for task in tasks
-        for pair, candidates in zip(result.test_puzzles[task]["test"], result.votes.tasks[task], strict=True)
-    }
-
-
-def _undo(augmentations: AugmentationTable, rows: Sequence[int]) -> Undo:
-    return Undo(AugmentationTable(*(column[list(rows)] for column in augmentations)))
-
-
-def _play(
-    predictions: Predictions, segments: Trajectories, names: Mapping[int, str]
-) -> Iterator[tuple[int, Trajectory]]:
-    """Yield rows of a file with their segments, in the original's colours and orientation.
-
-    names: of the puzzles, by row.
-    """
-    entries = [_entry(predictions, segments, row) for row in names]
-    steps = answers_of(segments, entries)
-    for n, (row, name) in enumerate(names.items()):
-        _, augmentations = parse_names([name])
-
-        def grids_of(answers: NDArray[np.uint8], table: AugmentationTable = augmentations) -> list[Grid]:
-            undo = Undo(AugmentationTable(*(column.repeat(len(answers), axis=0) for column in table)))
-            return [spelled(grid_of(key)) for key in undo.keys(answers)]
-
-        yield row, trajectory("", segments, entries[n], steps[:, n], grids_of)
-
-
-def _entry(predictions: Predictions, segments: Trajectories, row: int) -> int:
-    """Return which start of a row answered: the first that ended with its q."""
-    first = row * segments.num_starts
-    lasts = segments.num_segments[: first + segments.num_starts].cumsum(dtype=np.int64)[first:] - 1
-    return first + int((segments.q_halt_logits[lasts] == predictions.q_halt_logits[row]).argmax())
-
-
-# Scores
-
-
-def _scores(result: VoteResult) -> list[Score]:
-    """Return the scores of all tasks and of each subset; none where no truth is known."""
-    found: list[Score] = []
-    for subset, values in result.scores.items():
-        columns = pass_columns(values)
-        if not columns:
-            continue
-        shares = task_shares(result.votes, result.test_puzzles, tasks=result.subsets.get(subset))
-        of_tasks = dict(zip(shares, task_intervals(list(shares.values())), strict=True))
-        for column in columns:
-            for kind, meaning in SCORE_MEANINGS.items():
-                num = values["inputs" if kind == "input" else "tasks"]
-                value = values[f"{kind}/{column}"]
-                # The mean over tasks has no whole number of right ones.
-                bounds = (
-                    of_tasks[f"task/{column}"]
-                    if kind == "task"
-                    else share_interval(round(value * num), int(num))
-                )
-                found.append(
-                    Score(
-                        name=f"{kind.replace('_', ' ')} {column}",
-                        meaning=f"{meaning}; {_counts_as_right(column)}",
-                        subset=subset,
-                        value=value,
-                        low=None if np.isnan(bounds.low) else bounds.low,
-                        high=None if np.isnan(bounds.high) else bounds.high,
-                        right=rounded(value * num),
-                        num=num,
-                        what="test inputs" if kind == "input" else "tasks",
-                        is_headline=(subset, column) == (ALL_TASKS, f"pass@{NUM_ATTEMPTS}"),
-                    )
-                )
-    return found
-
-
-def _counts_as_right(column: str) -> str:
-    if column == "oracle":
-        return "right is what any candidate is"
-    first = column.removeprefix("pass@")
-    return (
-        "right is what the first candidate is"
-        if first == "1"
-        else f"right is what one of the first {first} is"
-    )
