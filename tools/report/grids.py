@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.base.errors import InputError
-from data_pipeline.kind import PADDING, Kind, Look
+from data_pipeline.kind import PADDING, Kind, Look, Token
 from tools.report.payload import CellToken, Grid
 
 _DIGITS = (string.digits + string.ascii_lowercase).encode()
@@ -62,4 +62,17 @@ def tokens_of(kind: Kind, look: Look) -> list[CellToken]:
             f"kind {kind.name!r}: has {len(tokens)} tokens, but the page spells {len(_DIGITS)} at most; "
             "look at single puzzles with tools.show."
         )
-    return [CellToken(meaning=token.meaning, colour=token.colour, text=token.text) for token in tokens]
+    return [
+        CellToken(
+            meaning=token.meaning,
+            colour=token.colour,
+            text=_text(kind, token),
+            letter=token.letter or token.text,
+        )
+        for token in tokens
+    ]
+
+
+def _text(kind: Kind, token: Token) -> str:
+    """Return what is always written into a cell: of a maze also its ends and its path, lest colour alone tells them."""
+    return token.letter if kind.name == "maze" and token.letter in ("S", "G", "o") else token.text

@@ -26,6 +26,8 @@ class CellToken(_Part):
     """As CSS spells it."""
     text: str
     """What is written into its cells; empty where the colour says it."""
+    letter: str
+    """What stands for it in plain text; written into its cells on demand."""
 
 
 class Score(_Part):
