@@ -106,14 +106,17 @@ def add_predictions(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_vote_options(parser: argparse.ArgumentParser) -> None:
+def add_vote_options(
+    parser: argparse.ArgumentParser,
+    data_help: str = "dataset folder with identifiers.json and test_puzzles.json",
+) -> None:
     """Add what a vote is made from beside predictions; the report takes the same."""
     add = parser.add_argument
     add(
         "--data",
         type=path_argument,
         metavar="DIR",
-        help="dataset folder with identifiers.json and test_puzzles.json",
+        help=data_help,
     )
     add(
         "--identifiers",

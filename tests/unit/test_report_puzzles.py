@@ -179,6 +179,21 @@ def test_runs_are_compared_by_puzzle_whatever_was_asked(run: Path, tmp_path: Pat
     assert report.notes == []
 
 
+@pytest.mark.parametrize("run", ["sudoku"], indirect=True)
+def test_runs_on_puzzles_of_two_sizes_stand_side_by_side(run: Path, config: Path, tmp_path: Path) -> None:
+    own, other = tmp_path / "six.yaml", tmp_path / "six"
+    section = "dataset: {preset: sudoku, side: 6, num_train: 9, num_test: 5}"
+    own.write_text(f"{config.read_text()}\n{section}\n")
+    assert train([str(own), f"data_path={tmp_path}/data", f"checkpoint_path={other}", "max_steps=1"]) == 0
+    assert evaluating(other / "checkpoints" / "latest", tmp_path / "data")(other / "predictions") == 0
+    report = report_of(run, other, "--out", tmp_path / "r.html")
+    assert report.num_puzzles == 35
+    assert [puzzle.height for puzzle in report.puzzles] == [4] * 30 + [6] * 5
+    assert all((puzzle.results[0] is None) == (puzzle.height == 6) for puzzle in report.puzzles)
+    assert "different datasets" in report.notes[0]
+    assert report.box is None  # boxes of one size would be wrong for the other
+
+
 def test_of_many_puzzles_those_that_differ_are_shown(run: Path, tmp_path: Path) -> None:
     file = answered(run, tmp_path / "p.npz", with_errors({3: 1, 29: 9}))
     words = (file, "--data", run.parent / "data", "--out", tmp_path / "r.html", "--max-puzzles", 6)

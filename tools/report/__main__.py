@@ -52,13 +52,14 @@ def make_report(args: argparse.Namespace, runs: Sequence[FoundRun]) -> Report:
     columns = _columns(runs, args)
     ids, num = choose(columns, args.max_puzzles)
     kind = runs[0].kind
-    look = kind.look(max(run.info.canvas if run.info else 1 for run in runs))
+    canvases = {run.info.canvas if run.info else 1 for run in runs}
+    look = kind.look(max(canvases))
     return Report(
         title=args.title or f"{', '.join(run.name for run in runs)} ({kind.name})",
         kind=kind.name,
         made=_made(),
         tokens=tokens_of(kind, look),
-        box=look.box,
+        box=look.box if len(canvases) == 1 else None,
         blank=None if look.blank is None else character(look.blank),
         words=words(kind, args.by),
         runs=[
@@ -184,7 +185,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="F",
         help="metrics.jsonl of predictions outside of a run folder",
     )
-    add_vote_options(parser)
+    add_vote_options(parser, "the dataset (that of the run's training)")
     return parser.parse_args(argv)
 
 
