@@ -110,8 +110,8 @@ def _notes(runs: Sequence[FoundRun], num_shown: int, num: int) -> list[str]:
     notes: list[str] = []
     if num_shown < num:
         notes.append(
-            f"{num_shown:,} of {num:,} puzzles are shown: of each combination of what the runs make of a puzzle as "
-            "many, as far as there are, evenly spread; so the shown ones are no sample. Scores are of all puzzles."
+            f"{num_shown:,} of {num:,} puzzles are shown: equally many of each status, of several runs of each "
+            "combination of theirs, or all where there are fewer. So they are no sample; scores are of all puzzles."
         )
     datasets = {run.info.sha256 if run.info else str(run.data) for run in runs}
     if len(datasets) > 1:
