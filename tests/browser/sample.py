@@ -11,12 +11,12 @@ from data_pipeline.grid_puzzles.maze import generator as maze_generator
 from data_pipeline.grid_puzzles.sudoku import generator as sudoku_generator
 from data_pipeline.grid_puzzles.sudoku.puzzles import BOX_SHAPES
 from data_pipeline.kinds import kind_named
+from tools.report.grids import tokens_of
 from tools.report.payload import (
     Answer,
     Asked,
     Attempt,
     Candidate,
-    CellToken,
     Curve,
     Figure,
     Grid,
@@ -183,26 +183,15 @@ def _result(status: Status, answers: list[Answer], is_known: bool, rng: np.rando
     )  # fmt: skip
 
 
-def _tokens(kind: str, canvas: int) -> tuple[list[CellToken], tuple[int, int] | None, str | None]:
-    look = kind_named(kind).look(canvas)
-    shown = look.tokens[2:] if kind == "arc" else look.tokens
-    tokens = [
-        CellToken(
-            meaning=token.meaning, colour=token.colour, letter=token.letter or token.text,
-            text=token.letter if kind == "maze" and token.letter in "SGo" else token.text,
-        )
-        for token in shown
-    ]  # fmt: skip
-    return tokens, look.box, None if look.blank is None else DIGITS[look.blank]
-
-
 def _report(kind: str, puzzles: list[Puzzle], names: Sequence[str], canvas: int, title: str) -> Report:
-    tokens, box, blank = _tokens(kind, canvas)
+    look = kind_named(kind).look(canvas)
     shares = [(0.116, 0.087, 0.174, 0.217), (0.203, 0.15, 0.26, 0.3), (0.05, 0.04, 0.06, 0.08)]
     runs = [_run(name, i, shares[i % 3], "test inputs", 69) for i, name in enumerate(names)]
     return Report(
-        title=title, kind=kind, made="2026-11-27 19:40, hrm-dist 0.1.0", tokens=tokens, box=box, blank=blank,
-        words=WORDS, runs=runs, puzzles=puzzles, num_puzzles=len(puzzles),
+        title=title, kind=kind, made="2026-11-27 19:40, hrm-dist 0.1.0",
+        tokens=tokens_of(kind_named(kind), look), box=look.box,
+        blank=None if look.blank is None else DIGITS[look.blank], words=WORDS,
+        runs=runs, puzzles=puzzles, num_puzzles=len(puzzles),
     )  # fmt: skip
 
 

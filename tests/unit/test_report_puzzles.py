@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from data_pipeline.kinds import kind_named
 from data_pipeline.reader import TestReader
 from hrm_dist.evaluation.predictions import Predictions, write_predictions
 from hrm_dist.train import main as train
 from tests.training import evaluating
 from tools.report.__main__ import gather, parse
 from tools.report.column import Shown, choose
-from tools.report.grids import puzzle_id
+from tools.report.grids import puzzle_id, tokens_of
 from tools.report.payload import Report, Score, Status
 from tools.report.trajectories import replay
 
@@ -30,6 +31,17 @@ STARTS = ("--every-segment", "--starts", 3, "--segment-noise", 2)
 FREE, START, GOAL, PATH = 2, 3, 4, 5  # tokens of mazes
 
 Preds = NDArray[np.uint8]
+
+
+@pytest.mark.parametrize("kind", ["maze", "maze-unique"])
+def test_ends_and_path_of_a_maze_are_told_by_letters(kind: str) -> None:
+    tokens = tokens_of(kind_named(kind), kind_named(kind).look(6))
+    assert [token.text for token in tokens] == ["", "", "", "S", "G", "o"]
+
+
+def test_the_page_writes_nothing_into_colours_of_arc_unasked() -> None:
+    tokens = tokens_of(kind_named("arc"), kind_named("arc").look(30))
+    assert [(token.text, token.letter) for token in tokens] == [("", str(digit)) for digit in range(10)]
 
 
 def report_of(*words: object) -> Report:

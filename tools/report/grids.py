@@ -74,5 +74,9 @@ def tokens_of(kind: Kind, look: Look) -> list[CellToken]:
 
 
 def _text(kind: Kind, token: Token) -> str:
-    """Return what is always written into a cell: of a maze also its ends and its path, lest colour alone tells them."""
-    return token.letter if kind.name == "maze" and token.letter in ("S", "G", "o") else token.text
+    """Return what is always written into a cell: of a maze also its ends and its path, lest colour alone tells them.
+
+    Colours of ARC are told by their numbers, on demand.
+    """
+    is_letter = kind.scorer != "votes" and token.letter.isalpha()
+    return token.text or (token.letter if is_letter else "")
