@@ -18,6 +18,10 @@ Measured = dict[str, NDArray[np.int64]]
 Check = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.bool_]]
 """Inputs and predictions, tokens [n, canvas * canvas], to whether each prediction is good; [n]."""
 
+Images = Callable[[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]], NDArray[np.uint8]]
+"""Examples [n, 2, canvas * canvas], input before label, numbers of their puzzles, and of an image of each, to these;
+image 0 is the puzzle itself."""
+
 
 def split_role(source: str) -> tuple[Path, Role | None]:
     """Split PATH:train or PATH:evaluation; the role is None where the path's own names decide."""
@@ -79,3 +83,5 @@ class Kind(NamedTuple):
     for ARC, whose grids differ in size."""
     answers_only: str = ""
     """Those of them that no question has."""
+    images: Images | None = None
+    """Symmetric images of puzzles, which are as hard; None where there are none, or, as of ARC, of tasks alone."""

@@ -321,6 +321,9 @@ def kind_of(puzzle_type: type[PuzzleType], puzzles: str) -> Kind:
     def look(canvas: int) -> Look:
         return puzzle_type(canvas).look()
 
+    def images(examples: Examples, puzzles: NDArray[np.int64], numbers: NDArray[np.int64]) -> Examples:
+        return puzzle_type(math.isqrt(examples.shape[2])).augment(examples, 0, puzzles, numbers)
+
     return Kind(
         name=puzzle_type.kind,
         presets={
@@ -336,4 +339,5 @@ def kind_of(puzzle_type: type[PuzzleType], puzzles: str) -> Kind:
         checks=puzzle_type.checks,
         characters=puzzle_type.characters.decode(),
         answers_only=puzzle_type.answers_only.decode(),
+        images=None if puzzle_type.augment is PuzzleType.augment else images,
     )

@@ -4,7 +4,7 @@ Shape legend: N inputs, E entries, which are the starts of inputs, M segments, S
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from data_pipeline.arc.tokens import crop_sizes
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.progress import Progress
+from data_pipeline.kind import Kind
 from data_pipeline.kinds import kind_named
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import IGNORE_LABEL_ID
@@ -203,27 +204,42 @@ def _read(file: Path, num_starts: int) -> _File:
 def _outcomes(file: _File, reader: TestReader) -> Outcomes:
     predictions, trajectories = file
     assert predictions.rows is not None
-    kind = kind_named(reader.info.kind)
-    has_grids = kind.scorer == "votes"
-    num_starts = trajectories.num_starts
-    labels = _labels(reader, predictions.rows).repeat(num_starts, axis=0)
-    inputs = predictions.inputs.repeat(num_starts, axis=0)
-    asked = labels != IGNORE_LABEL_ID
-    num_asked = asked.sum(1)
-    is_right, cells_right, digests_of, checks = [], [], [], []
-    for answers in trajectories.answers():
-        num_right = (asked & (answers == labels)).sum(1)
-        is_right.append(num_right == num_asked)
-        cells_right.append((num_right / np.maximum(num_asked, 1)).astype(np.float32))
-        checks.append([check(inputs, answers) for check in kind.checks.values()])
-        digests_of.append(digests(_spelled(answers, has_grids=has_grids)))
-    chosen = digests(_spelled(predictions.preds, has_grids=has_grids))
-    if not (chosen[:, None] == digests_of[-1].reshape(-1, num_starts)).any(axis=1).all():
+    kind, num_starts = kind_named(reader.info.kind), trajectories.num_starts
+    outcomes = score_segments(
+        kind,
+        predictions.inputs.repeat(num_starts, axis=0),
+        _labels(reader, predictions.rows).repeat(num_starts, axis=0),
+        trajectories.answers(),
+        *(trajectories.by_segment(name) for name in ("q_halt_logits", "q_continue_logits", "residuals")),
+    )
+    chosen = digests(_spelled(predictions.preds, has_grids=kind.scorer == "votes"))
+    if not (chosen[:, None] == outcomes.answers[:, -1].reshape(-1, num_starts)).any(axis=1).all():
         raise InputError(
             f"{predictions.source}: preds are not the last answers of its segments; evaluate again into a new folder."
         )
+    return outcomes
+
+
+def score_segments(
+    kind: Kind,
+    inputs: NDArray[np.uint8],
+    labels: NDArray[np.int32],
+    answers: Iterable[NDArray[np.uint8]],
+    q_halt_logits: NDArray[np.float32],
+    q_continue_logits: NDArray[np.float32],
+    residuals: NDArray[np.float32],
+) -> Outcomes:
+    """Score the answers [E, S] after each segment; inputs and labels are [E, S], all others [E, M]."""
+    asked = labels != IGNORE_LABEL_ID
+    num_asked = asked.sum(1)
+    is_right, cells_right, digests_of, checks = [], [], [], []
+    for preds in answers:
+        num_right = (asked & (preds == labels)).sum(1)
+        is_right.append(num_right == num_asked)
+        cells_right.append((num_right / np.maximum(num_asked, 1)).astype(np.float32))
+        checks.append([check(inputs, preds) for check in kind.checks.values()])
+        digests_of.append(digests(_spelled(preds, has_grids=kind.scorer == "votes")))
     num_entries, most = len(labels), len(is_right)
-    q_halt_logits = trajectories.by_segment("q_halt_logits")
     # The answers of what overflowed mean nothing, even one that happens to be right.
     is_sound = ~np.isnan(q_halt_logits)
     return Outcomes(
@@ -231,8 +247,8 @@ def _outcomes(file: _File, reader: TestReader) -> Outcomes:
         cells_right=np.stack(cells_right, axis=1) * is_sound,
         answers=np.stack(digests_of, axis=1),
         q_halt_logits=q_halt_logits,
-        q_continue_logits=trajectories.by_segment("q_continue_logits"),
-        residuals=trajectories.by_segment("residuals"),
+        q_continue_logits=q_continue_logits,
+        residuals=residuals,
         checks=np.array(checks, dtype=bool).reshape(most, -1, num_entries).transpose(2, 0, 1)
         & is_sound[:, :, None],
         is_known=num_asked > 0,

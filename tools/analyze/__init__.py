@@ -1,0 +1,1 @@
+"""What a model does between its input and its answer; read `observe` first, then `watch`."""

@@ -1,0 +1,192 @@
+"""Participation ratio: in how many directions a model's states spread (arXiv 2506.21734, section 4 and figure 8).
+
+    PR = (sum of l)^2 / (sum of l^2),   l the eigenvalues of the covariance matrix of states
+
+It is 1 where all states lie on a line, and the width D where they spread alike in all directions. The paper takes
+"neural states gathered across" 10 to 100 trajectories of solving Sudokus and does not say of which positions. Here a
+state is the vector of D numbers at one cell of a puzzle (no prefix, no padding), and a population is
+
+  cells, trajectory   after every update in the segments of training, at cells drawn at random: what is shown first
+  cells, end          after the last of these segments
+  means, ...          the same, of the mean over all cells of the puzzle in place of single cells
+
+An interval is a bootstrap's over puzzles, each with all of its states, 95 %, of the kind called basic: the distance of
+the resampled ratios from the estimate is turned around, since draws with fewer different puzzles have fewer
+dimensions, so that percentiles would lie too low. Ratios cannot be below 1.
+
+Shape legend: N puzzles, K states of each, D hidden_size, R resamples.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrm_dist.evaluation.intervals import CONFIDENCE, Interval
+from tools.analyze.watch import StateSeries
+
+RESAMPLES = 999
+NUMBERS = (10, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
+"""Of trajectories, for which the ratio is told; the paper goes from 10 to 100."""
+DRAWS = 30
+"""Subsets of each number of trajectories."""
+_MAX_BYTES = 64 * 2**20
+Weights = NDArray[np.float64]  # [R, N], how often a resample has each puzzle
+
+
+class Moments(NamedTuple):
+    """What the covariance of any choice of puzzles follows from."""
+
+    num: NDArray[np.float64]  # [N] states
+    sums: NDArray[np.float64]  # [N, D]
+    squares: NDArray[np.float32]  # [N, D, D] sums of outer products
+
+    @classmethod
+    def of(cls, states: NDArray[np.float32], is_there: NDArray[np.bool_]) -> "Moments":
+        """Take them of states [N, K, D], those that are there [N, K]."""
+        # Around the mean of all: sums of squares of numbers far from 0 would lose what is small.
+        centred = states - states[is_there].mean(axis=0, dtype=np.float64).astype(np.float32)
+        centred[~is_there] = 0
+        squares = np.matmul(centred.transpose(0, 2, 1), centred)
+        return cls(is_there.sum(1).astype(np.float64), centred.sum(1, dtype=np.float64), squares)
+
+    def ratios(self, weights: Weights) -> NDArray[np.float64]:
+        """Return the participation ratio of each resample, [R]; NaN where all of its states are the same."""
+        size = self.squares.shape[1]
+        at_a_time = max(1, _MAX_BYTES // (4 * size * size))
+        found = [
+            self._ratios(weights[first : first + at_a_time]) for first in range(0, len(weights), at_a_time)
+        ]
+        return np.concatenate(found)
+
+    def _ratios(self, weights: Weights) -> NDArray[np.float64]:
+        num = weights @ self.num
+        means = weights @ self.sums / num[:, None]
+        squares = np.tensordot(weights.astype(np.float32), self.squares, 1) / num[:, None, None]
+        covariance = squares - means[:, :, None] * means[:, None, :]
+        total = np.trace(covariance, axis1=1, axis2=2)
+        # The sum of squared eigenvalues of a symmetric matrix is that of its entries.
+        of_squares = np.square(covariance).sum(axis=(1, 2))
+        with np.errstate(invalid="ignore"):
+            return np.square(total) / np.where(of_squares > 0, of_squares, np.nan)
+
+
+def participation_ratio(moments: Moments) -> float:
+    """Return the ratio of all puzzles."""
+    return float(moments.ratios(np.ones((1, len(moments.num))))[0])
+
+
+def ratio_interval(moments: Moments, *, seed: int = 0) -> Interval:
+    """Return the ratio of all puzzles with its interval."""
+    value, low, high = _bootstrapped(lambda weights: moments.ratios(weights), len(moments.num), seed)
+    return Interval(value, *np.maximum(1.0, (low, high)).tolist())  # NaN stays NaN
+
+
+def quotient_interval(above: Moments, below: Moments, *, seed: int = 0) -> Interval:
+    """Return how many times the ratio of one state is that of another, of the same puzzles, with its interval."""
+
+    def statistic(weights: Weights) -> NDArray[np.float64]:
+        return np.log(above.ratios(weights)) - np.log(below.ratios(weights))
+
+    return Interval(*(math.exp(bound) for bound in _bootstrapped(statistic, len(above.num), seed)))
+
+
+def _bootstrapped(statistic: Callable[[Weights], NDArray[np.float64]], num: int, seed: int) -> Interval:
+    from scipy.stats import bootstrap
+
+    value = float(statistic(np.ones((1, num)))[0])
+    if num < 2 or math.isnan(value):
+        return Interval(value, float("nan"), float("nan"))
+
+    def of_indices(indices: NDArray[np.int64], axis: int = -1) -> NDArray[np.float64]:
+        flat = indices.reshape(-1, indices.shape[-1])
+        weights = np.zeros((len(flat), num))
+        np.add.at(weights, (np.arange(len(flat))[:, None], flat), 1)
+        return statistic(weights).reshape(indices.shape[:-1])
+
+    found = bootstrap(
+        (np.arange(num),),
+        of_indices,
+        vectorized=True,
+        method="basic",
+        confidence_level=CONFIDENCE,
+        n_resamples=RESAMPLES,
+        batch=100,
+        random_state=np.random.default_rng(seed),  # pyright: ignore[reportCallIssue] -- `rng` came with scipy 1.15
+    ).confidence_interval
+    return Interval(value, float(found.low), float(found.high))
+
+
+class ByNumber(NamedTuple):
+    """The ratio of some trajectories, over subsets of them."""
+
+    trajectories: int
+    mean: float
+    low: float
+    """Quantiles of the subsets, 2.5 and 97.5 %."""
+    high: float
+
+
+def by_number(moments: Moments, *, seed: int = 0) -> list[ByNumber]:
+    """Return the ratio of more and more trajectories, each of subsets drawn without replacement."""
+    total, rng, found = len(moments.num), np.random.default_rng(seed), []
+    for number in sorted({*(n for n in NUMBERS if n < total), total}):
+        if number < 2:
+            continue
+        chosen = rng.random((DRAWS if number < total else 1, total)).argsort(1).argsort(1) < number
+        ratios = moments.ratios(chosen.astype(np.float64))
+        low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        found.append(ByNumber(number, float(ratios.mean()), float(low), float(high)))
+    return found
+
+
+def populations(series: StateSeries) -> dict[str, Moments]:
+    """Return the moments of a state, by population."""
+    num_updates = series.cells.shape[1]
+    is_cell = np.repeat(series.is_cell[:, None], num_updates, axis=1)
+    means = series.means
+    return {
+        "cells, trajectory": _cells(series, slice(None), is_cell),
+        "cells, end": _cells(series, slice(num_updates - 1, None), is_cell),
+        "means, trajectory": Moments.of(means, np.ones(means.shape[:2], dtype=bool)),
+        "means, end": Moments.of(means[:, -1:], np.ones((len(means), 1), dtype=bool)),
+    }
+
+
+def by_update(series: StateSeries) -> list[float]:
+    """Return the ratio of the states at cells after each update."""
+    return [participation_ratio(Moments.of(states, series.is_cell)) for states in series.cells.swapaxes(0, 1)]
+
+
+def by_segment(series: StateSeries, *, seed: int = 0) -> list[Interval]:
+    """Return the ratio of the states at cells after each segment."""
+    ends = series.cells[:, series.updates_per_segment - 1 :: series.updates_per_segment]
+    return [ratio_interval(Moments.of(states, series.is_cell), seed=seed) for states in ends.swapaxes(0, 1)]
+
+
+def _cells(series: StateSeries, updates: slice, is_cell: NDArray[np.bool_]) -> Moments:
+    states = series.cells[:, updates]
+    size = states.shape[-1]
+    return Moments.of(states.reshape(len(states), -1, size), is_cell[:, updates].reshape(len(states), -1))
+
+
+def measured(all_series: Sequence[StateSeries], *, seed: int = 0) -> dict[str, object]:
+    """Return all of it for a model, as analysis.json has it under `trained` and `initial`."""
+    found: dict[str, object] = {}
+    moments = {series.name: populations(series) for series in all_series}
+    for series in all_series:
+        of_state = moments[series.name]
+        found[series.name] = {
+            "populations": {name: ratio_interval(of, seed=seed) for name, of in of_state.items()},
+            "by_segment": by_segment(series, seed=seed),
+            "by_update": by_update(series),
+            "updates_per_segment": series.updates_per_segment,
+            "by_number": by_number(of_state["cells, trajectory"], seed=seed),
+            "by_number_of_means": by_number(of_state["means, trajectory"], seed=seed),
+        }
+    if len(all_series) == 2:
+        first, second = (moments[series.name] for series in all_series)
+        found["quotient"] = {name: quotient_interval(first[name], second[name], seed=seed) for name in first}
+    return found
