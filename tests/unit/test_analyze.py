@@ -11,12 +11,14 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from data_pipeline.kinds import kind_named
+from hrm_dist.evaluation.intervals import Interval
 from tools.analyze.analysis import mean_of_logs, names_of, over_seeds, plain
 from tools.analyze.difficulty import MOST_BINS, bins
 from tools.analyze.dimensions import (
     Moments,
     by_number,
     participation_ratio,
+    population,
     quotient_interval,
     ratio_interval,
 )
@@ -125,6 +127,24 @@ def test_more_trajectories_end_with_all_of_them() -> None:
     assert [one.trajectories for one in found] == [10, 20, 25]
     assert found[-1].low == found[-1].high == pytest.approx(participation_ratio(of))
     assert all(one.low <= one.mean <= one.high for one in found)
+
+
+def test_populations_are_of_the_states_that_their_names_say() -> None:
+    rng = np.random.default_rng(0)
+    cells = rng.standard_normal((4, 6, 3, 5)).astype(np.float32)
+    is_cell = rng.random((4, 3)) < 0.7
+    of = StateSeries("z", 2, cells, is_cell, cells.mean(axis=2), np.zeros((4, 3, 2), np.float32))
+    expected = {
+        "cells, trajectory": [
+            update[there] for puzzle, there in zip(cells, is_cell, strict=True) for update in puzzle
+        ],
+        "cells, end": [puzzle[-1][there] for puzzle, there in zip(cells, is_cell, strict=True)],
+        "means, trajectory": [*of.means],
+        "means, end": [puzzle[-1:] for puzzle in of.means],
+    }
+    for name, states in expected.items():
+        by_hand = participation_ratio(moments(np.concatenate(states)[None]))
+        assert participation_ratio(population(of, name)) == pytest.approx(by_hand, rel=1e-4), name
 
 
 # Paths and residuals
@@ -297,10 +317,10 @@ def test_means_over_seeds_are_of_logarithms() -> None:
 
 
 def checkpoint(seed: int, quotient: float, **arch: object) -> dict[str, object]:
-    interval = moments(random_states(0))
-    of = {"quotient": {"cells": quotient_interval(interval, interval)._replace(value=quotient)}}
+    of = {"quotient": {"cells": Interval(quotient, 0.1, 10)}}
     known = {"name": "hrm", "hidden_size": 4, **arch}
     return {
+        "name": f"seed{seed}",
         "seed": seed,
         "arch": known,
         "states": ["z_H", "z_L"],
@@ -312,6 +332,7 @@ def test_only_checkpoints_that_differ_in_their_seed_alone_have_a_mean() -> None:
     [found] = over_seeds([checkpoint(0, 2.0), checkpoint(1, 8.0)]).values()
     assert found["num"] == 2
     assert found["trained"]["cells"]["value"] == pytest.approx(4)
+    assert found["change"]["cells"] == pytest.approx({"value": 1, "low": 1, "high": 1})
     assert over_seeds([checkpoint(0, 2.0), checkpoint(0, 8.0)]) == {}
     assert over_seeds([checkpoint(0, 2.0), checkpoint(1, 8.0, H_cycles=3)]) == {}
     assert over_seeds([checkpoint(0, 2.0)]) == {}

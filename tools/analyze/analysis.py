@@ -243,30 +243,34 @@ def _of_answers(plan: Plan, chosen: Chosen, watched: Watched) -> dict[str, Any]:
 
 
 def over_seeds(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the quotient of the participation ratios of both states over checkpoints that differ in their seed alone.
+    """Return the quotient of both states' participation ratios over checkpoints that differ in their seed alone.
 
-    Geometric means, with Student's interval of their logarithms.
+    Geometric means, with Student's interval of logarithms: of trained weights, of initial ones, and of how many times
+    the quotient of the trained ones is that of the initial ones of the same seed (`change`).
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for one in found:
         if "quotient" in one["dimensions"].get("trained", {}):
-            key = f"{one['arch']['name']}, {len(one['states'])} states, width {one['arch']['hidden_size']}"
-            groups.setdefault(key, []).append(one)
+            groups.setdefault(str(one["arch"]), []).append(one)
     result = {}
-    for key, members in groups.items():
+    for members in groups.values():
         if len({one["seed"] for one in members}) < max(2, len(members)):
             continue
-        if any(one["arch"] != members[0]["arch"] for one in members):
-            continue
-        result[key] = {
-            weights: {
-                population: mean_of_logs(
-                    [one["dimensions"][weights]["quotient"][population].value for one in members]
-                )
-                for population in members[0]["dimensions"][weights]["quotient"]
-            }
+        values = {
+            weights: [one["dimensions"][weights]["quotient"] for one in members]
             for weights in ("trained", "initial")
-        } | {"num": len(members)}
+        }
+        names = list(values["trained"][0])
+        means: dict[str, Any] = {
+            weights: {name: mean_of_logs([one[name].value for one in of_all]) for name in names}
+            for weights, of_all in values.items()
+        }
+        pairs = list(zip(*values.values(), strict=True))
+        means["change"] = {
+            name: mean_of_logs([after[name].value / before[name].value for after, before in pairs])
+            for name in names
+        }
+        result[", ".join(one["name"] for one in members)] = {"num": len(members), **means}
     return result
 
 

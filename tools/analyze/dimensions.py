@@ -19,7 +19,7 @@ Shape legend: N puzzles, K states of each, D hidden_size, R resamples.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ NUMBERS = (10, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
 """Of trajectories, for which the ratio is told; the paper goes from 10 to 100."""
 DRAWS = 30
 """Subsets of each number of trajectories."""
+POPULATIONS = ("cells, trajectory", "cells, end", "means, trajectory", "means, end")
+_BY_NUMBER = {"cells, trajectory": "by_number", "means, trajectory": "by_number_of_means"}
 _MAX_BYTES = 64 * 2**20
 Weights = NDArray[np.float64]  # [R, N], how often a resample has each puzzle
 
@@ -142,17 +144,15 @@ def by_number(moments: Moments, *, seed: int = 0) -> list[ByNumber]:
     return found
 
 
-def populations(series: StateSeries) -> dict[str, Moments]:
-    """Return the moments of a state, by population."""
-    num_updates = series.cells.shape[1]
-    is_cell = np.repeat(series.is_cell[:, None], num_updates, axis=1)
-    means = series.means
-    return {
-        "cells, trajectory": _cells(series, slice(None), is_cell),
-        "cells, end": _cells(series, slice(num_updates - 1, None), is_cell),
-        "means, trajectory": Moments.of(means, np.ones(means.shape[:2], dtype=bool)),
-        "means, end": Moments.of(means[:, -1:], np.ones((len(means), 1), dtype=bool)),
-    }
+def population(series: StateSeries, name: str) -> Moments:
+    """Return the moments of a state in one of POPULATIONS."""
+    of, when = name.split(", ")
+    states, is_there = series.means[:, :, None], np.ones((*series.means.shape[:2], 1), dtype=bool)
+    if of == "cells":
+        states, is_there = series.cells, np.repeat(series.is_cell[:, None], series.cells.shape[1], axis=1)
+    updates = slice(-1 if when == "end" else 0, None)
+    num, size = len(states), states.shape[-1]
+    return Moments.of(states[:, updates].reshape(num, -1, size), is_there[:, updates].reshape(num, -1))
 
 
 def by_update(series: StateSeries) -> list[float]:
@@ -166,27 +166,25 @@ def by_segment(series: StateSeries, *, seed: int = 0) -> list[Interval]:
     return [ratio_interval(Moments.of(states, series.is_cell), seed=seed) for states in ends.swapaxes(0, 1)]
 
 
-def _cells(series: StateSeries, updates: slice, is_cell: NDArray[np.bool_]) -> Moments:
-    states = series.cells[:, updates]
-    size = states.shape[-1]
-    return Moments.of(states.reshape(len(states), -1, size), is_cell[:, updates].reshape(len(states), -1))
-
-
-def measured(all_series: Sequence[StateSeries], *, seed: int = 0) -> dict[str, object]:
+def measured(all_series: Sequence[StateSeries], *, seed: int = 0) -> dict[str, Any]:
     """Return all of it for a model, as analysis.json has it under `trained` and `initial`."""
-    found: dict[str, object] = {}
-    moments = {series.name: populations(series) for series in all_series}
-    for series in all_series:
-        of_state = moments[series.name]
-        found[series.name] = {
-            "populations": {name: ratio_interval(of, seed=seed) for name, of in of_state.items()},
+    found: dict[str, Any] = {
+        series.name: {
+            "populations": {},
             "by_segment": by_segment(series, seed=seed),
             "by_update": by_update(series),
             "updates_per_segment": series.updates_per_segment,
-            "by_number": by_number(of_state["cells, trajectory"], seed=seed),
-            "by_number_of_means": by_number(of_state["means, trajectory"], seed=seed),
         }
-    if len(all_series) == 2:
-        first, second = (moments[series.name] for series in all_series)
-        found["quotient"] = {name: quotient_interval(first[name], second[name], seed=seed) for name in first}
-    return found
+        for series in all_series
+    }
+    quotients = {}
+    # One at a time, as moments are large.
+    for name in POPULATIONS:
+        moments = [population(series, name) for series in all_series]
+        for series, of in zip(all_series, moments, strict=True):
+            found[series.name]["populations"][name] = ratio_interval(of, seed=seed)
+            if name in _BY_NUMBER:
+                found[series.name][_BY_NUMBER[name]] = by_number(of, seed=seed)
+        if len(moments) == 2:
+            quotients[name] = quotient_interval(*moments, seed=seed)
+    return found | ({"quotient": quotients} if quotients else {})

@@ -36,26 +36,30 @@ def draw_all(out: Path, report: Report) -> list[dict[str, str]]:
 
 
 def _save(path: Path, figure: "Figure", title: str) -> None:
+    from PIL import Image  # matplotlib needs it too
+
     figure.suptitle(title, fontsize=11)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", bbox_inches="tight")
+    drawn, picture = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", bbox_inches="tight")
+    # A palette takes a third of the bytes, and reports hold many pictures.
+    Image.open(drawn).convert("RGB").quantize(128).save(picture, format="png", optimize=True)
     replace_file(path, picture.getvalue())
 
 
-def _panels(
-    checkpoints: Sequence[Mapping[str, Any]], draw: DrawFn, *, height: float = 3.4, share_y: bool = True
-) -> "Figure":
+def _panels(checkpoints: Sequence[Mapping[str, Any]], draw: DrawFn, *, from_zero: bool = False) -> "Figure":
     """Draw a panel for each checkpoint, and one legend for all."""
     from matplotlib.figure import Figure
 
     columns = min(_COLUMNS, len(checkpoints))
     rows = -(-len(checkpoints) // columns)
-    figure = Figure(figsize=(max(5.5, 4.2 * columns), height * rows + 0.4), dpi=_DPI, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=share_y).flatten().tolist()
+    figure = Figure(figsize=(max(5.5, 4.2 * columns), 3.4 * rows + 0.4), dpi=_DPI, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten().tolist()
     for axes, one in zip(panels, checkpoints, strict=False):
         draw(axes, one)
         axes.set_title(f"{one['name']} ({one['arch']['name']})", fontsize=9)
         _grid(axes)
+    if from_zero:  # now that the shared axis knows all
+        panels[0].set_ylim(bottom=0)
     for axes in panels[len(checkpoints) :]:
         axes.remove()
     _legend(figure, panels[: len(checkpoints)])
@@ -154,7 +158,6 @@ def _by_number(axes: "Axes", one: Mapping[str, Any]) -> None:
     marks = [number for number in (10, 30, 100, 300, 1000) if number <= most]
     axes.set_xticks(marks, [str(mark) for mark in marks])
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
     axes.set_xlabel("trajectories", fontsize=8)
     axes.set_ylabel("participation ratio", fontsize=8)
 
@@ -177,7 +180,6 @@ def _by_update(axes: "Axes", one: Mapping[str, Any]) -> None:
                 1 + np.arange(len(ends)), value, bars, color=colour, marker=marker, mfc=face, ms=5, ls="none",
                 capsize=2, label=f"{name}, {weights}",
             )  # fmt: skip
-    axes.set_ylim(bottom=0)
     axes.set_xlabel("segments", fontsize=8)
     axes.set_ylabel("participation ratio", fontsize=8)
     _whole(axes)
@@ -360,13 +362,13 @@ _PICTURES: dict[str, tuple[str, str, str, Callable[[Sequence[Mapping[str, Any]]]
         "Dimensions over the number of trajectories",
         "The same, of subsets of the puzzles: means, and 95 % of 30 subsets. The paper has z_H grow with the number of "
         "tasks, and z_L not.",
-        _in_panels(_by_number),
+        _in_panels(_by_number, from_zero=True),
     ),
     "dimensions_by_update.png": (
         "dimensions",
         "Dimensions over the updates",
         "Participation ratio of the states at cells after each update; marks with bars are the ends of segments.",
-        _in_panels(_by_update),
+        _in_panels(_by_update, from_zero=True),
     ),
     "paths.png": (
         "paths",

@@ -35,8 +35,11 @@ def summary(report: Report) -> list[str]:
         "",
     ]
     for name, group in report["seeds"].items():
-        both = ", ".join(f"{w} {told(group[w][FIRST_POPULATION], 2)}" for w in ("trained", "initial"))
-        lines += [f"z_H / z_L over {group['num']} seeds of {name}: {both}", ""]
+        both = ", ".join(
+            f"{weights} {told(group[weights][FIRST_POPULATION], 2)}"
+            for weights in ("trained", "initial", "change")
+        )
+        lines += [f"first / second over {group['num']} seeds ({name}): {both}", ""]
     lines += ["answers", *_answers(report)]
     return [*lines, *_not_told(report)]
 
