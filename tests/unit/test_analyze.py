@@ -15,6 +15,7 @@ from hrm_dist.evaluation.intervals import Interval
 from tools.analyze.analysis import mean_of_logs, names_of, over_seeds, plain
 from tools.analyze.difficulty import MOST_BINS, bins
 from tools.analyze.dimensions import (
+    Gram,
     Moments,
     by_number,
     participation_ratio,
@@ -133,7 +134,7 @@ def test_populations_are_of_the_states_that_their_names_say() -> None:
     rng = np.random.default_rng(0)
     cells = rng.standard_normal((4, 6, 3, 5)).astype(np.float32)
     is_cell = rng.random((4, 3)) < 0.7
-    of = StateSeries("z", 2, cells, is_cell, cells.mean(axis=2), np.zeros((4, 3, 2), np.float32))
+    of = StateSeries("z", 2, True, cells, is_cell, cells.mean(axis=2), np.zeros((4, 3, 2), np.float32))
     expected = {
         "cells, trajectory": [
             update[there] for puzzle, there in zip(cells, is_cell, strict=True) for update in puzzle
@@ -144,7 +145,24 @@ def test_populations_are_of_the_states_that_their_names_say() -> None:
     }
     for name, states in expected.items():
         by_hand = participation_ratio(moments(np.concatenate(states)[None]))
-        assert participation_ratio(population(of, name)) == pytest.approx(by_hand, rel=1e-4), name
+        found = population(of, name)
+        assert found is not None
+        assert participation_ratio(found) == pytest.approx(by_hand, rel=1e-4), name
+    assert population(of, "whole, end") is None
+    whole = population(of._replace(is_cell=np.ones_like(is_cell)), "whole, end")
+    assert whole is not None
+    by_hand = participation_ratio(moments(cells[:, -1].reshape(1, 4, -1)))
+    assert participation_ratio(whole) == pytest.approx(by_hand, rel=1e-4)
+
+
+@given(
+    seed=SEEDS, weights=arrays(np.int64, 6, elements=st.integers(0, 3)).filter(lambda w: (w > 0).sum() > 1)
+)
+def test_products_of_states_give_the_ratio_of_their_covariance(seed: int, weights: NDArray[np.int64]) -> None:
+    states = random_states(seed, (6, 1, 9))
+    [found] = Gram.of(states[:, 0].astype(np.float32)).ratios(weights[None].astype(np.float64))
+    [expected] = moments(states).ratios(weights[None].astype(np.float64))
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 # Paths and residuals
@@ -152,7 +170,7 @@ def test_populations_are_of_the_states_that_their_names_say() -> None:
 
 def series(means: NDArray[np.float32], changes: NDArray[np.float32], updates: int) -> StateSeries:
     nothing = np.zeros((len(means), 0, 0, 0), np.float32)
-    return StateSeries("z", updates, nothing, np.zeros((len(means), 0), bool), means, changes)
+    return StateSeries("z", updates, False, nothing, np.zeros((len(means), 0), bool), means, changes)
 
 
 def test_paths_in_a_plane_are_explained_in_full() -> None:

@@ -9,6 +9,8 @@ state is the vector of D numbers at one cell of a puzzle (no prefix, no padding)
   cells, trajectory   after every update in the segments of training, at cells drawn at random: what is shown first
   cells, end          after the last of these segments
   means, ...          the same, of the mean over all cells of the puzzle in place of single cells
+  whole, end          after the last segment, all cells of a puzzle as one vector: where all puzzles fill the canvas and
+                      all cells were kept. Of N puzzles no ratio is above N - 1
 
 An interval is a bootstrap's over puzzles, each with all of its states, 95 %, of the kind called basic: the distance of
 the resampled ratios from the estimate is turned around, since draws with fewer different puzzles have fewer
@@ -32,8 +34,7 @@ NUMBERS = (10, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
 """Of trajectories, for which the ratio is told; the paper goes from 10 to 100."""
 DRAWS = 30
 """Subsets of each number of trajectories."""
-POPULATIONS = ("cells, trajectory", "cells, end", "means, trajectory", "means, end")
-_BY_NUMBER = {"cells, trajectory": "by_number", "means, trajectory": "by_number_of_means"}
+POPULATIONS = ("cells, trajectory", "cells, end", "means, trajectory", "means, end", "whole, end")
 _MAX_BYTES = 64 * 2**20
 Weights = NDArray[np.float64]  # [R, N], how often a resample has each puzzle
 
@@ -53,6 +54,10 @@ class Moments(NamedTuple):
         centred[~is_there] = 0
         squares = np.matmul(centred.transpose(0, 2, 1), centred)
         return cls(is_there.sum(1).astype(np.float64), centred.sum(1, dtype=np.float64), squares)
+
+    @property
+    def num_puzzles(self) -> int:
+        return len(self.num)
 
     def ratios(self, weights: Weights) -> NDArray[np.float64]:
         """Return the participation ratio of each resample, [R]; NaN where all of its states are the same."""
@@ -75,24 +80,62 @@ class Moments(NamedTuple):
             return np.square(total) / np.where(of_squares > 0, of_squares, np.nan)
 
 
-def participation_ratio(moments: Moments) -> float:
+class Gram(NamedTuple):
+    """The same of one state for each puzzle, which may be wider than there are puzzles."""
+
+    products: NDArray[np.float64]  # [N, N] of states, around the mean of all
+
+    @classmethod
+    def of(cls, states: NDArray[np.float32]) -> "Gram":
+        """Take them of states [N, D]."""
+        centred = states - states.mean(axis=0, dtype=np.float64)
+        return cls(centred @ centred.T)
+
+    @property
+    def num_puzzles(self) -> int:
+        return len(self.products)
+
+    def ratios(self, weights: Weights) -> NDArray[np.float64]:
+        """Return the participation ratio of each resample, [R]; NaN where all of its states are the same."""
+        at_a_time = max(1, _MAX_BYTES // (8 * self.products.size))
+        found = [
+            self._ratios(weights[first : first + at_a_time]) for first in range(0, len(weights), at_a_time)
+        ]
+        return np.concatenate(found)
+
+    def _ratios(self, weights: Weights) -> NDArray[np.float64]:
+        shares = weights / weights.sum(axis=1, keepdims=True)
+        with_mean = shares @ self.products
+        of_mean = (shares * with_mean).sum(axis=1)
+        # Around the mean of the resample; the covariance has the eigenvalues of these products, weighted.
+        products = self.products - with_mean[:, :, None] - with_mean[:, None, :] + of_mean[:, None, None]
+        total = (shares * np.diagonal(products, axis1=1, axis2=2)).sum(axis=1)
+        of_squares = np.einsum("ri,rij,rj->r", shares, np.square(products), shares)
+        with np.errstate(invalid="ignore"):
+            return np.square(total) / np.where(of_squares > 0, of_squares, np.nan)
+
+
+Spread = Moments | Gram
+
+
+def participation_ratio(moments: Spread) -> float:
     """Return the ratio of all puzzles."""
-    return float(moments.ratios(np.ones((1, len(moments.num))))[0])
+    return float(moments.ratios(np.ones((1, moments.num_puzzles)))[0])
 
 
-def ratio_interval(moments: Moments, *, seed: int = 0) -> Interval:
+def ratio_interval(moments: Spread, *, seed: int = 0) -> Interval:
     """Return the ratio of all puzzles with its interval."""
-    value, low, high = _bootstrapped(lambda weights: moments.ratios(weights), len(moments.num), seed)
+    value, low, high = _bootstrapped(lambda weights: moments.ratios(weights), moments.num_puzzles, seed)
     return Interval(value, *np.maximum(1.0, (low, high)).tolist())  # NaN stays NaN
 
 
-def quotient_interval(above: Moments, below: Moments, *, seed: int = 0) -> Interval:
+def quotient_interval(above: Spread, below: Spread, *, seed: int = 0) -> Interval:
     """Return how many times the ratio of one state is that of another, of the same puzzles, with its interval."""
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         return np.log(above.ratios(weights)) - np.log(below.ratios(weights))
 
-    return Interval(*(math.exp(bound) for bound in _bootstrapped(statistic, len(above.num), seed)))
+    return Interval(*(math.exp(bound) for bound in _bootstrapped(statistic, above.num_puzzles, seed)))
 
 
 def _bootstrapped(statistic: Callable[[Weights], NDArray[np.float64]], num: int, seed: int) -> Interval:
@@ -131,9 +174,9 @@ class ByNumber(NamedTuple):
     high: float
 
 
-def by_number(moments: Moments, *, seed: int = 0) -> list[ByNumber]:
+def by_number(moments: Spread, *, seed: int = 0) -> list[ByNumber]:
     """Return the ratio of more and more trajectories, each of subsets drawn without replacement."""
-    total, rng, found = len(moments.num), np.random.default_rng(seed), []
+    total, rng, found = moments.num_puzzles, np.random.default_rng(seed), []
     for number in sorted({*(n for n in NUMBERS if n < total), total}):
         if number < 2:
             continue
@@ -144,9 +187,12 @@ def by_number(moments: Moments, *, seed: int = 0) -> list[ByNumber]:
     return found
 
 
-def population(series: StateSeries, name: str) -> Moments:
-    """Return the moments of a state in one of POPULATIONS."""
+def population(series: StateSeries, name: str) -> Spread | None:
+    """Return how a state spreads in one of POPULATIONS; None where there is none."""
     of, when = name.split(", ")
+    if of == "whole":
+        has_all = series.has_all_cells and series.is_cell.all()
+        return Gram.of(series.cells[:, -1].reshape(len(series.cells), -1)) if has_all else None
     states, is_there = series.means[:, :, None], np.ones((*series.means.shape[:2], 1), dtype=bool)
     if of == "cells":
         states, is_there = series.cells, np.repeat(series.is_cell[:, None], series.cells.shape[1], axis=1)
@@ -171,6 +217,7 @@ def measured(all_series: Sequence[StateSeries], *, seed: int = 0) -> dict[str, A
     found: dict[str, Any] = {
         series.name: {
             "populations": {},
+            "by_number": {},
             "by_segment": by_segment(series, seed=seed),
             "by_update": by_update(series),
             "updates_per_segment": series.updates_per_segment,
@@ -180,11 +227,10 @@ def measured(all_series: Sequence[StateSeries], *, seed: int = 0) -> dict[str, A
     quotients = {}
     # One at a time, as moments are large.
     for name in POPULATIONS:
-        moments = [population(series, name) for series in all_series]
-        for series, of in zip(all_series, moments, strict=True):
+        spreads = [of for series in all_series if (of := population(series, name)) is not None]
+        for series, of in zip(all_series, spreads, strict=False):
             found[series.name]["populations"][name] = ratio_interval(of, seed=seed)
-            if name in _BY_NUMBER:
-                found[series.name][_BY_NUMBER[name]] = by_number(of, seed=seed)
-        if len(moments) == 2:
-            quotients[name] = quotient_interval(*moments, seed=seed)
+            found[series.name]["by_number"][name] = by_number(of, seed=seed)
+        if len(spreads) == 2:
+            quotients[name] = quotient_interval(*spreads, seed=seed)
     return found | ({"quotient": quotients} if quotients else {})

@@ -135,7 +135,7 @@ def _draw_ratios(checkpoints: Sequence[Mapping[str, Any]]) -> "Figure":
 def _by_number(axes: "Axes", one: Mapping[str, Any]) -> None:
     for weights, style in (("trained", "-"), ("initial", "--")):
         for number, name in enumerate(one["states"]):
-            found = one["dimensions"][weights][name]["by_number"]
+            found = one["dimensions"][weights][name]["by_number"][FIRST_POPULATION]
             at, mean, low, high = (
                 [of[key] for of in found] for key in ("trajectories", "mean", "low", "high")
             )

@@ -33,7 +33,9 @@ class StateSeries(NamedTuple):
 
     name: str
     updates_per_segment: int
-    cells: Float32  # [N, U, P, D] at cells of the puzzle that were drawn, none twice
+    has_all_cells: bool
+    """Whether P is T, so that a place in `cells` is the same place on every puzzle's canvas."""
+    cells: Float32  # [N, U, P, D] at cells of the puzzle that were drawn, none twice, in their order
     is_cell: NDArray[np.bool_]  # [N, P] false where a puzzle has fewer cells
     means: Float32  # [N, U, D] over all cells of the puzzle
     residuals: (
@@ -108,7 +110,7 @@ class _Recorder:
         room = MAX_BYTES // max(1, 4 * num * num_kept_updates * self._size)
         num_cells = max(1, min(most_cells, room, int(is_cell.sum(1).max(initial=1))))
         order = np.where(is_cell, np.random.default_rng(seed).random(is_cell.shape), np.inf).argsort(1)
-        self._cells = order[:, :num_cells]
+        self._cells = np.sort(order[:, :num_cells])  # where all are kept, the same of every puzzle
         self._all_cells = is_cell
         self._is_cell = np.take_along_axis(is_cell, self._cells, axis=1)
         self.begin(slice(0))
@@ -116,6 +118,7 @@ class _Recorder:
             StateSeries(
                 name,
                 updates,
+                num_cells == is_cell.shape[1],
                 np.zeros((num, self._num_kept * updates, num_cells, self._size), np.float32),
                 self._is_cell,
                 np.zeros((num, self._num_kept * updates, self._size), np.float32),
