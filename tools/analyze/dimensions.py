@@ -14,7 +14,8 @@ state is the vector of D numbers at one cell of a puzzle (no prefix, no padding)
 
 An interval is a bootstrap's over puzzles, each with all of its states, 95 %, of the kind called basic: the distance of
 the resampled ratios from the estimate is turned around, since draws with fewer different puzzles have fewer
-dimensions, so that percentiles would lie too low. Ratios cannot be below 1.
+dimensions, so that percentiles would lie too low. Ratios cannot be below 1. Whole puzzles have no interval: their ratio
+grows with the number of different puzzles, of which a resample has fewer; `by_number` shows how.
 
 Shape legend: N puzzles, K states of each, D hidden_size, R resamples.
 """
@@ -125,12 +126,16 @@ def participation_ratio(moments: Spread) -> float:
 
 def ratio_interval(moments: Spread, *, seed: int = 0) -> Interval:
     """Return the ratio of all puzzles with its interval."""
-    value, low, high = _bootstrapped(lambda weights: moments.ratios(weights), moments.num_puzzles, seed)
+    if isinstance(moments, Gram):
+        return Interval(participation_ratio(moments), math.nan, math.nan)
+    value, low, high = _bootstrapped(moments.ratios, moments.num_puzzles, seed)
     return Interval(value, *np.maximum(1.0, (low, high)).tolist())  # NaN stays NaN
 
 
 def quotient_interval(above: Spread, below: Spread, *, seed: int = 0) -> Interval:
     """Return how many times the ratio of one state is that of another, of the same puzzles, with its interval."""
+    if isinstance(above, Gram) or isinstance(below, Gram):
+        return Interval(participation_ratio(above) / participation_ratio(below), math.nan, math.nan)
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         return np.log(above.ratios(weights)) - np.log(below.ratios(weights))
