@@ -112,14 +112,6 @@ def test_an_interval_is_around_the_ratio_and_of_one_puzzle_there_is_none() -> No
     assert np.isnan(ratio_interval(moments(random_states(0, (1, 10, 4)))).low)
 
 
-def test_whole_puzzles_have_a_ratio_without_an_interval() -> None:
-    one, other = (Gram.of(random_states(seed, (6, 1, 9))[:, 0].astype(np.float32)) for seed in (0, 1))
-    ratio, quotient = ratio_interval(one), quotient_interval(one, other)
-    assert ratio.value == pytest.approx(participation_ratio(one))
-    assert quotient.value == pytest.approx(participation_ratio(one) / participation_ratio(other))
-    assert np.isnan([ratio.low, ratio.high, quotient.low, quotient.high]).all()
-
-
 def test_an_interval_is_narrower_of_more_puzzles() -> None:
     few, many = (ratio_interval(moments(random_states(0, (num, 10, 4)))) for num in (10, 160))
     assert many.high - many.low < 0.5 * (few.high - few.low)

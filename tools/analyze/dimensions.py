@@ -12,10 +12,9 @@ state is the vector of D numbers at one cell of a puzzle (no prefix, no padding)
   whole, end          after the last segment, all cells of a puzzle as one vector: where all puzzles fill the canvas and
                       all cells were kept. Of N puzzles no ratio is above N - 1
 
-An interval is a bootstrap's over puzzles, each with all of its states, 95 %, of the kind called basic: the distance of
-the resampled ratios from the estimate is turned around, since draws with fewer different puzzles have fewer
-dimensions, so that percentiles would lie too low. Ratios cannot be below 1. Whole puzzles have no interval: their ratio
-grows with the number of different puzzles, of which a resample has fewer; `by_number` shows how.
+An interval is at 95 %, from the standard error of a bootstrap over puzzles, each with all of its states, on the
+logarithm of the ratio. It says what as many other puzzles might have given. Percentiles would lie too low, as resamples
+have fewer different puzzles, and so fewer dimensions. Ratios cannot be below 1.
 
 Shape legend: N puzzles, K states of each, D hidden_size, R resamples.
 """
@@ -126,47 +125,42 @@ def participation_ratio(moments: Spread) -> float:
 
 def ratio_interval(moments: Spread, *, seed: int = 0) -> Interval:
     """Return the ratio of all puzzles with its interval."""
-    if isinstance(moments, Gram):
-        return Interval(participation_ratio(moments), math.nan, math.nan)
     value, low, high = _bootstrapped(moments.ratios, moments.num_puzzles, seed)
     return Interval(value, *np.maximum(1.0, (low, high)).tolist())  # NaN stays NaN
 
 
 def quotient_interval(above: Spread, below: Spread, *, seed: int = 0) -> Interval:
     """Return how many times the ratio of one state is that of another, of the same puzzles, with its interval."""
-    if isinstance(above, Gram) or isinstance(below, Gram):
-        return Interval(participation_ratio(above) / participation_ratio(below), math.nan, math.nan)
-
-    def statistic(weights: Weights) -> NDArray[np.float64]:
-        return np.log(above.ratios(weights)) - np.log(below.ratios(weights))
-
-    return Interval(*(math.exp(bound) for bound in _bootstrapped(statistic, above.num_puzzles, seed)))
+    return _bootstrapped(
+        lambda weights: above.ratios(weights) / below.ratios(weights), above.num_puzzles, seed
+    )
 
 
 def _bootstrapped(statistic: Callable[[Weights], NDArray[np.float64]], num: int, seed: int) -> Interval:
-    from scipy.stats import bootstrap
+    """Return a positive statistic of puzzles with the interval of its logarithm."""
+    from scipy.stats import bootstrap, norm
 
     value = float(statistic(np.ones((1, num)))[0])
     if num < 2 or math.isnan(value):
-        return Interval(value, float("nan"), float("nan"))
+        return Interval(value, math.nan, math.nan)
 
     def of_indices(indices: NDArray[np.int64], axis: int = -1) -> NDArray[np.float64]:
         flat = indices.reshape(-1, indices.shape[-1])
         weights = np.zeros((len(flat), num))
         np.add.at(weights, (np.arange(len(flat))[:, None], flat), 1)
-        return statistic(weights).reshape(indices.shape[:-1])
+        return np.log(statistic(weights)).reshape(indices.shape[:-1])
 
-    found = bootstrap(
+    error = bootstrap(
         (np.arange(num),),
         of_indices,
         vectorized=True,
-        method="basic",
-        confidence_level=CONFIDENCE,
+        method="percentile",
         n_resamples=RESAMPLES,
         batch=100,
         random_state=np.random.default_rng(seed),  # pyright: ignore[reportCallIssue] -- `rng` came with scipy 1.15
-    ).confidence_interval
-    return Interval(value, float(found.low), float(found.high))
+    ).standard_error
+    factor = math.exp(norm.ppf((1 + CONFIDENCE) / 2) * float(error))
+    return Interval(value, value / factor, value * factor)
 
 
 class ByNumber(NamedTuple):
