@@ -24,17 +24,10 @@ from hrm_dist.inference.exported import CONFIG, IDENTIFIERS, WEIGHTS, ExportedMo
 from hrm_dist.model.released import published_name
 from tools.convert.fit import TABLE
 from tools.convert.model_card import CARD, model_card
+from tools.convert.weights_file import SUFFIX, identifiers_beside
 
-SUFFIX = ".safetensors"
 _OTHER_FORMATS = (".pt", ".pth", ".bin", ".ckpt", ".onnx", ".gguf")
 _WHY = "its identifiers.json names the rows of the puzzle table"
-
-
-def identifiers_beside(weights: Path) -> Path:
-    """Return where an export puts the names of the puzzle table's rows."""
-    if weights.name == WEIGHTS and (weights.parent / CONFIG).is_file():
-        return weights.with_name(IDENTIFIERS)
-    return weights.with_name(f"{weights.name.removesuffix(SUFFIX)}.identifiers.json")
 
 
 def export_weights(

@@ -23,9 +23,8 @@ from hrm_dist.metrics import MetricSums
 from hrm_dist.model.act import ACTModel
 from hrm_dist.model.released import published_name
 from hrm_dist.tensor_shards import is_finite, replicated
-from tools.convert.export import identifiers_beside
 from tools.convert.fit import TABLE, problems
-from tools.convert.weights_file import read_weights
+from tools.convert.weights_file import identifiers_beside, read_weights
 from tools.vote import read_identifiers
 
 UNMATCHED = -1

@@ -11,11 +11,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data_pipeline.base.errors import InputError
+from hrm_dist.inference.exported import CONFIG, IDENTIFIERS, WEIGHTS
 from hrm_dist.model.released import convert_released, is_computed, is_model
 
+SUFFIX = ".safetensors"
 _AVERAGES = ("ema", "shadow", "average", "averaged")
 _MAX_DEPTH = 4
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+
+
+def identifiers_beside(weights: Path) -> Path:
+    """Return where an export puts the names of the puzzle table's rows."""
+    if weights.name == WEIGHTS and (weights.parent / CONFIG).is_file():
+        return weights.with_name(IDENTIFIERS)
+    return weights.with_name(f"{weights.name.removesuffix(SUFFIX)}.identifiers.json")
 
 
 class Weights(NamedTuple):
