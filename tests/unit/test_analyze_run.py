@@ -374,6 +374,30 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert not (seeds[0].parent.parent / "analysis").exists()
 
 
+def test_a_gpu_that_is_not_there_and_several_processes_are_refused(
+    seeds: list[Path],
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = (seeds[0], "--data", dataset, "--out", tmp_path / "out")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert analyze(*arguments, "--device", "cuda") == 2
+    assert "no GPU" in capsys.readouterr().err
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "localhost",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert analyze(*arguments) == 2
+    assert "2 processes" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_dataset_of_which_nothing_is_held_out_says_what_to_do(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

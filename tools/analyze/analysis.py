@@ -20,6 +20,7 @@ from data_pipeline.reader import TestReader
 from data_pipeline.schema import HOW_TO_HOLD_OUT, IGNORE_LABEL_ID, NOTHING_HELD_OUT, dataset_sha256
 from hrm_dist.checkpoint.reader import content_sha256, identity, read_state
 from hrm_dist.config import ArchConfig
+from hrm_dist.distributed.launch_env import launch_env
 from hrm_dist.evaluation.intervals import mean_interval, share_interval
 from hrm_dist.evaluation.load_model import load_model, refuse_other_dataset
 from hrm_dist.model.act import ACTModel
@@ -64,11 +65,9 @@ class Plan(NamedTuple):
 
 def analyze(options: argparse.Namespace) -> int:
     """Do what the command line asks for; return the exit code."""
+    device = _device(options)
     chosen = _choose(options)
     plans = _plans(options, chosen.reader)
-    if options.device == "auto":
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(options.device)
     num, images = len(chosen.rows), NUM_IMAGES * min(MOST_PUZZLES, len(chosen.rows))
     total = sum(num * plan.segments + (num + images) * plan.trained_segments for plan in plans)
     with progress_bar("analyze", "segment", total, shown=True) as progress:
@@ -81,6 +80,17 @@ def analyze(options: argparse.Namespace) -> int:
     print("\n".join(summary(plain_report)))
     print(f"\nwrote {options.out / 'analysis.json'} and {len(plain_report['figures'])} pictures beside it")
     return 0
+
+
+def _device(options: argparse.Namespace) -> torch.device:
+    """Return where to run; raise InputError for what is not there, and for several processes."""
+    if (num := launch_env().world_size) > 1:
+        raise InputError(f"{num} processes: this is a command for one; start it without a launcher.")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no GPU here; give --device cpu, or leave it out.")
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(options.device)
 
 
 def _choose(options: argparse.Namespace) -> Chosen:
