@@ -1,9 +1,9 @@
 """Take the pictures of docs/images/report from pages that tools.report made of real runs.
 
-examples:
-  python -m tools.report runs/demo --out demo.html
-  python -m tools.report runs/sudoku --out sudoku.html
-  python -m tools.report runs/sudoku runs/sudoku/predictions/step_1000 --out compared.html
+examples (docs/gallery.md has how the predictions are made):
+  python -m tools.report runs/demo --subsets configs/demo_subsets.json --title "Small ARC tasks" --out demo.html
+  python -m tools.report runs/sudoku_6x6 --title "TRM on 6 x 6 Sudokus" --out sudoku.html
+  python -m tools.report runs/sudoku_6x6 runs/sudoku_6x6/eight_starts --out compared.html
   python -m tests.browser.screenshots demo.html sudoku.html compared.html
 """
 
@@ -42,7 +42,7 @@ def pictures(arc: Path, sudoku: Path, compared: Path) -> list[Picture]:
         Picture("overview", arc, "", 900),
         Picture("task", arc, "status=solved", 900, open_first),
         Picture("player", sudoku, "status=solved&segment=2", 620, open_first_that_takes_time, is_dark=True),
-        Picture("compared", compared, "compare=0>1", 900, show_list),
+        Picture("compared", compared, "compare=1>0", 900, show_list),
         Picture("phone", arc, "status=solved", 740, open_first, width=360),
     ]
 
