@@ -179,6 +179,29 @@ def test_the_last_frame_is_the_answer_that_it_led_to(run: Path, tmp_path: Path) 
     assert num_played >= 2 * 8
 
 
+def test_of_starts_that_are_equally_sure_the_one_that_answered_is_played(
+    trained: Path, dataset: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "starts"
+    options = ("--max-groups", 3, "--every-segment", "--starts", 3, "--choose", "vote", "--segment-noise", 2)
+    assert evaluating(trained / "checkpoints" / "latest", dataset)(folder, *options) == 0
+    for file in (*folder.glob("*.npz"), *(folder / "segments").glob("*.npz")):
+        with np.load(file) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        np.savez(file, **arrays | {"q_halt_logits": np.ones_like(arrays["q_halt_logits"])})
+    report = report_of(folder, "--data", dataset, "--out", tmp_path / "report.html")
+    results = [puzzle.results[0] for puzzle in report.puzzles]
+    answers = [answer for result in results if result is not None for answer in result.answers]
+    num_played = 0
+    for answer in answers:
+        for one in answer.trajectories:
+            for number in (1, 2):
+                if f"attempt {number}" in one.label.split(", "):
+                    assert replay(one.frames)[-1] == answer.candidates[number - 1].grid
+                    num_played += 1
+    assert num_played >= len(answers) > 0
+
+
 def test_the_input_as_it_is_is_played_as_it_was_recorded(run: Path, dataset: Path, tmp_path: Path) -> None:
     report = report_of(run, "--out", tmp_path / "report.html")
     played = {

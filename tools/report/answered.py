@@ -17,7 +17,13 @@ from hrm_dist.evaluation.trajectories import Trajectories
 from tools.report.column import CLOSE, SHOWN_CANDIDATES
 from tools.report.grids import number_of_cells, number_wrong, shape, spelled
 from tools.report.payload import Answer, Asked, Attempt, Candidate, Grid, Puzzle, Result, Status, Trajectory
-from tools.report.trajectories import rounded, sigmoid, trajectory
+from tools.report.trajectories import (
+    answering_start,
+    last_q_halt_logits,
+    rounded,
+    sigmoid,
+    trajectory,
+)
 
 Board = NDArray[np.uint8]  # [canvas, canvas]
 
@@ -60,25 +66,12 @@ class Starts(NamedTuple):
     """What the starts of a puzzle came to."""
 
     segments: Trajectories
-    first: int
-    """The entry of start 0."""
+    """Of all puzzles of the block."""
     steps: NDArray[np.uint8]  # [M, K, S] the answers after each segment
 
     @property
     def num(self) -> int:
         return self.steps.shape[1]
-
-    def q_halt_logits(self) -> NDArray[np.float32]:
-        """Return what each said in the end, [K]."""
-        ends = self.segments.num_segments[: self.first + self.num].cumsum(dtype=np.int64)
-        return self.segments.q_halt_logits[ends[self.first :] - 1]
-
-    def chosen(self, answer: NDArray[np.uint8], q_halt_logit: np.float32) -> int:
-        """Return which start answered: of those that ended in the answer the first with its q."""
-        said = self.q_halt_logits()
-        has_its_q = (said == q_halt_logit) | (np.isnan(said) & np.isnan(q_halt_logit))
-        ended_in_it = (self.steps[-1] == answer).all(axis=1)
-        return int(np.argmax(2 * ended_in_it + has_its_q))
 
 
 class Answered:
@@ -163,7 +156,7 @@ class Answered:
         """Return what the starts answered, the most frequent first; of one start its answer."""
         grids, qs = self._ends(), [self._q]
         if self._starts is not None and grids:
-            qs = [sigmoid(float(logit)) for logit in self._starts.q_halt_logits()]
+            qs = [sigmoid(float(logit)) for logit in last_q_halt_logits(self._starts.segments, self._row)]
         counts = Counter(grids or [self._answer])
         mean_q = {
             grid: _mean([q for end, q in zip(grids or [self._answer], qs, strict=True) if end == grid])
@@ -186,14 +179,14 @@ class Answered:
         starts = self._starts
         if starts is None:
             return []
-        predictions = self._block.predictions
-        chosen = starts.chosen(predictions.preds[self._row], predictions.q_halt_logits[self._row])
+        chosen = answering_start(starts.segments, self._block.predictions, self._row, starts.steps[-1])
         label = "answer" if starts.num == 1 else f"start {chosen}, which was chosen"
 
         def grids_of(answers: NDArray[np.uint8]) -> list[Grid]:
             return [self._grid(cells) for cells in answers]
 
-        return [trajectory(label, starts.segments, starts.first + chosen, starts.steps[:, chosen], grids_of)]
+        entry = self._row * starts.num + chosen
+        return [trajectory(label, starts.segments, entry, starts.steps[:, chosen], grids_of)]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -4,7 +4,6 @@ All puzzles are scored first, of which a few bytes each stay in memory; then a f
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +22,6 @@ from tools.report.runs import Run
 from tools.report.scores import puzzle_scores
 from tools.report.trajectories import answers_of, read_segments
 from tools.vote import refuse_other_dataset
-
-if TYPE_CHECKING:
-    pass
 
 
 class Answers:
@@ -138,4 +134,4 @@ def _starts(block: Block, rows: list[int]) -> list[Starts] | list[None]:
     num = segments.num_starts
     entries = [row * num + start for row in rows for start in range(num)]
     steps: NDArray[np.uint8] = answers_of(segments, entries)
-    return [Starts(segments, row * num, steps[:, n * num : (n + 1) * num]) for n, row in enumerate(rows)]
+    return [Starts(segments, steps[:, n * num : (n + 1) * num]) for n in range(len(rows))]

@@ -20,7 +20,14 @@ from tools.report.grids import spelled
 from tools.report.payload import Grid, Trajectory
 from tools.report.runs import Run
 from tools.report.scores import NUM_ATTEMPTS
-from tools.report.trajectories import answers_of, has_segments, read_segments, trajectory
+from tools.report.trajectories import (
+    answering_start,
+    answers_of,
+    has_segments,
+    last_answers_of,
+    read_segments,
+    trajectory,
+)
 from tools.vote import VoteResult, data_file, read_identifiers
 
 AS_IT_IS = "the input as it is"
@@ -135,7 +142,7 @@ def _play(
 
     names: of the puzzles, by row.
     """
-    entries = [_entry(predictions, segments, row) for row in names]
+    entries = _entries(predictions, segments, list(names))
     steps = answers_of(segments, entries)
     for n, (row, name) in enumerate(names.items()):
         _, augmentations = parse_names([name])
@@ -147,8 +154,13 @@ def _play(
         yield row, trajectory("", segments, entries[n], steps[:, n], grids_of)
 
 
-def _entry(predictions: Predictions, segments: Trajectories, row: int) -> int:
-    """Return which start of a row answered: the first that ended with its q."""
-    first = row * segments.num_starts
-    lasts = segments.num_segments[: first + segments.num_starts].cumsum(dtype=np.int64)[first:] - 1
-    return first + int((segments.q_halt_logits[lasts] == predictions.q_halt_logits[row]).argmax())
+def _entries(predictions: Predictions, segments: Trajectories, rows: Sequence[int]) -> list[int]:
+    """Return the entry of the start that answered, of each row."""
+    num = segments.num_starts
+    if num == 1:
+        return list(rows)
+    ends = last_answers_of(segments, [row * num + start for row in rows for start in range(num)])
+    return [
+        row * num + answering_start(segments, predictions, row, ends[n * num : (n + 1) * num])
+        for n, row in enumerate(rows)
+    ]

@@ -1,6 +1,6 @@
 """What the model answered after each segment, as frames of a player.
 
-Shape legend: E entries of a file, M segments, S cells of an answer.
+Shape legend: E entries of a file, K starts of an input, M segments, S cells of an answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,6 +48,38 @@ def answers_of(found: Trajectories, entries: Sequence[int]) -> NDArray[np.uint8]
     chosen = np.array(entries, dtype=np.int64)
     steps = [answers[chosen] for answers in found.answers()]
     return np.array(steps, dtype=np.uint8).reshape(-1, len(chosen), found.num_cells)
+
+
+def last_answers_of(found: Trajectories, entries: Sequence[int]) -> NDArray[np.uint8]:
+    """Return in what some entries ended, [E, S]."""
+    chosen = np.array(entries, dtype=np.int64)
+    last = np.zeros((len(found.rows), found.num_cells), dtype=np.uint8)
+    for answers in found.answers():
+        last = answers
+    return last[chosen]
+
+
+def last_q_halt_logits(found: Trajectories, row: int) -> NDArray[np.float32]:
+    """Return what each start of a row said in the end, [K]."""
+    first, end = row * found.num_starts, (row + 1) * found.num_starts
+    ends = found.num_segments[:end].cumsum(dtype=np.int64)
+    return found.q_halt_logits[ends[first:] - 1]
+
+
+def answering_start(found: Trajectories, predictions: Predictions, row: int, ends: NDArray[np.uint8]) -> int:
+    """Return which start of a row gave its answer: of those alike in answer, q and number of segments the first.
+
+    ends: the answers in which the row's starts ended, [K, S].
+    """
+    said, q_halt_logit = last_q_halt_logits(found, row), predictions.q_halt_logits[row]
+    gave_it = (ends == predictions.preds[row]).all(axis=1)
+    has_its_q = (said == q_halt_logit) | (np.isnan(said) & np.isnan(q_halt_logit))
+    likeness = 4 * gave_it + 2 * has_its_q
+    if predictions.num_segments is not None:
+        first = row * found.num_starts
+        num_segments = found.num_segments[first : first + found.num_starts]
+        likeness = likeness + (num_segments == predictions.num_segments[row])
+    return int(likeness.argmax())
 
 
 def trajectory(
