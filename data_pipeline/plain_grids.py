@@ -69,7 +69,7 @@ class PlainGrids(NamedTuple):
             "".join((self.padding + self.characters)[token] for token in row) for row in self._square(tokens)
         ]
         if isinstance(like, str):
-            return ("\n" if "\n" in like else "").join(rows)
+            return ("\n" if "\n" in like.strip("\n") else "").join(rows)
         if isinstance(like[0], str):
             return rows
         if isinstance(like[0][0], str):
@@ -87,8 +87,9 @@ class PlainGrids(NamedTuple):
             if rows is None:
                 raise InputError(f"{name}: is {_shown(grid)}, which is no grid; {self._how}.")
             return rows
+        grid = grid.strip("\n")  # what a line of a file ends with
         if "\n" in grid:
-            return grid.strip("\n").split("\n")
+            return grid.split("\n")
         if len(grid) != self.side**2:
             raise InputError(
                 f"{name}: is a text of {len(grid)} characters, but the model is of puzzles of {self.side} x "

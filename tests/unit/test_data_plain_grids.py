@@ -52,6 +52,13 @@ def test_a_dot_is_a_blank_of_a_sudoku() -> None:
     assert SUDOKU.encode("12.4" * 4, "grid").tolist() == SUDOKU.encode("1204" * 4, "grid").tolist()
 
 
+def test_a_line_of_a_file_is_a_grid() -> None:
+    line = "1204" * 4
+    tokens = SUDOKU.encode(f"{line}\n", "grid")
+    assert tokens.tolist() == SUDOKU.encode(line, "grid").tolist()
+    assert SUDOKU.decode(tokens, like=f"{line}\n") == line
+
+
 def test_padding_in_an_answer_is_no_digit() -> None:
     tokens = np.array([0, *range(1, 6), *[2] * 10], dtype=np.uint8)
     assert SUDOKU.decode(tokens, like="")[:6] == "_01234"
