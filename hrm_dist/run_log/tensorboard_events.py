@@ -26,16 +26,17 @@ class TensorBoard:
     ) -> None:
         """step: the one reached, beyond which readers shall drop what earlier files have; is_redone: its own, too,
         apart from what metrics.jsonl keeps of it."""
-        from torch.utils.tensorboard import summary  # a second, and rarely wanted
-
-        self._summary: Any = summary
+        self._summary: Any = None
         self._background = Background("TensorBoard", self._add, self._finish)
         self._file: Any = None
         try:
+            from torch.utils.tensorboard import summary  # a second, and rarely wanted
+
+            self._summary = summary
             is_whole = step > 0 and not is_redone
             self._file = _EventFile(run_dir / FOLDER, first_step=step + 1 if is_whole else step)
             self._describe(config, facts, step)
-        except Exception as error:  # such as a full disk
+        except Exception as error:  # such as a full disk, or packages that do not fit each other
             self._background.lose(error)
             return
         if step > 0 and is_redone:

@@ -1,5 +1,6 @@
 """TensorBoard: what is missing is said before a run begins, and nothing of it stops one that has begun."""
 
+import sys
 import threading
 from pathlib import Path
 
@@ -71,6 +72,16 @@ def test_a_folder_that_cannot_be_made_costs_one_line(
     sink = opened(tmp_path)
     for step in (1, 2):
         sink.write(train_row(step))
+    sink.close()
+    assert caplog.text.count("TensorBoard is gone (") == 1
+
+
+def test_packages_that_do_not_fit_each_other_cost_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    sink = opened(tmp_path)
+    sink.write(train_row(1))
     sink.close()
     assert caplog.text.count("TensorBoard is gone (") == 1
 
