@@ -12,13 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from data_pipeline.base.errors import InputError
 from data_pipeline.kinds import kind_named
 from data_pipeline.reader import TestReader
 from hrm_dist.evaluation.predictions import Predictions, write_predictions
+from hrm_dist.evaluation.trajectories import Trajectories
 from hrm_dist.train import main as train
 from tests.training import evaluating
 from tools.report.__main__ import gather, parse
-from tools.report.column import Shown, choose
+from tools.report.answered import Answered, Block, Starts
+from tools.report.column import SHOWN_CANDIDATES, Shown, choose
 from tools.report.grids import puzzle_id, tokens_of
 from tools.report.payload import Report, Score, Status
 from tools.report.trajectories import replay
@@ -145,6 +148,25 @@ def test_the_chosen_start_is_played_and_the_others_agree_or_not(run: Path, tmp_p
     assert len(num_starts) > 1  # it is not always the first
 
 
+def test_the_right_answer_is_among_those_shown_however_few_starts_came_to_it() -> None:
+    num_starts, truth = SHOWN_CANDIDATES + 3, np.full((1, 4), 2, dtype=np.uint8)
+    ends = np.arange(3, 3 + num_starts, dtype=np.uint8)[:, None].repeat(4, axis=1)
+    ends[-1] = truth  # which is the least sure
+    qs = -np.arange(num_starts, dtype=np.float32)
+    number, each = np.zeros(1, dtype=np.int32), np.arange(num_starts, dtype=np.int32)
+    segments = Trajectories(
+        each * 0, each, each * 0 + 1, qs, qs, qs, qs,
+        np.arange(num_starts + 1) * 4, np.tile(np.arange(4, dtype=np.uint16), num_starts), ends.reshape(-1), 4,
+    )  # fmt: skip
+    predictions = Predictions(number, truth, ends[:1], qs[:1], number, rows=number)
+    not_right, share = np.zeros(1, dtype=bool), np.zeros(1)
+    block = Block(predictions, truth.astype(np.int32), truth.reshape(1, 2, 2), 0, not_right, share, not_right)
+    [answer] = Answered(block, 0, Starts(segments, ends[None])).result().answers
+    assert [one.rank for one in answer.candidates] == [*range(1, SHOWN_CANDIDATES + 1), num_starts]
+    assert [one.is_right for one in answer.candidates] == [False] * SHOWN_CANDIDATES + [True]
+    assert answer.num_candidates == num_starts
+
+
 @pytest.mark.parametrize("run", ["maze"], indirect=True)
 def test_another_shortest_path_is_told_from_a_wrong_one(run: Path, tmp_path: Path) -> None:
     others = list[int]()
@@ -204,6 +226,14 @@ def test_runs_on_puzzles_of_two_sizes_stand_side_by_side(run: Path, config: Path
     assert all((puzzle.results[0] is None) == (puzzle.height == 6) for puzzle in report.puzzles)
     assert "different datasets" in report.notes[0]
     assert report.box is None  # boxes of one size would be wrong for the other
+
+
+def test_a_puzzle_that_is_answered_twice_is_refused_rather_than_counted_twice(
+    run: Path, tmp_path: Path
+) -> None:
+    files = [answered(run, tmp_path / name / "p.npz", with_errors({0: n})) for n, name in enumerate("ab")]
+    with pytest.raises(InputError, match=r"b/p\.npz: answers row 0, which is answered before"):
+        report_of(*files, "--data", run.parent / "data", "--out", tmp_path / "r.html")
 
 
 def test_of_many_puzzles_those_that_differ_are_shown(run: Path, tmp_path: Path) -> None:

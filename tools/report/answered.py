@@ -120,7 +120,7 @@ class Answered:
             answers=[
                 Answer(
                     attempts=[self._attempt()],
-                    candidates=candidates[:SHOWN_CANDIDATES],
+                    candidates=[one for one in candidates if one.rank <= SHOWN_CANDIDATES or one.is_right],
                     num_votes=sum(candidate.votes for candidate in candidates),
                     num_candidates=len(candidates),
                     note="the model's numbers were lost (NaN)" if self._q is None else "",

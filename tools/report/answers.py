@@ -48,9 +48,11 @@ class Answers:
 
     def _scored(self) -> Iterator[tuple[Predictions, Labels]]:
         """Yield predictions with the stored answers, and note the statuses on the way."""
+        is_answered = np.zeros(len(self._reader), dtype=bool)
         with progress_bar("score", "puzzle", len(self._reader), shown=True) as progress:
             for block in self._blocks():
                 self._folders.add(block.predictions)
+                _note_answered(is_answered, block.predictions)
                 for row, asked in enumerate(block.asked()):
                     self.statuses.setdefault(puzzle_id(self._info.kind, asked), block.status(row))
                 yield block.predictions, block.labels
@@ -114,6 +116,18 @@ class Answers:
                     found |= _shown(block, rows)
                 progress.update(len(block.labels))
         return found
+
+
+def _note_answered(is_answered: NDArray[np.bool_], predictions: Predictions) -> None:
+    """Note which rows a file answers. Raise InputError for one that is answered twice, which would count twice."""
+    assert predictions.rows is not None
+    rows, numbers = np.unique(predictions.rows, return_counts=True)
+    twice = rows[(numbers > 1) | is_answered[rows]]
+    if len(twice):
+        raise InputError(
+            f"{predictions.source}: answers row {twice[0]}, which is answered before; give the files of one evaluation."
+        )
+    is_answered[rows] = True
 
 
 def _shown(block: Block, rows: Mapping[str, int]) -> dict[str, Shown]:
