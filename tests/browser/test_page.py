@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.browser import sample
 from tests.browser.conftest import OpenFn, Shown, shown
@@ -103,6 +103,14 @@ def test_statuses_differ_without_colours(opened: OpenFn, reports: dict[str, Show
         expect(badge).to_have_text(status)
         pictures[status] = badge.locator("svg").screenshot()
     assert len(set(pictures.values())) == 3
+
+
+def test_a_browser_that_is_too_old_is_told(browser: Browser, reports: dict[str, Shown]) -> None:
+    page = browser.new_page()
+    page.add_init_script("CSS.supports = () => false")
+    page.goto(reports["two"].path.as_uri())
+    expect(page.locator("#notice")).to_have_text(re.compile("older than May 2024, please take a newer one"))
+    page.close()
 
 
 def test_hostile_names_stay_text(opened: OpenFn, tmp_path: Path) -> None:

@@ -115,6 +115,18 @@ def test_players_of_two_runs_stay_in_step(opened: OpenFn, reports: dict[str, Sho
     assert boxes[0]["x"] < boxes[1]["x"]
 
 
+def test_it_steps_on_where_the_browser_takes_no_more_addresses(
+    opened: OpenFn, reports: dict[str, Shown]
+) -> None:
+    puzzle = first_of(reports["sudoku"], "solved")
+    page = opened(reports["sudoku"], f"puzzle={puzzle.id}&segment=1")
+    refuse = "() => { throw new DOMException('too many', 'SecurityError'); }"
+    page.evaluate(f"() => {{ history.replaceState = {refuse}; }}")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".place")).to_have_text("segment 3 of 8")
+
+
 def test_without_trajectories_it_says_how_to_get_them(opened: OpenFn, reports: dict[str, Shown]) -> None:
     page = opened(reports["one"], f"puzzle={reports['one'].report.puzzles[0].id}")
     expect(page.locator(".no-player")).to_contain_text("--every-segment")

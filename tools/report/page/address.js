@@ -43,8 +43,12 @@ function choose(patch, { push = true } = {}) {
   const hash = link(patch);
   if (hash === link({})) return;
   state = { ...state, ...patch };
-  if (push) history.pushState(null, "", hash);
-  else history.replaceState(null, "", hash);
+  try {
+    if (push) history.pushState(null, "", hash);
+    else history.replaceState(null, "", hash);
+  } catch {
+    // Safari takes a hundred in ten seconds, which a slider exceeds; the address then follows with the next choice.
+  }
   tell(before);
 }
 

@@ -127,8 +127,8 @@ async function start() {
   } catch {
     // as above
   }
-  if (!("DecompressionStream" in window)) throw new Error(
-    "the browser is older than 2023, please take a newer one.",
+  if (!("DecompressionStream" in window && CSS.supports("color", "light-dark(white, black)"))) throw new Error(
+    "the browser is older than May 2024, please take a newer one.",
   );
   report = await unpack(byId("payload").textContent.trim());
   prepareTokens();
