@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 
 # In dots. A picture is at most some 650 wide and 240 high, whatever the puzzle.
 _BOARD, _LARGEST_CELL, _GAP, _LINE_HEIGHT = 200, 28, 12, 16
+_FONT_SIZE = 12
 _LINE, _HEAVY_LINE, _TEXT = "#808080", "#202020", "#000000"
 _GIVEN, _FILLED_IN = "#000000", "#1f4fd8"
 
 
 def can_draw() -> bool:
-    """Return whether what draws is installed."""
+    """Return whether what draws is installed, and not too old."""
     try:
-        import PIL.Image  # noqa: F401
-    except ImportError:
+        from PIL import ImageFont
+
+        ImageFont.load_default(_FONT_SIZE)
+    except (ImportError, TypeError):  # before Pillow 10.1 its font has one size
         return False
     return True
 
@@ -63,7 +66,7 @@ def draw(example: ShownExample, look: Look, pad_id: int) -> NDArray[np.uint8]:
     cell = max(3, min(_LARGEST_CELL, _BOARD // max(rows, columns)))
     width, height = columns * cell + 1, rows * cell + 1
     step = max(width, 3 * _LINE_HEIGHT) + _GAP
-    font = ImageFont.load_default(12)
+    font = ImageFont.load_default(_FONT_SIZE)
     caption_width = int(font.getlength(example.caption)) + 2 * _GAP
     size = (max(_GAP + len(boards) * step, caption_width), 2 * _LINE_HEIGHT + height + _GAP)
     image = Image.new("RGB", size, "white")

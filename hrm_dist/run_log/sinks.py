@@ -49,5 +49,5 @@ def open_sinks(
     if config.tensorboard:
         sinks.append(TensorBoard(config, run_dir, step, facts, is_redone=bool(redone)))
     if len(sinks) > 1 and config.eval_interval is not None and not can_draw():
-        logger.warning("no pictures of answers: Pillow is missing; %s", install_command("report"))
+        logger.warning("no pictures of answers: Pillow is missing or too old; %s", install_command("report"))
     return sinks

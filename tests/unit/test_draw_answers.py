@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
+from PIL import Image, ImageFont
 
 from data_pipeline.kinds import kind_named
-from hrm_dist.run_log.draw_answers import draw
+from hrm_dist.run_log.draw_answers import can_draw, draw
 from hrm_dist.run_log.shown_examples import NUM_SHOWN, ShownExample
 
 CANVAS, PAD = 6, 0
@@ -49,6 +49,12 @@ def test_any_answer_can_be_drawn_and_the_picture_is_small(kind: str, data: st.Da
         assert picture.dtype == np.uint8
         assert picture.shape[0] <= 260
         assert picture.shape[1] <= 700
+
+
+def test_an_old_pillow_draws_nothing_rather_than_failing_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert can_draw()
+    monkeypatch.setattr(ImageFont, "load_default", lambda: None)  # as before 10.1
+    assert not can_draw()
 
 
 def test_only_the_part_of_a_canvas_that_holds_something_is_drawn() -> None:

@@ -201,7 +201,7 @@ def test_without_pillow_all_but_the_pictures_goes_out_and_that_is_said_once(
     finished = command_line("-c", code)
     assert finished.exit_code == 0, finished.output
     said = re.findall(
-        r"no pictures of answers: Pillow is missing; .*pip install .*\[report\]", finished.output
+        r"no pictures of answers: Pillow is missing or too old; .*pip install .*\[report\]", finished.output
     )
     assert len(said) == 1, finished.output
     assert "is gone" not in finished.output
