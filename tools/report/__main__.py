@@ -1,8 +1,8 @@
 """Show what runs did: one HTML file with scores, curves, settings, and every puzzle with its answers.
 
-A RUN is a run folder, of whose predictions the newest are shown, a folder of predictions, or *.npz files, which
-together are one run. Several runs of the same kind of puzzles stand side by side, puzzle by puzzle. The file needs no
-network, opens from disk and prints.
+A RUN is a run folder, of whose predictions those of the last step are shown, a folder of predictions, or *.npz files,
+which together are one run. Several runs of the same kind of puzzles stand side by side, puzzle by puzzle. The file
+needs no network, opens from disk and prints.
 
 Predictions that were made with --every-segment can be played, segment by segment. Where a run has a folder analysis/,
 which tools.analyze makes, its pictures are shown. Of many puzzles, scores are of all of them; those to look at are
