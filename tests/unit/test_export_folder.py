@@ -153,6 +153,17 @@ def test_a_card_has_the_facts_of_the_run(run: Path, export: Export, tmp_path: Pa
     assert "unknown" not in body.replace("is not known", "")
 
 
+def test_a_card_has_the_step_of_its_weights_where_the_run_went_on(
+    run: Path, export: Export, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
+    (copy / "run.json").unlink()  # as of an earlier version
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "eval/exact_accuracy": 0.5, "eval/examples": 20}\n')
+    assert export(copy / "checkpoints" / "latest", "--out", tmp_path / "m") == 0
+    assert "| steps | 10 |" in card_of(tmp_path / "m")[1]
+
+
 def test_scores_are_those_of_the_exported_weights_alone(run: Path, export: Export, tmp_path: Path) -> None:
     checkpoint = run / "checkpoints" / "latest"
     assert export(checkpoint, "--out", tmp_path / "raw", "--weights", "raw") == 0

@@ -189,6 +189,8 @@ def _training(run: RunFolder, opened: Checkpoint) -> dict[str, str]:
         "commit": "commit",
     }
     step, record = opened.state.step, run.record
+    if record is None:
+        known["steps"] = f"{step:,}"
     if record is None or step not in record.seconds_at:
         del wanted["minutes"]
     rows = {text: known[name] for name, text in wanted.items() if UNKNOWN not in known[name]}
