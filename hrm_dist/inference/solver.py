@@ -186,6 +186,10 @@ class Solver:
             raise InputError(
                 f"solve_tasks: the model is of {self.kind.name} puzzles, which have no names; give solve [grid, ...]."
             )
+        if not isinstance(tasks, Mapping):
+            raise InputError(
+                f"solve_tasks: {type(tasks).__name__} is no mapping; give {{id: [test input, ...]}}."
+            )
         if by not in VOTE_BY:
             raise InputError(f"by={by!r}: give one of {', '.join(VOTE_BY)}.")
         if num_aug is not None and num_aug < 0:
@@ -302,6 +306,10 @@ class Solver:
     # ARC tasks
 
     def _test_inputs(self, task: str, inputs: Sequence[Any]) -> list[Grid]:
+        if not isinstance(inputs, list | tuple | np.ndarray):
+            raise InputError(
+                f"task {task}: {type(inputs).__name__} is no list of test inputs; give [grid] for a single one."
+            )
         grids = [
             parse_grid(
                 one.tolist() if isinstance(one, np.ndarray) else one, f"task {task}, test input {number}"
@@ -356,6 +364,8 @@ def load_solver(
     given; they make several starts of a puzzle differ (see tools.evaluate).
     """
     folder, chosen = Path(path).expanduser(), _device(device)
+    if not folder.name:
+        folder = folder.resolve()  # such as "."
     keep_freed_memory(chosen)
     given = {"initial_states": initial_states, "segment_noise": segment_noise, "update_noise": update_noise}
     if is_exported(folder):

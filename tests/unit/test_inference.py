@@ -233,6 +233,8 @@ def test_tasks_that_cannot_be_answered_are_refused(tasks: Trained) -> None:
         ),
         (lambda: solver.solve_tasks({known: [[[11]]]}), "row 0, column 0: 11 is no colour"),
         (lambda: solver.solve_tasks({known: [[[1] * 7]]}), "test input 0: is 1 x 7, but .* up to 6 x 6"),
+        (lambda: solver.solve_tasks({known: None}), f"task {known}: NoneType is no list of test inputs"),  # pyright: ignore
+        (lambda: solver.solve_tasks([[[1]]]), r"solve_tasks: list is no mapping; give {id: \[test input"),  # pyright: ignore
         (lambda: solver.solve_tasks({known: []}, num_aug=-1), "num_aug=-1: must be at least 0"),
         (lambda: solver.solve_tasks({known: []}, by="luck"), "by='luck': give one of count, q, probability"),  # pyright: ignore
         (lambda: solver.solve([[[1]]]), "solve: the model is of ARC tasks"),
@@ -242,7 +244,9 @@ def test_tasks_that_cannot_be_answered_are_refused(tasks: Trained) -> None:
             call()
 
 
-def test_a_checkpoint_says_that_it_needs_its_dataset(puzzles: Trained, tmp_path: Path) -> None:
+def test_a_checkpoint_says_that_it_needs_its_dataset(
+    puzzles: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(
         InputError, match=r"no dataset here, and a checkpoint needs it to be run.*with data\."
     ):
@@ -251,6 +255,9 @@ def test_a_checkpoint_says_that_it_needs_its_dataset(puzzles: Trained, tmp_path:
         load_solver(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no checkpoint here"):
         load_solver(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no checkpoint here"):
+        load_solver(".")
     with pytest.raises(InputError, match=r"no evaluation has scored anything .* take .*latest"):
         load_solver(shutil.copytree(puzzles.checkpoint.parent, tmp_path / "c", symlinks=True) / "best")
 
