@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from data_pipeline.base.errors import InputError, unwritable
-from data_pipeline.base.files import atomic_write, make_folder, replace_file
+from data_pipeline.base.files import atomic_write, make_folder, replace_file, sync
 from data_pipeline.base.sizes import size_text
 from data_pipeline.schema import WINDOWS, load_dataset_info, verify_document
 from hrm_dist.checkpoint import reader
@@ -127,6 +127,7 @@ def _write_folder(
         lines = _fill(opened, path, draft, dataset, ema)
         replace_file(draft / CARD, card.encode())
         draft.replace(out.resolve())
+        sync(out.resolve().parent)
     except OSError as error:
         raise unwritable(out, error) from error
     finally:
