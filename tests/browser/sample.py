@@ -28,25 +28,10 @@ from tools.report.payload import (
     Status,
     Trajectory,
 )
+from tools.report.words import words
 
 Cells = NDArray[np.uint8]
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-WORDS = {
-    "solved": "One of the attempts equals the truth, for every input.",
-    "close": "Not solved, but at least 90 % of the cells are right, or some of the inputs are solved.",
-    "unsolved": "No attempt equals the truth.",
-    "unknown": "The truth is hidden.",
-    "agreement": "Share of the votes that the first candidate got.",
-    "cells right": "Share of the best attempt's cells that equal the truth's.",
-    "segment": "One forward pass through the model; the next begins where it ended.",
-    "q": "The model's estimate that its answer is right, from 0 to 1.",
-    "residual": "How much the model's state changed in the segment, relative to its size.",
-    "vote": "Each augmentation of a puzzle is answered, and its answer turned back counts as a vote.",
-    "attempt": "An answer that counts: of ARC two for each input.",
-    "interval": "Where the score would lie 95 times of 100, had other puzzles been drawn (Wilson).",
-    "subset": "A named part of the puzzles.",
-    "split": "Which part of the release the puzzle is from.",
-}
 DOT = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 
 
@@ -190,7 +175,7 @@ def _report(kind: str, puzzles: list[Puzzle], names: Sequence[str], canvas: int,
     return Report(
         title=title, kind=kind, made="2026-11-27 19:40, hrm-dist 0.1.0",
         tokens=tokens_of(kind_named(kind), look), box=look.box,
-        blank=None if look.blank is None else DIGITS[look.blank], words=WORDS,
+        blank=None if look.blank is None else DIGITS[look.blank], words=words(kind_named(kind), "count"),
         runs=runs, puzzles=puzzles, num_puzzles=len(puzzles),
     )  # fmt: skip
 

@@ -4,9 +4,13 @@ import base64
 import gzip
 import re
 
+import pytest
+
+from data_pipeline.kinds import kind_named
 from tests.browser.sample import maze_report
 from tools.report.page import PAGE, SCRIPTS, render
 from tools.report.payload import Report
+from tools.report.words import words
 
 
 def test_the_page_holds_the_whole_report() -> None:
@@ -42,3 +46,11 @@ def test_every_script_is_part_of_the_page() -> None:
 def test_no_script_makes_markup_of_text() -> None:
     scripts = "\n".join(path.read_text() for path in PAGE.glob("*.js"))
     assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", scripts)
+
+
+@pytest.mark.parametrize("kind", ["arc", "sudoku"])
+def test_every_term_that_the_scripts_explain_has_a_meaning(kind: str) -> None:
+    scripts = "\n".join(path.read_text() for path in PAGE.glob("*.js"))
+    terms = {term for term in re.findall(r'\b(?:word\(|term: |rangeFields\()"([^"]+)"', scripts)}
+    assert terms >= {"q", "residual", "vote", "agreement"}
+    assert terms <= words(kind_named(kind), "count").keys()

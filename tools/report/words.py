@@ -16,6 +16,9 @@ _OF_ALL = {
     "interval": "Where the score would lie in 95 of 100 such samples of puzzles; of shares Wilson's, of means over "
     "tasks a bootstrap over the tasks.",
     "subset": "A named part of the puzzles, or which puzzles a dataset holds: its name and a hash of them.",
+    "split": "Where a puzzle is from: of ARC the training or the evaluation tasks of a release, of other puzzles the "
+    "test split of the dataset.",
+    "size": "The longer side of a puzzle's largest grid.",
     "cells right": "The share of the answer's cells that are as in the true answer; one of another size has none.",
     "seed": "The number from which all random draws of a training follow.",
     "device hours": "Hours of training, as many times as devices took part; evaluations and checkpoints do not count.",
@@ -35,6 +38,7 @@ _OF_ANSWERS = {
     "solved": "Every cell is as in the stored answer.",
     "attempt": "The model's answer.",
     "candidate": "An answer that at least one start came to.",
+    "vote": "The answer that a start came to.",
     "start": "One of several tries at the same puzzle, with random numbers of its own.",
     "agreement": "The share of the starts that came to this answer.",
 }
