@@ -106,6 +106,21 @@ def test_what_is_not_answered_is_said_with_the_results(run: Path, tmp_path: Path
     assert any("2 of 27 inputs are not answered" in text for text in one.warnings)
 
 
+def test_a_run_whose_starts_had_different_devices_cost_between_the_least_and_the_most(
+    run: Path, tmp_path: Path
+) -> None:
+    path = run / "run.json"
+    record = json.loads(path.read_text())
+    [start] = record["starts"]
+    gpus = {"gpus": {"H100": 8}}
+    record["starts"].append({**start, "hardware": start["hardware"] | gpus})
+    record["seconds_at"] = {str(record["step"]): 1800}
+    path.write_text(json.dumps(record))
+    facts = report_of(run, "--out", tmp_path / "r.html", "--price-per-hour", 2).runs[0].facts
+    assert facts["device hours"] == "0.5 to 4"
+    assert facts["cost"] == "1.00 to 8.00, at 2 for the hour of a device"
+
+
 # What is refused
 
 

@@ -3,7 +3,7 @@
 import base64
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +86,24 @@ def _of_time(run: RunFolder, price_per_hour: float | None) -> dict[str, str]:
     if run.record is None or not run.record.seconds_trained:
         return {}
     hours = device_hours(run.record)
-    found = {"device hours": f"{hours:.3g}"}
+    found = {"device hours": _range(hours, "{:.3g}")}
     if price_per_hour is not None:
-        found["cost"] = f"{hours * price_per_hour:.2f}, at {price_per_hour:g} for the hour of a device"
+        costs = [one * price_per_hour for one in hours]
+        found["cost"] = f"{_range(costs, '{:.2f}')}, at {price_per_hour:g} for the hour of a device"
     return found
 
 
-def device_hours(record: RunRecord) -> float:
-    """Return the hours of training of all devices: GPUs, or where none are used the machines of its CPUs."""
-    hardware = record.starts[-1].hardware
-    return record.seconds_trained / 3600 * (sum(hardware.gpus.values()) or hardware.num_nodes)
+def device_hours(record: RunRecord) -> list[float]:
+    """Return the hours of training of all devices: GPUs, or where none are used the machines of its CPUs.
+
+    Where starts had different numbers of devices, which took how long is not known: then the least and the most.
+    """
+    counts = {sum(start.hardware.gpus.values()) or start.hardware.num_nodes for start in record.starts}
+    return [record.seconds_trained / 3600 * count for count in sorted({min(counts), max(counts)})]
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    return " to ".join(form.format(value) for value in values)
 
 
 def _operations(run: Run) -> str:
