@@ -35,7 +35,10 @@ def share_interval(num_right: float, num: int) -> Interval:
     share = num_right / num
     centre = (share + z * z / (2 * num)) / (1 + z * z / num)
     half = z / (1 + z * z / num) * (share * (1 - share) / num + z * z / (4 * num * num)) ** 0.5
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+    # At the ends both terms are the same number, but not to the last bit.
+    low = max(0.0, centre - half) if num_right else 0.0
+    high = min(1.0, centre + half) if num_right < num else 1.0
+    return Interval(share, low, high)
 
 
 def task_intervals(shares: Sequence[Sequence[float]]) -> list[Interval]:

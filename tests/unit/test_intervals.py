@@ -27,6 +27,12 @@ def test_shares_have_the_interval_of_scipy(counts: tuple[int, int]) -> None:
     np.testing.assert_allclose((found.low, found.high), (expected.low, expected.high), atol=1e-9)
 
 
+@given(st.integers(1, 1000))
+def test_bounds_at_the_ends_are_exact(num: int) -> None:
+    assert share_interval(0, num).low == 0
+    assert share_interval(num, num).high == 1
+
+
 def test_half_a_point_counts_between_its_neighbours() -> None:
     """A task of two test inputs may be half solved."""
     assert share_interval(3, 10).low < share_interval(3.5, 10).low < share_interval(4, 10).low
