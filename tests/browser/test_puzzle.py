@@ -101,6 +101,21 @@ def test_space_pauses_where_it_is(opened: OpenFn, reports: dict[str, Shown]) -> 
     expect(page.locator(".place")).to_have_text("segment 3 of 8")
 
 
+@pytest.mark.parametrize("name", ["Play", "Segment before (←)"])
+def test_what_plays_comes_into_sight_on_a_phone(opened: OpenFn, reports: dict[str, Shown], name: str) -> None:
+    puzzle = first_of(reports["two"], "solved")
+    page = opened(reports["two"], f"puzzle={puzzle.id}", width=360, height=640)
+    end = page.locator(".player-bar").bounding_box()
+    before = page.locator(".player .hold").first.bounding_box()
+    assert end is not None
+    assert before is not None
+    assert before["y"] > end["y"]
+    page.get_by_role("button", name=name, exact=True).click()
+    after = page.locator(".player .hold").first.bounding_box()
+    assert after is not None
+    assert 0 < after["y"] < end["y"]
+
+
 def test_players_of_two_runs_stay_in_step(opened: OpenFn, reports: dict[str, Shown]) -> None:
     puzzle = first_of(reports["two"], "unsolved")
     page = opened(reports["two"], f"puzzle={puzzle.id}&segment=1")

@@ -81,6 +81,7 @@ class Player {
     if (!this.length) return;
     this.stop();
     this.go(this.index + by);
+    this.reveal();
   }
 
   toggle() {
@@ -89,8 +90,20 @@ class Player {
     else {
       if (this.index === this.length - 1) this.go(0);
       this.start();
+      this.reveal();
     }
     this.show();
+  }
+
+  // On a small screen all grids that play may be out of sight.
+  reveal() {
+    const grids = [...byId("puzzle").querySelectorAll(".player .hold")];
+    const end = this.play.closest(".player-bar").getBoundingClientRect().top;
+    const isSeen = (grid) => {
+      const { top, bottom } = grid.getBoundingClientRect();
+      return bottom > 0 && bottom <= end || top >= 0 && top < end - 40;
+    };
+    if (!grids.some(isSeen)) grids[0]?.closest(".player").scrollIntoView();
   }
 
   start() {
