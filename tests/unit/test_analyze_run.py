@@ -348,6 +348,10 @@ def test_a_split_whose_truth_is_hidden_tells_what_needs_none(config: Path, tmp_p
     assert all("hidden" in found[section]["why"] for section in ("accuracy", "calibration", "staying"))
     assert "trained" in found["dimensions"]
     assert sum(found["halting"]["learned"]["counts"]) == 3
+    assert (found["agreement"]["num"], found["agreement"]["num_known"]) == (3, 0)
+    drawn = {figure["file"] for figure in read(tmp_path / "run" / "analysis")["figures"]}
+    assert "halting.png" in drawn
+    assert "agreement.png" not in drawn
 
 
 # What is refused

@@ -28,11 +28,16 @@ def draw_all(out: Path, report: Report) -> list[dict[str, str]]:
     """Write the pictures of all that is told; return file, title and caption of each."""
     drawn = []
     for file, (section, title, caption, draw) in _PICTURES.items():
-        shown = [one for one in report["checkpoints"] if "why" not in one[section]]
+        shown = [one for one in report["checkpoints"] if _is_drawable(one[section])]
         if shown:
             _save(out / file, draw(shown), title)
             drawn.append({"file": file, "title": title, "caption": caption})
     return drawn
+
+
+def _is_drawable(section: Mapping[str, Any]) -> bool:
+    """Agreement is told of puzzles with hidden truth too, but drawn are shares of those that are known."""
+    return "why" not in section and section.get("by_agreement") != []
 
 
 def _save(path: Path, figure: "Figure", title: str) -> None:
