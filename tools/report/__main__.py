@@ -68,7 +68,7 @@ def make_report(args: argparse.Namespace, runs: Sequence[FoundRun]) -> Report:
         ],
         puzzles=puzzles(columns, ids),
         num_puzzles=num,
-        notes=_notes(runs, len(ids), num),
+        notes=_notes(runs, len(ids), num, is_scored=any(column.scores for column in columns)),
     )
 
 
@@ -106,12 +106,15 @@ def _refuse_options_of_votes(run: FoundRun, args: argparse.Namespace) -> None:
         )
 
 
-def _notes(runs: Sequence[FoundRun], num_shown: int, num: int) -> list[str]:
+def _notes(runs: Sequence[FoundRun], num_shown: int, num: int, *, is_scored: bool) -> list[str]:
     notes: list[str] = []
+    if not is_scored:
+        notes.append("There are no scores: the true answers of all puzzles are hidden.")
     if num_shown < num:
         notes.append(
             f"{num_shown:,} of {num:,} puzzles are shown: equally many of each status, of several runs of each "
-            "combination of theirs, or all where there are fewer. So they are no sample; scores are of all puzzles."
+            "combination of theirs, or all where there are fewer. So they are no sample"
+            + ("; scores are of all puzzles." if is_scored else ".")
         )
     datasets = {run.info.sha256 if run.info else str(run.data) for run in runs}
     if len(datasets) > 1:

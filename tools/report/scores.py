@@ -1,6 +1,7 @@
 """Scores as the page shows them: of votes and of single answers, with intervals and what they mean."""
 
 from collections.abc import Iterator, Mapping
+from math import isfinite
 
 from hrm_dist.evaluation.intervals import share_interval, task_intervals
 from hrm_dist.evaluation.puzzle_scores import ALL_PUZZLES, MEANINGS
@@ -38,13 +39,18 @@ def _of_subset(result: VoteResult, subset: str, values: Mapping[str, float]) -> 
                 meaning=f"{meaning}; {_counts_as_right(column)}",
                 subset=subset,
                 value=value,
-                low=rounded(interval.low),
-                high=rounded(interval.high),
+                low=_bound(interval.low),
+                high=_bound(interval.high),
                 right=rounded(value * num),
                 num=num,
                 what="test inputs" if kind == "input" else "tasks",
                 is_headline=(subset, column) == (ALL_TASKS, f"pass@{NUM_ATTEMPTS}"),
             )
+
+
+def _bound(value: float) -> float | None:
+    """Return a bound as it is, for the page to round once; None where there is none."""
+    return float(value) if isfinite(value) else None
 
 
 def _counts_as_right(column: str) -> str:

@@ -72,7 +72,7 @@ function countLine(number) {
   const all = plural(report.puzzles.length, "puzzle");
   return [
     isFiltered ? `${count(number)} of ${all}` : all,
-    missing > 0 ? `; the runs have ${count(missing)} more, which this page leaves out` : "",
+    missing > 0 ? `; ${isComparison() ? "the runs have" : "the run has"} ${count(missing)} more, which this page leaves out` : "",
     isFiltered && [" ", button("show all", clearFilters, { class: "small-button controls" })],
   ];
 }
