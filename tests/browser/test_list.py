@@ -215,6 +215,17 @@ def test_a_cell_of_the_matrix_lists_what_it_counts(opened: OpenFn, reports: dict
     }
 
 
+@pytest.mark.parametrize(("names", "whose"), [(("trm",), "the run has"), (("hrm", "trm"), "the runs have")])
+def test_counts_of_some_puzzles_alone_say_so(
+    opened: OpenFn, tmp_path: Path, names: tuple[str, ...], whose: str
+) -> None:
+    report = sample.maze_report(6, names=names).model_copy(update={"num_puzzles": 20})
+    page = opened(shown(report, tmp_path / "some.html"))
+    expect(page.get_by_text(f"6 puzzles; {whose} 14 more")).to_be_visible()
+    if len(names) == 2:
+        expect(page.locator("#matrix summary")).to_contain_text("of the puzzles on this page")
+
+
 def test_of_three_runs_the_matrix_says_what_one_solves_and_another_does_not(
     opened: OpenFn, tmp_path: Path
 ) -> None:

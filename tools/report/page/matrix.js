@@ -43,6 +43,7 @@ function renderMatrix() {
   if (runs.length < 2) return replaceContent(byId("matrix"));
   const isOpen = byId("matrix").querySelector("details")?.open ?? true;
   const counts = runs.length === 2 ? pairMatrix(puzzles, ...runs) : solvedMatrix(puzzles, runs);
-  const title = h("summary", { "data-key": "matrix" }, "What one solves and the other does not");
+  const ofSome = report.num_puzzles > report.puzzles.length ? ", of the puzzles on this page" : "";
+  const title = h("summary", { "data-key": "matrix" }, `What one solves and the other does not${ofSome}`);
   return replaceContent(byId("matrix"), h("details", { open: isOpen }, title, counts));
 }
