@@ -22,7 +22,7 @@ setup: .venv/.installed
 	touch $@
 
 # Sudokus that it has not seen, then ARC tasks to an ARC submission file, with a report of each: about five minutes on
-# two quiet cores. Interrupt it, and it goes on.
+# two quiet cores. Interrupt it, and it goes on; `make clean-demo` takes away what an older version has left.
 demo: setup
 	$(BIN)/python -m hrm_dist.train configs/small/sudoku_6x6.yaml
 	$(BIN)/python -m tools.show $(SUDOKU)/checkpoints/latest --data data/sudoku-6x6

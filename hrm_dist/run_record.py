@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,9 @@ class RunRecord(_Part):
     seconds_at: dict[int, float] = Field(default_factory=dict)
     """By the step of a checkpoint: seconds of training since `first_step`, over all starts, without evaluations and
     checkpoints, and without steps that were made again. The first step of a start may have compiled the model."""
+    saved_at: datetime | None = None
+    """When the checkpoint of `step` was written, in UTC; file times change where a run is copied. None before the first,
+    and in records of earlier versions."""
 
     @property
     def seconds_trained(self) -> float:
@@ -136,11 +140,11 @@ class RunRecorder:
     ) -> None:
         """step: the one at which the run starts now, which is noted."""
         self._run_dir = run_dir
-        starts, first_step, seconds_at = (start,), step, dict[int, float]()
+        starts, first_step, seconds_at, saved_at = (start,), step, dict[int, float](), None
         earlier = self._earlier(step)
         if earlier is not None:
             starts = earlier.starts if start in earlier.starts else (*earlier.starts, start)
-            first_step = earlier.first_step
+            first_step, saved_at = earlier.first_step, earlier.saved_at
             seconds_at = {saved: seconds for saved, seconds in earlier.seconds_at.items() if saved <= step}
         self._seconds_before = seconds_at.get(step, 0.0)
         self._write(
@@ -153,6 +157,7 @@ class RunRecorder:
                 last_step=last_step,
                 is_finished=False,
                 seconds_at=seconds_at,
+                saved_at=saved_at,
             )
         )
 
@@ -170,7 +175,9 @@ class RunRecorder:
     def save(self, step: int, seconds: float) -> None:
         """Note a checkpoint that is about to be written; seconds: of training since this start."""
         seconds_at = self._record.seconds_at | {step: round(self._seconds_before + seconds, 3)}
-        self._write(self._record.model_copy(update={"step": step, "seconds_at": seconds_at}))
+        saved_at = datetime.now(UTC).replace(microsecond=0)
+        changed = {"step": step, "seconds_at": seconds_at, "saved_at": saved_at}
+        self._write(self._record.model_copy(update=changed))
 
     def finish(self) -> None:
         """Note that the last step and its evaluation are done."""

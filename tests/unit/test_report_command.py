@@ -121,6 +121,14 @@ def test_a_run_whose_starts_had_different_devices_cost_between_the_least_and_the
     assert facts["cost"] == "1.00 to 8.00, at 2 for the hour of a device"
 
 
+def test_a_copied_run_keeps_the_date_of_its_training(run: Path, tmp_path: Path) -> None:
+    path = run / "run.json"
+    record = json.loads(path.read_text())
+    for saved_at, shown in (("2026-11-27T19:32:05Z", "2026-11-27 19:32 UTC"), (None, None)):
+        path.write_text(json.dumps(record | {"saved_at": saved_at}))
+        assert report_of(run, "--out", tmp_path / "r.html").runs[0].facts.get("trained") == shown
+
+
 # What is refused
 
 

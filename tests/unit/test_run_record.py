@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,14 @@ def test_a_record_that_cannot_be_written_stops_nothing(
     recorder.save(100, 1.0)
     recorder.finish()
     assert "Training goes on" in caplog.text
+
+
+def test_a_record_says_when_its_checkpoint_was_written(tmp_path: Path) -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    start(tmp_path, 0).save(100, 10.0)
+    saved_at = record_of(tmp_path).saved_at
+    assert saved_at is not None
+    assert before <= saved_at <= datetime.now(UTC)
 
 
 def test_a_run_without_a_record_has_none(tmp_path: Path) -> None:

@@ -71,12 +71,13 @@ def _of_training(run: Run, price_per_hour: float | None) -> dict[str, str]:
         return {}
     row = facts_of_runs([run.run], architecture_facts(run.run.config.arch))
     seeds = row.pop("seeds")
+    saved_at = run.run.record.saved_at if run.run.record else None
     found = {name: text for name, text in row.items() if name not in ("subset", "task")}
     return {
         "run folder": str(run.folder),
         **found,
         "seed": seeds,
-        "trained": _date(run.folder / "metrics.jsonl"),
+        "trained": f"{saved_at:%Y-%m-%d %H:%M} UTC" if saved_at else "",
         **_of_time(run.run, price_per_hour),
         "operations": _operations(run),
     }
@@ -123,7 +124,7 @@ def _of_evaluation(run: Run) -> dict[str, str]:
     found = {
         "predictions": ", ".join(map(str, run.predictions[:3]))
         + (", ..." if len(run.predictions) > 3 else ""),
-        "predicted": _date(*prediction_files(run.predictions)),
+        "prediction files of": _date(*prediction_files(run.predictions)),
     }
     if known is None:
         return found
