@@ -26,8 +26,8 @@ from hrm_dist.checkpoint.reader import open_checkpoint
 TIMEOUT = 120.0  # seconds; for a process that hangs
 SPEED_KEYS = ("examples_per_s", "matmul_utilization")
 _fork_server = multiprocessing.get_context("forkserver")
-# DeepSpeed imports the last one, two seconds that are better spent once.
-_PRELOADED = ["pytest", "hrm_dist.trainer", "tools.evaluate", "torch._inductor.compile_fx"]
+# DeepSpeed imports inductor, and intervals scipy: seconds that are better spent once.
+_PRELOADED = ["pytest", "hrm_dist.trainer", "tools.evaluate", "torch._inductor.compile_fx", "scipy.stats"]
 _fork_server.set_forkserver_preload(_PRELOADED)
 
 
@@ -46,7 +46,7 @@ class Started:
     ) -> None:
         self.log = log
         command = (module, [str(argument) for argument in arguments], dict(environment), log)
-        self.process: ForkServerProcess = _fork_server.Process(target=_run, args=command)
+        self.process: ForkServerProcess = _fork_server.Process(target=run_module, args=command)
         self.process.start()
 
     def finish(self) -> Finished:
@@ -76,7 +76,8 @@ class Started:
         return self.process.exitcode is None
 
 
-def _run(module: str, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+def run_module(module: str, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+    """Become a command of ours, in a process that was forked for it."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
