@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request
 
 from tests.browser import sample
 from tests.browser.chromium import chromium
@@ -15,6 +15,7 @@ from tools.report.payload import Report
 
 OpenFn = Callable[..., Page]
 """Opens a page; see `opened`."""
+_VIEWPORT = {"width": 1280, "height": 900}
 
 
 class Shown(NamedTuple):
@@ -53,38 +54,79 @@ def shown(report: Report, path: Path) -> Shown:
     return Shown(report, path)
 
 
+class Tab:
+    """A page of its own context, and what it has said of errors, or asked for that is not of the report in it."""
+
+    def __init__(self, browser: Browser, **settings: Any) -> None:
+        self.context = browser.new_context(**settings)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(15_000)
+        self.wrong: list[str] = []
+        self._path: Path | None = None
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("console", self._hear)
+        self.page.on("request", self._look)
+
+    def show(self, path: Path, choices: str) -> Page:
+        """Load a report anew, at an address."""
+        self._path = path
+        self.page.goto(f"{path.as_uri()}#{choices}")
+        self.page.locator("#notice").wait_for(state="detached")
+        return self.page
+
+    def leave(self) -> None:
+        """End the report."""
+        self.page.goto("about:blank")
+
+    def _hear(self, line: ConsoleMessage) -> None:
+        if line.type in ("error", "warning"):
+            self.wrong.append(line.text)
+
+    def _look(self, asked: Request) -> None:
+        if self._path is not None and not _is_local(asked.url, self._path):
+            self.wrong.append(asked.url)
+
+
+@pytest.fixture(scope="package")
+def shared(browser: Browser) -> Tab:
+    """The page of all tests that change nothing of a browser, as a page takes longer to make than to load."""
+    return Tab(browser, viewport=_VIEWPORT)
+
+
 @pytest.fixture
-def opened(browser: Browser) -> Iterator[OpenFn]:
+def opened(browser: Browser, shared: Tab) -> Iterator[OpenFn]:
     """Open a page at an address: `opened(shown, "puzzle=ID", width=360)`; what it says of errors fails the test.
 
-    No page may ask for anything but its own file and what the file itself holds.
+    alone: in a context of its own, as with settings, and as the second page of a test has it. No page may ask for
+    anything but its own file and what the file itself holds.
     """
-    contexts = []
-    wrong: list[str] = []
+    tabs: list[Tab] = []
 
     def open_page(
-        shown: Shown, choices: str = "", *, width: int = 1280, height: int = 900, **settings: Any
+        shown: Shown,
+        choices: str = "",
+        *,
+        width: int = 1280,
+        height: int = 900,
+        alone: bool = False,
+        **settings: Any,
     ) -> Page:
-        context = browser.new_context(viewport={"width": width, "height": height}, **settings)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(15_000)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on(
-            "console", lambda line: wrong.append(line.text) if line.type in ("error", "warning") else None
-        )
-        page.on(
-            "request", lambda asked: wrong.append(asked.url) if not _is_local(asked.url, shown.path) else None
-        )
-        page.goto(f"{shown.path.as_uri()}#{choices}")
-        page.locator("#notice").wait_for(state="detached")
-        return page
+        settings |= {"viewport": {"width": width, "height": height}}
+        is_plain = settings == {"viewport": _VIEWPORT} and not alone and not tabs
+        tabs.append(shared if is_plain else Tab(browser, **settings))
+        return tabs[-1].show(shown.path, choices)
 
     yield open_page
-    for context in contexts:
-        context.close()
+    wrong: list[str] = []
+    for tab in tabs:
+        if tab is shared:
+            tab.leave()
+        else:
+            tab.context.close()
+        wrong += tab.wrong
+        tab.wrong.clear()
     assert not wrong
 
 
 def _is_local(url: str, path: Path) -> bool:
-    return url.startswith(("data:", path.as_uri()))
+    return url.startswith(("data:", "about:", path.as_uri()))

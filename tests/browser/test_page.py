@@ -94,7 +94,7 @@ def test_paper_holds_all_listed_puzzles_and_no_controls(opened: OpenFn, reports:
 
 @pytest.mark.parametrize("vision", ["deuteranopia", "achromatopsia"])
 def test_statuses_differ_without_colours(opened: OpenFn, reports: dict[str, Shown], vision: str) -> None:
-    page = opened(reports["two"])
+    page = opened(reports["two"], alone=True)
     session = page.context.new_cdp_session(page)
     session.send("Emulation.setEmulatedVisionDeficiency", {"type": vision})
     pictures = {}
@@ -125,7 +125,8 @@ def test_hostile_names_stay_text(opened: OpenFn, tmp_path: Path) -> None:
         *report.tokens[1:],
     ]
     changed = {"runs": [run, report.runs[1]], "puzzles": [first, *report.puzzles[1:]], "notes": [hostile]}
-    page = opened(shown(report.model_copy(update={**changed, "tokens": tokens}), tmp_path / "hostile.html"))
+    hostile_page = shown(report.model_copy(update={**changed, "tokens": tokens}), tmp_path / "hostile.html")
+    page = opened(hostile_page, alone=True)
     dialogs = []
     page.on("dialog", lambda dialog: dialogs.append(dialog.message))
     assert page.title() == hostile

@@ -77,7 +77,7 @@ def paused(page: Page) -> Page:
 
 def test_playing_runs_to_the_last_segment_and_stops(opened: OpenFn, reports: dict[str, Shown]) -> None:
     puzzle = first_of(reports["sudoku"], "solved")
-    page = paused(opened(reports["sudoku"], f"puzzle={puzzle.id}"))
+    page = paused(opened(reports["sudoku"], f"puzzle={puzzle.id}", alone=True))
     page.keyboard.press("Space")
     expect(page.locator(".play")).to_have_text("Pause")
     expect(page.locator(".place")).to_have_text("segment 1 of 8")
@@ -91,7 +91,7 @@ def test_playing_runs_to_the_last_segment_and_stops(opened: OpenFn, reports: dic
 
 def test_space_pauses_where_it_is(opened: OpenFn, reports: dict[str, Shown]) -> None:
     puzzle = first_of(reports["sudoku"], "solved")
-    page = paused(opened(reports["sudoku"], f"puzzle={puzzle.id}&segment=1"))
+    page = paused(opened(reports["sudoku"], f"puzzle={puzzle.id}&segment=1", alone=True))
     page.get_by_label("Speed").select_option("10")
     page.locator("#puzzle h1").click()
     page.keyboard.press("Space")
