@@ -25,6 +25,7 @@ from tools.analyze.dimensions import (
 )
 from tools.analyze.halting import calibration
 from tools.analyze.paths import paths
+from tools.analyze.pictures import _residuals
 from tools.analyze.residuals import residuals
 from tools.analyze.staying import staying
 from tools.analyze.watch import StateSeries
@@ -106,6 +107,21 @@ def test_states_that_are_all_the_same_have_no_ratio() -> None:
     assert np.isnan(ratio_interval(moments(np.ones((3, 2, 4)))).low)
 
 
+@given(st.integers(0, 99), st.floats(-3, 3))
+def test_one_state_again_and_again_has_no_ratio_though_its_numbers_are_rounded(
+    seed: int, exponent: float
+) -> None:
+    both = moments(random_states(seed, (2, 1, 16)) * 10**exponent)
+    assert not np.isnan(participation_ratio(both))
+    assert np.isnan(both.ratios(np.array([[3.0, 0.0], [0.0, 2.0]]))).all()
+
+
+def test_of_so_few_puzzles_that_resamples_have_one_alone_there_is_no_interval() -> None:
+    value, low, high = ratio_interval(moments(random_states(0, (3, 1, 4))))
+    assert value >= 1
+    assert np.isnan([low, high]).all()
+
+
 def test_an_interval_is_around_the_ratio_and_of_one_puzzle_there_is_none() -> None:
     value, low, high = ratio_interval(moments(random_states(0, (40, 10, 4))))
     assert 1 <= low < value < high
@@ -180,6 +196,16 @@ def test_paths_in_a_plane_are_explained_in_full() -> None:
     assert sum(found.explained) == pytest.approx(1)
     before, after = (np.linalg.norm(of[0, 0] - of[2, 3]) for of in (points, found.points))
     assert after == pytest.approx(before, rel=1e-4)
+
+
+def test_a_residual_that_overflows_after_the_training_leaves_a_gap_in_its_picture() -> None:
+    from matplotlib.figure import Figure
+
+    found = {"segments": [1, 2, 3], "median": [2, 1, None], "low": [1, 0.5, None], "high": [3, 2, None]}
+    axes = Figure().subplots()
+    _residuals(axes, {"residuals": {"z_H": found}, "trained_segments": 2})
+    assert axes.get_yscale() == "log"
+    assert np.isnan(axes.lines[0].get_ydata()).tolist() == [False, False, True]
 
 
 def test_a_state_that_starts_again_with_each_cycle_has_spikes() -> None:
@@ -334,13 +360,13 @@ def test_means_over_seeds_are_of_logarithms() -> None:
     assert found["low"] * found["high"] == pytest.approx(16)
 
 
-def checkpoint(seed: int, quotient: float, **arch: object) -> dict[str, object]:
+def checkpoint(seed: int, quotient: float, *, settings: str = "a", step: int = 10) -> dict[str, object]:
     of = {"quotient": {"cells": Interval(quotient, 0.1, 10)}}
-    known = {"name": "hrm", "hidden_size": 4, **arch}
     return {
         "name": f"seed{seed}",
         "seed": seed,
-        "arch": known,
+        "step": step,
+        "settings_sha256": settings,
         "states": ["z_H", "z_L"],
         "dimensions": {"trained": of, "initial": of},
     }
@@ -352,7 +378,8 @@ def test_only_checkpoints_that_differ_in_their_seed_alone_have_a_mean() -> None:
     assert found["trained"]["cells"]["value"] == pytest.approx(4)
     assert found["change"]["cells"] == pytest.approx({"value": 1, "low": 1, "high": 1})
     assert over_seeds([checkpoint(0, 2.0), checkpoint(0, 8.0)]) == {}
-    assert over_seeds([checkpoint(0, 2.0), checkpoint(1, 8.0, H_cycles=3)]) == {}
+    assert over_seeds([checkpoint(0, 2.0), checkpoint(1, 8.0, settings="b")]) == {}
+    assert over_seeds([checkpoint(0, 2.0), checkpoint(1, 8.0, step=20)]) == {}
     assert over_seeds([checkpoint(0, 2.0)]) == {}
 
 

@@ -304,6 +304,15 @@ def test_seeds_share_pictures_and_have_a_mean(seeds: list[Path], dataset: Path, 
     assert mean["trained"]["cells, trajectory"]["value"] == pytest.approx(np.prod(quotients) ** 0.5)
 
 
+def test_seeds_that_trained_otherwise_have_no_mean(
+    seeds: list[Path], config: Path, dataset: Path, tmp_path: Path
+) -> None:
+    other = train(config, tmp_path / "other", "seed=1", "lr=0.01")
+    out = ("--out", tmp_path / "out", "--puzzles", 2, "--max-segments", 1)
+    assert analyze(seeds[0], other, "--data", dataset, *out) == 0
+    assert read(tmp_path / "out")["seeds"] == {}
+
+
 def test_the_same_command_writes_the_same_numbers(seeds: list[Path], dataset: Path, tmp_path: Path) -> None:
     arguments = (seeds[0], "--data", dataset, "--puzzles", 4, "--max-segments", 2, "--out")
     reports = []
@@ -371,6 +380,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
         ((seeds[0], copy, "--data", dataset, "--out", out), "the same checkpoint"),
         ((*seeds, "--data", dataset), "--out is missing"),
         ((seeds[0], "--data", dataset, "--out", file), "is no folder"),
+        ((seeds[0], "--data", dataset, "--out", file / "out"), "cannot be written"),
     ):
         assert analyze(*arguments) == 2, part
         assert part in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """Run checkpoints on puzzles, analyse what they do, and write it down."""
 
 import argparse
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -11,15 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_pipeline.base.errors import InputError
+from data_pipeline.base.errors import InputError, unwritable
 from data_pipeline.base.files import make_folder, write_json
 from data_pipeline.base.progress import Progress, progress_bar
 from data_pipeline.base.revision import git_revision
 from data_pipeline.kinds import kind_named
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import HOW_TO_HOLD_OUT, IGNORE_LABEL_ID, NOTHING_HELD_OUT, dataset_sha256
-from hrm_dist.checkpoint.reader import content_sha256, identity, read_state
-from hrm_dist.config import ArchConfig
+from hrm_dist.checkpoint.config_changes import NOT_IN_THE_RESULT
+from hrm_dist.checkpoint.reader import CheckpointState, content_sha256, identity, read_state
+from hrm_dist.config import ArchConfig, flat_settings
 from hrm_dist.distributed.launch_env import launch_env
 from hrm_dist.evaluation.intervals import mean_interval, share_interval
 from hrm_dist.evaluation.load_model import load_model, refuse_other_dataset
@@ -56,6 +59,9 @@ class Plan(NamedTuple):
     checkpoint: Path
     arch: ArchConfig
     seed: int
+    step: int
+    settings_sha256: str
+    """Of all settings that decide the trained weights, but the seed."""
     segments: int
 
     @property
@@ -68,13 +74,16 @@ def analyze(options: argparse.Namespace) -> int:
     device = _device(options)
     chosen = _choose(options)
     plans = _plans(options, chosen.reader)
+    try:
+        make_folder(options.out)  # before what takes long
+    except OSError as error:
+        raise unwritable(f"--out {options.out}", error) from error
     num, images = len(chosen.rows), NUM_IMAGES * min(MOST_PUZZLES, len(chosen.rows))
     total = sum(num * plan.segments + (num + images) * plan.trained_segments for plan in plans)
     with progress_bar("analyze", "segment", total, shown=True) as progress:
         found = [_of_checkpoint(plan, chosen, options, device, progress) for plan in plans]
     report = {**_provenance(options, chosen), "checkpoints": found, "seeds": over_seeds(found)}
     plain_report = plain(report)
-    make_folder(options.out)
     plain_report["figures"] = draw_all(options.out, plain_report)
     write_json(options.out / "analysis.json", plain_report)
     print("\n".join(summary(plain_report)))
@@ -123,8 +132,20 @@ def _plans(options: argparse.Namespace, reader: TestReader) -> list[Plan]:
         segments = options.max_segments or _SEGMENTS_BEYOND * arch.halt_max_steps
         if not arch.description.states:
             segments = 1  # nothing goes from one to the next
-        plans.append(Plan(name, checkpoint, arch, int(state.config["seed"]), segments))
+        settings_sha256 = _settings_sha256(state)
+        plans.append(
+            Plan(name, checkpoint, arch, int(state.config["seed"]), state.step, settings_sha256, segments)
+        )
     return plans
+
+
+def _settings_sha256(state: CheckpointState) -> str:
+    settings = {
+        key: value
+        for key, value in flat_settings(state.config).items()
+        if key != "seed" and key.partition(".")[0] not in NOT_IN_THE_RESULT
+    }
+    return hashlib.sha256(json.dumps(sorted(settings.items())).encode()).hexdigest()
 
 
 def names_of(checkpoints: Sequence[Path]) -> list[str]:
@@ -188,6 +209,8 @@ def _described(plan: Plan) -> dict[str, Any]:
         "identity": identity(plan.checkpoint),
         "sha256": content_sha256(plan.checkpoint),
         "seed": plan.seed,
+        "step": plan.step,
+        "settings_sha256": plan.settings_sha256,
         "arch": {field: getattr(plan.arch, field) for field in fields},
         "states": list(plan.arch.description.states),
         "trained_segments": plan.trained_segments,
@@ -204,11 +227,10 @@ def _of_states(plan: Plan, watched: Watched, initial: Watched, seed: int) -> dic
         [np.isfinite(of.means).all(axis=(1, 2)) for of in (*watched.series, *initial.series)]
     )
     if is_finite.sum() < 2:
-        why = (
-            "the numbers of all puzzles but one overflow"
-            if len(is_finite) > 1
-            else "there is one puzzle alone"
-        )
+        num, num_finite = len(is_finite), int(is_finite.sum())
+        why = f"of {num} puzzles {num - num_finite} have numbers that overflow"
+        if num == 1:
+            why = "there is one puzzle alone"
         return {section: {"why": why} for section in ("dimensions", "paths", "residuals")}
     trained, untrained = ([series.of_puzzles(is_finite) for series in of.series] for of in (watched, initial))
     fast = plan.arch.H_cycles * plan.arch.L_cycles
@@ -258,10 +280,10 @@ def over_seeds(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Geometric means, with Student's interval of logarithms: of trained weights, of initial ones, and of how many times
     the quotient of the trained ones is that of the initial ones of the same seed (`change`).
     """
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for one in found:
         if "quotient" in one["dimensions"].get("trained", {}):
-            groups.setdefault(str(one["arch"]), []).append(one)
+            groups.setdefault((one["settings_sha256"], one["step"]), []).append(one)
     result = {}
     for members in groups.values():
         if len({one["seed"] for one in members}) < max(2, len(members)):

@@ -20,6 +20,7 @@ Shape legend: N puzzles, K states of each, D hidden_size, R resamples.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,8 @@ DRAWS = 30
 """Subsets of each number of trajectories."""
 POPULATIONS = ("cells, trajectory", "cells, end", "means, trajectory", "means, end", "whole, end")
 _MAX_BYTES = 64 * 2**20
+_LEAST_SPREAD = 1e-6
+"""Least variance of states that are not all the same, as a share of their mean square."""
 Weights = NDArray[np.float64]  # [R, N], how often a resample has each puzzle
 
 
@@ -74,10 +77,11 @@ class Moments(NamedTuple):
         squares = np.tensordot(weights.astype(np.float32), self.squares, 1) / num[:, None, None]
         covariance = squares - means[:, :, None] * means[:, None, :]
         total = np.trace(covariance, axis1=1, axis2=2)
+        # Of states that are all the same, what rounding leaves is no covariance.
+        is_spread = total > _LEAST_SPREAD * np.trace(squares, axis1=1, axis2=2)
         # The sum of squared eigenvalues of a symmetric matrix is that of its entries.
         of_squares = np.square(covariance).sum(axis=(1, 2))
-        with np.errstate(invalid="ignore"):
-            return np.square(total) / np.where(of_squares > 0, of_squares, np.nan)
+        return np.square(total) / np.where(is_spread, of_squares, np.nan)
 
 
 class Gram(NamedTuple):
@@ -138,7 +142,7 @@ def quotient_interval(above: Spread, below: Spread, *, seed: int = 0) -> Interva
 
 def _bootstrapped(statistic: Callable[[Weights], NDArray[np.float64]], num: int, seed: int) -> Interval:
     """Return a positive statistic of puzzles with the interval of its logarithm."""
-    from scipy.stats import bootstrap, norm
+    from scipy.stats import DegenerateDataWarning, bootstrap, norm
 
     value = float(statistic(np.ones((1, num)))[0])
     if num < 2 or math.isnan(value):
@@ -150,15 +154,18 @@ def _bootstrapped(statistic: Callable[[Weights], NDArray[np.float64]], num: int,
         np.add.at(weights, (np.arange(len(flat))[:, None], flat), 1)
         return np.log(statistic(weights)).reshape(indices.shape[:-1])
 
-    error = bootstrap(
-        (np.arange(num),),
-        of_indices,
-        vectorized=True,
-        method="percentile",
-        n_resamples=RESAMPLES,
-        batch=100,
-        random_state=np.random.default_rng(seed),  # pyright: ignore[reportCallIssue] -- `rng` came with scipy 1.15
-    ).standard_error
+    with warnings.catch_warnings():
+        # Of few puzzles some resamples have one alone, and so no ratio; then there is no interval.
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        error = bootstrap(
+            (np.arange(num),),
+            of_indices,
+            vectorized=True,
+            method="percentile",
+            n_resamples=RESAMPLES,
+            batch=100,
+            random_state=np.random.default_rng(seed),  # pyright: ignore[reportCallIssue] -- `rng` came with scipy 1.15
+        ).standard_error
     factor = math.exp(norm.ppf((1 + CONFIDENCE) / 2) * float(error))
     return Interval(value, value / factor, value * factor)
 

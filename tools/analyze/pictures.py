@@ -142,7 +142,8 @@ def _by_number(axes: "Axes", one: Mapping[str, Any]) -> None:
         for number, name in enumerate(one["states"]):
             found = one["dimensions"][weights][name]["by_number"][FIRST_POPULATION]
             at, mean, low, high = (
-                [of[key] for of in found] for key in ("trajectories", "mean", "low", "high")
+                np.array([of[key] for of in found], dtype=float)  # None is NaN
+                for key in ("trajectories", "mean", "low", "high")
             )
             colour, marker = _OF_STATE[number]
             face = colour if weights == "trained" else "white"
@@ -230,10 +231,12 @@ def _draw_paths(checkpoints: Sequence[Mapping[str, Any]]) -> "Figure":
 def _residuals(axes: "Axes", one: Mapping[str, Any]) -> None:
     for number, (name, found) in enumerate(one["residuals"].items()):
         colour, marker = _OF_STATE[number]
-        axes.plot(found["segments"], found["median"], color=colour, marker=marker, ms=3, lw=1, label=name)
-        axes.fill_between(found["segments"], found["low"], found["high"], color=colour, alpha=0.18, lw=0)
+        median, low, high = (np.array(found[key], dtype=float) for key in ("median", "low", "high"))
+        axes.plot(found["segments"], median, color=colour, marker=marker, ms=3, lw=1, label=name)
+        axes.fill_between(found["segments"], low, high, color=colour, alpha=0.18, lw=0)
     _trained(axes, one)
-    if all(value > 0 for found in one["residuals"].values() for value in found["low"]):
+    # None: what overflows after the segments of training
+    if all(value is None or value > 0 for found in one["residuals"].values() for value in found["low"]):
         axes.set_yscale("log")
     axes.set_xlabel("segments", fontsize=8)
     axes.set_ylabel("residual of an update", fontsize=8)
