@@ -62,15 +62,20 @@ def _version(name: str, package: str) -> str:
 def _unpack_to(folder: Path, name: str, packages: Sequence[str], links: Mapping[str, str]) -> None:
     """Whole or not at all, though others may do the same at the same time."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
-        download = subprocess.run(
-            ["apt-get", "download", *packages],
-            cwd=scratch,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_DOWNLOAD_TIMEOUT_S,
-            check=False,
-        )
+        try:
+            download = subprocess.run(
+                ["apt-get", "download", *packages],
+                cwd=scratch,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_DOWNLOAD_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise PackagesMissingError(
+                f"{name} is not installed, and {_DOWNLOAD_TIMEOUT_S:.0f} s do not fetch it."
+            ) from None
         if download.returncode:
             raise PackagesMissingError(
                 f"{name} is not installed, and cannot be fetched: {download.stderr.strip()}"
