@@ -182,6 +182,16 @@ def test_without_the_hub_new_hard_puzzles_are_made_and_it_is_said(
     assert (new["generator"]["num_train"], new["generator"]["num_test"]) == (1000, 10_000)
 
 
+def test_a_package_that_is_missing_makes_no_other_race_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("data_pipeline.base.extras._is_installed", lambda module: module != "huggingface_hub")
+    given = asked_for(tmp_path / "run", f"data_path={tmp_path / 'none'}", config=CONFIG)
+    with pytest.raises(InputError, match="needs huggingface_hub") as raised:
+        puzzles.settle(given)
+    assert "--generated" in str(raised.value)
+
+
 def test_new_puzzles_of_a_configuration_that_makes_them_are_its_own() -> None:
     spec = load_config(TOY).dataset
     assert spec is not None
@@ -289,6 +299,16 @@ def test_the_page_has_the_verdict_first_and_what_a_reader_needs_to_repeat_it() -
         assert part in text, part
     assert "not that of a commit" not in text
     assert "curve.svg" not in page.page_text(record(), has_curve=False)
+
+
+def test_evaluations_of_more_puzzles_or_of_other_weights_say_so() -> None:
+    [final] = record().finals
+    assert "are of the same held-out puzzles" in page.page_text(record(), has_curve=False)
+    more = record(finals=(final.model_copy(update={"examples": 5000}),))
+    assert "the 1,000 that were watched among them" in page.page_text(more, has_curve=False)
+    other = record(finals=(final.model_copy(update={"step": 900}),))
+    assert "not kept any more" in page.page_text(other, has_curve=False)
+    assert "not kept any more" not in page.page_text(record(), has_curve=False)
 
 
 def test_a_target_not_reached_is_said_with_the_best_score() -> None:

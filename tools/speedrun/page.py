@@ -72,10 +72,18 @@ def _provisos(record: Record) -> str:
         "evaluations, checkpoints, and steps made again. Building the data and the last evaluations are not on it."
     ]
     if reached is not None:
+        same = "the same held-out puzzles"
+        if any(final.examples > reached.examples for final in record.finals):
+            same = f"all held-out puzzles, the {reached.examples:,} that were watched among them"
         lines.append(
             "It stopped at the first evaluation at the target or above, from one start, in all segments. The first of "
-            "several to pass a line is a little lucky, and the evaluations below are of the same held-out puzzles."
+            f"several to pass a line is a little lucky, and the evaluations below are of {same}."
         )
+        if any(final.step != reached.step for final in record.finals):
+            lines.append(
+                f"**The weights of step {reached.step:,} are not kept any more**, as the run went on to a higher "
+                "target then; the evaluations below are of the best that it has."
+            )
     if record.asked.data != "configuration":
         of = "CSV files of the user" if record.asked.data == "csv" else "new puzzles"
         lines.append(f"**The puzzles are {of}, not those of {record.asked.config}**: {DO_NOT_COMPARE}.")
