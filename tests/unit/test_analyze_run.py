@@ -16,6 +16,7 @@ from data_pipeline.base.errors import exit_code
 from data_pipeline.base.progress import progress_bar
 from data_pipeline.build import build
 from data_pipeline.kinds import kind_named
+from data_pipeline.reader import TestBatch as Batch
 from data_pipeline.reader import TestReader
 from data_pipeline.schema import load_dataset_info
 from data_pipeline.shards.plan import Request
@@ -29,6 +30,7 @@ from hrm_dist.model.act import ACTModel
 from hrm_dist.model.initialization import initialize
 from tests.training import train_briefly
 from tests.unit.models import arch_of
+from tools.analyze import dimensions
 from tools.analyze.__main__ import main
 from tools.analyze.agreement import Agreement, NotThere, agreement
 from tools.analyze.observe import Update, observed
@@ -67,6 +69,14 @@ def run(
         )
 
 
+def begun(model: ACTModel, batch: Batch) -> EvaluationSegment:
+    """Segments of puzzles, before the first."""
+    segment = EvaluationSegment(model, NUM, torch.device("cpu"))
+    fields = {name: batch[name] for name in ("inputs", "puzzle_identifiers")}
+    segment.refill(fields | {"noise_keys": start_keys(batch)}, torch.ones(NUM, dtype=torch.bool))
+    return segment
+
+
 # What is seen
 
 
@@ -76,8 +86,7 @@ def test_the_last_states_seen_are_those_of_the_model(
     dataset: Path, reader: TestReader, name: str, fields: dict[str, Any]
 ) -> None:
     model, batch = model_of(dataset, name, **fields), reader.take(np.arange(NUM))
-    segment = EvaluationSegment(model, NUM, torch.device("cpu"))
-    segment.refill({**batch, "noise_keys": start_keys(batch)}, torch.ones(NUM, dtype=torch.bool))
+    segment = begun(model, batch)
     seen: list[Update] = []
     with observed(model, seen.append):
         segment()
@@ -98,8 +107,7 @@ def test_the_last_states_seen_are_those_of_the_model(
 @pytest.mark.parametrize("name", WITH_STATES)
 def test_each_update_begins_where_the_one_before_ended(dataset: Path, reader: TestReader, name: str) -> None:
     model, batch = model_of(dataset, name), reader.take(np.arange(NUM))
-    segment = EvaluationSegment(model, NUM, torch.device("cpu"))
-    segment.refill({**batch, "noise_keys": start_keys(batch)}, torch.ones(NUM, dtype=torch.bool))
+    segment = begun(model, batch)
     last: dict[int, Tensor] = {}
 
     def see(update: Update) -> None:
@@ -144,8 +152,7 @@ def test_cells_that_are_kept_are_cells_of_the_puzzle_and_have_its_states(
 ) -> None:
     model, batch = model_of(dataset, "hrm"), reader.take(np.arange(NUM))
     watched = run(model, reader, 2, most_cells=99)
-    segment = EvaluationSegment(model, NUM, torch.device("cpu"))
-    segment.refill({**batch, "noise_keys": start_keys(batch)}, torch.ones(NUM, dtype=torch.bool))
+    segment = begun(model, batch)
     segment()
     segment()
     for series, state in zip(watched.series, segment.carry.inner_carry, strict=True):
@@ -230,6 +237,18 @@ def test_a_split_without_augmentations_says_so(tmp_path: Path) -> None:
 # The command
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What intervals are is tested in test_analyze.py."""
+    monkeypatch.setattr(dimensions, "RESAMPLES", 29)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw nothing, which takes most of the time."""
+    monkeypatch.setattr("tools.analyze.analysis.draw_all", lambda *_: [])
+
+
 def analyze(*arguments: object) -> int:
     return exit_code(lambda: main([*map(str, arguments)]))
 
@@ -304,6 +323,7 @@ def test_seeds_share_pictures_and_have_a_mean(seeds: list[Path], dataset: Path, 
     assert mean["trained"]["cells, trajectory"]["value"] == pytest.approx(np.prod(quotients) ** 0.5)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_seeds_that_trained_otherwise_have_no_mean(
     seeds: list[Path], config: Path, dataset: Path, tmp_path: Path
 ) -> None:
@@ -313,6 +333,7 @@ def test_seeds_that_trained_otherwise_have_no_mean(
     assert read(tmp_path / "out")["seeds"] == {}
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_same_command_writes_the_same_numbers(seeds: list[Path], dataset: Path, tmp_path: Path) -> None:
     arguments = (seeds[0], "--data", dataset, "--puzzles", 4, "--max-segments", 2, "--out")
     reports = []
@@ -327,6 +348,7 @@ def test_one_puzzle_is_analysed_as_far_as_that_goes(seeds: list[Path], dataset: 
     assert "one puzzle" in read(tmp_path)["checkpoints"][0]["dimensions"]["why"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_training_split_is_analysed(seeds: list[Path], dataset: Path, tmp_path: Path) -> None:
     assert analyze(seeds[0], "--data", dataset, "--split", "train", "--puzzles", 3, "--out", tmp_path) == 0
     report = read(tmp_path)
