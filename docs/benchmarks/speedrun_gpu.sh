@@ -7,7 +7,7 @@
 #
 # It says what the run is at each evaluation, and at the end the whole record. A race of its own: scores on new puzzles
 # compare with no published ones; what it measures is the speed, and that everything runs. Run it in the root of the
-# project, on a GPU that does nothing else.
+# project, on a GPU that does nothing else. Exit codes are those of tools.speedrun: 0 reached, 3 not.
 #
 # OUT=FOLDER     run folder (default: runs/gpu-speedrun); the record is in it, and speedrun_gpu.log
 # PYTHON=PATH    the interpreter (default: python)
@@ -39,6 +39,7 @@ measure() {
   tail -n 5 "$out/speedrun.log"
   [ -f "$out/speedrun.md" ] && cat "$out/speedrun.md"
   printf '\n[%3d s] done, exit code %d\n' "$SECONDS" "$code"
+  return "$code"
 }
 
 measure 2>&1 | tee -a "$out/speedrun_gpu.log"
