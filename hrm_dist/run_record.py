@@ -106,8 +106,8 @@ class RunRecord(_Part):
     """By the step of a checkpoint: seconds of training since `first_step`, over all starts, without evaluations and
     checkpoints, and without steps that were made again. The first step of a start may have compiled the model."""
     saved_at: datetime | None = None
-    """When the checkpoint of `step` was written, in UTC; file times change where a run is copied. None before the first,
-    and in records of earlier versions."""
+    """When the checkpoint of `step` was written, in UTC; file times change where a run is copied. None before the
+    first, and in records of earlier versions."""
 
     @property
     def seconds_trained(self) -> float:
