@@ -158,12 +158,12 @@ def run(trained: Path, dataset: Path) -> Path:
 
 
 def test_a_run_folder_says_all_that_is_needed(run: Path, tmp_path: Path) -> None:
-    report = report_of(run, "--out", tmp_path / "report.html", "--price-per-hour", 3600)
+    report = report_of(run, "--out", tmp_path / "report.html", "--price-per-hour", 3_600_000)
     [one] = report.runs
     assert one.name == "run"
     assert one.facts["steps"] == "3"
     assert float(one.facts["cost"].partition(",")[0]) == pytest.approx(
-        3600 * float(one.facts["device hours"]), rel=0.1
+        3_600_000 * float(one.facts["device hours"]), rel=0.1
     )
     assert one.settings["arch.hidden_size"] == "32"
     assert one.curves[0].panel == "loss"

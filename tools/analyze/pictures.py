@@ -35,9 +35,10 @@ def draw_all(out: Path, report: Report) -> list[dict[str, str]]:
     return drawn
 
 
-def _is_drawable(section: Mapping[str, Any]) -> bool:
+def _is_drawable(section: Mapping[str, Any] | Sequence[Any]) -> bool:
     """Agreement is told of puzzles with hidden truth too, but drawn are shares of those that are known."""
-    return "why" not in section and section.get("by_agreement") != []
+    has_none_known = isinstance(section, Mapping) and section.get("by_agreement") == []
+    return "why" not in section and not has_none_known
 
 
 def _save(path: Path, figure: "Figure", title: str) -> None:
