@@ -273,6 +273,7 @@ def test_more_augmentations_do_not_make_the_page_larger(run: Path, tmp_path: Pat
 def test_runs_stand_side_by_side(run: Path, trained: Path, dataset: Path, tmp_path: Path) -> None:
     other = tmp_path / "few"
     assert evaluating(trained / "checkpoints" / "latest", dataset)(other, "--max-groups", 3) == 0
+    (tmp_path / "config.yaml").write_text("a program: of another kind")
     report = report_of(run, other, "--data", dataset, "--out", tmp_path / "report.html")
     assert [one.name for one in report.runs] == ["run", "few"]
     assert [puzzle.results[1] is None for puzzle in report.puzzles] == [False] * 3 + [True] * 5

@@ -164,11 +164,19 @@ def _time(folder: Path) -> float:
 
 
 def _run_above(folder: Path) -> Path | None:
-    """Return the run folder that predictions lie in: RUN/predictions or RUN/predictions/NAME."""
+    """Return the run folder that predictions lie in: RUN/predictions or RUN/predictions/NAME.
+
+    Other programs have a config.yaml, too, so metrics or checkpoints have to be there as well.
+    """
     real = folder.resolve()
     above = zip((folder, folder / "..", folder / ".." / ".."), (real, *real.parents), strict=False)
-    found = next((path for path, there in above if (there / CONFIG).is_file()), None)
+    found = next((path for path, there in above if _is_run(there)), None)
     return found and (found if ".." not in found.parts else _shortened(found))
+
+
+def _is_run(folder: Path) -> bool:
+    has_trained = (folder / METRICS).is_file() or (folder / "checkpoints").is_dir()
+    return (folder / CONFIG).is_file() and has_trained
 
 
 def _shortened(path: Path) -> Path:
