@@ -1,9 +1,14 @@
 """Strict pydantic models, and what they refuse in plain words."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data_pipeline.base.errors import InputError
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 _MAX_SHOWN = 100  # characters of a value in a message
 
@@ -52,6 +57,19 @@ def reason_of(error: Exception) -> str:
         first, *others = (f"{key}: {why}" if key else why for _, key, why in problems(error))
         return first + (f", and {len(others)} more" if others else "")
     return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def read_json(path: Path, model: type[ModelT], remedy: str) -> ModelT | None:
+    """Return the model that a JSON file holds; None where there is no such file.
+
+    Raise InputError, which ends in the remedy, for a file that cannot be read, or that holds something else.
+    """
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{path}: unreadable ({reason_of(error)}); {remedy}.") from error
 
 
 def shown(value: object) -> str:

@@ -14,11 +14,11 @@ import socket
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from data_pipeline.base.errors import InputError, unwritable
 from data_pipeline.base.files import make_folder, put_if_missing, replace_file
-from data_pipeline.base.models import Strict, reason_of
+from data_pipeline.base.models import Strict, read_json
 from data_pipeline.base.parallel import Part
 from hrm_dist.evaluation.predictions import MAX_ROWS_PER_FILE
 from hrm_dist.evaluation.start_options import RANDOMNESS, Choice
@@ -156,15 +156,9 @@ def write_record(out: Path, record: BlockRecord) -> None:
 
 def read_records(out: Path, cut: Cut) -> list[BlockRecord]:
     """Return what is known of the blocks that are complete. Raises InputError for what is damaged."""
-    records: list[BlockRecord] = []
-    for path in filter(Path.exists, (block_record(out, block) for block in range(cut.num_blocks))):
-        try:
-            records.append(BlockRecord.model_validate_json(path.read_bytes()))
-        except (OSError, ValidationError) as error:
-            raise InputError(
-                f"{path}: unreadable ({reason_of(error)}); remove it and evaluate again."
-            ) from error
-    return records
+    paths = (block_record(out, block) for block in range(cut.num_blocks))
+    records = (read_json(path, BlockRecord, "remove it and evaluate again") for path in paths)
+    return [record for record in records if record is not None]
 
 
 def rows_per_file(num_rows: int, num_parts: int, num_starts: int = 1) -> int:
@@ -279,10 +273,4 @@ def _refuse_other_cut(out: Path, known: Evaluation, num_parts: int) -> None:
 
 def read_evaluation(out: Path) -> Evaluation | None:
     """Return what a folder's predictions are of; None for a folder of something else. Raises InputError."""
-    path = out / RECORD
-    try:
-        return Evaluation.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValidationError) as error:
-        raise InputError(f"{path}: unreadable ({reason_of(error)}); choose another --out.") from error
+    return read_json(out / RECORD, Evaluation, "choose another --out")

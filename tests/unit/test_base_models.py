@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from data_pipeline.base.models import Strict, problems, reason_of
+from data_pipeline.base.errors import InputError
+from data_pipeline.base.models import Strict, problems, read_json, reason_of
 
 
 class Inner(Strict):
@@ -71,3 +73,17 @@ def test_a_model_may_be_less_strict_in_one_point() -> None:
     assert Sums(**json.loads('{"value": NaN}'))
     with pytest.raises(ValidationError, match="Extra inputs"):
         Sums.model_validate({"value": 1, "other": 2})
+
+
+def test_a_file_of_a_model_is_read_or_not_there_or_refused_with_a_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "outer.json"
+    assert read_json(path, Outer, "delete it") is None
+    assert read_json(path / "below", Outer, "delete it") is None
+    path.write_text('{"name": "good"}')
+    assert read_json(path, Outer, "delete it") == Outer(name="good")
+    assert read_json(path / "below", Outer, "delete it") is None
+    path.write_text('{"nam": "good"}')
+    with pytest.raises(
+        InputError, match=r"outer\.json: unreadable \(name: is missing, and 1 more\); delete it\.$"
+    ):
+        read_json(path, Outer, "delete it")

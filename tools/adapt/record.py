@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import replace_file
-from data_pipeline.base.models import Strict, reason_of
+from data_pipeline.base.models import Strict, read_json
 from tools.adapt.plan import Plan, PredictionRate, TrainingRate
 
 FILE = "adapt.json"
@@ -81,13 +81,7 @@ class Clock:
 
 def read_record(run: Path) -> Record | None:
     """Return the record of a run folder; None where there is none. Raises InputError."""
-    path = run / FILE
-    try:
-        return Record.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValidationError) as error:
-        raise InputError(f"{path}: unreadable ({reason_of(error)}); choose another --out.") from error
+    return read_json(run / FILE, Record, "choose another --out")
 
 
 def refuse_other(run: Path, known: Asked, asked: Asked) -> None:

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from data_pipeline.base.errors import InputError
 from data_pipeline.base.files import replace_file
-from data_pipeline.base.models import Strict, reason_of
+from data_pipeline.base.models import Strict, read_json
 from hrm_dist.run_record import Dataset
 
 FILE = "speedrun.json"
@@ -207,15 +207,7 @@ class Stopwatch:
 
 def read_record(run: Path) -> Record | None:
     """Return the record of a run folder; None where there is none. Raises InputError."""
-    path = run / FILE
-    try:
-        return Record.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValidationError) as error:
-        raise InputError(
-            f"{path}: unreadable ({reason_of(error)}); choose another checkpoint_path."
-        ) from error
+    return read_json(run / FILE, Record, "choose another checkpoint_path")
 
 
 def refuse_other(run: Path, known: Asked, asked: Asked) -> None:
